@@ -1,0 +1,285 @@
+"""What may stand in a sweep: one rule a field, the nearest name for a wrong one, all problems at once."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import numbers
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from raylm.catalog import DATASETS, MODELS, positions
+from raylm.errors import UserError
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+DATASET_ID = re.compile(HUB_ID.pattern + r"(:[\w.-]+)?")
+SWEEP_NAME = re.compile(r"[A-Za-z0-9](?!.*\.\.)[A-Za-z0-9._-]{0,63}")
+OPTIMIZERS = ("adafactor", "adamw")
+LR_SCHEDULES = ("linear", "cosine", "constant")
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake: where it is and what is wrong there."""
+
+    where: str
+    what: str
+
+    def inside(self, outer: str) -> Problem:
+        """The same problem, seen from the space that holds the field."""
+        return replace(self, where=f"{outer}.{self.where}")
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}"
+
+
+class SweepError(UserError):
+    """Everything that is wrong with a sweep or a trial."""
+
+    def __init__(self, problems: Iterable[Problem], source: str = "this sweep") -> None:
+        self.problems = list(dict.fromkeys(problems))
+        self.source = source
+        count = "a mistake" if len(self.problems) == 1 else f"{len(self.problems)} mistakes"
+        super().__init__("\n  ".join([f"{source} has {count}:", *map(str, self.problems)]))
+
+
+def show(value: object) -> str:
+    """A value as it can stand in a message: one line, not too long, without control characters."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean X?` or nothing."""
+    close = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def unknown(name: str, known: Iterable[str], where: str = "") -> Problem:
+    """The problem of a field or option that does not exist."""
+    known = list(known)
+    hint = nearest(str(name), known) or f"; expected one of {', '.join(known)}"
+    problem = Problem(str(name), f"is not known{hint}")
+    return problem.inside(where) if where else problem
+
+
+# ---- the fields of a trial, one by one ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a field takes: its type, whether None is allowed, and a condition with its words."""
+
+    type: type
+    expected: str
+    holds: Callable[[Any], bool] = lambda value: True
+    optional: bool = False
+
+
+RULES: dict[str, Rule] = {
+    "context_length": Rule(int, "a whole number of tokens, at least 2", lambda v: v >= 2),
+    "batch_size": Rule(int, "a whole number from 1 to 1,000,000", lambda v: 1 <= v <= 1_000_000),
+    "epochs": Rule(int, "a whole number from 1 to 10,000", lambda v: 1 <= v <= 10_000),
+    "learning_rate": Rule(float, "a finite number above 0", lambda v: math.isfinite(v) and v > 0),
+    "warmup_ratio": Rule(float, "a number from 0 to 1", lambda v: 0 <= v <= 1),
+    "weight_decay": Rule(float, "a finite number, 0 or above", lambda v: math.isfinite(v) and v >= 0),
+    "max_grad_norm": Rule(float, "a finite number, 0 or above", lambda v: math.isfinite(v) and v >= 0),
+    "dropout": Rule(float, "a number from 0 to below 1, or None", lambda v: 0 <= v < 1, optional=True),
+    "seed": Rule(int, "a whole number from 0 to 4,294,967,295", lambda v: 0 <= v < 2**32),
+    "pretrained": Rule(bool, "True or False"),
+    "max_train_tokens": Rule(int, "a whole number of tokens, at least 1, or None", lambda v: v >= 1, optional=True),
+    "evals_per_epoch": Rule(int, "a whole number from 1 to 1,000", lambda v: 1 <= v <= 1000),
+}
+CHOICES: dict[str, tuple[str, ...]] = {"optimizer": OPTIMIZERS, "lr_schedule": LR_SCHEDULES}
+
+
+def field_value(name: str, value: object) -> tuple[Any, Problem | None]:
+    """The value of a trial's field in its own type, and what is wrong with it."""
+    if name in CHOICES:
+        return value, _choice(name, value, CHOICES[name])
+    if name in ("dataset", "model"):
+        if not isinstance(value, str):
+            return value, Problem(name, f"got {show(value)}; expected a name")
+        problem = _dataset(value) if name == "dataset" else _model(value)
+        return value, Problem(name, problem) if problem else None
+    rule = RULES[name]
+    if value is None and rule.optional:
+        return value, None
+    typed = _typed(rule.type, value)
+    if typed is None or not rule.holds(typed):
+        return value, Problem(name, f"got {show(value)}; expected {rule.expected}{_sampled(value)}")
+    return typed, None
+
+
+def _typed(kind: type, value: object) -> Any:
+    """The value as `kind`, NumPy's scalars included; None where it is of another kind."""
+    if kind is bool or isinstance(value, bool):
+        return value if kind is bool and isinstance(value, bool) else None
+    if kind is int and isinstance(value, numbers.Integral):
+        return int(value)
+    if kind is float and isinstance(value, numbers.Real):
+        return float(value)
+    return None
+
+
+def _choice(name: str, value: object, choices: tuple[str, ...]) -> Problem | None:
+    if value in choices:
+        return None
+    hint = nearest(value, choices) if isinstance(value, str) else ""
+    return Problem(name, f"got {show(value)}; expected one of {', '.join(choices)}{hint}{_sampled(value)}")
+
+
+def _sampled(value: object) -> str:
+    """A hint where the value is one of Tune's distributions."""
+    if type(value).__module__.startswith("ray.tune.search.sample"):
+        return " (this sweep is a grid: give the values, as tune.grid_search([...]))"
+    return ""
+
+
+def _dataset(name: str) -> str | None:
+    if name in DATASETS or DATASET_ID.fullmatch(name) or Path(name).is_file():
+        return None
+    if Path(name).is_dir():
+        missing = [f for f in ("train.txt", "validation.txt") if not Path(name, f).is_file()]
+        return f"the folder {name!r} has no {' and no '.join(missing)}" if missing else None
+    return (
+        f"got {show(name)}; expected one of {', '.join(DATASETS)}, a hub id owner/name, a text file, "
+        f"or a folder with train.txt and validation.txt{nearest(name, DATASETS)}"
+    )
+
+
+def _model(name: str) -> str | None:
+    if name in MODELS:
+        return None
+    if Path(name, "config.json").is_file():
+        return None if _local_model_config(name) is not None else f"{name}/config.json is not a JSON object"
+    if Path(name).is_dir():
+        return f"the folder {name!r} has no config.json"
+    if HUB_ID.fullmatch(name):
+        return None
+    return (
+        f"got {show(name)}; expected one of {', '.join(MODELS)}, a hub id owner/name, "
+        f"or a folder with config.json{nearest(name, MODELS)}"
+    )
+
+
+# ---- several fields together, the grid, the sweep's options ------------------------------------------------------
+
+
+def together(point: Mapping[str, Any]) -> list[Problem]:
+    """What is wrong with a combination of fields that are right one by one."""
+    longest = longest_context(point["model"])
+    if longest is not None and point["context_length"] > longest:
+        what = f"got {point['context_length']}; {point['model']} takes at most {longest} tokens"
+        return [Problem("context_length", what)]
+    return []
+
+
+def longest_context(model: str) -> int | None:
+    """The longest context that a model takes, in tokens, as far as this can be known without the hub."""
+    if model in MODELS:
+        return MODELS[model].shape.positions
+    return positions(_local_model_config(model) or {})
+
+
+def _local_model_config(folder: str) -> dict[str, Any] | None:
+    try:
+        content = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def is_grid(value: object) -> bool:
+    """Whether this is what `tune.grid_search` returns."""
+    return isinstance(value, dict) and set(value) == {"grid_search"}
+
+
+def grid(name: str, value: object) -> Problem | None:
+    """What is wrong with a grid as such."""
+    if not isinstance(value, dict):
+        return None
+    if not is_grid(value):
+        return Problem(name, f"got {show(value)}; expected a value or tune.grid_search([...])")
+    values = value["grid_search"]
+    if not isinstance(values, (list, tuple)):
+        return Problem(name, f"got tune.grid_search({show(values)}); expected a list of values in it")
+    return (
+        None if values else Problem(name, "the grid is empty; expected at least one value in tune.grid_search([...])")
+    )
+
+
+def sweep_options(named: Mapping[str, Any]) -> list[Problem]:
+    """What is wrong with the options of a sweep besides its space; those not given are right."""
+    problems = []
+    if "name" in named and not (isinstance(named["name"], str) and SWEEP_NAME.fullmatch(named["name"])):
+        expected = "a folder's name of at most 64 letters, digits, '.', '_', '-', the first a letter or digit, no '..'"
+        problems.append(Problem("name", f"got {show(named['name'])}; expected {expected}"))
+    if "precision" in named and (problem := _choice("precision", named["precision"], PRECISIONS)):
+        problems.append(problem)
+    failures = named.get("max_failures", 0)
+    if _typed(int, failures) is None or not 0 <= failures <= 1000:
+        problems.append(Problem("max_failures", f"got {show(failures)}; expected a whole number from 0 to 1,000"))
+    storage = named.get("storage", ".")
+    if not isinstance(storage, str) or not storage.strip():
+        problems.append(Problem("storage", f"got {show(storage)}; expected the path of a folder"))
+    elif "://" in storage:
+        problems.append(Problem("storage", f"got {show(storage)}; expected the path of a folder (no buckets yet)"))
+    resources_given = named.get("resources")
+    if "resources" in named and not (hasattr(resources_given, "gpus") and hasattr(resources_given, "cpus")):
+        problems.append(
+            Problem("resources", f"got {show(resources_given)}; expected raylm.Resources(gpus=..., cpus=...)")
+        )
+    return problems
+
+
+def resources(gpus: object, cpus: object) -> list[Problem]:
+    """What is wrong with a request for resources. Ray gives out parts of one GPU, or whole ones."""
+    problems = []
+    amount = None if gpus is None else _typed(float, gpus)
+    if gpus is not None and (amount is None or not (0 <= amount <= 1 or (math.isfinite(amount) and amount % 1 == 0))):
+        what = f"got {show(gpus)}; expected a fraction of one GPU (0 to 1), or a whole number of GPUs"
+        problems.append(Problem("resources.gpus", what))
+    if (_typed(int, cpus) or 0) < 1:
+        problems.append(Problem("resources.cpus", f"got {show(cpus)}; expected a whole number, at least 1"))
+    return problems
+
+
+def parse_overrides(texts: Iterable[str], names: Iterable[str]) -> dict[str, Any]:
+    """The values of `--set field=value`, each read as the type of its field.
+
+    Raises:
+        SweepError: for all that are not of that form, name no field, or do not fit it.
+    """
+    names, values, problems = list(names), {}, []
+    for text in texts:
+        name, equals, given = text.partition("=")
+        if not equals:
+            problems.append(Problem(f"--set {text}", "expected field=value"))
+        elif name not in names:
+            problems.append(unknown(name, names, "--set"))
+        else:
+            values[name], problem = field_value(name, _parsed(RULES.get(name), given))
+            problems += [problem.inside("--set")] if problem else []
+    if problems:
+        raise SweepError(problems, "the command line")
+    return values
+
+
+def _parsed(rule: Rule | None, text: str) -> object:
+    """The text as the value that it spells for this rule, or as it is."""
+    if rule is None:
+        return text
+    if rule.optional and text.lower() == "none":
+        return None
+    if rule.type is bool:
+        return {"true": True, "false": False}.get(text.lower(), text)
+    try:
+        return rule.type(text)
+    except ValueError:
+        return text

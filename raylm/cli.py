@@ -1,0 +1,142 @@
+"""The verbs: `raylm run`, `raylm plan`, `raylm report`. All the rest of the package raises; this ends in exit codes."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from raylm import __version__
+from raylm.errors import UserError, WorkError
+
+app = typer.Typer(
+    help="Ray Tune sweeps that fine-tune GPT-2 and end in one table.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+)
+
+SweepFile = Annotated[Path, typer.Argument(metavar="FILE", help="Python file that ends in `sweep = Sweep(...)`.")]
+Storage = Annotated[str | None, typer.Option(metavar="DIR", help="Folder of the results folders.  [default: ./runs]")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="A field for all trials; may be repeated.")
+]
+
+
+def run(
+    file: SweepFile,
+    storage: Storage = None,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would run, as `raylm plan`.")] = False,
+    max_concurrent: Annotated[int | None, typer.Option(min=1, help="Trials at a time, at most.")] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Begin failed rows again.")] = False,
+    address: Annotated[str | None, typer.Option(help="Ray cluster; default: this machine.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the table.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Ray's own messages too.")] = False,
+) -> None:
+    """Run what is missing of a sweep, then show its table.
+
+    raylm run sweeps/quickstart.py
+
+    raylm run sweeps/imdb_grid.py --set batch_size=4 --set max_train_tokens=200000
+
+    Running the same command again does only what is not done yet.
+    """
+    if dry_run:
+        plan(file, storage, overrides)
+        return
+    with _exit_codes():
+        from raylm import run as running
+        from raylm.console import Screen
+        from raylm.loading import load_sweep
+
+        outcome = running.run(
+            load_sweep(file, overrides or ()),
+            storage=storage,
+            max_concurrent=max_concurrent,
+            retry_failed=retry_failed,
+            address=address,
+            screen=Screen(quiet=quiet),
+            verbose=verbose,
+        )
+        raise typer.Exit(outcome.exit_code)
+
+
+def plan(file: SweepFile, storage: Storage = None, overrides: Overrides = None) -> None:
+    """Show what a sweep would run and what it takes; nothing is started, fetched or written."""
+    with _exit_codes():
+        from raylm import results
+        from raylm.console import Screen
+        from raylm.loading import load_sweep
+        from raylm.plan import plan as planned
+        from raylm.run import results_folder
+
+        sweep = load_sweep(file, overrides or ())
+        found = results.find_rows(results_folder(sweep, storage), sweep.trials())
+        Screen().plan(found, planned([row.config for row in found.rows]))
+
+
+def report(
+    results_folder: Annotated[Path, typer.Argument(metavar="RESULTS", help="A results folder, as runs/quickstart.")],
+    form: Annotated[str, typer.Option("--format", help="table, markdown or csv.")] = "table",
+) -> None:
+    """Show the table of a results folder, finished or not."""
+    with _exit_codes():
+        from raylm import report as reporting
+        from raylm.console import Screen
+        from raylm.results import load_results
+
+        forms: dict[str, Callable[[], None]] = {
+            "table": lambda: Screen().table(found),
+            "markdown": lambda: print(reporting.markdown(found), end=""),
+            "csv": lambda: print(reporting.csv_text(found), end=""),
+        }
+        if form not in forms:
+            raise UserError(f"--format: got {form!r}; expected one of {', '.join(forms)}")
+        found = load_results(results_folder)
+        forms[form]()
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"raylm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    """Ray Tune sweeps that fine-tune GPT-2 and end in one table."""
+
+
+for command in (run, plan, report):
+    app.command()(command)
+
+
+@contextmanager
+def _exit_codes() -> Iterator[None]:
+    """Mistakes of the user end with one message and exit code 2, failures of the work with 1, Ctrl-C with 130."""
+    from raylm.console import Screen
+
+    try:
+        yield
+    except UserError as error:
+        Screen().error(str(error))
+        raise typer.Exit(2) from None
+    except WorkError as error:
+        Screen().error(str(error))
+        raise typer.Exit(1) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        Screen().error(f"the disk is full{where}; free some space, then the same command goes on")
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        Screen().error("interrupted; the same command goes on from here")
+        raise typer.Exit(130) from None

@@ -1,0 +1,231 @@
+"""What a user writes: trials and sweeps, and every check of them. Standard library only; no torch, no hub, no Ray."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from raylm import checks
+from raylm.checks import Problem, SweepError
+
+MAX_TRIALS = 10_000
+"""A sweep of more trials than this is taken for a slip of the pen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialConfig:
+    """One row of the table: everything that its numbers depend on, and nothing else.
+
+    Raises:
+        SweepError: naming every field that does not fit.
+    """
+
+    dataset: str = "pydocs"
+    """`pydocs`, `wikitext2`, `wikitext103`, `imdb`, a hub id `owner/name[:config]`, a text file, or a folder with
+    train.txt and validation.txt."""
+    model: str = "gpt2-nano"
+    """`gpt2-nano`, `gpt2`, `gpt2-medium`, `gpt2-large`, `gpt2-xl`, a hub id `owner/name`, or a folder."""
+    context_length: int = 1024
+    """Positions of a window, in tokens."""
+    batch_size: int = 8
+    """Windows (sequences) per optimizer step, whatever the memory of the device makes of them."""
+    epochs: int = 1
+    """Passes over the train split."""
+    optimizer: str = "adafactor"
+    """`adafactor` (absolute step, no momentum) or `adamw`."""
+    learning_rate: float = 5e-5
+    """Peak learning rate: with Adafactor, the root mean square of a step."""
+    lr_schedule: str = "linear"
+    """After the warm-up: `linear` to zero, `cosine` to zero, or `constant`."""
+    warmup_ratio: float = 0.1
+    """Share of the optimizer steps in which the learning rate rises from zero."""
+    weight_decay: float = 0.0
+    """Decoupled decay of weight matrices, per unit of learning rate."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm over all parameters; 0 switches it off."""
+    dropout: float | None = None
+    """Dropout probability everywhere in the model; None keeps the model's own."""
+    seed: int = 0
+    """Seeds the order of windows, dropout and random weights."""
+    pretrained: bool = True
+    """False: the model's architecture with random weights (`gpt2-nano` has no others)."""
+    max_train_tokens: int | None = None
+    """Only so many tokens from the start of the train split; None: all."""
+    evals_per_epoch: int = 1
+    """Evaluations (and checkpoints) per epoch, evenly spaced, the last at its end."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        for field in fields(self):
+            value, problem = checks.field_value(field.name, getattr(self, field.name))
+            problems += [problem] if problem else []
+            object.__setattr__(self, field.name, value)
+        problems = problems or checks.together(self.as_dict())
+        if problems:
+            raise SweepError(problems)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields by name, in the order of their definition."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @property
+    def id(self) -> str:
+        """Ten hex digits that stand for this config.
+
+        Fields that are None do not count, so that a field added later with None as its default leaves the ids of
+        finished trials as they are.
+        """
+        named = {name: value for name, value in self.as_dict().items() if value is not None}
+        return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:10]
+
+    @property
+    def run_name(self) -> str:
+        """The name of this trial everywhere: table, Tune, folder. Readable in front, unique by the id behind."""
+        parts = [_slug(self.dataset), _slug(self.model), f"{self.context_length}x{self.batch_size}"]
+        parts += [f"lr{self.learning_rate:g}"] if self.learning_rate != type(self).learning_rate else []
+        parts += [f"e{self.epochs}"] if self.epochs != type(self).epochs else []
+        parts += [f"s{self.seed}"] if self.seed != type(self).seed else []
+        return "-".join([*parts, self.id])
+
+    @classmethod
+    def recorded(cls, fields_by_name: Mapping[str, Any]) -> TrialConfig:
+        """A config that raylm wrote down before. It is not checked again: its files may be elsewhere by now."""
+        config = object.__new__(cls)
+        for field in fields(cls):
+            object.__setattr__(config, field.name, fields_by_name.get(field.name, field.default))
+        return config
+
+
+def _slug(name: str) -> str:
+    """The last part of a path or hub id, as far as it can stand in a folder's name."""
+    last = name.rstrip("/").split("/")[-1]
+    return re.sub(r"[^a-z0-9.]+", "-", last.lower()).strip("-.")[:24] or "local"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What one trial gets of the cluster."""
+
+    gpus: float | None = None
+    """GPUs per trial, also fractions of one; None: one where the cluster has any, else none."""
+    cpus: int = 1
+    """CPU cores per trial; without a GPU, also its number of threads."""
+
+    def __post_init__(self) -> None:
+        if problems := checks.resources(self.gpus, self.cpus):
+            raise SweepError(problems)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """A set of trials and how to run them.
+
+    Raises:
+        SweepError: naming everything that is wrong, at once.
+    """
+
+    name: str
+    """Names the results folder: letters, digits, `.`, `_`, `-`."""
+    space: Mapping[str, Any] | Sequence[Mapping[str, Any]]
+    """Fields of `TrialConfig`, each a value or `tune.grid_search([...])`. A list of spaces is their union."""
+    resources: Resources = Resources()
+    """What one trial gets of the cluster."""
+    precision: str = "auto"
+    """Arithmetic of the forward and backward pass: `float32`, `bfloat16` (weights stay float32), or `auto`:
+    bfloat16 on GPUs that have it, else float32."""
+    max_failures: int = 2
+    """How often a crashed trial is started again from its latest checkpoint."""
+    storage: str = "./runs"
+    """Folder of the results folders, seen by all nodes; `--storage` goes before it."""
+
+    def __new__(cls, **named: Any) -> Sweep:
+        """Names unknown options and everything else that is wrong in one error, where Python would stop at one."""
+        known = [field.name for field in fields(cls)]
+        problems = [checks.unknown(name, known) for name in named if name not in known]
+        problems += [Problem(name, "is missing") for name in ("name", "space") if name not in named]
+        if named and problems:  # copying an object calls this without any
+            raise SweepError(problems + _sweep_problems({n: v for n, v in named.items() if n in known}))
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        if problems := _sweep_problems({field.name: getattr(self, field.name) for field in fields(self)}):
+            raise SweepError(problems)
+
+    def trials(self) -> list[TrialConfig]:
+        """All trials in the order of the file, the last field of a space varying fastest, each of them once."""
+        configs = [TrialConfig(**point) for space in _spaces(self.space) for point in _grid(space)]
+        return list({config.id: config for config in configs}.values())
+
+    @property
+    def points(self) -> int:
+        """How many rows the spaces name, repetitions counted."""
+        return sum(_grid_size(space) for space in _spaces(self.space))
+
+    def override(self, values: Mapping[str, Any]) -> Sweep:
+        """This sweep with some fields set for all of its trials, whatever its spaces say of them."""
+        return dataclasses.replace(self, space=[{**space, **values} for space in _spaces(self.space)])
+
+
+def _spaces(space: Any) -> Sequence[Mapping[str, Any]]:
+    return [space] if isinstance(space, Mapping) else space
+
+
+def _grid_values(value: Any) -> list[Any]:
+    """The values that a field takes: those of `tune.grid_search([...])`, which is a plain dict, or the one given."""
+    return list(value["grid_search"]) if checks.is_grid(value) else [value]
+
+
+def _grid_size(space: Mapping[str, Any]) -> int:
+    return math.prod(len(_grid_values(value)) for value in space.values())
+
+
+def _grid(space: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for values in itertools.product(*(_grid_values(value) for value in space.values())):
+        yield dict(zip(space, values, strict=True))
+
+
+def _sweep_problems(named: Mapping[str, Any]) -> list[Problem]:
+    problems = checks.sweep_options(named)
+    if "space" not in named:
+        return problems
+    space = named["space"]
+    if not isinstance(space, (Mapping, list, tuple)) or not all(isinstance(s, Mapping) for s in _spaces(space)):
+        return [*problems, Problem("space", f"got {checks.show(space)}; expected a dict of fields, or a list of dicts")]
+    if not _spaces(space):
+        return [*problems, Problem("space", "names nothing; expected at least one dict of fields")]
+    for number, one in enumerate(_spaces(space)):
+        problems += _space_problems(one, "space" if isinstance(space, Mapping) else f"space[{number}]")
+    return problems
+
+
+def _space_problems(space: Mapping[str, Any], where: str) -> list[Problem]:
+    """What is wrong with one space: first its fields one by one, then the combinations that they make."""
+    if not space:
+        return [Problem(where, "names nothing; expected fields such as model, context_length, batch_size")]
+    known = [field.name for field in fields(TrialConfig)]
+    problems = []
+    for name, value in space.items():
+        if name not in known:
+            problems.append(checks.unknown(name, known, where))
+        elif problem := checks.grid(name, value):
+            problems.append(problem.inside(where))
+        else:
+            found = [checks.field_value(name, one)[1] for one in _grid_values(value)]
+            problems += [problem.inside(where) for problem in found if problem]
+    if not problems and (size := _grid_size(space)) > MAX_TRIALS:
+        problems.append(Problem(where, f"makes {size:,} trials; a sweep has at most {MAX_TRIALS:,}"))
+    if not problems:
+        together = {p: None for point in _grid(space) for p in checks.together(_defaults() | point)}
+        problems = [problem.inside(where) for problem in together]
+    return problems
+
+
+def _defaults() -> dict[str, Any]:
+    return {field.name: field.default for field in fields(TrialConfig)}

@@ -1,0 +1,222 @@
+"""What a person sees: notes, live progress of all trials, the table. Bars on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from raylm.plan import TrialPlan
+from raylm.report import HEADINGS, cells
+from raylm.results import DONE, Results
+
+PLAIN_WIDTH = 250
+"""Characters of a line where there is no terminal: a table in a file is never cut."""
+PLAIN_SECONDS = 30.0
+"""Time between two plain lines about the steps of one run."""
+
+
+class Live(Protocol):
+    """What is told of the trials while they run."""
+
+    def started(self, run: str) -> None:
+        """A trial begins, for the first time or again."""
+
+    def stepped(self, run: str, step: int, total_steps: int, loss: float) -> None:
+        """A trial is at this step."""
+
+    def evaluated(self, run: str, metrics: Mapping[str, Any]) -> None:
+        """A trial was evaluated."""
+
+    def retried(self, run: str, reason: str) -> None:
+        """A trial failed and begins again."""
+
+    def ended(self, run: str, status: str, reason: str) -> None:
+        """A trial is done, diverged or failed."""
+
+
+class Screen:
+    """Where everything for the user goes. Nothing but the table is said when quiet."""
+
+    def __init__(self, *, quiet: bool = False, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False, soft_wrap=True)
+        if not self.console.is_terminal:
+            self.console.width = PLAIN_WIDTH
+        self.quiet = quiet
+
+    def say(self, text: str) -> None:
+        """A note."""
+        if not self.quiet:
+            self.console.print(escape(text))
+
+    def error(self, text: str) -> None:
+        """What went wrong, on standard error, quiet or not."""
+        Console(stderr=True, highlight=False, soft_wrap=True).print(escape(f"raylm: {text}"))
+
+    @contextlib.contextmanager
+    def working(self, text: str) -> Iterator[None]:
+        """A note on something that takes a while, with a spinner on a terminal."""
+        if self.quiet:
+            yield
+        elif self.console.is_terminal:
+            with self.console.status(escape(text)):
+                yield
+        else:
+            self.say(text)
+            yield
+
+    def table(self, results: Results) -> None:
+        """The rows, in the reference table's columns."""
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for heading in HEADINGS:
+            right = heading not in ("dataset", "model", "run")
+            last = heading == HEADINGS[-1]  # gives way on a narrow terminal, so that the numbers stay
+            table.add_column(heading, justify="right" if right else "left", no_wrap=not last, overflow="fold")
+        for row in results.rows:
+            table.add_row(*map(escape, cells(row)), style=None if row.status == DONE else "dim")
+        self.console.print(table, soft_wrap=False)
+        if not self.quiet:
+            for row in results.rows:
+                if row.reason:
+                    self.say(f"{row.config.run_name} {row.status}: {row.reason}")
+
+    def plan(self, results: Results, plans: Sequence[TrialPlan | None]) -> None:
+        """What each trial takes, and all that are still to be done together."""
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for heading in ("tokens", "steps", "PFLOPs", "GiB needed", "GiB on disk"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column("status", no_wrap=True)
+        table.add_column("run", overflow="fold")
+        for row, one in zip(results.rows, plans, strict=True):
+            style = "dim" if row.ended else None
+            table.add_row(*_plan_cells(one), row.status, escape(row.config.run_name), style=style)
+        self.console.print(table, soft_wrap=False)
+        todo = [one for row, one in zip(results.rows, plans, strict=True) if not row.ended]
+        known = [one for one in todo if one is not None]
+        tokens, steps = sum(one.tokens for one in known), sum(one.steps for one in known)
+        about = "" if all(one is not None and one.exact for one in todo) else "about "
+        self.say(f"{len(results.rows)} trials, {len(todo)} to be done: {about}{tokens:,} tokens in {steps:,} steps")
+        if about:
+            self.say("~ about right, as known before the dataset is fetched; ? unknown until then")
+
+    @contextlib.contextmanager
+    def live(self, trials: int) -> Iterator[Live]:
+        """Progress of so many trials."""
+        if self.console.is_terminal and not self.quiet:
+            with Bars(self.console, trials) as bars:
+                yield bars
+        else:
+            yield Lines(self)
+
+
+class Lines:
+    """Progress as plain lines: one for each thing that happens, and now and then one for a run's steps."""
+
+    def __init__(self, screen: Screen) -> None:
+        self._say = screen.say
+        self._last: dict[str, float] = {}
+
+    def started(self, run: str) -> None:
+        """See `Live`."""
+        self._last[run] = time.monotonic()
+        self._say(f"{run}  started")
+
+    def stepped(self, run: str, step: int, total_steps: int, loss: float) -> None:
+        """See `Live`."""
+        if run in self._last and time.monotonic() - self._last[run] > PLAIN_SECONDS:
+            self._last[run] = time.monotonic()
+            self._say(f"{run}  step {step:,} of {total_steps:,}, train loss {loss:.3f}")
+
+    def evaluated(self, run: str, metrics: Mapping[str, Any]) -> None:
+        """See `Live`."""
+        self._last[run] = time.monotonic()
+        self._say(f"{run}  {_evaluation(metrics)}")
+
+    def retried(self, run: str, reason: str) -> None:
+        """See `Live`."""
+        self._say(f"{run}  failed, starts again from its latest checkpoint: {reason}")
+
+    def ended(self, run: str, status: str, reason: str) -> None:
+        """See `Live`."""
+        self._last.pop(run, None)
+        self._say(f"{run}  {status}{': ' + reason if reason else ''}")
+
+
+class Bars:
+    """Progress as a bar for each running trial and one for the sweep; what happened scrolls by above."""
+
+    def __init__(self, console: Console, trials: int) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[note]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        self._sweep = self._progress.add_task("trials", total=trials, note="")
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Bars:
+        """Shows the bars."""
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Takes the bars away."""
+        self._progress.stop()
+
+    def started(self, run: str) -> None:
+        """See `Live`."""
+        if run not in self._tasks:
+            self._tasks[run] = self._progress.add_task(escape(run), total=1, note="starting")
+
+    def stepped(self, run: str, step: int, total_steps: int, loss: float) -> None:
+        """See `Live`."""
+        if run in self._tasks:
+            self._progress.update(self._tasks[run], completed=step, total=total_steps, note=f"train loss {loss:.3f}")
+
+    def evaluated(self, run: str, metrics: Mapping[str, Any]) -> None:
+        """See `Live`."""
+        self._progress.console.print(escape(f"{run}  {_evaluation(metrics)}"))
+
+    def retried(self, run: str, reason: str) -> None:
+        """See `Live`."""
+        self._progress.console.print(escape(f"{run}  failed, starts again from its latest checkpoint: {reason}"))
+
+    def ended(self, run: str, status: str, reason: str) -> None:
+        """See `Live`."""
+        if run in self._tasks:
+            self._progress.remove_task(self._tasks.pop(run))
+        self._progress.advance(self._sweep)
+        if status != DONE:
+            self._progress.console.print(escape(f"{run}  {status}{': ' + reason if reason else ''}"))
+
+
+def _plan_cells(plan: TrialPlan | None) -> list[str]:
+    """Tokens, steps, PFLOPs, GiB of the device for the whole batch at a time in float32, GiB of disk."""
+    if plan is None:
+        return ["?"] * 5
+    about = "" if plan.exact else "~"
+    needed = plan.device_bytes(plan.config.batch_size, "float32")
+    measures = [
+        "?" if amount is None else f"{amount / unit:.{digits}f}"
+        for amount, unit, digits in (
+            (plan.flops, 1e15, 3),
+            (needed, 2**30, 1),
+            (plan.checkpoint_bytes, 2**30, 2),
+        )
+    ]
+    return [f"{about}{plan.tokens:,}", f"{about}{plan.steps:,}", *measures]
+
+
+def _evaluation(metrics: Mapping[str, Any]) -> str:
+    losses = f"train loss {metrics['train_loss']:.3f}, val loss {metrics['val_loss']:.3f}"
+    return f"epoch {metrics['epoch']}: {losses}, adj val loss {metrics['adj_val_loss']:.3f}"

@@ -1,0 +1,170 @@
+"""The Hugging Face Hub: which commit a repository is at, its files on this disk, and one clear message when it fails.
+
+Every repository is resolved to a commit once a sweep and loaded from local files from then on.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from raylm.errors import UserError
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+RETRY_AFTER_SECONDS = (1, 2, 4, 8)
+"""Waits between tries while the hub answers that it is busy or broken (429, 5xx)."""
+TIMEOUT_SECONDS = 10.0
+
+
+def cache_folder() -> Path:
+    """Where raylm keeps what it prepares: `$RAYLM_CACHE`, else `raylm` in the user's cache folder."""
+    if given := os.environ.get("RAYLM_CACHE"):
+        return Path(given).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "raylm"
+
+
+def current_commit(repository: str, kind: str) -> str:
+    """The commit that `main` of a repository points to.
+
+    Where the hub cannot be reached, the commit that was current when it last could be.
+
+    Args:
+        repository: `owner/name`.
+        kind: `model` or `dataset`.
+
+    Raises:
+        UserError: if there is no such repository, or no hub and nothing remembered.
+    """
+    from huggingface_hub import HfApi
+
+    memory = cache_folder() / "commits" / f"{kind}s--{repository.replace('/', '--')}"
+    try:
+        info = ask(
+            lambda: HfApi().repo_info(repository, repo_type=kind, timeout=TIMEOUT_SECONDS), f"{kind} {repository}"
+        )
+    except HubUnreachableError:
+        if not memory.exists():
+            raise
+        log.warning("the hub cannot be reached; %s %s is taken as it was last seen", kind, repository)
+        return memory.read_text().strip()
+    commit = str(info.sha)
+    memory.parent.mkdir(parents=True, exist_ok=True)
+    memory.write_text(commit)
+    return commit
+
+
+def snapshot(repository: str, commit: str, *, weights: bool) -> Path:
+    """The folder with a model repository's files at a commit: configuration, tokenizer and, if asked for, weights.
+
+    Only safetensors count as weights; no Python file of a repository is ever fetched.
+
+    Raises:
+        UserError: if the hub cannot give them.
+    """
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.json", "*.txt", "*.model"] + (["*.safetensors"] if weights else [])
+
+    def download(local_files_only: bool) -> Path:
+        return Path(
+            snapshot_download(
+                repository,
+                revision=commit,
+                allow_patterns=wanted,
+                ignore_patterns=["*/*"],
+                local_files_only=local_files_only,
+            )
+        )
+
+    try:
+        return ask(lambda: download(local_files_only=False), f"model {repository}")
+    except HubUnreachableError:
+        try:
+            return download(local_files_only=True)
+        except OSError:
+            raise HubUnreachableError(
+                f"model {repository}: the hub cannot be reached, and it is not on this disk"
+            ) from None
+
+
+class HubUnreachableError(UserError):
+    """The hub did not answer, or nothing but errors."""
+
+
+def ask(request: Callable[[], T], what: str) -> T:
+    """What the hub answers, asked again while it is busy.
+
+    Raises:
+        UserError: with the reason in a line, for every failure of the client libraries.
+    """
+    for wait in (*RETRY_AFTER_SECONDS, None):
+        try:
+            return request()
+        except Exception as error:
+            status = _status(error)
+            if wait is not None and status is not None and (status == 429 or status >= 500):
+                log.info("%s: the hub answers %s, next try in %s s", what, status, wait)
+                time.sleep(wait)
+                continue
+            raise _explained(error, what) from error
+    raise AssertionError("unreachable: the last try returns or raises")
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """The error and what it was raised from."""
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
+        chain.append(cause)
+    return chain
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status behind an error, where there is one."""
+    for one in _chain(error):
+        status = getattr(getattr(one, "response", None), "status_code", None)
+        if isinstance(status, int):
+            return status
+    return None
+
+
+def _explained(error: Exception, what: str) -> UserError:
+    """One message for an error of huggingface_hub or datasets."""
+    from datasets.exceptions import DatasetNotFoundError
+    from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+    if isinstance(error, UserError):
+        return error
+    hub = constants.ENDPOINT
+    kinds = tuple(_chain(error))
+    if any(isinstance(one, GatedRepoError) for one in kinds):
+        return UserError(f"{what}: access is restricted; ask for it on {hub} and log in with `hf auth login`")
+    if any(isinstance(one, (RepositoryNotFoundError, DatasetNotFoundError)) for one in kinds) and _status(error) != 503:
+        return UserError(
+            f"{what}: not found on {hub}; check the spelling, or log in with `hf auth login` if it is private"
+        )
+    status = _status(error)
+    offline = any(isinstance(one, OfflineModeIsEnabled) for one in kinds)
+    if offline or (status is None and any(_no_connection(one) for one in kinds)):
+        reason = "HF_HUB_OFFLINE is set" if offline else "no connection"
+        return HubUnreachableError(
+            f"{what}: {hub} cannot be reached ({reason}); check the network and HF_ENDPOINT, then try again"
+        )
+    if status is not None and (status == 429 or status >= 500):
+        return HubUnreachableError(
+            f"{what}: {hub} answers {status}, {len(RETRY_AFTER_SECONDS) + 1} times in a row; try again later"
+        )
+    first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return UserError(f"{what}: cannot be loaded: {first_line}")
+
+
+def _no_connection(error: BaseException) -> bool:
+    import httpx
+
+    return isinstance(error, (ConnectionError, TimeoutError, httpx.TransportError))

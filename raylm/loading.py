@@ -1,0 +1,93 @@
+"""A sweep file to a `Sweep`: run it, find `sweep` in it, say in one message what is wrong with it."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from raylm.checks import SweepError, nearest, parse_overrides, show
+from raylm.config import Sweep, TrialConfig
+from raylm.errors import UserError
+
+LARGEST_FILE_BYTES = 1_000_000
+
+
+def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
+    """Reads a sweep file.
+
+    Args:
+        path: Python file that ends in `sweep = Sweep(...)`.
+        overrides: `field=value` for any field of `TrialConfig`, set for all trials.
+
+    Raises:
+        UserError: if the file cannot be read or run, has no `sweep`, or is wrong in any of its values.
+    """
+    path = Path(path)
+    values = parse_overrides(overrides, [field.name for field in fields(TrialConfig)])
+    try:
+        sweep = _find_sweep(path, _run_file(path, _read(path)))
+        return sweep.override(values) if values else sweep
+    except SweepError as error:
+        raise SweepError(error.problems, str(path)) from None
+
+
+def _read(path: Path) -> str:
+    if not path.exists():
+        beside = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
+        raise UserError(f"there is no sweep file {path}{nearest(path.name, beside)}")
+    if not path.is_file():
+        raise UserError(f"{path} is not a file; expected a Python file that ends in `sweep = Sweep(...)`")
+    if path.stat().st_size > LARGEST_FILE_BYTES:
+        raise UserError(f"{path} has {path.stat().st_size:,} bytes; a sweep file has at most {LARGEST_FILE_BYTES:,}")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not a Python file in UTF-8: byte {error.start} is wrong") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _run_file(path: Path, source: str) -> Mapping[str, Any]:
+    """The names that the file defines. Its folder can be imported from, as with `python FILE`."""
+    module = ModuleType("raylm_sweep_file")
+    module.__file__ = str(path)
+    sys.path.insert(0, str(path.parent.resolve()))
+    try:
+        exec(compile(source, str(path), "exec"), module.__dict__)
+    except SyntaxError as error:
+        where = f"{error.filename}:{error.lineno}"
+        raise UserError(f"{where} is not Python: {error.msg}: {(error.text or '').strip()}") from None
+    except (UserError, KeyboardInterrupt):
+        raise
+    except ValueError as error:
+        if "null bytes" in str(error):
+            raise UserError(f"{path} is not a Python file: it holds null bytes") from None
+        raise _raised(path, error) from None
+    except BaseException as error:  # SystemExit too: a sweep file must not end the command
+        raise _raised(path, error) from None
+    finally:
+        sys.path.remove(str(path.parent.resolve()))
+    return vars(module)
+
+
+def _raised(path: Path, error: BaseException) -> UserError:
+    """What the file raised, at the file's own line."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    where = f"{path}:{lines[-1]}" if lines else str(path)
+    return UserError(f"{where} raises {type(error).__name__}: {error}")
+
+
+def _find_sweep(path: Path, names: Mapping[str, Any]) -> Sweep:
+    if "sweep" not in names:
+        elsewhere = [name for name, value in names.items() if isinstance(value, Sweep)]
+        hint = f"; call {elsewhere[0]!r} `sweep`" if elsewhere else ""
+        raise UserError(f"{path} has no `sweep` in it; expected it to end in `sweep = Sweep(...)`{hint}")
+    if not isinstance(names["sweep"], Sweep):
+        raise UserError(f"{path}: `sweep` is {show(names['sweep'])}; expected a Sweep, as in `sweep = Sweep(...)`")
+    sweep: Sweep = names["sweep"]
+    return sweep

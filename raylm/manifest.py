@@ -1,0 +1,62 @@
+"""A checkpoint's witness: what it is and the sha256 of each of its files. Standard library only.
+
+A folder whose manifest does not verify is no checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+NAME = "manifest.json"
+VERSION = 1
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all: beside its place, then renamed there."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with beside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write(folder: Path, content: dict[str, Any]) -> None:
+    """Hashes every file of a checkpoint and writes its manifest, the last of them."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != NAME)
+    files = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in paths
+    }
+    write_text(folder / NAME, json.dumps({"version": VERSION, **content, "files": files}, indent=2, allow_nan=False))
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """The manifest, if all files that it names are there in their sizes; None: this is no checkpoint."""
+    try:
+        content = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        whole = content["version"] == VERSION and all(
+            (folder / name).stat().st_size == file["bytes"] for name, file in content["files"].items()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return content if whole else None
+
+
+def verify(folder: Path) -> dict[str, Any] | None:
+    """The manifest, if every file has the content that it says; None: this is no checkpoint."""
+    content = read(folder)
+    if content is None or any(_sha256(folder / name) != file["sha256"] for name, file in content["files"].items()):
+        return None
+    return content
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,42 @@
+"""Bytes that a trial needs on its device, and the largest micro-batch that fits. No torch."""
+
+from __future__ import annotations
+
+from raylm.catalog import Shape
+
+ACTIVATION_BYTES = {"float32": 120, "bfloat16": 80}
+"""Saved for the backward pass, per token, layer and unit of width: 112 and 72 bytes counted with
+`torch.autograd.graph.saved_tensors_hooks` on GPT-2 with SDPA attention and eager GELU, and the dropout masks."""
+OPTIMIZER_BYTES = {"adafactor": 0, "adamw": 8}
+"""State per parameter; Adafactor's rows and columns are some ten MB even for gpt2-xl."""
+LOGITS_ROWS = 2048
+"""Positions whose logits exist at a time (`models.ROWS_AT_ONCE`, the larger one)."""
+RESERVE = 0.85
+"""Share of a device's memory that is planned with; the rest is the allocator's and the runtime's."""
+
+
+def training_bytes(shape: Shape, context_length: int, micro_batch_size: int, precision: str, optimizer: str) -> int:
+    """Peak bytes of a training step: weights, gradients, optimizer, activations, head.
+
+    Args:
+        precision: `float32` or `bfloat16`; the weights are float32 in both.
+    """
+    head = shape.vocabulary * shape.width * 4
+    weights = shape.parameters * (4 + 4 + OPTIMIZER_BYTES[optimizer] + (2 if precision == "bfloat16" else 0))
+    tokens = context_length * micro_batch_size
+    activations = tokens * shape.layers * shape.width * ACTIVATION_BYTES[precision] + tokens * shape.width * 16
+    logits = 3 * 4 * min(tokens, LOGITS_ROWS) * shape.vocabulary
+    return weights + activations + logits + 2 * head  # the head's own gradient, the optimizer's update
+
+
+def micro_batch_size(
+    shape: Shape, context_length: int, batch_size: int, precision: str, optimizer: str, available_bytes: float
+) -> int:
+    """Windows that go through the model at a time: as many as fit, in equal parts of the batch, at least one."""
+    room = available_bytes * RESERVE - training_bytes(shape, context_length, 0, precision, optimizer)
+    one = training_bytes(shape, context_length, 1, precision, optimizer) - training_bytes(
+        shape, context_length, 0, precision, optimizer
+    )
+    fitting = min(batch_size, max(1, int(room // one)))
+    parts = -(-batch_size // fitting)
+    return -(-batch_size // parts)

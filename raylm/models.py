@@ -1,0 +1,227 @@
+"""The models: found, loaded or made at random, and the loss of a window.
+
+B is the batch, T the context length, D the model's width, V its vocabulary, N = B * T.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+
+from raylm import hub
+from raylm.catalog import MODELS, NANO, Shape
+from raylm.data import IGNORED
+from raylm.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+ROWS_AT_ONCE = {"cpu": 256, "cuda": 2048}
+"""Positions whose logits exist at a time: what stays near a CPU's cache, what fills a GPU."""
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model, found: what loading it needs on any node, without asking the hub what is current."""
+
+    name: str
+    """As the sweep names it."""
+    folder: str | None
+    """Its files on the machine that found it; None for `gpt2-nano`, which has none."""
+    weights: bool
+    """Whether its weights are loaded; else they are random."""
+    hub_id: str | None = None
+    commit: str | None = None
+
+    def files(self) -> Path | None:
+        """The model's files on this machine, fetched where they are missing."""
+        if self.folder is None or Path(self.folder).is_dir() or self.hub_id is None or self.commit is None:
+            return None if self.folder is None else Path(self.folder)
+        return hub.snapshot(self.hub_id, self.commit, weights=self.weights)
+
+
+def locate(name: str, *, pretrained: bool) -> ModelSource:
+    """Finds a model and fetches its files.
+
+    Raises:
+        UserError: if it cannot be had, or has no safetensors weights where they are asked for.
+    """
+    if name == NANO:
+        return ModelSource(name, None, weights=False)
+    hub_id = commit = None
+    if name not in MODELS and Path(name, "config.json").is_file():
+        folder = Path(name).resolve()
+    else:
+        hub_id = MODELS[name].hub_id or name if name in MODELS else name
+        commit = hub.current_commit(hub_id, "model")
+        folder = hub.snapshot(hub_id, commit, weights=pretrained)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"model {name}: has no config.json; expected a model of transformers")
+    if pretrained and not any(folder.glob("*.safetensors")):
+        raise UserError(
+            f"model {name}: has no weights in safetensors, the only format that raylm loads; "
+            "pretrained=False takes its architecture with random weights"
+        )
+    return ModelSource(name, str(folder), pretrained, hub_id, commit)
+
+
+def shape(source: ModelSource) -> Shape | None:
+    """The shape behind a model's costs; None where its config.json does not tell it."""
+    files = source.files()
+    return MODELS[NANO].shape if files is None else Shape.of(json.loads((files / "config.json").read_text()))
+
+
+def load(source: ModelSource, *, vocabulary: int, dropout: float | None, seed: int) -> PreTrainedModel:
+    """The model in float32, with its weights or with random ones that follow from the seed.
+
+    Raises:
+        UserError: if it is no causal language model, needs code of its own, its vocabulary is smaller than the
+            tokenizer's, or any of its tensors is missing or has another shape than its config.json says.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = _config(source, vocabulary)
+    _set_dropout(config, dropout, source.name)
+    folder = source.files()
+    if source.weights and folder is not None:
+        return load_weights(folder, source.name, config)
+    torch.manual_seed(seed)
+    return cast("PreTrainedModel", AutoModelForCausalLM.from_config(config, dtype=torch.float32))
+
+
+def load_weights(folder: Path, name: str, config: PretrainedConfig | None = None) -> PreTrainedModel:
+    """A model with the weights of a folder: each tensor there, each of its shape."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except Exception as error:  # safetensors, transformers and torch each raise their own
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"model {name}: its weights cannot be loaded: {first_line}") from error
+    for what in ("missing_keys", "mismatched_keys"):
+        if wrong := sorted(str(key) for key in report.get(what) or ()):
+            some = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
+            raise UserError(f"model {name}: its weights do not fit its config.json: {what.split('_')[0]} {some}")
+    return cast("PreTrainedModel", model)
+
+
+def _config(source: ModelSource, vocabulary: int) -> PretrainedConfig:
+    from transformers import AutoConfig, GPT2Config
+
+    if source.folder is None:
+        nano = MODELS[NANO].shape
+        return GPT2Config(
+            vocab_size=vocabulary,
+            n_positions=nano.positions,
+            n_embd=nano.width,
+            n_layer=nano.layers,
+            n_head=nano.heads,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(source.files(), trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise UserError(f"model {source.name}: its config.json cannot be used: {first_line}") from error
+    if config.vocab_size < vocabulary:
+        raise UserError(
+            f"model {source.name}: its tokenizer has {vocabulary:,} tokens, the model only {config.vocab_size:,}"
+        )
+    return config
+
+
+def _set_dropout(config: PretrainedConfig, dropout: float | None, name: str) -> None:
+    if dropout is None:
+        return
+    settings = [key for key in config.to_dict() if key.endswith(("pdrop", "dropout"))]
+    if not settings:
+        raise UserError(f"model {name}: has no dropout in its config.json; leave dropout at None")
+    for setting in settings:
+        setattr(config, setting, dropout)
+
+
+# ---- the loss -----------------------------------------------------------------------------------------------------
+
+
+def summed_loss(model: PreTrainedModel, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
+    """The negative log-likelihood of all targets together, in nats, as a float32 scalar.
+
+    GPT-2's head and loss go block by block, so that the logits (N, V) never exist at once.
+    """
+    if model.config.model_type == "gpt2":
+        hidden_BTD = model.base_model(input_ids=inputs_BT, use_cache=False).last_hidden_state
+        weight_VD = cast(Tensor, model.get_output_embeddings().weight)
+        return linear_cross_entropy(hidden_BTD.flatten(0, 1), weight_VD, targets_BT.flatten())
+    logits_BTV = model(input_ids=inputs_BT, use_cache=False).logits
+    return torch.nn.functional.cross_entropy(
+        logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+
+
+def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+    """Summed cross-entropy of `hidden @ weight.T` against the targets, without the logits as a whole."""
+    if torch.is_grad_enabled():
+        return cast(Tensor, _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N))  # type: ignore[no-untyped-call]
+    total = hidden_ND.new_zeros((), dtype=torch.float32)
+    for block in _blocks(hidden_ND):
+        total += _block_loss(_logits(hidden_ND[block], weight_VD), targets_N[block])[0]
+    return total
+
+
+def _blocks(hidden_ND: Tensor) -> list[slice]:
+    size = ROWS_AT_ONCE[hidden_ND.device.type]
+    return [slice(start, start + size) for start in range(0, len(hidden_ND), size)]
+
+
+def _logits(hidden_ND: Tensor, weight_VD: Tensor) -> Tensor:
+    return (hidden_ND @ weight_VD.T).float()
+
+
+def _block_loss(logits_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+    """The summed loss of a block, and the logarithm of each position's normaliser (N, 1)."""
+    normaliser_N1 = logits_NV.logsumexp(dim=-1, keepdim=True)
+    picked_N1 = logits_NV.gather(1, targets_N.clamp(min=0).unsqueeze(-1))
+    return ((normaliser_N1 - picked_N1).squeeze(-1) * (targets_N != IGNORED)).sum(), normaliser_N1
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Head and loss in blocks of positions; the gradients are made while a block's logits are at hand."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+        total = hidden_ND.new_zeros((), dtype=torch.float32)
+        grad_hidden_ND = torch.empty_like(hidden_ND)
+        grad_weight_VD = torch.zeros_like(weight_VD)
+        for block in _blocks(hidden_ND):
+            logits_NV, targets = _logits(hidden_ND[block], weight_VD), targets_N[block]
+            loss, normaliser_N1 = _block_loss(logits_NV, targets)
+            total += loss
+            # d loss / d logits = softmax - one-hot, and nothing where there is no target
+            counted_N1 = (targets != IGNORED).unsqueeze(-1).float()
+            grad_NV = logits_NV.sub_(normaliser_N1).exp_().mul_(counted_N1)
+            grad_NV.scatter_add_(1, targets.clamp(min=0).unsqueeze(-1), -counted_N1)
+            grad_hidden_ND[block] = grad_NV @ weight_VD
+            grad_weight_VD += grad_NV.T @ hidden_ND[block]
+        ctx.save_for_backward(grad_hidden_ND, grad_weight_VD)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:
+        grad_hidden_ND, grad_weight_VD = ctx.saved_tensors
+        return grad_hidden_ND * grad_outputs[0], grad_weight_VD * grad_outputs[0], None

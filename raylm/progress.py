@@ -1,0 +1,106 @@
+"""How far a trial is, as plain data: what its row says and what a resumed trial goes on from. Standard library only."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+CURVE_POINTS = 100
+"""Points of the training-loss curve that is kept of a trial."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The losses of one evaluation, in nats."""
+
+    epoch: int
+    """The epoch that it is in or at the end of, counted from 1."""
+    step: int
+    """Optimizer steps done."""
+    tokens_seen: int
+    """Tokens trained on so far, over all epochs."""
+    train_loss: float
+    """Mean per token over the epoch so far."""
+    val_loss: float
+    """Mean per token of the validation split."""
+    adj_val_loss: float
+    """Mean per word of the validation split's original text."""
+
+    @property
+    def finite(self) -> bool:
+        """Whether all its losses are numbers to rank by."""
+        return all(map(math.isfinite, (self.train_loss, self.val_loss, self.adj_val_loss)))
+
+
+@dataclass
+class Progress:
+    """How far a trial is."""
+
+    total_steps: int
+    micro_batch_size: int
+    """Kept, so that a resumed trial adds up the same numbers in the same order wherever it goes on."""
+    step: int = 0
+    """Optimizer steps done."""
+    tokens_seen: int = 0
+    """Tokens trained on so far, over all epochs."""
+    epoch_nll: float = 0.0
+    """Summed training loss of the epoch so far, in nats."""
+    epoch_tokens: int = 0
+    """Tokens trained on in the epoch so far."""
+    point_nll: float = 0.0
+    """Summed training loss since the last point of the curve, in nats."""
+    point_tokens: int = 0
+    """Tokens trained on since the last point of the curve."""
+    first_loss: float | None = None
+    """Training loss of the first step, per token."""
+    training_seconds: float = 0.0
+    """Time in optimizer steps."""
+    curve: list[tuple[int, float]] = field(default_factory=list)
+    """(step, mean training loss since the point before)."""
+    evaluations: list[Measured] = field(default_factory=list)
+
+    @property
+    def best(self) -> Measured | None:
+        """The evaluation with the lowest val loss, the earliest of equals."""
+        return min(self.evaluations, key=lambda one: one.val_loss, default=None)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last step is done."""
+        return self.step == self.total_steps
+
+    @property
+    def train_loss(self) -> float:
+        """Mean training loss per token over the epoch so far."""
+        return self.epoch_nll / self.epoch_tokens
+
+    def start_epoch(self) -> None:
+        """Begins the mean of a new epoch."""
+        self.epoch_nll, self.epoch_tokens = 0.0, 0
+
+    def add_step(self, nll: float, tokens: int) -> None:
+        """Counts an optimizer step with its summed loss in nats."""
+        self.step += 1
+        self.tokens_seen += tokens
+        self.epoch_nll += nll
+        self.epoch_tokens += tokens
+        self.point_nll += nll
+        self.point_tokens += tokens
+        if self.first_loss is None:
+            self.first_loss = nll / tokens
+        if self.step * CURVE_POINTS // self.total_steps > (self.step - 1) * CURVE_POINTS // self.total_steps:
+            self.curve.append((self.step, self.point_nll / self.point_tokens))
+            self.point_nll, self.point_tokens = 0.0, 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Progress:
+        """What `as_dict` gave, also after a way through JSON."""
+        curve = [(int(step), float(loss)) for step, loss in data["curve"]]
+        return cls(**{**data, "curve": curve, "evaluations": [Measured(**one) for one in data["evaluations"]]})

@@ -1,0 +1,180 @@
+"""A results folder to rows: what is done, what is missing, where the checkpoints are. No torch, no Ray.
+
+The checkpoints' manifests are the witnesses; `status.json` tells of trials that ended without one.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raylm import manifest
+from raylm.config import TrialConfig
+from raylm.errors import UserError
+from raylm.progress import Measured, Progress
+
+SWEEP_FILE = "sweep.json"
+STATUS_FILE = "status.json"
+
+DONE, DIVERGED, FAILED, INTERRUPTED, MISSING = "done", "diverged", "failed", "interrupted", "missing"
+"""What a row can be: trained to its last step; a loss was not finite; gave an error until its retries were used up;
+stopped on its way, to go on from its checkpoint; not begun."""
+
+
+@dataclass(frozen=True)
+class SavedCheckpoint:
+    """A checkpoint folder whose files are all there."""
+
+    folder: Path
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class Row:
+    """One trial as it stands in storage."""
+
+    config: TrialConfig
+    status: str
+    reason: str
+    """Why it diverged or failed, in a line."""
+    latest: SavedCheckpoint | None
+    best: SavedCheckpoint | None
+    """The checkpoint of the best epoch."""
+
+    @property
+    def measured(self) -> Measured | None:
+        """The losses of the best epoch; None where no epoch was evaluated."""
+        return self.latest.progress.best if self.latest else None
+
+    @property
+    def ended(self) -> bool:
+        """Whether running the sweep again leaves this row as it is."""
+        return self.status in (DONE, DIVERGED, FAILED)
+
+
+@dataclass(frozen=True)
+class Results:
+    """The rows of a sweep, in its order."""
+
+    folder: Path
+    rows: list[Row]
+
+    @property
+    def best(self) -> Row | None:
+        """The finished row with the lowest adjusted val loss, which alone compares across tokenizers."""
+        done = [
+            (row.measured.adj_val_loss, n) for n, row in enumerate(self.rows) if row.status == DONE and row.measured
+        ]
+        return self.rows[min(done)[1]] if done else None
+
+    def count(self, *statuses: str) -> int:
+        """How many rows have one of these statuses."""
+        return sum(row.status in statuses for row in self.rows)
+
+
+def load_results(folder: str | Path) -> Results:
+    """The results of a sweep from its folder.
+
+    Raises:
+        UserError: if this is no results folder of raylm.
+    """
+    folder = Path(folder)
+    record = read_record(folder)
+    if record is None:
+        raise UserError(
+            f"{folder} is no results folder: it has no {SWEEP_FILE}; expected STORAGE/SWEEP, as in runs/quickstart"
+        )
+    return find_rows(folder, [TrialConfig.recorded(trial["config"]) for trial in record["trials"]])
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """The sweep's record, None where there is none yet.
+
+    Raises:
+        UserError: if it is damaged or of another version.
+    """
+    path = folder / SWEEP_FILE
+    if not path.exists():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        version = record["version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}); move it away and run the sweep again: no finished row is lost"
+        ) from None
+    if version != manifest.VERSION:
+        raise UserError(
+            f"{path} has version {version}, this raylm reads version {manifest.VERSION}; use the raylm that made it"
+        )
+    assert isinstance(record, dict)
+    return record
+
+
+def launches(folder: Path) -> list[Path]:
+    """The folders of the launches, oldest first."""
+    return sorted(path for path in folder.glob("launch-*") if path.is_dir() and path.name[7:].isdigit())
+
+
+def find_rows(folder: Path, trials: Iterable[TrialConfig]) -> Results:
+    """How these trials stand."""
+    return Results(folder, [_row(folder, config) for config in trials])
+
+
+def checkpoints(folder: Path, config: TrialConfig) -> Iterator[SavedCheckpoint]:
+    """All checkpoints of a trial, over all launches, in no order. Files are there in size, not checked in content."""
+    for path in folder.glob(f"launch-*/{config.run_name}/checkpoint_*"):
+        content = manifest.read(path)
+        if content is not None and content["trial_id"] == config.id:
+            yield SavedCheckpoint(path, Progress.from_dict(content["progress"]))
+
+
+def newest_verified(folder: Path, config: TrialConfig) -> Path | None:
+    """The checkpoint that a trial goes on from: the newest whose every file has the content that its manifest says."""
+    newest_first = sorted(checkpoints(folder, config), key=lambda saved: saved.progress.step, reverse=True)
+    return next((saved.folder for saved in newest_first if manifest.verify(saved.folder)), None)
+
+
+def _row(folder: Path, config: TrialConfig) -> Row:
+    saved = list(checkpoints(folder, config))
+    latest = max(saved, key=lambda one: one.progress.step, default=None)
+    best = None
+    if latest is not None and latest.progress.best is not None:
+        best = next((one for one in saved if one.progress.step == latest.progress.best.step), None)
+    if latest is not None and latest.progress.finished:
+        return Row(config, DONE, "", latest, best)
+    tried = [launch / config.run_name for launch in launches(folder) if (launch / config.run_name).is_dir()]
+    ending = _ending(tried[-1], config) if tried else {}
+    default = INTERRUPTED if tried else MISSING
+    return Row(config, ending.get("status", default), ending.get("reason", ""), latest, best)
+
+
+def _ending(trial_folder: Path, config: TrialConfig) -> Mapping[str, str]:
+    """How a trial ended in a launch; nothing where it was still running, or this cannot be read."""
+    try:
+        ending = json.loads((trial_folder / STATUS_FILE).read_text(encoding="utf-8"))
+        return ending if ending["trial_id"] == config.id and ending["status"] in (DIVERGED, FAILED) else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def write_ending(launch: Path, config: TrialConfig, status: str, reason: str) -> None:
+    """Notes that a trial diverged or failed."""
+    folder = launch / config.run_name
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"trial_id": config.id, "status": status, "reason": reason}
+    manifest.write_text(folder / STATUS_FILE, json.dumps(content, indent=2))
+
+
+def prune(results: Results) -> None:
+    """Removes what launches left behind of trials that ended: all checkpoints but the best and the latest."""
+    for row in results.rows:
+        kept = {saved.folder for saved in (row.latest, row.best) if saved is not None}
+        if row.ended and row.latest is not None:
+            for path in results.folder.glob(f"launch-*/{row.config.run_name}/checkpoint_*"):
+                if path not in kept:
+                    shutil.rmtree(path)

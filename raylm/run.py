@@ -1,0 +1,231 @@
+"""The one job: from a sweep to its table, doing only what is missing."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raylm import manifest, report, results
+from raylm.config import Sweep
+from raylm.console import Screen
+from raylm.errors import UserError, WorkError
+from raylm.plan import plan_trial
+from raylm.results import Results
+
+if TYPE_CHECKING:
+    from raylm.prepare import Prepared
+
+RECORDED_VERSIONS = ("raylm", "ray", "torch", "transformers", "tokenizers", "datasets", "numpy")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended."""
+
+    results: Results
+    interrupted: bool
+
+    @property
+    def exit_code(self) -> int:
+        """130 where it was interrupted, 1 where a row failed or none is done, else 0."""
+        if self.interrupted:
+            return 130
+        failed = self.results.count(results.FAILED) or not self.results.count(results.DONE)
+        return 1 if failed else 0
+
+
+def run(
+    sweep: Sweep,
+    *,
+    storage: str | None = None,
+    max_concurrent: int | None = None,
+    retry_failed: bool = False,
+    address: str | None = None,
+    screen: Screen | None = None,
+    verbose: bool = False,
+) -> Outcome:
+    """Runs what is missing of a sweep and shows its table.
+
+    Args:
+        storage: folder of the results folders; None: the sweep's own.
+        max_concurrent: trials at a time; None: as many as the resources allow.
+        retry_failed: begin failed rows again.
+        address: of a Ray cluster; None: one that runs on this machine, else Ray is started.
+        screen: where to show it.
+        verbose: show Ray's own messages.
+
+    Raises:
+        UserError: for what the user can mend, before any trial starts.
+        WorkError: if Ray gives up; the table is shown and what is done is kept.
+    """
+    screen = screen or Screen()
+    folder = results_folder(sweep, storage)
+    found = results.find_rows(folder, sweep.trials())
+    missing = [row.config for row in found.rows if not row.ended or (retry_failed and row.status == results.FAILED)]
+    if not missing:
+        return _finish(found, screen, interrupted=False, retried=retry_failed)
+    _make_folder(folder)
+    with _only_one(folder):
+        repeated = sweep.points - len(found.rows)
+        again = f" ({repeated} more named twice)" if repeated else ""
+        screen.say(f"sweep {sweep.name}: {len(found.rows)} trials{again}, {len(missing)} to be done")
+        with screen.working("loading torch and transformers"):
+            from raylm.prepare import prepare
+        prepared = prepare(missing, folder, screen)
+        screen.say(_work(prepared))
+        complete = _launched(sweep, prepared, folder, max_concurrent, address, screen, verbose)
+        found = results.find_rows(folder, sweep.trials())
+        results.prune(found)
+    return _finish(found, screen, interrupted=not complete, retried=retry_failed)
+
+
+def results_folder(sweep: Sweep, storage: str | None) -> Path:
+    """Where a sweep's results are."""
+    return Path(storage or sweep.storage).expanduser().resolve() / sweep.name
+
+
+def _finish(found: Results, screen: Screen, *, interrupted: bool, retried: bool) -> Outcome:
+    """Writes and shows the table."""
+    report.write(found)
+    screen.table(found)
+    screen.say(report.summary(found))
+    screen.say(f"results: {found.folder}/results.md, results.csv")
+    if found.best is not None and found.best.best is not None:
+        screen.say(f"best checkpoint: {found.best.best.folder}")
+    outcome = Outcome(found, interrupted or not all(row.ended for row in found.rows))
+    if outcome.interrupted:
+        screen.say("interrupted: the same command goes on from here")
+    elif found.count(results.FAILED) and not retried:
+        screen.say("--retry-failed begins the failed rows again")
+    return outcome
+
+
+# ---- before any trial ---------------------------------------------------------------------------------------------
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        manifest.write_text(folder / ".writable", "")
+        (folder / ".writable").unlink()
+    except OSError as error:
+        raise UserError(
+            f"results cannot be written to {folder}: {error.strerror}; choose another place with --storage"
+        ) from None
+
+
+@contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """Keeps a second command away from a results folder."""
+    from filelock import FileLock, Timeout
+
+    holder = folder / ".running"
+    try:
+        lock = FileLock(folder / ".lock").acquire(timeout=0)
+    except Timeout:
+        who = holder.read_text() if holder.exists() else "another process"
+        raise UserError(f"{folder} is in use by {who}; wait for it, or choose another place with --storage") from None
+    with lock:
+        holder.write_text(f"process {os.getpid()} on {platform.node()} since {_now()}")
+        yield
+        holder.unlink(missing_ok=True)
+
+
+def _work(prepared: Prepared) -> str:
+    """What is going to run, in a line."""
+    sizes = [len(prepared.corpora[trial.dataset, trial.model].train.tokens) for trial in prepared.trials]
+    planned = [plan_trial(trial, size) for trial, size in zip(prepared.trials, sizes, strict=True)]
+    tokens, steps = sum(one.tokens for one in planned), sum(one.steps for one in planned)
+    return f"to train on: {tokens:,} tokens in {steps:,} optimizer steps"
+
+
+# ---- the launch ---------------------------------------------------------------------------------------------------
+
+
+def _launched(
+    sweep: Sweep,
+    prepared: Prepared,
+    folder: Path,
+    max_concurrent: int | None,
+    address: str | None,
+    screen: Screen,
+    verbose: bool,
+) -> bool:
+    """One launch through Ray; says whether it came to its end. If Ray gives up, the table is shown all the same."""
+    with screen.working("starting Ray"):
+        from raylm import tuner
+    try:
+        with tuner.started_ray(address, verbose) as dashboard:
+            resources = tuner.resolved_resources(sweep.resources)
+            screen.say(f"dashboard: {dashboard}" if dashboard else "dashboard: not running")
+            number = max((int(path.name[7:]) for path in results.launches(folder)), default=0) + 1
+            _write_record(sweep, prepared, folder, number, resources)
+            launch = folder / f"launch-{number:03d}"
+            with screen.live(len(prepared.trials)) as live:
+                return tuner.launch(sweep, prepared, launch, resources, max_concurrent, live)
+    except WorkError:
+        _finish(results.find_rows(folder, sweep.trials()), screen, interrupted=False, retried=False)
+        raise
+
+
+def _write_record(
+    sweep: Sweep,
+    prepared: Prepared,
+    folder: Path,
+    number: int,
+    resources: Mapping[str, float],
+) -> None:
+    """Adds a launch to sweep.json, before anything of it runs."""
+    before = results.read_record(folder) or {"launches": []}
+    launch = {
+        "number": number,
+        "started": _now(),
+        "versions": {name: importlib.metadata.version(name) for name in RECORDED_VERSIONS},
+        "python": platform.python_version(),
+        "git_commit": _git_commit(),
+        "hardware": {"machine": platform.machine(), "system": platform.platform(), "cpus": os.cpu_count()},
+        "precision": sweep.precision,
+        "resources_per_trial": dict(resources),
+        "data": [
+            {
+                "dataset": dataset,
+                "model": model,
+                "fingerprint": corpus.fingerprint,
+                "train_tokens": len(corpus.train.tokens),
+                "train_words": corpus.train.words,
+                "validation_tokens": len(corpus.validation.tokens),
+                "validation_words": corpus.validation.words,
+            }
+            for (dataset, model), corpus in prepared.corpora.items()
+        ],
+    }
+    trials = [{"id": trial.id, "run": trial.run_name, "config": trial.as_dict()} for trial in sweep.trials()]
+    content: dict[str, Any] = {
+        "version": manifest.VERSION,
+        "name": sweep.name,
+        "trials": trials,
+        "launches": [*before["launches"], launch],
+    }
+    manifest.write_text(folder / results.SWEEP_FILE, json.dumps(content, indent=2))
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout that the command was given in, if it was in one."""
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

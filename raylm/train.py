@@ -1,0 +1,245 @@
+"""The loop: one trial's fine-tuning as a generator of evaluations. Knows no Ray.
+
+B is the batch, T the context length. Losses are in nats.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from raylm import checkpoint, manifest, models, optim
+from raylm.config import TrialConfig
+from raylm.data import Corpus, Windows
+from raylm.errors import WorkError
+from raylm.progress import Measured, Progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+LOOK_EVERY_STEPS = {"cpu": 1, "cuda": 10}
+"""Steps between two looks at the loss: each makes a GPU wait; a diverged trial is noticed at the next."""
+EVALUATION_TOKENS = 8192
+"""Tokens that go through the model at a time in an evaluation, at least."""
+
+Indices = npt.NDArray[np.integer[Any]]
+OnStep = Callable[[int, int, float], None]
+"""Told (steps done, steps in all, training loss per token) at each look at the loss."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation, and the trial as it is at this moment: save it before asking for the next one."""
+
+    measured: Measured
+    diverged: bool
+    """Whether a loss was not finite; the trial ends with this evaluation."""
+    trial: Trial
+
+    def metrics(self) -> dict[str, float]:
+        """Flat and finite numbers for a tuner: a loss that is none is left out, the best one is the last good one."""
+        best, progress = self.trial.progress.best, self.trial.progress
+        named = {
+            "epoch": self.measured.epoch,
+            "step": self.measured.step,
+            "tokens_seen": self.measured.tokens_seen,
+            "train_loss": self.measured.train_loss,
+            "val_loss": self.measured.val_loss,
+            "adj_val_loss": self.measured.adj_val_loss,
+            "best_val_loss": best.val_loss if best else math.nan,
+            "best_epoch": best.epoch if best else math.nan,
+            "diverged": int(self.diverged),
+            "tokens_per_second": self.measured.tokens_seen / progress.training_seconds,
+        }
+        return {name: value for name, value in named.items() if math.isfinite(value)}
+
+    def save(self, folder: Path) -> None:
+        """Writes a checkpoint of the trial into an empty folder."""
+        trial = self.trial
+        checkpoint.save(
+            folder, trial.config, trial.model, trial.optimizer, trial.corpus.tokenizer_files, trial.progress
+        )
+
+
+@dataclass
+class Trial:
+    """A trial under way."""
+
+    config: TrialConfig
+    corpus: Corpus
+    model: PreTrainedModel
+    optimizer: torch.optim.Optimizer
+    progress: Progress
+    precision: str
+    on_step: OnStep
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        device: torch.device = next(self.model.parameters()).device
+        return device
+
+    @property
+    def training_windows(self) -> Windows:
+        """The part of the train split that is trained on."""
+        return training_windows(self.config, self.corpus)
+
+    def train(self, epoch: int, steps: range) -> bool:
+        """Optimizer steps of one epoch, both counted from 0; says whether every loss was finite.
+
+        The order of the windows follows from (seed, epoch), dropout from (seed, step).
+        """
+        windows = self.training_windows
+        order = np.random.default_rng([self.config.seed, epoch]).permutation(len(windows))
+        unread: list[tuple[Tensor, int]] = []
+        started = time.perf_counter()
+        for step in steps:
+            indices = order[step * self.config.batch_size : (step + 1) * self.config.batch_size]
+            unread.append(self._step(windows, indices, self.progress.step + len(unread)))
+            if len(unread) < LOOK_EVERY_STEPS[self.device.type] and step != steps[-1]:
+                continue
+            losses = torch.stack([nll for nll, _ in unread]).tolist()
+            self.progress.training_seconds += time.perf_counter() - started
+            started = time.perf_counter()
+            for nll, (_, tokens) in zip(losses, unread, strict=True):
+                if not math.isfinite(nll):
+                    return False
+                self.progress.add_step(nll, tokens)
+            self.on_step(self.progress.step, self.progress.total_steps, losses[-1] / unread[-1][1])
+            unread.clear()
+        return True
+
+    def _step(self, windows: Windows, indices: Indices, step: int) -> tuple[Tensor, int]:
+        """One optimizer step on one batch: its summed loss, left on the device, and its number of tokens."""
+        torch.manual_seed(int(np.random.SeedSequence([self.config.seed, step]).generate_state(1)[0]))
+        tokens = windows.token_count(indices)
+        total = torch.zeros((), device=self.device)
+        for start in range(0, len(indices), self.progress.micro_batch_size):
+            nll = self._nll(windows, indices[start : start + self.progress.micro_batch_size])
+            (nll / tokens).backward()  # type: ignore[no-untyped-call]
+            total += nll.detach()
+        if self.config.max_grad_norm > 0:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = optim.learning_rate(self.config, step, self.progress.total_steps)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return total, tokens
+
+    def validation_loss(self) -> float:
+        """Mean negative log-likelihood of the validation split's tokens, each counted once."""
+        windows = Windows(self.corpus.validation.tokens, self.config.context_length, self.corpus.end_of_text)
+        at_once = max(self.progress.micro_batch_size, EVALUATION_TOKENS // self.config.context_length)
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.model.eval()
+        with torch.no_grad():
+            for start in range(0, len(windows), at_once):
+                total += self._nll(windows, np.arange(start, min(start + at_once, len(windows))))
+        self.model.train()
+        return total.item() / len(windows.tokens)
+
+    def _nll(self, windows: Windows, indices: Indices) -> Tensor:
+        """Summed loss of these windows."""
+        inputs_BT, targets_BT = (torch.from_numpy(array).to(self.device) for array in windows.batch(indices))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            return models.summed_loss(self.model, inputs_BT, targets_BT)
+
+    def measure(self, epoch: int) -> Measured:
+        """The losses now, in an epoch counted from 0."""
+        val_loss = self.validation_loss()
+        words = self.corpus.validation.words
+        adjusted = val_loss * len(self.corpus.validation.tokens) / words
+        progress = self.progress
+        return Measured(epoch + 1, progress.step, progress.tokens_seen, progress.train_loss, val_loss, adjusted)
+
+
+def finetune(
+    config: TrialConfig,
+    corpus: Corpus,
+    source: models.ModelSource,
+    *,
+    device: str = "cpu",
+    precision: str = "float32",
+    micro_batch_size: int | None = None,
+    resume_from: Path | None = None,
+    on_step: OnStep = lambda step, total_steps, loss: None,
+) -> Iterator[Evaluation]:
+    """Fine-tunes one trial.
+
+    A resumed trial ends with the numbers of an undisturbed one, bit for bit on a CPU with a fixed number of threads.
+
+    Args:
+        corpus: the dataset in the tokens of the model.
+        source: where the model comes from.
+        device: `cpu` or `cuda`.
+        precision: `float32` or `bfloat16` (weights, loss and optimizer stay float32).
+        micro_batch_size: windows that go through the model at a time; None: the whole batch.
+        resume_from: a checkpoint of this trial to go on from.
+        on_step: told how it is going.
+
+    Yields:
+        `evals_per_epoch` evaluations per epoch; where a loss is no longer finite, one with `diverged` as the last.
+
+    Raises:
+        UserError: if the model cannot be loaded.
+        WorkError: if `resume_from` is no checkpoint of this trial.
+    """
+    steps_per_epoch = -(-len(training_windows(config, corpus)) // config.batch_size)
+    progress = Progress(steps_per_epoch * config.epochs, micro_batch_size or config.batch_size)
+    if resume_from is None:
+        model = models.load(source, vocabulary=corpus.vocabulary, dropout=config.dropout, seed=config.seed)
+    else:
+        progress = _progress_of(resume_from, config, progress.total_steps)
+        model = models.load_weights(resume_from, config.run_name)
+    model.to(device).train()
+    optimizer = optim.make(config, model)
+    if resume_from is not None:
+        checkpoint.load_optimizer(resume_from, optimizer)
+    trial = Trial(config, corpus, model, optimizer, progress, precision, on_step)
+
+    stops = _evaluation_steps(steps_per_epoch, config.evals_per_epoch)
+    while not progress.finished:
+        epoch, done = divmod(progress.step, steps_per_epoch)
+        if done == 0:
+            progress.start_epoch()
+        healthy = trial.train(epoch, range(done, next(stop for stop in stops if stop > done)))
+        measured = trial.measure(epoch) if healthy else _not_measured(epoch, progress)
+        if measured.finite:
+            progress.evaluations.append(measured)
+        yield Evaluation(measured, not measured.finite, trial)
+        if not measured.finite:
+            return
+
+
+def training_windows(config: TrialConfig, corpus: Corpus) -> Windows:
+    """The part of the train split that a trial is trained on."""
+    return Windows(corpus.train.tokens[: config.max_train_tokens], config.context_length, corpus.end_of_text)
+
+
+def _not_measured(epoch: int, progress: Progress) -> Measured:
+    return Measured(epoch + 1, progress.step, progress.tokens_seen, math.nan, math.nan, math.nan)
+
+
+def _evaluation_steps(steps_per_epoch: int, evaluations: int) -> list[int]:
+    """The steps of an epoch after which to evaluate, evenly spaced, the last one always."""
+    return sorted({-(-steps_per_epoch * number // evaluations) for number in range(1, evaluations + 1)})
+
+
+def _progress_of(folder: Path, config: TrialConfig, total_steps: int) -> Progress:
+    content = manifest.verify(folder)
+    if content is None or content["trial_id"] != config.id:
+        raise WorkError(f"{folder} is no checkpoint of trial {config.run_name}")
+    progress = Progress.from_dict(content["progress"])
+    if progress.total_steps != total_steps:
+        was, now = progress.total_steps, total_steps
+        raise WorkError(f"{folder} is of a trial of {was:,} steps, not {now:,}: its data changed since")
+    return progress
