@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from raylm.checks import SweepError
 from raylm.config import Resources, Sweep, TrialConfig
-from raylm.errors import UserError, WorkError
+from raylm.errors import SweepError, UserError, WorkError
 
 __version__ = "0.1.0"
 

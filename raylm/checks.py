@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import numbers
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from raylm.catalog import DATASETS, MODELS, positions
-from raylm.errors import UserError
+from raylm.errors import Problem, SweepError, nearest, show, unknown
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 DATASET_ID = re.compile(HUB_ID.pattern + r"(:[\w.-]+)?")
@@ -21,51 +21,6 @@ SWEEP_NAME = re.compile(r"[A-Za-z0-9](?!.*\.\.)[A-Za-z0-9._-]{0,63}")
 OPTIMIZERS = ("adafactor", "adamw")
 LR_SCHEDULES = ("linear", "cosine", "constant")
 PRECISIONS = ("auto", "float32", "bfloat16")
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One mistake: where it is and what is wrong there."""
-
-    where: str
-    what: str
-
-    def inside(self, outer: str) -> Problem:
-        """The same problem, seen from the space that holds the field."""
-        return replace(self, where=f"{outer}.{self.where}")
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.what}"
-
-
-class SweepError(UserError):
-    """Everything that is wrong with a sweep or a trial."""
-
-    def __init__(self, problems: Iterable[Problem], source: str = "this sweep") -> None:
-        self.problems = list(dict.fromkeys(problems))
-        self.source = source
-        count = "a mistake" if len(self.problems) == 1 else f"{len(self.problems)} mistakes"
-        super().__init__("\n  ".join([f"{source} has {count}:", *map(str, self.problems)]))
-
-
-def show(value: object) -> str:
-    """A value as it can stand in a message: one line, not too long, without control characters."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean X?` or nothing."""
-    close = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def unknown(name: str, known: Iterable[str], where: str = "") -> Problem:
-    """The problem of a field or option that does not exist."""
-    known = list(known)
-    hint = nearest(str(name), known) or f"; expected one of {', '.join(known)}"
-    problem = Problem(str(name), f"is not known{hint}")
-    return problem.inside(where) if where else problem
 
 
 # ---- the fields of a trial, one by one ---------------------------------------------------------------------------
@@ -100,11 +55,13 @@ CHOICES: dict[str, tuple[str, ...]] = {"optimizer": OPTIMIZERS, "lr_schedule": L
 
 def field_value(name: str, value: object) -> tuple[Any, Problem | None]:
     """The value of a trial's field in its own type, and what is wrong with it."""
+    if isinstance(value, str):
+        value = str(value)  # NumPy's strings too
     if name in CHOICES:
         return value, _choice(name, value, CHOICES[name])
     if name in ("dataset", "model"):
-        if not isinstance(value, str):
-            return value, Problem(name, f"got {show(value)}; expected a name")
+        if not isinstance(value, str) or not value.strip():
+            return value, Problem(name, f"got {show(value)}; expected a name{_sampled(value)}")
         problem = _dataset(value) if name == "dataset" else _model(value)
         return value, Problem(name, problem) if problem else None
     rule = RULES[name]
@@ -118,17 +75,22 @@ def field_value(name: str, value: object) -> tuple[Any, Problem | None]:
 
 def _typed(kind: type, value: object) -> Any:
     """The value as `kind`, NumPy's scalars included; None where it is of another kind."""
+    if (type(value).__module__, type(value).__name__) in (("numpy", "bool"), ("numpy", "bool_")):
+        value = bool(value)
     if kind is bool or isinstance(value, bool):
         return value if kind is bool and isinstance(value, bool) else None
-    if kind is int and isinstance(value, numbers.Integral):
-        return int(value)
-    if kind is float and isinstance(value, numbers.Real):
-        return float(value)
+    try:
+        if kind is int and isinstance(value, numbers.Integral):
+            return int(value)
+        if kind is float and isinstance(value, numbers.Real):
+            return float(value) + 0.0  # there is one zero
+    except OverflowError:
+        return None
     return None
 
 
 def _choice(name: str, value: object, choices: tuple[str, ...]) -> Problem | None:
-    if value in choices:
+    if isinstance(value, str) and value in choices:
         return None
     hint = nearest(value, choices) if isinstance(value, str) else ""
     return Problem(name, f"got {show(value)}; expected one of {', '.join(choices)}{hint}{_sampled(value)}")
@@ -142,11 +104,13 @@ def _sampled(value: object) -> str:
 
 
 def _dataset(name: str) -> str | None:
-    if name in DATASETS or DATASET_ID.fullmatch(name) or Path(name).is_file():
+    if name in DATASETS or _is_file(name):
         return None
-    if Path(name).is_dir():
-        missing = [f for f in ("train.txt", "validation.txt") if not Path(name, f).is_file()]
+    if _is_folder(name):
+        missing = [file for file in ("train.txt", "validation.txt") if not _is_file(name, file)]
         return f"the folder {name!r} has no {' and no '.join(missing)}" if missing else None
+    if DATASET_ID.fullmatch(name):
+        return None
     return (
         f"got {show(name)}; expected one of {', '.join(DATASETS)}, a hub id owner/name, a text file, "
         f"or a folder with train.txt and validation.txt{nearest(name, DATASETS)}"
@@ -156,9 +120,9 @@ def _dataset(name: str) -> str | None:
 def _model(name: str) -> str | None:
     if name in MODELS:
         return None
-    if Path(name, "config.json").is_file():
+    if _is_file(name, "config.json"):
         return None if _local_model_config(name) is not None else f"{name}/config.json is not a JSON object"
-    if Path(name).is_dir():
+    if _is_folder(name):
         return f"the folder {name!r} has no config.json"
     if HUB_ID.fullmatch(name):
         return None
@@ -168,6 +132,20 @@ def _model(name: str) -> str | None:
     )
 
 
+def _is_file(*parts: str) -> bool:
+    try:
+        return Path(*parts).is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
+def _is_folder(name: str) -> bool:
+    try:
+        return Path(name).is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 # ---- several fields together, the grid, the sweep's options ------------------------------------------------------
 
 
@@ -175,7 +153,7 @@ def together(point: Mapping[str, Any]) -> list[Problem]:
     """What is wrong with a combination of fields that are right one by one."""
     longest = longest_context(point["model"])
     if longest is not None and point["context_length"] > longest:
-        what = f"got {point['context_length']}; {point['model']} takes at most {longest} tokens"
+        what = f"got {show(point['context_length'])}; {point['model']} takes at most {longest} tokens"
         return [Problem("context_length", what)]
     return []
 
@@ -225,11 +203,8 @@ def sweep_options(named: Mapping[str, Any]) -> list[Problem]:
     failures = named.get("max_failures", 0)
     if _typed(int, failures) is None or not 0 <= failures <= 1000:
         problems.append(Problem("max_failures", f"got {show(failures)}; expected a whole number from 0 to 1,000"))
-    storage = named.get("storage", ".")
-    if not isinstance(storage, str) or not storage.strip():
-        problems.append(Problem("storage", f"got {show(storage)}; expected the path of a folder"))
-    elif "://" in storage:
-        problems.append(Problem("storage", f"got {show(storage)}; expected the path of a folder (no buckets yet)"))
+    if problem := storage(named.get("storage", ".")):
+        problems.append(problem)
     resources_given = named.get("resources")
     if "resources" in named and not (hasattr(resources_given, "gpus") and hasattr(resources_given, "cpus")):
         problems.append(
@@ -238,11 +213,25 @@ def sweep_options(named: Mapping[str, Any]) -> list[Problem]:
     return problems
 
 
+def storage(place: object) -> Problem | None:
+    """What is wrong with the place of the results folders."""
+    expected = "expected the path of a folder"
+    if not isinstance(place, (str, os.PathLike)) or not str(place).strip() or "\0" in str(place):
+        return Problem("storage", f"got {show(place)}; {expected}")
+    if "://" in str(place):
+        return Problem("storage", f"got {show(place)}; {expected} (no buckets yet)")
+    try:
+        Path(place).expanduser().exists()
+    except (OSError, RuntimeError) as error:
+        return Problem("storage", f"got {show(place)}; {expected}: {error}")
+    return None
+
+
 def resources(gpus: object, cpus: object) -> list[Problem]:
     """What is wrong with a request for resources. Ray gives out parts of one GPU, or whole ones."""
     problems = []
-    amount = None if gpus is None else _typed(float, gpus)
-    if gpus is not None and (amount is None or not (0 <= amount <= 1 or (math.isfinite(amount) and amount % 1 == 0))):
+    amount = 0.0 if gpus is None else _typed(float, gpus)
+    if amount is None or not (0 <= amount <= 1 or (1 < amount < math.inf and amount % 1 == 0)):
         what = f"got {show(gpus)}; expected a fraction of one GPU (0 to 1), or a whole number of GPUs"
         problems.append(Problem("resources.gpus", what))
     if (_typed(int, cpus) or 0) < 1:
@@ -260,14 +249,14 @@ def parse_overrides(texts: Iterable[str], names: Iterable[str]) -> dict[str, Any
     for text in texts:
         name, equals, given = text.partition("=")
         if not equals:
-            problems.append(Problem(f"--set {text}", "expected field=value"))
+            problems.append(Problem(text, "expected field=value"))
         elif name not in names:
-            problems.append(unknown(name, names, "--set"))
+            problems.append(unknown(name, names))
         else:
             values[name], problem = field_value(name, _parsed(RULES.get(name), given))
-            problems += [problem.inside("--set")] if problem else []
+            problems += [problem] if problem else []
     if problems:
-        raise SweepError(problems, "the command line")
+        raise SweepError([replace(p, where=f"--set {p.where}") for p in problems], "the command line")
     return values
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from raylm import checks
-from raylm.checks import Problem, SweepError
+from raylm.errors import Problem, SweepError, show, unknown
 
 MAX_TRIALS = 10_000
 """A sweep of more trials than this is taken for a slip of the pen."""
@@ -121,6 +121,8 @@ class Resources:
     def __post_init__(self) -> None:
         if problems := checks.resources(self.gpus, self.cpus):
             raise SweepError(problems)
+        object.__setattr__(self, "gpus", None if self.gpus is None else float(self.gpus))
+        object.__setattr__(self, "cpus", int(self.cpus))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +150,7 @@ class Sweep:
     def __new__(cls, **named: Any) -> Sweep:
         """Names unknown options and everything else that is wrong in one error, where Python would stop at one."""
         known = [field.name for field in fields(cls)]
-        problems = [checks.unknown(name, known) for name in named if name not in known]
+        problems = [unknown(name, known) for name in named if name not in known]
         problems += [Problem(name, "is missing") for name in ("name", "space") if name not in named]
         if named and problems:  # copying an object calls this without any
             raise SweepError(problems + _sweep_problems({n: v for n, v in named.items() if n in known}))
@@ -157,6 +159,8 @@ class Sweep:
     def __post_init__(self) -> None:
         if problems := _sweep_problems({field.name: getattr(self, field.name) for field in fields(self)}):
             raise SweepError(problems)
+        object.__setattr__(self, "max_failures", int(self.max_failures))
+        object.__setattr__(self, "storage", str(self.storage))
 
     def trials(self) -> list[TrialConfig]:
         """All trials in the order of the file, the last field of a space varying fastest, each of them once."""
@@ -197,11 +201,13 @@ def _sweep_problems(named: Mapping[str, Any]) -> list[Problem]:
         return problems
     space = named["space"]
     if not isinstance(space, (Mapping, list, tuple)) or not all(isinstance(s, Mapping) for s in _spaces(space)):
-        return [*problems, Problem("space", f"got {checks.show(space)}; expected a dict of fields, or a list of dicts")]
+        return [*problems, Problem("space", f"got {show(space)}; expected a dict of fields, or a list of dicts")]
     if not _spaces(space):
         return [*problems, Problem("space", "names nothing; expected at least one dict of fields")]
     for number, one in enumerate(_spaces(space)):
         problems += _space_problems(one, "space" if isinstance(space, Mapping) else f"space[{number}]")
+    if not problems and (size := sum(map(_grid_size, _spaces(space)))) > MAX_TRIALS:
+        problems.append(Problem("space", f"makes {size:,} trials; a sweep has at most {MAX_TRIALS:,}"))
     return problems
 
 
@@ -213,15 +219,13 @@ def _space_problems(space: Mapping[str, Any], where: str) -> list[Problem]:
     problems = []
     for name, value in space.items():
         if name not in known:
-            problems.append(checks.unknown(name, known, where))
+            problems.append(unknown(name, known).inside(where))
         elif problem := checks.grid(name, value):
             problems.append(problem.inside(where))
         else:
             found = [checks.field_value(name, one)[1] for one in _grid_values(value)]
             problems += [problem.inside(where) for problem in found if problem]
-    if not problems and (size := _grid_size(space)) > MAX_TRIALS:
-        problems.append(Problem(where, f"makes {size:,} trials; a sweep has at most {MAX_TRIALS:,}"))
-    if not problems:
+    if not problems and _grid_size(space) <= MAX_TRIALS:  # the sweep as a whole is counted in the end
         together = {p: None for point in _grid(space) for p in checks.together(_defaults() | point)}
         problems = [problem.inside(where) for problem in together]
     return problems

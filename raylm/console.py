@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -12,6 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from raylm.errors import counted
 from raylm.plan import TrialPlan
 from raylm.report import HEADINGS, cells
 from raylm.results import DONE, Results
@@ -89,7 +91,7 @@ class Screen:
     def plan(self, results: Results, plans: Sequence[TrialPlan | None]) -> None:
         """What each trial takes, and all that are still to be done together."""
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for heading in ("tokens", "steps", "PFLOPs", "GiB needed", "GiB on disk"):
+        for heading in ("tokens", "steps", "PFLOPs", "GiB at least", "GiB on disk"):
             table.add_column(heading, justify="right", no_wrap=True)
         table.add_column("status", no_wrap=True)
         table.add_column("run", overflow="fold")
@@ -101,7 +103,8 @@ class Screen:
         known = [one for one in todo if one is not None]
         tokens, steps = sum(one.tokens for one in known), sum(one.steps for one in known)
         about = "" if all(one is not None and one.exact for one in todo) else "about "
-        self.say(f"{len(results.rows)} trials, {len(todo)} to be done: {about}{tokens:,} tokens in {steps:,} steps")
+        work = f"{about}{tokens:,} tokens in {steps:,} steps"
+        self.say(f"{counted(len(results.rows), 'trial')}, {len(todo)} to be done: {work}")
         if about:
             self.say("~ about right, as known before the dataset is fetched; ? unknown until then")
 
@@ -120,22 +123,23 @@ class Lines:
 
     def __init__(self, screen: Screen) -> None:
         self._say = screen.say
-        self._last: dict[str, float] = {}
+        self._last: dict[str, tuple[float, int]] = {}  # when a line was printed of a run, at which step
 
     def started(self, run: str) -> None:
         """See `Live`."""
-        self._last[run] = time.monotonic()
+        self._last[run] = time.monotonic(), 0
         self._say(f"{run}  started")
 
     def stepped(self, run: str, step: int, total_steps: int, loss: float) -> None:
         """See `Live`."""
-        if run in self._last and time.monotonic() - self._last[run] > PLAIN_SECONDS:
-            self._last[run] = time.monotonic()
+        told, told_step = self._last.get(run, (math.inf, 0))
+        if time.monotonic() - told > PLAIN_SECONDS and step > told_step:
+            self._last[run] = time.monotonic(), step
             self._say(f"{run}  step {step:,} of {total_steps:,}, train loss {loss:.3f}")
 
     def evaluated(self, run: str, metrics: Mapping[str, Any]) -> None:
         """See `Live`."""
-        self._last[run] = time.monotonic()
+        self._last[run] = time.monotonic(), metrics["step"]
         self._say(f"{run}  {_evaluation(metrics)}")
 
     def retried(self, run: str, reason: str) -> None:
@@ -201,11 +205,11 @@ class Bars:
 
 
 def _plan_cells(plan: TrialPlan | None) -> list[str]:
-    """Tokens, steps, PFLOPs, GiB of the device for the whole batch at a time in float32, GiB of disk."""
+    """Tokens, steps, PFLOPs, GiB of the device with one window at a time in float32, GiB of disk."""
     if plan is None:
         return ["?"] * 5
     about = "" if plan.exact else "~"
-    needed = plan.device_bytes(plan.config.batch_size, "float32")
+    needed = plan.device_bytes(1, "float32")
     measures = [
         "?" if amount is None else f"{amount / unit:.{digits}f}"
         for amount, unit, digits in (

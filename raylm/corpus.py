@@ -117,7 +117,8 @@ def _joined(lines: Sequence[str]) -> Iterator[str]:
     piece: list[str] = []
     size = 0
     for number, line in enumerate(lines):
-        if size > PIECE_CHARACTERS and line:  # a piece never ends in line breaks: a run of them may be one token
+        # a piece never ends in white space: a run of it may be one token
+        if size > PIECE_CHARACTERS and not piece[-1][-1].isspace():
             yield "".join(piece)
             piece, size = [], 0
         piece.append(f"\n{line}" if number else line)

@@ -1,6 +1,10 @@
-"""The two ends of a command that went wrong: a mistake of the user (exit code 2), a failure of the work (1)."""
+"""What can go wrong, in words: mistakes of the user (exit code 2), failures of the work (exit code 1)."""
 
 from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 
 class UserError(Exception):
@@ -9,3 +13,55 @@ class UserError(Exception):
 
 class WorkError(Exception):
     """The work itself failed, although what was asked for made sense."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake: where it is and what is wrong there."""
+
+    where: str
+    what: str
+
+    def inside(self, outer: str) -> Problem:
+        """The same problem, seen from the space that holds the field."""
+        return replace(self, where=f"{outer}.{self.where}")
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}"
+
+
+class SweepError(UserError):
+    """Everything that is wrong with a sweep or a trial."""
+
+    def __init__(self, problems: Iterable[Problem], source: str = "this sweep") -> None:
+        self.problems = list(dict.fromkeys(problems))
+        self.source = source
+        head = f"{source} has {counted(len(self.problems), 'mistake')}:"
+        super().__init__("\n  ".join([head, *map(str, self.problems)]))
+
+
+def counted(number: int, what: str) -> str:
+    """`1 trial`, `1,200 trials`."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def show(value: object) -> str:
+    """A value as it can stand in a message: one line, not too long, without control characters."""
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # a whole number of more digits than Python writes
+        text = f"a {type(value).__name__} of very many digits"
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean X?` or nothing."""
+    close = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def unknown(name: str, known: Iterable[str]) -> Problem:
+    """The problem of a field or option that does not exist."""
+    known = list(known)
+    hint = nearest(str(name), known) or f"; expected one of {', '.join(known)}"
+    return Problem(str(name), f"is not known{hint}")

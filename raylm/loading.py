@@ -10,9 +10,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from raylm.checks import SweepError, nearest, parse_overrides, show
+from raylm.checks import parse_overrides
 from raylm.config import Sweep, TrialConfig
-from raylm.errors import UserError
+from raylm.errors import SweepError, UserError, nearest, show
 
 LARGEST_FILE_BYTES = 1_000_000
 
@@ -37,7 +37,11 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
 
 
 def _read(path: Path) -> str:
-    if not path.exists():
+    try:
+        there = path.exists()
+    except OSError as error:
+        raise UserError(f"there is no sweep file {path}: {error.strerror}") from None
+    if not there:
         beside = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
         raise UserError(f"there is no sweep file {path}{nearest(path.name, beside)}")
     if not path.is_file():
@@ -45,7 +49,7 @@ def _read(path: Path) -> str:
     if path.stat().st_size > LARGEST_FILE_BYTES:
         raise UserError(f"{path} has {path.stat().st_size:,} bytes; a sweep file has at most {LARGEST_FILE_BYTES:,}")
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not a Python file in UTF-8: byte {error.start} is wrong") from None
     except OSError as error:
@@ -56,30 +60,28 @@ def _run_file(path: Path, source: str) -> Mapping[str, Any]:
     """The names that the file defines. Its folder can be imported from, as with `python FILE`."""
     module = ModuleType("raylm_sweep_file")
     module.__file__ = str(path)
+    path_before = list(sys.path)
     sys.path.insert(0, str(path.parent.resolve()))
     try:
         exec(compile(source, str(path), "exec"), module.__dict__)
-    except SyntaxError as error:
-        where = f"{error.filename}:{error.lineno}"
-        raise UserError(f"{where} is not Python: {error.msg}: {(error.text or '').strip()}") from None
     except (UserError, KeyboardInterrupt):
         raise
-    except ValueError as error:
-        if "null bytes" in str(error):
-            raise UserError(f"{path} is not a Python file: it holds null bytes") from None
-        raise _raised(path, error) from None
     except BaseException as error:  # SystemExit too: a sweep file must not end the command
-        raise _raised(path, error) from None
+        raise UserError(_raised(path, error)) from None
     finally:
-        sys.path.remove(str(path.parent.resolve()))
+        sys.path[:] = path_before
     return vars(module)
 
 
-def _raised(path: Path, error: BaseException) -> UserError:
+def _raised(path: Path, error: BaseException) -> str:
     """What the file raised, at the file's own line."""
+    if "null bytes" in str(error):
+        return f"{path} is not a Python file: it holds null bytes"
+    if isinstance(error, SyntaxError) and error.filename is not None:
+        return f"{error.filename}:{error.lineno} is not Python: {error.msg}: {(error.text or '').strip()}"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
     where = f"{path}:{lines[-1]}" if lines else str(path)
-    return UserError(f"{where} raises {type(error).__name__}: {error}")
+    return f"{where} raises {type(error).__name__}: {error}"
 
 
 def _find_sweep(path: Path, names: Mapping[str, Any]) -> Sweep:

@@ -10,7 +10,7 @@ ACTIVATION_BYTES = {"float32": 120, "bfloat16": 80}
 OPTIMIZER_BYTES = {"adafactor": 0, "adamw": 8}
 """State per parameter; Adafactor's rows and columns are some ten MB even for gpt2-xl."""
 LOGITS_ROWS = 2048
-"""Positions whose logits exist at a time (`models.ROWS_AT_ONCE`, the larger one)."""
+"""Positions whose logits exist at a time (`models.TRAINING_ROWS`, the larger one)."""
 RESERVE = 0.85
 """Share of a device's memory that is planned with; the rest is the allocator's and the runtime's."""
 

@@ -6,6 +6,7 @@ B is the batch, T the context length, D the model's width, V its vocabulary, N =
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -21,8 +22,10 @@ from raylm.errors import UserError
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-ROWS_AT_ONCE = {"cpu": 256, "cuda": 2048}
-"""Positions whose logits exist at a time: what stays near a CPU's cache, what fills a GPU."""
+TRAINING_ROWS = {"cpu": 256, "cuda": 2048}
+"""Positions whose logits exist at a time in training: enough to be worth an addition to the weight's gradient."""
+EVALUATION_ROWS = {"cpu": 64, "cuda": 2048}
+"""And in evaluation: what stays in a CPU's cache, what fills a GPU."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +99,11 @@ def load(source: ModelSource, *, vocabulary: int, dropout: float | None, seed: i
 
 def load_weights(folder: Path, name: str, config: PretrainedConfig | None = None) -> PreTrainedModel:
     """A model with the weights of a folder: each tensor there, each of its shape."""
+    import transformers
     from transformers import AutoModelForCausalLM
 
+    transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()  # what it would warn of is an error here
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -106,14 +112,16 @@ def load_weights(folder: Path, name: str, config: PretrainedConfig | None = None
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
         )
     except Exception as error:  # safetensors, transformers and torch each raise their own
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"model {name}: its weights cannot be loaded: {first_line}") from error
-    for what in ("missing_keys", "mismatched_keys"):
-        if wrong := sorted(str(key) for key in report.get(what) or ()):
-            some = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
-            raise UserError(f"model {name}: its weights do not fit its config.json: {what.split('_')[0]} {some}")
+    wrong = [f"{key} is missing" for key in sorted(report["missing_keys"])]
+    wrong += [f"{key} is {tuple(is_)}, not {tuple(must)}" for key, is_, must in sorted(report["mismatched_keys"])]
+    if wrong:
+        more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise UserError(f"model {name}: its weights do not fit its config.json: {', '.join(wrong[:3])}{more}")
     return cast("PreTrainedModel", model)
 
 
@@ -179,13 +187,13 @@ def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor
     if torch.is_grad_enabled():
         return cast(Tensor, _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N))  # type: ignore[no-untyped-call]
     total = hidden_ND.new_zeros((), dtype=torch.float32)
-    for block in _blocks(hidden_ND):
+    for block in _blocks(hidden_ND, EVALUATION_ROWS):
         total += _block_loss(_logits(hidden_ND[block], weight_VD), targets_N[block])[0]
     return total
 
 
-def _blocks(hidden_ND: Tensor) -> list[slice]:
-    size = ROWS_AT_ONCE[hidden_ND.device.type]
+def _blocks(hidden_ND: Tensor, rows: Mapping[str, int]) -> list[slice]:
+    size = rows[hidden_ND.device.type]
     return [slice(start, start + size) for start in range(0, len(hidden_ND), size)]
 
 
@@ -208,7 +216,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = hidden_ND.new_zeros((), dtype=torch.float32)
         grad_hidden_ND = torch.empty_like(hidden_ND)
         grad_weight_VD = torch.zeros_like(weight_VD)
-        for block in _blocks(hidden_ND):
+        for block in _blocks(hidden_ND, TRAINING_ROWS):
             logits_NV, targets = _logits(hidden_ND[block], weight_VD), targets_N[block]
             loss, normaliser_N1 = _block_loss(logits_NV, targets)
             total += loss

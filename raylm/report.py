@@ -8,6 +8,7 @@ import os
 from typing import Any
 
 from raylm import manifest
+from raylm.errors import counted
 from raylm.results import DIVERGED, DONE, FAILED, Results, Row
 
 HEADINGS = (
@@ -92,10 +93,10 @@ def write(results: Results) -> None:
 
 def summary(results: Results) -> str:
     """How the rows stand, in a line."""
-    counted = {
+    numbers = {
         "done": results.count(DONE),
         "diverged": results.count(DIVERGED),
         "failed": results.count(FAILED),
         "to be done": sum(not row.ended for row in results.rows),
     }
-    return f"{len(results.rows)} rows: " + ", ".join(f"{n} {what}" for what, n in counted.items() if n)
+    return f"{counted(len(results.rows), 'row')}: " + ", ".join(f"{n} {what}" for what, n in numbers.items() if n)

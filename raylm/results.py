@@ -98,11 +98,17 @@ def read_record(folder: Path) -> dict[str, Any] | None:
         UserError: if it is damaged or of another version.
     """
     path = folder / SWEEP_FILE
-    if not path.exists():
-        return None
     try:
+        if not path.exists():
+            return None
         record = json.loads(path.read_text(encoding="utf-8"))
         version = record["version"]
+        if version == manifest.VERSION:
+            record = {
+                "launches": [],
+                **record,
+                "trials": [{"config": one["config"], **one} for one in record["trials"]],
+            }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is damaged ({error}); move it away and run the sweep again: no finished row is lost"
@@ -117,7 +123,13 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 def launches(folder: Path) -> list[Path]:
     """The folders of the launches, oldest first."""
-    return sorted(path for path in folder.glob("launch-*") if path.is_dir() and path.name[7:].isdigit())
+    found = [path for path in folder.glob("launch-*") if path.is_dir() and path.name[7:].isdigit()]
+    return sorted(found, key=launch_number)
+
+
+def launch_number(folder: Path) -> int:
+    """The number of a launch."""
+    return int(folder.name[7:])
 
 
 def find_rows(folder: Path, trials: Iterable[TrialConfig]) -> Results:
@@ -129,7 +141,7 @@ def checkpoints(folder: Path, config: TrialConfig) -> Iterator[SavedCheckpoint]:
     """All checkpoints of a trial, over all launches, in no order. Files are there in size, not checked in content."""
     for path in folder.glob(f"launch-*/{config.run_name}/checkpoint_*"):
         content = manifest.read(path)
-        if content is not None and content["trial_id"] == config.id:
+        if content is not None and content.get("trial_id") == config.id:
             yield SavedCheckpoint(path, Progress.from_dict(content["progress"]))
 
 

@@ -10,14 +10,14 @@ import platform
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raylm import manifest, report, results
+from raylm import checks, manifest, report, results
 from raylm.config import Sweep
 from raylm.console import Screen
-from raylm.errors import UserError, WorkError
+from raylm.errors import SweepError, UserError, WorkError, counted
 from raylm.plan import plan_trial
 from raylm.results import Results
 
@@ -77,7 +77,7 @@ def run(
     with _only_one(folder):
         repeated = sweep.points - len(found.rows)
         again = f" ({repeated} more named twice)" if repeated else ""
-        screen.say(f"sweep {sweep.name}: {len(found.rows)} trials{again}, {len(missing)} to be done")
+        screen.say(f"sweep {sweep.name}: {counted(len(found.rows), 'trial')}{again}, {len(missing)} to be done")
         with screen.working("loading torch and transformers"):
             from raylm.prepare import prepare
         prepared = prepare(missing, folder, screen)
@@ -90,7 +90,10 @@ def run(
 
 def results_folder(sweep: Sweep, storage: str | None) -> Path:
     """Where a sweep's results are."""
-    return Path(storage or sweep.storage).expanduser().resolve() / sweep.name
+    place = storage or sweep.storage
+    if problem := checks.storage(place):
+        raise SweepError([replace(problem, where="--storage")], "the command line")
+    return Path(place).expanduser().resolve() / sweep.name
 
 
 def _finish(found: Results, screen: Screen, *, interrupted: bool, retried: bool) -> Outcome:
@@ -167,7 +170,7 @@ def _launched(
         with tuner.started_ray(address, verbose) as dashboard:
             resources = tuner.resolved_resources(sweep.resources)
             screen.say(f"dashboard: {dashboard}" if dashboard else "dashboard: not running")
-            number = max((int(path.name[7:]) for path in results.launches(folder)), default=0) + 1
+            number = max(map(results.launch_number, results.launches(folder)), default=0) + 1
             _write_record(sweep, prepared, folder, number, resources)
             launch = folder / f"launch-{number:03d}"
             with screen.live(len(prepared.trials)) as live:

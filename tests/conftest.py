@@ -1,0 +1,78 @@
+"""What tests share: real text in small, the hub's stand-in where it is at hand, whole sweeps as a user starts them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import pytest
+
+HUB = Path(__file__).resolve().parents[2] / "shared" / "hub"
+
+SweepCommand = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing that a user has prepared is read or overwritten, and nothing is asked of a hub."""
+    before = os.environ.copy()
+    os.environ.update(RAYLM_CACHE=str(tmp_path_factory.mktemp("cache")), HF_HUB_OFFLINE="1")
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def small_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of some 3,000 tokens: a folder with train.txt and validation.txt, from Python's documentation."""
+    folder = tmp_path_factory.mktemp("small-text")
+    (folder / "train.txt").write_text(
+        topics["operator-summary"] + topics["integers"] + topics["lambda"] + topics["for"]
+    )
+    (folder / "validation.txt").write_text(topics["while"] + topics["break"])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def hub() -> Iterator[str]:
+    """The address of a running stand-in for the Hugging Face Hub."""
+    if not (HUB / "serve.py").exists():
+        pytest.skip("the stand-in for the Hugging Face Hub (../shared/hub) is not here")
+    command = [sys.executable, str(HUB / "serve.py"), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        yield server.stdout.readline().strip().removeprefix("HF_ENDPOINT=")
+        server.terminate()
+
+
+@pytest.fixture
+def hub_environment(hub: str, tmp_path: Path) -> dict[str, str]:
+    """The environment of a process that uses the stand-in, with empty caches."""
+    caches = {"HF_HOME": str(tmp_path / "hf"), "RAYLM_CACHE": str(tmp_path / "raylm")}
+    return {**os.environ, "HF_ENDPOINT": hub, "HF_HUB_OFFLINE": "0", **caches}
+
+
+@pytest.fixture
+def sweep_command(tmp_path: Path) -> SweepCommand:
+    """`python -m raylm.sweep FILE ...`, its results in `tmp_path / "runs"`."""
+
+    def command(file: Path, *arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            sweep_arguments(file, tmp_path / "runs", *arguments),
+            capture_output=True,
+            text=True,
+            timeout=570,
+            check=False,
+            env={**(env or os.environ), "COLUMNS": "200"},
+        )
+
+    return command
+
+
+def sweep_arguments(file: Path, storage: Path, *arguments: str) -> list[str]:
+    """The command line of a sweep."""
+    return [sys.executable, "-m", "raylm.sweep", str(file), "--storage", str(storage), *arguments]

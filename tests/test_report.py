@@ -1,0 +1,121 @@
+"""The table, as Markdown for people and as CSV for programs."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from raylm import manifest, report, results
+from raylm.config import TrialConfig
+from raylm.progress import Measured, Progress
+from raylm.results import Results
+
+DONE = TrialConfig(dataset="wikitext2", model="gpt2-xl", context_length=512, batch_size=8, seed=3, dropout=0.1)
+DIVERGED = TrialConfig(dataset="imdb", model="gpt2", context_length=256, batch_size=64, learning_rate=0.5)
+FAILED = TrialConfig(dataset="owner/name:part", model="owner/model", context_length=2048)
+GOING = TrialConfig(epochs=3)
+MISSING = TrialConfig(epochs=2)
+
+
+def save(folder: Path, config: TrialConfig, number: int, total_steps: int, *evaluations: Measured) -> None:
+    """Writes a checkpoint at the step of its last evaluation."""
+    checkpoint = folder / "launch-001" / config.run_name / f"checkpoint_{number:06d}"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "model.safetensors").write_bytes(b"weights")
+    progress = Progress(total_steps, 4, evaluations[-1].step, evaluations[-1].tokens_seen, evaluations=[*evaluations])
+    progress.first_loss, progress.training_seconds = 4.75, 12.5
+    manifest.write(checkpoint, {"trial_id": config.id, "config": config.as_dict(), "progress": progress.as_dict()})
+
+
+@pytest.fixture
+def found(tmp_path: Path) -> Results:
+    """A row of every status."""
+    folder = tmp_path / "tried"
+    first, second = Measured(1, 10, 5000, 2.6912, 2.5151, 2.8749), Measured(2, 20, 10_000, 2.4, 2.6, 2.97)
+    save(folder, DONE, 0, 20, first)
+    save(folder, DONE, 1, 20, first, second)
+    save(folder, DIVERGED, 0, 30, Measured(1, 10, 700, 9.0, 8.125, 10.006))
+    results.write_ending(folder / "launch-001", DIVERGED, results.DIVERGED, "the loss of step 17 is not finite")
+    results.write_ending(folder / "launch-001", FAILED, results.FAILED, 'RuntimeError: "out of memory", twice')
+    save(folder, GOING, 0, 30, Measured(1, 10, 700, 9.0, 7.0, 7.996))
+    trials = [{"config": config.as_dict()} for config in (DONE, DIVERGED, FAILED, GOING, MISSING)]
+    (folder / results.SWEEP_FILE).write_text(json.dumps({"version": manifest.VERSION, "trials": trials}))
+    return results.load_results(folder)
+
+
+GOLDEN = """\
+| dataset | context len | model | batch size | train loss | val loss | adj val loss | best epoch | run |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- |
+| wikitext2 | 512 | gpt2-xl | 8 | 2.69 | 2.52 | 2.87 | 1 | wikitext2-gpt2-xl-512x8-s3-1254134d29 |
+| imdb | 256 | gpt2 | 64 | 9.00 | 8.12 | 10.01 | 1 | imdb-gpt2-256x64-lr0.5-c0ad266f5f (diverged) |
+| owner/name:part | 2048 | owner/model | 8 | – | – | – | – | name-part-model-2048x8-e6c6e88a08 (failed) |
+| pydocs | 1024 | gpt2-nano | 8 | 9.00 | 7.00 | 8.00 | 1 | pydocs-gpt2-nano-1024x8-e3-3f5cd09915 (interrupted) |
+| pydocs | 1024 | gpt2-nano | 8 | – | – | – | – | pydocs-gpt2-nano-1024x8-e2-6f31e70ea9 (missing) |
+
+- imdb-gpt2-256x64-lr0.5-c0ad266f5f diverged: the loss of step 17 is not finite
+- name-part-model-2048x8-e6c6e88a08 failed: RuntimeError: "out of memory", twice
+"""
+
+
+def test_markdown_is_the_reference_table(found: Results) -> None:
+    assert report.markdown(found) == GOLDEN
+
+
+def test_markdown_without_anything_to_explain_ends_with_the_table(found: Results) -> None:
+    text = report.markdown(Results(found.folder, found.rows[:1]))
+    assert text == "".join(GOLDEN.splitlines(keepends=True)[:3])
+
+
+def test_a_bar_in_a_name_does_not_end_a_cell(found: Results) -> None:
+    odd = TrialConfig.recorded({"dataset": "a|b.txt", "model": "c|d"})
+    lines = report.markdown(results.find_rows(found.folder, [odd])).splitlines()
+    assert lines[2].startswith(r"| a\|b.txt | 1024 | c\|d | 8 |")
+
+
+COLUMNS = """
+    dataset context_length model batch_size train_loss val_loss adj_val_loss best_epoch run status reason trial_id
+    epochs optimizer learning_rate lr_schedule warmup_ratio weight_decay max_grad_norm dropout seed pretrained
+    max_train_tokens evals_per_epoch steps tokens_seen first_loss training_seconds micro_batch_size checkpoint
+"""
+
+
+def test_csv_has_every_column_in_order_and_numbers_in_full(found: Results) -> None:
+    rows = list(csv.reader(report.csv_text(found).splitlines()))
+    assert rows[0] == COLUMNS.split() and len(rows) == 6
+    done = dict(zip(rows[0], rows[1], strict=True))
+    start = ["wikitext2", "512", "gpt2-xl", "8", "2.6912", "2.5151", "2.8749", "1", DONE.run_name, "done", "", DONE.id]
+    assert rows[1][: len(start)] == start
+    fields = ("learning_rate", "dropout", "pretrained", "max_train_tokens")
+    assert [done[name] for name in fields] == ["5e-05", "0.1", "True", ""]
+    assert (done["steps"], done["tokens_seen"], done["micro_batch_size"]) == ("20", "10000", "4")
+    assert (done["first_loss"], done["training_seconds"]) == ("4.75", "12.5")
+    assert done["checkpoint"] == f"launch-001/{DONE.run_name}/checkpoint_000000"
+
+
+def test_csv_of_rows_that_are_not_done(found: Results) -> None:
+    _, diverged, failed, going, missing = csv.DictReader(report.csv_text(found).splitlines())
+    assert [row["status"] for row in (diverged, failed, going, missing)] == (
+        ["diverged", "failed", "interrupted", "missing"]
+    )
+    assert diverged["val_loss"] == "8.125" and diverged["reason"] == "the loss of step 17 is not finite"
+    assert failed["reason"] == 'RuntimeError: "out of memory", twice' and failed["dataset"] == "owner/name:part"
+    assert going["steps"] == "10" and going["val_loss"] == "7.0"
+    measures = ("train_loss", "val_loss", "adj_val_loss", "best_epoch", "steps", "first_loss", "checkpoint")
+    assert {row[name] for row in (failed, missing) for name in measures} == {""}
+
+
+def test_write_puts_both_tables_into_the_results_folder(found: Results) -> None:
+    for _ in range(2):
+        report.write(found)
+        assert (found.folder / "results.md").read_text(encoding="utf-8") == report.markdown(found)
+        assert (found.folder / "results.csv").read_text(encoding="utf-8") == report.csv_text(found)
+    names = sorted(path.name for path in found.folder.iterdir())
+    assert names == ["launch-001", "results.csv", "results.md", "sweep.json"]
+
+
+def test_summary_counts_the_rows(found: Results) -> None:
+    assert report.summary(found) == "5 rows: 1 done, 1 diverged, 1 failed, 2 to be done"
+    assert report.summary(Results(found.folder, found.rows[:2])) == "2 rows: 1 done, 1 diverged"

@@ -1,0 +1,245 @@
+"""What lies in a results folder decides what is done, what goes on and from where, and what must run again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from raylm import manifest, results
+from raylm.config import TrialConfig
+from raylm.errors import UserError
+from raylm.progress import Measured, Progress
+from raylm.results import DIVERGED, DONE, FAILED, INTERRUPTED, MISSING, Row
+
+TRIAL, OTHER = TrialConfig(seed=1), TrialConfig(seed=2)
+STEPS_PER_EPOCH = 10
+
+
+def save(folder: Path, place: str, *val_losses: float, of: int = 3, config: TrialConfig = TRIAL) -> Path:
+    """Writes the checkpoint `launch-001/0` at the end of as many epochs as there are val losses."""
+    launch, _, number = place.partition("/")
+    checkpoint = folder / launch / config.run_name / f"checkpoint_{int(number):06d}"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "model.safetensors").write_bytes(f"weights after {len(val_losses)}".encode())
+    progress = Progress(of * STEPS_PER_EPOCH, 1, step=len(val_losses) * STEPS_PER_EPOCH)
+    for epoch, loss in enumerate(val_losses, start=1):
+        progress.evaluations.append(Measured(epoch, epoch * STEPS_PER_EPOCH, 100 * epoch, loss + 1, loss, loss + 2))
+    witness = {"trial_id": config.id, "config": config.as_dict(), "progress": progress.as_dict()}
+    manifest.write(checkpoint, witness)
+    return checkpoint
+
+
+def row(folder: Path, config: TrialConfig = TRIAL) -> Row:
+    return results.find_rows(folder, [config]).rows[0]
+
+
+def places(found: Row) -> tuple[Path | None, Path | None]:
+    """The folders of the latest and of the best checkpoint."""
+    return (found.latest.folder if found.latest else None, found.best.folder if found.best else None)
+
+
+# ---- rows ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_row_that_was_never_begun(tmp_path: Path) -> None:
+    save(tmp_path, "launch-001/0", 5.0, of=1, config=OTHER)
+    found = row(tmp_path)
+    assert (found.status, found.reason, found.measured, found.ended) == (MISSING, "", None, False)
+    assert row(tmp_path / "no such folder").status == MISSING
+
+
+def test_a_row_is_done_at_its_last_step_and_shows_its_best_epoch(tmp_path: Path) -> None:
+    save(tmp_path, "launch-001/0", 5.0)
+    best = save(tmp_path, "launch-001/1", 5.0, 3.0)
+    latest = save(tmp_path, "launch-001/2", 5.0, 3.0, 4.0)
+    found = row(tmp_path)
+    assert found.status == DONE and found.ended and places(found) == (latest, best)
+    assert found.measured == Measured(2, 20, 200, 4.0, 3.0, 5.0)
+
+
+def test_the_first_of_equally_good_epochs_is_the_best(tmp_path: Path) -> None:
+    best = save(tmp_path, "launch-001/0", 3.0, of=2)
+    latest = save(tmp_path, "launch-001/1", 3.0, 3.0, of=2)
+    assert places(row(tmp_path)) == (latest, best)
+
+
+def test_a_row_is_interrupted_between_its_first_and_its_last_step(tmp_path: Path) -> None:
+    (tmp_path / "launch-001" / TRIAL.run_name).mkdir(parents=True)
+    assert row(tmp_path).status == INTERRUPTED and places(row(tmp_path)) == (None, None)
+    latest = save(tmp_path, "launch-001/0", 5.0)
+    found = row(tmp_path)
+    assert found.status == INTERRUPTED and not found.ended and places(found) == (latest, latest)
+
+
+def test_the_best_epoch_may_be_of_an_earlier_launch_than_the_latest(tmp_path: Path) -> None:
+    best = save(tmp_path, "launch-001/0", 3.0)
+    save(tmp_path, "launch-001/1", 3.0, 4.0)
+    latest = save(tmp_path, "launch-002/0", 3.0, 4.0, 5.0)
+    found = row(tmp_path)
+    assert found.status == DONE and places(found) == (latest, best)
+
+
+def test_a_best_epoch_whose_checkpoint_is_gone_keeps_its_losses(tmp_path: Path) -> None:
+    latest = save(tmp_path, "launch-001/1", 3.0, 4.0, of=2)
+    found = row(tmp_path)
+    assert places(found) == (latest, None) and found.measured is not None and found.measured.epoch == 1
+
+
+# ---- checkpoints that are none ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", manifest.NAME])
+@pytest.mark.parametrize("left", [None, 0.0, 0.01, 0.5, 0.99])
+def test_a_checkpoint_with_a_missing_or_cut_file_does_not_count(tmp_path: Path, file: str, left: float | None) -> None:
+    older = save(tmp_path, "launch-001/0", 3.0, of=2)
+    path = save(tmp_path, "launch-001/1", 3.0, 2.0, of=2) / file
+    if left is None:
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[: int(left * path.stat().st_size)])
+    assert row(tmp_path).status == INTERRUPTED and places(row(tmp_path)) == (older, older)
+    assert results.newest_verified(tmp_path, TRIAL) == older
+
+
+@pytest.mark.parametrize("content", ["[]", "null", '"text"', '{"version": 2}', '{"version": 1}', '{"files": {}}'])
+def test_a_checkpoint_with_a_strange_manifest_does_not_count(tmp_path: Path, content: str) -> None:
+    (save(tmp_path, "launch-001/0", 3.0, of=1) / manifest.NAME).write_text(content)
+    assert row(tmp_path).status == INTERRUPTED and list(results.checkpoints(tmp_path, TRIAL)) == []
+
+
+def test_a_checkpoint_of_another_trial_does_not_count(tmp_path: Path) -> None:
+    foreign = save(tmp_path, "launch-001/0", 3.0, of=1, config=OTHER)
+    foreign.parent.rename(tmp_path / "launch-001" / TRIAL.run_name)
+    assert row(tmp_path).status == INTERRUPTED and results.newest_verified(tmp_path, TRIAL) is None
+
+
+def test_a_trial_goes_on_from_the_newest_checkpoint_whose_content_verifies(tmp_path: Path) -> None:
+    oldest = save(tmp_path, "launch-001/0", 5.0)
+    older = save(tmp_path, "launch-002/0", 5.0, 4.0)
+    newest = save(tmp_path, "launch-001/7", 5.0, 4.0, 3.0)
+    for checkpoint, next_one in ((newest, older), (older, oldest), (oldest, None)):
+        assert results.newest_verified(tmp_path, TRIAL) == checkpoint
+        weights = checkpoint / "model.safetensors"
+        weights.write_bytes(b"W" + weights.read_bytes()[1:])
+        assert manifest.read(checkpoint) is not None and manifest.verify(checkpoint) is None
+        assert results.newest_verified(tmp_path, TRIAL) == next_one
+
+
+# ---- trials that ended without their last step --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [FAILED, DIVERGED])
+def test_a_row_that_failed_or_diverged_keeps_its_reason_and_its_losses(tmp_path: Path, status: str) -> None:
+    latest = save(tmp_path, "launch-001/0", 5.0)
+    results.write_ending(tmp_path / "launch-001", TRIAL, status, "out of memory, twice")
+    found = row(tmp_path)
+    assert (found.status, found.reason, found.ended) == (status, "out of memory, twice", True)
+    assert places(found) == (latest, latest) and found.measured is not None
+
+
+def test_an_ending_is_written_where_nothing_else_was(tmp_path: Path) -> None:
+    results.write_ending(tmp_path / "launch-001", TRIAL, FAILED, "no GPU")
+    found = row(tmp_path)
+    assert (found.status, found.reason, found.latest) == (FAILED, "no GPU", None)
+    assert row(tmp_path, OTHER).status == MISSING
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "null", "\0", "{}", '{"status": "failed"}']
+    + [json.dumps({"trial_id": OTHER.id, "status": "failed", "reason": "x"})]
+    + [json.dumps({"trial_id": TRIAL.id, "status": status, "reason": "x"}) for status in ("done", "missing", None)],
+)
+def test_a_damaged_or_foreign_ending_counts_as_interrupted(tmp_path: Path, content: str) -> None:
+    results.write_ending(tmp_path / "launch-001", TRIAL, FAILED, "x")
+    (tmp_path / "launch-001" / TRIAL.run_name / results.STATUS_FILE).write_text(content)
+    assert (row(tmp_path).status, row(tmp_path).reason) == (INTERRUPTED, "")
+
+
+def test_the_ending_of_the_last_launch_that_tried_counts(tmp_path: Path) -> None:
+    results.write_ending(tmp_path / "launch-001", TRIAL, FAILED, "first")
+    (tmp_path / "launch-002").mkdir()
+    assert row(tmp_path).reason == "first"
+    (tmp_path / "launch-003" / TRIAL.run_name).mkdir(parents=True)
+    assert (row(tmp_path).status, row(tmp_path).reason) == (INTERRUPTED, "")
+    results.write_ending(tmp_path / "launch-010", TRIAL, DIVERGED, "last")
+    assert (row(tmp_path).status, row(tmp_path).reason) == (DIVERGED, "last")
+
+
+def test_a_finished_checkpoint_goes_before_an_ending(tmp_path: Path) -> None:
+    save(tmp_path, "launch-001/0", 3.0, of=1)
+    results.write_ending(tmp_path / "launch-002", TRIAL, FAILED, "after all was done")
+    assert (row(tmp_path).status, row(tmp_path).reason) == (DONE, "")
+
+
+def test_launches_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for name in ("launch-1000", "launch-002", "launch-999", "launch-010", "launch-old", "launch-", "other-003"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "launch-004").write_text("no folder")
+    names = [path.name for path in results.launches(tmp_path)]
+    assert names == ["launch-002", "launch-010", "launch-999", "launch-1000"]
+
+
+# ---- the whole folder ---------------------------------------------------------------------------------------------
+
+
+def test_prune_keeps_the_best_and_the_latest_of_rows_that_ended(tmp_path: Path) -> None:
+    failed, going = TrialConfig(seed=3), TrialConfig(seed=4)
+    first = save(tmp_path, "launch-001/0", 5.0)
+    kept = [save(tmp_path, "launch-001/1", 5.0, 3.0), save(tmp_path, "launch-002/0", 5.0, 3.0, 4.0)]
+    cut = save(tmp_path, "launch-001/2", 5.0, 3.0, 4.0)
+    (cut / "model.safetensors").write_bytes(b"")
+    gone = save(tmp_path, "launch-001/0", 5.0, config=failed)
+    kept += [save(tmp_path, "launch-001/1", 5.0, 4.0, config=failed)]
+    results.write_ending(tmp_path / "launch-001", failed, FAILED, "x")
+    kept += [save(tmp_path, f"launch-001/{n}", *losses, config=going) for n, losses in enumerate([(5.0,), (5.0, 4.0)])]
+    kept += [save(tmp_path, "launch-001/0", 5.0, config=OTHER)]
+    results.prune(results.find_rows(tmp_path, [TRIAL, failed, going]))
+    assert not first.exists() and not cut.exists() and not gone.exists()
+    assert sorted(tmp_path.glob("launch-*/*/checkpoint_*")) == sorted(kept)
+    again = results.find_rows(tmp_path, [TRIAL, failed, going])
+    assert [one.status for one in again.rows] == [DONE, FAILED, INTERRUPTED]
+    assert places(again.rows[0]) == (kept[1], kept[0])
+
+
+def test_the_best_row_is_a_done_one(tmp_path: Path) -> None:
+    trials = [TrialConfig(seed=seed) for seed in range(5)]
+    save(tmp_path, "launch-001/0", 1.0, of=2, config=trials[0])
+    results.write_ending(tmp_path / "launch-001", trials[0], DIVERGED, "a loss is not finite")
+    save(tmp_path, "launch-001/0", 1.5, of=2, config=trials[1])
+    save(tmp_path, "launch-001/0", 3.0, of=1, config=trials[2])
+    assert results.find_rows(tmp_path, trials[:2]).best is None
+    save(tmp_path, "launch-001/0", 2.0, of=1, config=trials[3])
+    found = results.find_rows(tmp_path, trials)
+    assert found.best is found.rows[3]
+    assert (found.count(DONE), found.count(DIVERGED, INTERRUPTED), found.count(MISSING)) == (2, 2, 1)
+
+
+def test_a_folder_is_read_in_the_order_of_its_record(tmp_path: Path) -> None:
+    save(tmp_path, "launch-001/0", 3.0, of=1)
+    trials = [{"id": one.id, "run": one.run_name, "config": one.as_dict()} for one in (OTHER, TRIAL)]
+    (tmp_path / results.SWEEP_FILE).write_text(json.dumps({"version": manifest.VERSION, "trials": trials}))
+    found = results.load_results(str(tmp_path))
+    assert found.folder == tmp_path
+    assert [(one.config, one.status) for one in found.rows] == [(OTHER, MISSING), (TRIAL, DONE)]
+
+
+def test_a_folder_without_a_record_is_no_results_folder(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "missing"):
+        assert results.read_record(folder) is None
+        with pytest.raises(UserError, match="no results folder"):
+            results.load_results(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(text, "is damaged") for text in ("", "{", "[]", "3", "null", "\0", "{}", '{"trials": []}')]
+    + [(text, "is damaged") for text in ('{"version": 1}', '{"version": 1, "trials": [{}]}')]
+    + [(f'{{"version": {version}, "trials": []}}', f"version {version}") for version in (0, 2, 99)],
+)
+def test_a_damaged_record_or_one_of_another_version(tmp_path: Path, content: str, words: str) -> None:
+    (tmp_path / results.SWEEP_FILE).write_text(content)
+    with pytest.raises(UserError, match=words):
+        results.load_results(tmp_path)
