@@ -89,7 +89,7 @@ MODELS: dict[str, KnownModel] = {
 }
 
 DATASETS: dict[str, KnownDataset] = {
-    "pydocs": KnownDataset(None, None, 110_000, 12_000),
+    "pydocs": KnownDataset(None, None, 104_000, 9_000),
     "wikitext2": KnownDataset("Salesforce/wikitext", "wikitext-2-v1", 2_340_000, 243_600),
     "wikitext103": KnownDataset("Salesforce/wikitext", "wikitext-103-v1", 115_500_000, 243_600),
     "imdb": KnownDataset("stanfordnlp/imdb", "plain_text", 13_400_000, 1_490_000),

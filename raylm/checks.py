@@ -228,11 +228,11 @@ def storage(place: object) -> Problem | None:
 
 
 def resources(gpus: object, cpus: object) -> list[Problem]:
-    """What is wrong with a request for resources. Ray gives out parts of one GPU, or whole ones."""
+    """What is wrong with a request for resources."""
     problems = []
     amount = 0.0 if gpus is None else _typed(float, gpus)
-    if amount is None or not (0 <= amount <= 1 or (1 < amount < math.inf and amount % 1 == 0)):
-        what = f"got {show(gpus)}; expected a fraction of one GPU (0 to 1), or a whole number of GPUs"
+    if amount is None or not 0 <= amount <= 1:
+        what = f"got {show(gpus)}; expected a number from 0 to 1: a trial runs on one GPU at most"
         problems.append(Problem("resources.gpus", what))
     if (_typed(int, cpus) or 0) < 1:
         problems.append(Problem("resources.cpus", f"got {show(cpus)}; expected a whole number, at least 1"))

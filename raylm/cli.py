@@ -21,7 +21,10 @@ app = typer.Typer(
 )
 
 SweepFile = Annotated[Path, typer.Argument(metavar="FILE", help="Python file that ends in `sweep = Sweep(...)`.")]
-Storage = Annotated[str | None, typer.Option(metavar="DIR", help="Folder of the results folders.  [default: ./runs]")]
+Storage = Annotated[
+    str | None,
+    typer.Option(metavar="DIR", help="Folder of the results folders; default: the sweep's own, ./runs if it has none."),
+]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="A field for all trials; may be repeated.")
 ]
@@ -33,7 +36,9 @@ def run(
     overrides: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would run, as `raylm plan`.")] = False,
     max_concurrent: Annotated[int | None, typer.Option(min=1, help="Trials at a time, at most.")] = None,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Begin failed rows again.")] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try failed rows again, from their latest checkpoints.")
+    ] = False,
     address: Annotated[str | None, typer.Option(help="Ray cluster; default: this machine.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the table.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Ray's own messages too.")] = False,

@@ -114,9 +114,9 @@ class Resources:
     """What one trial gets of the cluster."""
 
     gpus: float | None = None
-    """GPUs per trial, also fractions of one; None: one where the cluster has any, else none."""
+    """One GPU per trial or a fraction of one, 0 for none; None: one where the cluster has any, else none."""
     cpus: int = 1
-    """CPU cores per trial; without a GPU, also its number of threads."""
+    """CPU cores per trial, and its number of threads."""
 
     def __post_init__(self) -> None:
         if problems := checks.resources(self.gpus, self.cpus):

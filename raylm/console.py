@@ -103,7 +103,7 @@ class Screen:
         known = [one for one in todo if one is not None]
         tokens, steps = sum(one.tokens for one in known), sum(one.steps for one in known)
         about = "" if all(one is not None and one.exact for one in todo) else "about "
-        work = f"{about}{tokens:,} tokens in {steps:,} steps"
+        work = f"{about}{tokens:,} tokens in {steps:,} steps" if known or not todo else "how much is not known yet"
         self.say(f"{counted(len(results.rows), 'trial')}, {len(todo)} to be done: {work}")
         if about:
             self.say("~ about right, as known before the dataset is fetched; ? unknown until then")

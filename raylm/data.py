@@ -49,10 +49,13 @@ class Corpus:
     """A dataset in the tokens of one tokenizer, and that tokenizer's files."""
 
     dataset: str
+    """As a sweep names it."""
     fingerprint: str
     """Stands for the text, its cleaning and the tokenizer."""
     train: TokenSplit
+    """What is trained on."""
     validation: TokenSplit
+    """What is evaluated on."""
     end_of_text: int
     """Token that starts a window and ends a document."""
     vocabulary: int
@@ -125,9 +128,8 @@ def prepare(
         _rules(dataset),
     ]
     fingerprint = hashlib.sha256(json.dumps(named).encode()).hexdigest()[:20]
-    folder = hub.cache_folder() / "corpora" / fingerprint
+    folder = hub.cache("corpora") / fingerprint
     if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):
             if not folder.exists():
                 say(f"tokenising {dataset} for {model}")
@@ -146,7 +148,7 @@ def known_sizes(dataset: str, model: str) -> dict[str, int] | None:
     The GPT-2 sizes share a tokenizer, so that what was prepared for one of them is known for all.
     """
     vocabulary = MODELS[model].shape.vocabulary if model in MODELS else None
-    for file in (hub.cache_folder() / "corpora").glob("*/corpus.json"):
+    for file in (hub.cache_folder() / "corpora").glob("[!.]*/corpus.json"):
         meta = json.loads(file.read_text())
         if meta["dataset"] == dataset and (meta["model"] == model or meta["vocabulary"] == vocabulary):
             return {name: value for name, value in meta.items() if isinstance(value, int)}
@@ -182,7 +184,9 @@ def _stream(spoken: PreTrainedTokenizerBase, split: corpus.Split, ending: int | 
 
 def _publish(made: Corpus, folder: Path, model: str) -> None:
     """Writes a corpus beside its place and renames it there: a folder of the cache is whole or not there."""
-    building = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".building-"))
+    for left_over in folder.parent.glob(f".{folder.name}-*"):  # of a process that died: this one has the lock
+        shutil.rmtree(left_over)
+    building = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
         for name, split in (("train", made.train), ("validation", made.validation)):
             np.save(building / f"{name}.npy", split.tokens)
@@ -208,7 +212,7 @@ def _publish(made: Corpus, folder: Path, model: str) -> None:
 def _load(folder: Path) -> Corpus:
     meta = json.loads((folder / "corpus.json").read_text())
     train, validation = (
-        TokenSplit(np.load(folder / f"{name}.npy", mmap_mode="r"), meta[f"{name}_words"])
+        TokenSplit(np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")), meta[f"{name}_words"])
         for name in ("train", "validation")
     )
     files = {path.name: path.read_bytes() for path in sorted((folder / "tokenizer").iterdir())}

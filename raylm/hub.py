@@ -29,6 +29,21 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "raylm"
 
 
+def cache(name: str) -> Path:
+    """A folder in the cache, made where it is missing.
+
+    Raises:
+        UserError: if it cannot be made.
+    """
+    folder = cache_folder() / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        what = f"the cache {folder} cannot be made: {error.strerror}"
+        raise UserError(f"{what}; choose another place with the environment variable RAYLM_CACHE") from None
+    return folder
+
+
 def current_commit(repository: str, kind: str) -> str:
     """The commit that `main` of a repository points to.
 
@@ -43,7 +58,7 @@ def current_commit(repository: str, kind: str) -> str:
     """
     from huggingface_hub import HfApi
 
-    memory = cache_folder() / "commits" / f"{kind}s--{repository.replace('/', '--')}"
+    memory = cache("commits") / f"{kind}s--{repository.replace('/', '--')}"
     try:
         info = ask(
             lambda: HfApi().repo_info(repository, repo_type=kind, timeout=TIMEOUT_SECONDS), f"{kind} {repository}"
@@ -54,7 +69,6 @@ def current_commit(repository: str, kind: str) -> str:
         log.warning("the hub cannot be reached; %s %s is taken as it was last seen", kind, repository)
         return memory.read_text().strip()
     commit = str(info.sha)
-    memory.parent.mkdir(parents=True, exist_ok=True)
     memory.write_text(commit)
     return commit
 

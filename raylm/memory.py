@@ -33,10 +33,12 @@ def micro_batch_size(
     shape: Shape, context_length: int, batch_size: int, precision: str, optimizer: str, available_bytes: float
 ) -> int:
     """Windows that go through the model at a time: as many as fit, in equal parts of the batch, at least one."""
-    room = available_bytes * RESERVE - training_bytes(shape, context_length, 0, precision, optimizer)
-    one = training_bytes(shape, context_length, 1, precision, optimizer) - training_bytes(
-        shape, context_length, 0, precision, optimizer
+    sizes = [-(-batch_size // parts) for parts in range(1, batch_size + 1)]
+    return next(
+        (
+            size
+            for size in sizes
+            if training_bytes(shape, context_length, size, precision, optimizer) <= available_bytes * RESERVE
+        ),
+        1,
     )
-    fitting = min(batch_size, max(1, int(room // one)))
-    parts = -(-batch_size // fitting)
-    return -(-batch_size // parts)

@@ -63,12 +63,12 @@ def plan(trials: Sequence[TrialConfig]) -> list[TrialPlan | None]:
 
 
 def _planned(config: TrialConfig) -> TrialPlan | None:
+    if config.dataset not in DATASETS and Path(config.dataset).exists():
+        return plan_trial(config, _about_tokens(Path(config.dataset)), exact=False)
     if sizes := data.known_sizes(config.dataset, config.model):
         return plan_trial(config, sizes["train_tokens"])
     if config.dataset in DATASETS:
         return plan_trial(config, DATASETS[config.dataset].about_train_tokens, exact=False)
-    if Path(config.dataset).exists():
-        return plan_trial(config, _about_tokens(Path(config.dataset)), exact=False)
     return None
 
 

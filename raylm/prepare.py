@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from raylm import data, models, results
+from raylm import data, models, record
 from raylm.config import TrialConfig
 from raylm.console import Screen
 from raylm.data import Corpus
@@ -23,6 +24,28 @@ class Prepared:
     """By (dataset, model)."""
     sources: Mapping[tuple[str, bool], ModelSource]
     """By (model, pretrained)."""
+
+    def data_used(self) -> list[dict[str, Any]]:
+        """What the corpora are, for the record."""
+        return [
+            {
+                "dataset": dataset,
+                "model": model,
+                "fingerprint": corpus.fingerprint,
+                "train_tokens": len(corpus.train.tokens),
+                "train_words": corpus.train.words,
+                "validation_tokens": len(corpus.validation.tokens),
+                "validation_words": corpus.validation.words,
+            }
+            for (dataset, model), corpus in self.corpora.items()
+        ]
+
+    def models_used(self) -> list[dict[str, Any]]:
+        """What the models are, for the record."""
+        return [
+            {"model": model, "pretrained": pretrained, "commit": source.commit}
+            for (model, pretrained), source in self.sources.items()
+        ]
 
 
 def prepare(trials: Sequence[TrialConfig], folder: Path, screen: Screen) -> Prepared:
@@ -47,8 +70,9 @@ def prepare(trials: Sequence[TrialConfig], folder: Path, screen: Screen) -> Prep
             with screen.working(f"preparing dataset {trial.dataset} for {trial.model}"):
                 corpora[spoken] = data.prepare(trial.dataset, sources[model].files(), trial.model)
         _check_fit(trial, sources[model], corpora[spoken])
-    _check_same_data(folder, corpora)
-    return Prepared(trials, corpora, sources)
+    prepared = Prepared(trials, corpora, sources)
+    _check_unchanged(folder, prepared)
+    return prepared
 
 
 def _check_fit(trial: TrialConfig, source: ModelSource, corpus: Corpus) -> None:
@@ -65,15 +89,22 @@ def _check_fit(trial: TrialConfig, source: ModelSource, corpus: Corpus) -> None:
         )
 
 
-def _check_same_data(folder: Path, corpora: Mapping[tuple[str, str], Corpus]) -> None:
-    """Rows on changed data must not stand beside rows on the old."""
-    record = results.read_record(folder) or {"launches": []}
-    for launch in record["launches"]:
-        for used in launch["data"]:
-            corpus = corpora.get((used["dataset"], used["model"]))
-            if corpus is not None and corpus.fingerprint != used["fingerprint"]:
-                raise UserError(
-                    f"the text or the tokenizer of {used['dataset']} with {used['model']} has changed since launch "
-                    f"{launch['number']} of this sweep: its rows could not be compared; give the sweep another name, "
-                    "or choose another place with --storage"
-                )
+def _check_unchanged(folder: Path, prepared: Prepared) -> None:
+    """Rows on changed data or weights must not stand beside rows on the old."""
+    for launch in (record.read(folder) or {"launches": []})["launches"]:
+        corpora = {(one["dataset"], one["model"]): one["fingerprint"] for one in launch["data"]}
+        models = {(one["model"], one["pretrained"]): one["commit"] for one in launch["models"]}
+        changed = [
+            f"the text or the tokenizer of {dataset} with {model}"
+            for (dataset, model), corpus in prepared.corpora.items()
+            if corpora.get((dataset, model), corpus.fingerprint) != corpus.fingerprint
+        ]
+        changed += [
+            f"the repository of {model}"
+            for (model, pretrained), source in prepared.sources.items()
+            if models.get((model, pretrained), source.commit) != source.commit
+        ]
+        if changed:
+            what = f"{' and '.join(changed)} has changed since launch {launch['number']} of this sweep"
+            advice = "give the sweep another name, or choose another place with --storage"
+            raise UserError(f"{what}: its rows could not be compared; {advice}")

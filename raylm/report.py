@@ -86,9 +86,11 @@ def csv_text(results: Results) -> str:
 
 
 def write(results: Results) -> None:
-    """Writes results.md and results.csv into the results folder."""
-    manifest.write_text(results.folder / "results.md", markdown(results))
-    manifest.write_text(results.folder / "results.csv", csv_text(results))
+    """Writes results.md and results.csv into the results folder, where they say something else than before."""
+    for name, text in (("results.md", markdown(results)), ("results.csv", csv_text(results))):
+        path = results.folder / name
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            manifest.write_text(path, text)
 
 
 def summary(results: Results) -> str:

@@ -6,18 +6,17 @@ The checkpoints' manifests are the witnesses; `status.json` tells of trials that
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from raylm import manifest
+from raylm import manifest, record
 from raylm.config import TrialConfig
 from raylm.errors import UserError
 from raylm.progress import Measured, Progress
 
-SWEEP_FILE = "sweep.json"
 STATUS_FILE = "status.json"
 
 DONE, DIVERGED, FAILED, INTERRUPTED, MISSING = "done", "diverged", "failed", "interrupted", "missing"
@@ -30,7 +29,9 @@ class SavedCheckpoint:
     """A checkpoint folder whose files are all there."""
 
     folder: Path
+    """Where it is."""
     progress: Progress
+    """How far the trial was."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,13 @@ class Row:
     """One trial as it stands in storage."""
 
     config: TrialConfig
+    """What it is."""
     status: str
+    """`done`, `diverged`, `failed`, `interrupted` or `missing`."""
     reason: str
     """Why it diverged or failed, in a line."""
     latest: SavedCheckpoint | None
+    """The checkpoint with the most steps done."""
     best: SavedCheckpoint | None
     """The checkpoint of the best epoch."""
 
@@ -61,15 +65,20 @@ class Results:
     """The rows of a sweep, in its order."""
 
     folder: Path
+    """The results folder."""
     rows: list[Row]
+    """In the order of the sweep file."""
 
     @property
-    def best(self) -> Row | None:
-        """The finished row with the lowest adjusted val loss, which alone compares across tokenizers."""
-        done = [
-            (row.measured.adj_val_loss, n) for n, row in enumerate(self.rows) if row.status == DONE and row.measured
-        ]
-        return self.rows[min(done)[1]] if done else None
+    def best(self) -> dict[str, Row]:
+        """By dataset, the finished row with the lowest adj val loss, which alone compares between tokenizers."""
+        best: dict[str, Row] = {}
+        lowest: dict[str, float] = {}
+        for row in self.rows:
+            dataset, measured = row.config.dataset, row.measured
+            if row.status == DONE and measured and measured.adj_val_loss < lowest.get(dataset, math.inf):
+                best[dataset], lowest[dataset] = row, measured.adj_val_loss
+        return best
 
     def count(self, *statuses: str) -> int:
         """How many rows have one of these statuses."""
@@ -83,42 +92,12 @@ def load_results(folder: str | Path) -> Results:
         UserError: if this is no results folder of raylm.
     """
     folder = Path(folder)
-    record = read_record(folder)
-    if record is None:
+    content = record.read(folder)
+    if content is None:
         raise UserError(
-            f"{folder} is no results folder: it has no {SWEEP_FILE}; expected STORAGE/SWEEP, as in runs/quickstart"
+            f"{folder} is no results folder: it has no {record.NAME}; expected STORAGE/SWEEP, as in runs/quickstart"
         )
-    return find_rows(folder, [TrialConfig.recorded(trial["config"]) for trial in record["trials"]])
-
-
-def read_record(folder: Path) -> dict[str, Any] | None:
-    """The sweep's record, None where there is none yet.
-
-    Raises:
-        UserError: if it is damaged or of another version.
-    """
-    path = folder / SWEEP_FILE
-    try:
-        if not path.exists():
-            return None
-        record = json.loads(path.read_text(encoding="utf-8"))
-        version = record["version"]
-        if version == manifest.VERSION:
-            record = {
-                "launches": [],
-                **record,
-                "trials": [{"config": one["config"], **one} for one in record["trials"]],
-            }
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} is damaged ({error}); move it away and run the sweep again: no finished row is lost"
-        ) from None
-    if version != manifest.VERSION:
-        raise UserError(
-            f"{path} has version {version}, this raylm reads version {manifest.VERSION}; use the raylm that made it"
-        )
-    assert isinstance(record, dict)
-    return record
+    return find_rows(folder, [TrialConfig.recorded(trial["config"]) for trial in content["trials"]])
 
 
 def launches(folder: Path) -> list[Path]:

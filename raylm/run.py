@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
-import json
 import os
 import platform
 import subprocess
@@ -14,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raylm import checks, manifest, report, results
+from raylm import checks, manifest, record, report, results
 from raylm.config import Sweep
 from raylm.console import Screen
 from raylm.errors import SweepError, UserError, WorkError, counted
@@ -32,7 +31,9 @@ class Outcome:
     """How a command ended."""
 
     results: Results
+    """The rows as they stand now."""
     interrupted: bool
+    """Whether trials are left that the same command would go on with."""
 
     @property
     def exit_code(self) -> int:
@@ -72,6 +73,9 @@ def run(
     found = results.find_rows(folder, sweep.trials())
     missing = [row.config for row in found.rows if not row.ended or (retry_failed and row.status == results.FAILED)]
     if not missing:
+        known = record.read(folder)
+        if known is not None and not record.is_of(known, sweep):
+            record.write(folder, sweep, known["launches"])
         return _finish(found, screen, interrupted=False, retried=retry_failed)
     _make_folder(folder)
     with _only_one(folder):
@@ -102,8 +106,9 @@ def _finish(found: Results, screen: Screen, *, interrupted: bool, retried: bool)
     screen.table(found)
     screen.say(report.summary(found))
     screen.say(f"results: {found.folder}/results.md, results.csv")
-    if found.best is not None and found.best.best is not None:
-        screen.say(f"best checkpoint: {found.best.best.folder}")
+    for dataset, row in found.best.items():
+        if row.best is not None:
+            screen.say(f"best checkpoint on {dataset}: {row.best.folder}")
     outcome = Outcome(found, interrupted or not all(row.ended for row in found.rows))
     if outcome.interrupted:
         screen.say("interrupted: the same command goes on from here")
@@ -139,8 +144,10 @@ def _only_one(folder: Path) -> Iterator[None]:
         raise UserError(f"{folder} is in use by {who}; wait for it, or choose another place with --storage") from None
     with lock:
         holder.write_text(f"process {os.getpid()} on {platform.node()} since {_now()}")
-        yield
-        holder.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            holder.unlink(missing_ok=True)
 
 
 def _work(prepared: Prepared) -> str:
@@ -169,9 +176,12 @@ def _launched(
     try:
         with tuner.started_ray(address, verbose) as dashboard:
             resources = tuner.resolved_resources(sweep.resources)
-            screen.say(f"dashboard: {dashboard}" if dashboard else "dashboard: not running")
+            screen.say(
+                f"dashboard: {dashboard} (its token: ray get-auth-token)" if dashboard else "dashboard: not running"
+            )
             number = max(map(results.launch_number, results.launches(folder)), default=0) + 1
-            _write_record(sweep, prepared, folder, number, resources)
+            past = (record.read(folder) or {"launches": []})["launches"]
+            record.write(folder, sweep, [*past, _launch_record(sweep, prepared, number, resources)])
             launch = folder / f"launch-{number:03d}"
             with screen.live(len(prepared.trials)) as live:
                 return tuner.launch(sweep, prepared, launch, resources, max_concurrent, live)
@@ -180,16 +190,9 @@ def _launched(
         raise
 
 
-def _write_record(
-    sweep: Sweep,
-    prepared: Prepared,
-    folder: Path,
-    number: int,
-    resources: Mapping[str, float],
-) -> None:
-    """Adds a launch to sweep.json, before anything of it runs."""
-    before = results.read_record(folder) or {"launches": []}
-    launch = {
+def _launch_record(sweep: Sweep, prepared: Prepared, number: int, resources: Mapping[str, float]) -> dict[str, Any]:
+    """What a launch runs with: all that its numbers could depend on besides the trials' configs."""
+    return {
         "number": number,
         "started": _now(),
         "versions": {name: importlib.metadata.version(name) for name in RECORDED_VERSIONS},
@@ -198,27 +201,9 @@ def _write_record(
         "hardware": {"machine": platform.machine(), "system": platform.platform(), "cpus": os.cpu_count()},
         "precision": sweep.precision,
         "resources_per_trial": dict(resources),
-        "data": [
-            {
-                "dataset": dataset,
-                "model": model,
-                "fingerprint": corpus.fingerprint,
-                "train_tokens": len(corpus.train.tokens),
-                "train_words": corpus.train.words,
-                "validation_tokens": len(corpus.validation.tokens),
-                "validation_words": corpus.validation.words,
-            }
-            for (dataset, model), corpus in prepared.corpora.items()
-        ],
+        "models": prepared.models_used(),
+        "data": prepared.data_used(),
     }
-    trials = [{"id": trial.id, "run": trial.run_name, "config": trial.as_dict()} for trial in sweep.trials()]
-    content: dict[str, Any] = {
-        "version": manifest.VERSION,
-        "name": sweep.name,
-        "trials": trials,
-        "launches": [*before["launches"], launch],
-    }
-    manifest.write_text(folder / results.SWEEP_FILE, json.dumps(content, indent=2))
 
 
 def _git_commit() -> str | None:

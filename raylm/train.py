@@ -41,9 +41,11 @@ class Evaluation:
     """One evaluation, and the trial as it is at this moment: save it before asking for the next one."""
 
     measured: Measured
+    """The losses."""
     diverged: bool
     """Whether a loss was not finite; the trial ends with this evaluation."""
     trial: Trial
+    """Model, optimizer and progress."""
 
     def metrics(self) -> dict[str, float]:
         """Flat and finite numbers for a tuner: a loss that is none is left out, the best one is the last good one."""

@@ -31,6 +31,8 @@ WORKER_ENVIRONMENT = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "TOKENIZERS_PARALLELISM": "false",
 }
+PENDING_TRIALS = 100
+"""Trials that wait for resources at a time; with Tune's own number for a searcher, 1, they start one after another."""
 SECONDS_BETWEEN_LOOKS = 0.5
 
 
@@ -103,12 +105,14 @@ def _config(trial: Trial) -> TrialConfig:
 
 
 def _reason(trial: Trial) -> str:
-    """What a trial failed of, in a line."""
-    error: Any = trial.get_pickled_error()
-    cause = getattr(error, "cause", None) or error
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    text = lines[0] if lines else ""
-    return f"{type(cause).__name__}: {text}"[:500]
+    """What a trial failed of the last time, in a line, from the file in which Tune notes it at once."""
+    path = Path(trial.error_file or "")
+    noted = path.read_text(encoding="utf-8").rsplit("Failure #", 1)[-1] if path.is_file() else ""
+    lines = [line.strip() for line in noted.splitlines()[1:] if line.strip()]
+    if not lines:
+        return "for a reason that Ray does not tell"
+    raised = any(line.startswith("Traceback") for line in lines)
+    return (lines[-1] if raised else lines[0])[:500]
 
 
 @contextlib.contextmanager
@@ -118,6 +122,7 @@ def started_ray(address: str | None, verbose: bool) -> Iterator[str | None]:
     Raises:
         UserError: if the cluster cannot be reached.
     """
+    address = address or os.environ.get("RAY_ADDRESS") or None
     logging.getLogger("ray.tune").setLevel(logging.INFO if verbose else logging.CRITICAL)
     os.environ.update({name: os.environ.get(name, value) for name, value in WORKER_ENVIRONMENT.items()})
     here = address in (None, "local")
@@ -174,6 +179,7 @@ def launch(
     Raises:
         WorkError: if Tune itself gives up.
     """
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(min(len(prepared.trials), PENDING_TRIALS))
     board = ray.remote(num_cpus=0)(Board).remote()
     job = Job(
         sweep_folder=str(folder.parent),

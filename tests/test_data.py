@@ -102,3 +102,21 @@ def test_bad_local_text_is_named(tmp_path: Path, content: bytes, words: list[str
     with pytest.raises(UserError) as caught:
         data.prepare(str(file), None, "gpt2-nano")
     assert all(word in str(caught.value) for word in [str(file), *words])
+
+
+def test_a_cache_that_cannot_be_made_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("RAYLM_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(UserError, match=r"cache .*file.cache.* cannot be made.*RAYLM_CACHE"):
+        data.prepare("pydocs", None, "gpt2-nano")
+
+
+def test_what_a_killed_process_left_half_made_is_cleared_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYLM_CACHE", str(tmp_path))
+    made = data.prepare("pydocs", None, "gpt2-nano")
+    folder = tmp_path / "corpora" / made.fingerprint
+    left_over = folder.with_name(f".{folder.name}-abc")
+    folder.rename(left_over)
+    assert data.known_sizes("pydocs", "gpt2-nano") is None
+    data.prepare("pydocs", None, "gpt2-nano")
+    assert not left_over.exists()

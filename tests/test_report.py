@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from raylm import manifest, report, results
+from raylm import manifest, record, report, results
 from raylm.config import TrialConfig
 from raylm.progress import Measured, Progress
 from raylm.results import Results
@@ -42,7 +42,7 @@ def found(tmp_path: Path) -> Results:
     results.write_ending(folder / "launch-001", FAILED, results.FAILED, 'RuntimeError: "out of memory", twice')
     save(folder, GOING, 0, 30, Measured(1, 10, 700, 9.0, 7.0, 7.996))
     trials = [{"config": config.as_dict()} for config in (DONE, DIVERGED, FAILED, GOING, MISSING)]
-    (folder / results.SWEEP_FILE).write_text(json.dumps({"version": manifest.VERSION, "trials": trials}))
+    (folder / record.NAME).write_text(json.dumps({"version": manifest.VERSION, "trials": trials}))
     return results.load_results(folder)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from raylm import manifest, results
+from raylm import manifest, record, results
 from raylm.config import TrialConfig
 from raylm.errors import UserError
 from raylm.progress import Measured, Progress
@@ -210,17 +210,17 @@ def test_the_best_row_is_a_done_one(tmp_path: Path) -> None:
     results.write_ending(tmp_path / "launch-001", trials[0], DIVERGED, "a loss is not finite")
     save(tmp_path, "launch-001/0", 1.5, of=2, config=trials[1])
     save(tmp_path, "launch-001/0", 3.0, of=1, config=trials[2])
-    assert results.find_rows(tmp_path, trials[:2]).best is None
+    assert results.find_rows(tmp_path, trials[:2]).best == {}
     save(tmp_path, "launch-001/0", 2.0, of=1, config=trials[3])
     found = results.find_rows(tmp_path, trials)
-    assert found.best is found.rows[3]
+    assert found.best == {TRIAL.dataset: found.rows[3]}
     assert (found.count(DONE), found.count(DIVERGED, INTERRUPTED), found.count(MISSING)) == (2, 2, 1)
 
 
 def test_a_folder_is_read_in_the_order_of_its_record(tmp_path: Path) -> None:
     save(tmp_path, "launch-001/0", 3.0, of=1)
     trials = [{"id": one.id, "run": one.run_name, "config": one.as_dict()} for one in (OTHER, TRIAL)]
-    (tmp_path / results.SWEEP_FILE).write_text(json.dumps({"version": manifest.VERSION, "trials": trials}))
+    (tmp_path / record.NAME).write_text(json.dumps({"version": manifest.VERSION, "trials": trials}))
     found = results.load_results(str(tmp_path))
     assert found.folder == tmp_path
     assert [(one.config, one.status) for one in found.rows] == [(OTHER, MISSING), (TRIAL, DONE)]
@@ -228,7 +228,7 @@ def test_a_folder_is_read_in_the_order_of_its_record(tmp_path: Path) -> None:
 
 def test_a_folder_without_a_record_is_no_results_folder(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "missing"):
-        assert results.read_record(folder) is None
+        assert record.read(folder) is None
         with pytest.raises(UserError, match="no results folder"):
             results.load_results(folder)
 
@@ -240,6 +240,6 @@ def test_a_folder_without_a_record_is_no_results_folder(tmp_path: Path) -> None:
     + [(f'{{"version": {version}, "trials": []}}', f"version {version}") for version in (0, 2, 99)],
 )
 def test_a_damaged_record_or_one_of_another_version(tmp_path: Path, content: str, words: str) -> None:
-    (tmp_path / results.SWEEP_FILE).write_text(content)
+    (tmp_path / record.NAME).write_text(content)
     with pytest.raises(UserError, match=words):
         results.load_results(tmp_path)
