@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
+import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -179,6 +181,5 @@ def _explained(error: Exception, what: str) -> UserError:
 
 
 def _no_connection(error: BaseException) -> bool:
-    import httpx
-
-    return isinstance(error, (ConnectionError, TimeoutError, httpx.TransportError))
+    """What the operating system says beneath any HTTP client: refused, reset, timed out, no such host, no TLS."""
+    return isinstance(error, (ConnectionError, TimeoutError, socket.gaierror, ssl.SSLError))

@@ -94,7 +94,11 @@ def load(source: ModelSource, *, vocabulary: int, dropout: float | None, seed: i
     if source.weights and folder is not None:
         return load_weights(folder, source.name, config)
     torch.manual_seed(seed)
-    return cast("PreTrainedModel", AutoModelForCausalLM.from_config(config, dtype=torch.float32))
+    try:
+        return cast("PreTrainedModel", AutoModelForCausalLM.from_config(config, dtype=torch.float32))
+    except ValueError as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise UserError(f"model {source.name}: is no causal language model: {first_line}") from error
 
 
 def load_weights(folder: Path, name: str, config: PretrainedConfig | None = None) -> PreTrainedModel:

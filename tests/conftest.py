@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -37,16 +38,23 @@ def small_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def hub() -> Iterator[str]:
-    """The address of a running stand-in for the Hugging Face Hub."""
+@contextlib.contextmanager
+def served_hub(*options: str) -> Iterator[str]:
+    """The address of a stand-in for the Hugging Face Hub, while it runs."""
     if not (HUB / "serve.py").exists():
         pytest.skip("the stand-in for the Hugging Face Hub (../shared/hub) is not here")
-    command = [sys.executable, str(HUB / "serve.py"), "--port", "0"]
+    command = [sys.executable, str(HUB / "serve.py"), "--port", "0", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         yield server.stdout.readline().strip().removeprefix("HF_ENDPOINT=")
         server.terminate()
+
+
+@pytest.fixture(scope="session")
+def hub() -> Iterator[str]:
+    """The address of a stand-in that all tests share."""
+    with served_hub() as address:
+        yield address
 
 
 @pytest.fixture

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 from pydoc_data.topics import topics
 
 import pytest
+from conftest import served_hub
 
 from raylm import corpus, tokenizer
 from raylm.corpus import detokenize_wikitext
@@ -85,6 +88,25 @@ def test_real_corpora_have_the_reference_tables_ratio(hub_environment: dict[str,
     assert 1.27 < tokens / words < 1.30  # of the stand-in's 7,500 reviews; 1.284 to 1.291 on all of them
 
 
+SAY_WHY = """
+import sys
+from raylm import data
+from raylm.errors import UserError
+try:
+    data.prepare(sys.argv[1], None, "gpt2-nano")
+except UserError as error:
+    print(error)
+"""
+
+
+def reason(dataset: str, environment: dict[str, str]) -> str:
+    """Why a dataset cannot be had, in a line."""
+    command = [sys.executable, "-c", SAY_WHY, dataset]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, timeout=60)
+    assert len(done.stdout.splitlines()) == 1
+    return done.stdout
+
+
 @pytest.mark.parametrize(
     ("dataset", "words"),
     [
@@ -97,10 +119,24 @@ def test_real_corpora_have_the_reference_tables_ratio(hub_environment: dict[str,
 def test_what_the_hub_does_not_have_is_said_in_a_line(
     hub_environment: dict[str, str], dataset: str, words: list[str]
 ) -> None:
-    code = "import sys\nfrom raylm import data\nfrom raylm.errors import UserError\n" + (
-        "try:\n    data.prepare(sys.argv[1], None, 'gpt2-nano')\nexcept UserError as error:\n    print(error)"
-    )
-    command = [sys.executable, "-c", code, dataset]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=hub_environment)
-    assert len(done.stdout.splitlines()) == 1
-    assert all(word in done.stdout for word in words), done.stdout
+    said = reason(dataset, hub_environment)
+    assert all(word in said for word in words), said
+
+
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9", "http://no-such-host.invalid"])
+def test_a_hub_that_cannot_be_reached_is_said_in_a_line(tmp_path: Path, endpoint: str) -> None:
+    places = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hf"), "RAYLM_CACHE": str(tmp_path / "raylm")}
+    said = reason("imdb", {**os.environ, "HF_HUB_OFFLINE": "0", **places})
+    assert f"{endpoint} cannot be reached (no connection)" in said
+    assert "HF_HUB_OFFLINE is set" in reason("imdb", {**os.environ, **places, "HF_HUB_OFFLINE": "1"})
+
+
+@pytest.mark.slow
+def test_a_hub_that_is_often_busy_is_asked_again(tmp_path: Path) -> None:
+    with served_hub("--fail", "0.3") as endpoint:
+        places = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hf"), "RAYLM_CACHE": str(tmp_path / "raylm")}
+        command = [sys.executable, "-c", PREPARE, "wikitext2"]
+        env = {**os.environ, "HF_HUB_OFFLINE": "0", **places}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["wikitext2"][1] == 217_646

@@ -105,6 +105,25 @@ def test_weights_are_loaded_as_they_are(gpt2_folder: Path) -> None:
     assert all(torch.equal(loaded[name], tensor) for name, tensor in stored.items())
 
 
+def test_weights_named_as_on_the_hub_are_all_found(gpt2_folder: Path) -> None:
+    """The hub's gpt2 has its names without `transformer.`, its causal masks as tensors, and no tied head."""
+    tensors = {
+        name.removeprefix("transformer."): value for name, value in load_file(gpt2_folder / "model.safetensors").items()
+    }
+    tensors.pop("lm_head.weight", None)
+    masks = {f"h.{layer}.attn.bias": torch.ones(1, 1, 64, 64).tril() for layer in range(2)}
+    save_file({**tensors, **masks}, gpt2_folder / "model.safetensors", metadata={"format": "pt"})
+    loaded = load(gpt2_folder)
+    assert torch.equal(loaded.transformer.h[1].mlp.c_fc.weight, tensors["h.1.mlp.c_fc.weight"])
+    assert loaded.lm_head.weight.data_ptr() == loaded.transformer.wte.weight.data_ptr()
+
+
+def test_a_model_that_is_no_causal_one_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5", "vocab_size": 300}))
+    with pytest.raises(UserError, match="no causal language model"):
+        models.load(models.locate(str(tmp_path), pretrained=False), vocabulary=300, dropout=None, seed=0)
+
+
 def damage_missing(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     del tensors["transformer.h.1.mlp.c_fc.weight"]
