@@ -198,6 +198,12 @@ def sweep_options(named: Mapping[str, Any]) -> list[Problem]:
     if "name" in named and not (isinstance(named["name"], str) and SWEEP_NAME.fullmatch(named["name"])):
         expected = "a folder's name of at most 64 letters, digits, '.', '_', '-', the first a letter or digit, no '..'"
         problems.append(Problem("name", f"got {show(named['name'])}; expected {expected}"))
+    if (seeds := named.get("seeds")) is not None:
+        if not isinstance(seeds, (list, tuple, range)) or not seeds or len(set(map(repr, seeds))) != len(seeds):
+            what = f"got {show(seeds)}; expected different whole numbers, as in (0, 1, 2)"
+            problems.append(Problem("seeds", what))
+        else:
+            problems += [replace(p, where="seeds") for seed in seeds if (p := field_value("seed", seed)[1])]
     if "precision" in named and (problem := _choice("precision", named["precision"], PRECISIONS)):
         problems.append(problem)
     failures = named.get("max_failures", 0)

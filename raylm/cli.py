@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -87,23 +87,30 @@ def plan(file: SweepFile, storage: Storage = None, overrides: Overrides = None) 
 
 def report(
     results_folder: Annotated[Path, typer.Argument(metavar="RESULTS", help="A results folder, as runs/quickstart.")],
-    form: Annotated[str, typer.Option("--format", help="table, markdown or csv.")] = "table",
+    form: Annotated[str, typer.Option("--format", help="table, markdown, latex or csv.")] = "table",
+    reference: Annotated[
+        Path | None, typer.Option(metavar="CSV", help="Table to compare with; default: the 21 rows that raylm ships.")
+    ] = None,
 ) -> None:
-    """Show the table of a results folder, finished or not."""
+    """Show the table of a results folder, finished or not, beside the reference where that has the row.
+
+    raylm report runs/imdb-grid --format latex
+    """
     with _exit_codes():
         from raylm import report as reporting
         from raylm.console import Screen
+        from raylm.reference import load_reference
         from raylm.results import load_results
 
-        forms: dict[str, Callable[[], None]] = {
-            "table": lambda: Screen().table(found),
-            "markdown": lambda: print(reporting.markdown(found), end=""),
-            "csv": lambda: print(reporting.csv_text(found), end=""),
-        }
-        if form not in forms:
-            raise UserError(f"--format: got {form!r}; expected one of {', '.join(forms)}")
+        texts = {"markdown": reporting.markdown, "latex": reporting.latex, "csv": reporting.csv_text}
+        if form not in ("table", *texts):
+            raise UserError(f"--format: got {form!r}; expected one of table, {', '.join(texts)}")
+        known = load_reference(reference)
         found = load_results(results_folder)
-        forms[form]()
+        if form == "table":
+            Screen().table(found, known)
+        else:
+            print(texts[form](found, known), end="")
 
 
 def _version(asked: bool) -> None:

@@ -137,6 +137,8 @@ class Sweep:
     """Names the results folder: letters, digits, `.`, `_`, `-`."""
     space: Mapping[str, Any] | Sequence[Mapping[str, Any]]
     """Fields of `TrialConfig`, each a value or `tune.grid_search([...])`. A list of spaces is their union."""
+    seeds: Sequence[int] | None = None
+    """Each row once with each of these seeds; the table shows their mean and its 95 % interval."""
     resources: Resources = Resources()
     """What one trial gets of the cluster."""
     precision: str = "auto"
@@ -164,17 +166,20 @@ class Sweep:
 
     def trials(self) -> list[TrialConfig]:
         """All trials in the order of the file, the last field of a space varying fastest, each of them once."""
-        configs = [TrialConfig(**point) for space in _spaces(self.space) for point in _grid(space)]
+        seeds: list[dict[str, Any]] = [{"seed": seed} for seed in self.seeds] if self.seeds is not None else [{}]
+        points = [point for space in _spaces(self.space) for point in _grid(space)]
+        configs = [TrialConfig(**point, **seed) for point in points for seed in seeds]
         return list({config.id: config for config in configs}.values())
 
     @property
     def points(self) -> int:
         """How many rows the spaces name, repetitions counted."""
-        return sum(_grid_size(space) for space in _spaces(self.space))
+        return _size(self.space, self.seeds)
 
     def override(self, values: Mapping[str, Any]) -> Sweep:
         """This sweep with some fields set for all of its trials, whatever its spaces say of them."""
-        return dataclasses.replace(self, space=[{**space, **values} for space in _spaces(self.space)])
+        seeds = None if "seed" in values else self.seeds
+        return dataclasses.replace(self, space=[{**space, **values} for space in _spaces(self.space)], seeds=seeds)
 
 
 def _spaces(space: Any) -> Sequence[Mapping[str, Any]]:
@@ -188,6 +193,10 @@ def _grid_values(value: Any) -> list[Any]:
 
 def _grid_size(space: Mapping[str, Any]) -> int:
     return math.prod(len(_grid_values(value)) for value in space.values())
+
+
+def _size(space: Any, seeds: Sequence[int] | None) -> int:
+    return sum(map(_grid_size, _spaces(space))) * (1 if seeds is None else len(seeds))
 
 
 def _grid(space: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -206,7 +215,10 @@ def _sweep_problems(named: Mapping[str, Any]) -> list[Problem]:
         return [*problems, Problem("space", "names nothing; expected at least one dict of fields")]
     for number, one in enumerate(_spaces(space)):
         problems += _space_problems(one, "space" if isinstance(space, Mapping) else f"space[{number}]")
-    if not problems and (size := sum(map(_grid_size, _spaces(space)))) > MAX_TRIALS:
+    seeds = named.get("seeds")
+    if seeds is not None and any("seed" in one for one in _spaces(space)):
+        problems.append(Problem("seeds", "and a seed in the space; expected one of them"))
+    if not problems and (size := _size(space, seeds)) > MAX_TRIALS:
         problems.append(Problem("space", f"makes {size:,} trials; a sweep has at most {MAX_TRIALS:,}"))
     return problems
 

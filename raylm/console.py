@@ -15,8 +15,9 @@ from rich.table import Table
 
 from raylm.errors import counted
 from raylm.plan import TrialPlan
-from raylm.report import HEADINGS, cells
+from raylm.reference import Reference
 from raylm.results import DONE, Results
+from raylm.table import build
 
 PLAIN_WIDTH = 250
 """Characters of a line where there is no terminal: a table in a file is never cut."""
@@ -73,20 +74,19 @@ class Screen:
             self.say(text)
             yield
 
-    def table(self, results: Results) -> None:
-        """The rows, in the reference table's columns."""
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for heading in HEADINGS:
+    def table(self, results: Results, reference: Reference | None = None) -> None:
+        """The rows, in the reference table's columns; with a reference, its values and the differences beside."""
+        made = build(results, reference)
+        view = Table(box=None, pad_edge=False, header_style="bold")
+        for heading in made.headings:
             right = heading not in ("dataset", "model", "run")
-            last = heading == HEADINGS[-1]  # gives way on a narrow terminal, so that the numbers stay
-            table.add_column(heading, justify="right" if right else "left", no_wrap=not last, overflow="fold")
-        for row in results.rows:
-            table.add_row(*map(escape, cells(row)), style=None if row.status == DONE else "dim")
-        self.console.print(table, soft_wrap=False)
-        if not self.quiet:
-            for row in results.rows:
-                if row.reason:
-                    self.say(f"{row.config.run_name} {row.status}: {row.reason}")
+            last = heading == "run"  # gives way on a narrow terminal, so that the numbers stay
+            view.add_column(heading, justify="right" if right else "left", no_wrap=not last, overflow="fold")
+        for cells in made.lines:
+            view.add_row(*map(escape, cells))
+        self.console.print(view, soft_wrap=False)
+        for note in made.notes:
+            self.say(note)
 
     def plan(self, results: Results, plans: Sequence[TrialPlan | None]) -> None:
         """What each trial takes, and all that are still to be done together."""

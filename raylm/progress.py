@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 CURVE_POINTS = 100
 """Points of the training-loss curve that is kept of a trial."""
+
+
+NOISE_WIDTHS = 4.0
+"""Standard errors by which the loss must rise to be called going up."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,21 @@ class Progress:
     def train_loss(self) -> float:
         """Mean training loss per token over the epoch so far."""
         return self.epoch_nll / self.epoch_tokens
+
+    @property
+    def going_up(self) -> bool:
+        """Whether the training loss at the end is higher than its minimum by more than noise.
+
+        Both are means of a tenth of the curve; the noise of a point follows from the differences between neighbours.
+        """
+        losses = [loss for _, loss in self.curve]
+        span = len(losses) // 10
+        if span < 3:
+            return False
+        means = [statistics.fmean(losses[end - span : end]) for end in range(span, len(losses) + 1)]
+        steps = [one - other for one, other in itertools.pairwise(losses)]
+        noise = math.sqrt(statistics.fmean(step * step for step in steps) / 2)  # of a point, its trend taken out
+        return means[-1] - min(means) > NOISE_WIDTHS * noise * math.sqrt(2 / span)
 
     def start_epoch(self) -> None:
         """Begins the mean of a new epoch."""

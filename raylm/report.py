@@ -1,51 +1,58 @@
-"""Rows to tables: Markdown for people, CSV for programs. No torch, no Ray."""
+"""Tables as text: Markdown and LaTeX for people, CSV for programs. No torch, no Ray."""
 
 from __future__ import annotations
 
 import csv
 import io
 import os
+from collections.abc import Sequence
 from typing import Any
 
-from raylm import manifest
+from raylm import manifest, table
 from raylm.errors import counted
+from raylm.reference import LOSSES, Reference, load_reference
 from raylm.results import DIVERGED, DONE, FAILED, Results, Row
 
-HEADINGS = (
-    "dataset",
-    "context len",
-    "model",
-    "batch size",
-    "train loss",
-    "val loss",
-    "adj val loss",
-    "best epoch",
-    "run",
-)
-"""The columns of the reference table."""
+
+def markdown(results: Results, reference: Reference | None = None) -> str:
+    """The table, and below it what there is to say of its rows."""
+    made = table.build(results, reference)
+    lines = [made.headings, ["---"] * len(made.headings), *made.lines]
+    text = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines]
+    notes = [f"- {note}" for note in made.notes]
+    return "\n".join([*text, *(["", *notes] if notes else []), ""])
 
 
-def cells(row: Row) -> list[str]:
-    """A row as the table shows it: losses to two decimals, as the reference; a dash for what there is not."""
-    config, measured = row.config, row.measured
-    losses = ["–"] * 3 + ["–"]
-    if measured is not None:
-        losses = [f"{loss:.2f}" for loss in (measured.train_loss, measured.val_loss, measured.adj_val_loss)]
-        losses.append(str(measured.epoch))
-    run = config.run_name if row.status == DONE else f"{config.run_name} ({row.status})"
-    return [config.dataset, str(config.context_length), config.model, str(config.batch_size), *losses, run]
+LATEX = {
+    "\\": r"\textbackslash{}",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "–": "--",
+    "±": r"$\pm$",
+}
 
 
-def markdown(results: Results) -> str:
-    """The table, and below it why rows have failed or diverged."""
-    lines = [" | ".join(HEADINGS), " | ".join("---" for _ in HEADINGS)]
-    lines += [" | ".join(cell.replace("|", "\\|") for cell in cells(row)) for row in results.rows]
-    table = "\n".join(f"| {line} |" for line in lines)
-    notes = [f"- {row.config.run_name} {row.status}: {row.reason}" for row in results.rows if row.reason]
-    return "\n".join([table, *(["", *notes] if notes else []), ""])
+def latex(results: Results, reference: Reference | None = None) -> str:
+    """The table for a paper: booktabs, a rule between datasets, notes as comments."""
+    made = table.build(results, reference)
+
+    def line(cells: Sequence[str]) -> str:
+        return " & ".join("".join(LATEX.get(character, character) for character in cell) for cell in cells) + r" \\"
+
+    columns = "".join("l" if name in ("dataset", "model", "run") else "r" for name in made.headings)
+    text = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", line(made.headings)]
+    dataset = None
+    for cells in made.lines:
+        if cells[0] != dataset:
+            text.append(r"\midrule")
+        dataset = cells[0]
+        text.append(line(cells))
+    text += [r"\bottomrule", r"\end{tabular}", *(f"% {note}" for note in made.notes)]
+    return "\n".join([*text, ""])
 
 
-def record(row: Row, results: Results) -> dict[str, Any]:
+def record(row: Row, results: Results, reference: Reference | None = None) -> dict[str, Any]:
     """All that is known of a row, by column of results.csv; empty for what there is not."""
     config, measured = row.config, row.measured
     progress = row.latest.progress if row.latest else None
@@ -71,13 +78,16 @@ def record(row: Row, results: Results) -> dict[str, Any]:
         "training_seconds": progress.training_seconds if progress else None,
         "micro_batch_size": progress.micro_batch_size if progress else None,
         "checkpoint": os.path.relpath(row.best.folder, results.folder) if row.best else None,
+        "going_up": progress.going_up if progress else None,
     }
+    beside = reference.row(config) if reference else None
+    named |= {f"reference_{name}": getattr(beside, name, None) for name in LOSSES}
     return {name: "" if value is None else value for name, value in named.items()}
 
 
-def csv_text(results: Results) -> str:
-    """The rows as CSV, numbers in full."""
-    records = [record(row, results) for row in results.rows]
+def csv_text(results: Results, reference: Reference | None = None) -> str:
+    """The rows as CSV, one for each trial, numbers in full."""
+    records = [record(row, results, reference) for row in table.ordered(results)]
     out = io.StringIO()
     writer = csv.DictWriter(out, fieldnames=list(records[0]), lineterminator="\n")
     writer.writeheader()
@@ -87,7 +97,8 @@ def csv_text(results: Results) -> str:
 
 def write(results: Results) -> None:
     """Writes results.md and results.csv into the results folder, where they say something else than before."""
-    for name, text in (("results.md", markdown(results)), ("results.csv", csv_text(results))):
+    known = load_reference()
+    for name, text in (("results.md", markdown(results, known)), ("results.csv", csv_text(results, known))):
         path = results.folder / name
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             manifest.write_text(path, text)

@@ -116,7 +116,7 @@ def test_a_bad_sweep_file(folder: Path, light: dict[str, str], name: str, start:
         (["report", "."], ["no results folder", "sweep.json"]),
         (["report", "good.py"], ["no results folder"]),
         (["report", "x" * 300], ["x" * 300]),
-        (["report", ".", "--format", "html"], ["--format", "'html'", "table, markdown, csv"]),
+        (["report", ".", "--format", "html"], ["--format", "'html'", "table, markdown, latex, csv"]),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else None,
 )
@@ -158,7 +158,7 @@ RUN_FLAGS = "--storage --set --dry-run --max-concurrent --retry-failed --address
         ([*RAYLM, "run"], RUN_FLAGS),
         (MODULE, RUN_FLAGS),
         ([*RAYLM, "plan"], "--storage --set --help"),
-        ([*RAYLM, "report"], "--format --help"),
+        ([*RAYLM, "report"], "--format --reference --help"),
     ],
     ids=["raylm", "run", "module", "plan", "report"],
 )

@@ -11,6 +11,7 @@ import pytest
 from raylm import manifest, record, report, results
 from raylm.config import TrialConfig
 from raylm.progress import Measured, Progress
+from raylm.reference import load_reference
 from raylm.results import Results
 
 DONE = TrialConfig(dataset="wikitext2", model="gpt2-xl", context_length=512, batch_size=8, seed=3, dropout=0.1)
@@ -79,6 +80,7 @@ COLUMNS = """
     dataset context_length model batch_size train_loss val_loss adj_val_loss best_epoch run status reason trial_id
     epochs optimizer learning_rate lr_schedule warmup_ratio weight_decay max_grad_norm dropout seed pretrained
     max_train_tokens evals_per_epoch steps tokens_seen first_loss training_seconds micro_batch_size checkpoint
+    going_up reference_train_loss reference_val_loss reference_adj_val_loss
 """
 
 
@@ -110,8 +112,9 @@ def test_csv_of_rows_that_are_not_done(found: Results) -> None:
 def test_write_puts_both_tables_into_the_results_folder(found: Results) -> None:
     for _ in range(2):
         report.write(found)
-        assert (found.folder / "results.md").read_text(encoding="utf-8") == report.markdown(found)
-        assert (found.folder / "results.csv").read_text(encoding="utf-8") == report.csv_text(found)
+        known = load_reference()
+        assert (found.folder / "results.md").read_text(encoding="utf-8") == report.markdown(found, known)
+        assert (found.folder / "results.csv").read_text(encoding="utf-8") == report.csv_text(found, known)
     names = sorted(path.name for path in found.folder.iterdir())
     assert names == ["launch-001", "results.csv", "results.md", "sweep.json"]
 
@@ -119,3 +122,16 @@ def test_write_puts_both_tables_into_the_results_folder(found: Results) -> None:
 def test_summary_counts_the_rows(found: Results) -> None:
     assert report.summary(found) == "5 rows: 1 done, 1 diverged, 1 failed, 2 to be done"
     assert report.summary(Results(found.folder, found.rows[:2])) == "2 rows: 1 done, 1 diverged"
+
+
+def test_latex_is_a_booktabs_table_with_everything_escaped(found: Results) -> None:
+    odd = TrialConfig.recorded({"dataset": "50%_of_a&b.txt", "model": "c\\d"})
+    rows = [*found.rows[:2], *results.find_rows(found.folder, [odd]).rows]
+    lines = report.latex(Results(found.folder, rows)).splitlines()
+    assert lines[0] == r"\begin{tabular}{lrlrrrrrl}"
+    assert [line for line in lines if line.startswith("\\") and "tabular" not in line] == (
+        [r"\toprule", r"\midrule", r"\midrule", r"\midrule", r"\bottomrule"]
+    )
+    assert r"wikitext2 & 512 & gpt2-xl & 8 & 2.69 & 2.52 & 2.87 & 1 & wikitext2-gpt2-xl-512x8-s3-1254134d29 \\" in lines
+    assert any(line.startswith(r"50\%\_of\_a\&b.txt & 1024 & c\textbackslash{}d & 8 & -- &") for line in lines)
+    assert lines[-1] == "% imdb-gpt2-256x64-lr0.5-c0ad266f5f diverged: the loss of step 17 is not finite"

@@ -21,7 +21,7 @@ SWEEPS = ROOT / "sweeps"
 
 LOWEST_TO_HIGHEST = """
     errors catalog progress manifest memory checks config __init__ loading
-    hub tokenizer corpus data plan record results report console
+    hub tokenizer corpus data plan record results reference table report console
     optim models checkpoint train prepare trainable tuner run cli sweep
 """
 ORDER = LOWEST_TO_HIGHEST.split()
