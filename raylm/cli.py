@@ -1,4 +1,4 @@
-"""The verbs: `raylm run`, `raylm plan`, `raylm report`. All the rest of the package raises; this ends in exit codes."""
+"""The verbs: `raylm run`, `plan`, `report`, `evaluate`. All the rest of the package raises; this ends in exit codes."""
 
 from __future__ import annotations
 
@@ -113,6 +113,33 @@ def report(
             print(texts[form](found, known), end="")
 
 
+def evaluate(
+    results_folder: Annotated[Path, typer.Argument(metavar="RESULTS", help="A results folder, as runs/quickstart.")],
+    context_lengths: Annotated[str, typer.Option(metavar="N,N,...", help="Tokens, as 256,512,1024.")],
+) -> None:
+    """Evaluate each best checkpoint at other context lengths, and add the columns to the table.
+
+    raylm evaluate runs/quickstart --context-lengths 64,128,256
+    """
+    with _exit_codes():
+        from raylm import report as reporting
+        from raylm.console import Screen
+        from raylm.reference import load_reference
+        from raylm.results import load_results
+
+        lengths = [int(text) if text.strip().isdecimal() else 0 for text in context_lengths.split(",")]
+        if min(lengths) < 2:
+            raise UserError(f"--context-lengths: got {context_lengths!r}; expected tokens, at least 2, as in 256,512")
+        screen, found = Screen(), load_results(results_folder)
+        with screen.working("loading torch and transformers"):
+            from raylm.evaluate import evaluate as evaluated
+        for one in evaluated(found, lengths):
+            screen.say(f"{one.config.run_name}  at {one.context_length}: val loss {one.val_loss:.3f}")
+        found = load_results(results_folder)
+        reporting.write(found)
+        screen.table(found, load_reference())
+
+
 def _version(asked: bool) -> None:
     if asked:
         print(f"raylm {__version__}")
@@ -126,7 +153,7 @@ def _options(
     """Ray Tune sweeps that fine-tune GPT-2 and end in one table."""
 
 
-for command in (run, plan, report):
+for command in (run, plan, report, evaluate):
     app.command()(command)
 
 

@@ -137,6 +137,12 @@ def prepare(
     return _load(folder)
 
 
+def cached(fingerprint: str) -> Corpus | None:
+    """The corpus with a fingerprint, if it was prepared on this machine before."""
+    folder = hub.cache_folder() / "corpora" / fingerprint
+    return _load(folder) if folder.exists() else None
+
+
 def _rules(dataset: str) -> str:
     """What sets apart datasets of one source: `imdb` and `stanfordnlp/imdb` are split otherwise."""
     return dataset if dataset in DATASETS else "general"

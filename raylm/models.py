@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from raylm import hub
-from raylm.catalog import MODELS, NANO, Shape
+from raylm.catalog import MODELS, NANO, Shape, positions
 from raylm.data import IGNORED
 from raylm.errors import UserError
 
@@ -77,6 +77,11 @@ def shape(source: ModelSource) -> Shape | None:
     """The shape behind a model's costs; None where its config.json does not tell it."""
     files = source.files()
     return MODELS[NANO].shape if files is None else Shape.of(json.loads((files / "config.json").read_text()))
+
+
+def longest_context(model: PreTrainedModel) -> int | None:
+    """The longest context that a model takes, in tokens, if its configuration tells."""
+    return positions(model.config.to_dict())
 
 
 def load(source: ModelSource, *, vocabulary: int, dropout: float | None, seed: int) -> PreTrainedModel:

@@ -80,6 +80,8 @@ def record(row: Row, results: Results, reference: Reference | None = None) -> di
         "checkpoint": os.path.relpath(row.best.folder, results.folder) if row.best else None,
         "going_up": progress.going_up if progress else None,
     }
+    lengths = sorted({length for one in results.rows for length in one.elsewhere})
+    named |= {f"val_loss_at_{length}": row.elsewhere.get(length) for length in lengths}
     beside = reference.row(config) if reference else None
     named |= {f"reference_{name}": getattr(beside, name, None) for name in LOSSES}
     return {name: "" if value is None else value for name, value in named.items()}

@@ -9,8 +9,9 @@ import json
 import math
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from raylm import manifest, record
 from raylm.config import TrialConfig
@@ -18,6 +19,7 @@ from raylm.errors import UserError
 from raylm.progress import Measured, Progress
 
 STATUS_FILE = "status.json"
+ELSEWHERE_FILE = "other-context-lengths.json"
 
 DONE, DIVERGED, FAILED, INTERRUPTED, MISSING = "done", "diverged", "failed", "interrupted", "missing"
 """What a row can be: trained to its last step; a loss was not finite; gave an error until its retries were used up;
@@ -32,6 +34,8 @@ class SavedCheckpoint:
     """Where it is."""
     progress: Progress
     """How far the trial was."""
+    weights: str = ""
+    """Stands for its weights."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ class Row:
     """The checkpoint with the most steps done."""
     best: SavedCheckpoint | None
     """The checkpoint of the best epoch."""
+    elsewhere: Mapping[int, float] = field(default_factory=dict)
+    """Val loss of the best checkpoint at other context lengths, by their tokens, where `raylm evaluate` was run."""
 
     @property
     def measured(self) -> Measured | None:
@@ -113,7 +119,8 @@ def launch_number(folder: Path) -> int:
 
 def find_rows(folder: Path, trials: Iterable[TrialConfig]) -> Results:
     """How these trials stand."""
-    return Results(folder, [_row(folder, config) for config in trials])
+    elsewhere = read_elsewhere(folder)
+    return Results(folder, [_row(folder, config, elsewhere) for config in trials])
 
 
 def checkpoints(folder: Path, config: TrialConfig) -> Iterator[SavedCheckpoint]:
@@ -121,7 +128,22 @@ def checkpoints(folder: Path, config: TrialConfig) -> Iterator[SavedCheckpoint]:
     for path in folder.glob(f"launch-*/{config.run_name}/checkpoint_*"):
         content = manifest.read(path)
         if content is not None and content.get("trial_id") == config.id:
-            yield SavedCheckpoint(path, Progress.from_dict(content["progress"]))
+            yield SavedCheckpoint(path, Progress.from_dict(content["progress"]), _weights(content))
+
+
+def _weights(content: Mapping[str, Any]) -> str:
+    """What stands for a checkpoint's weights: the hashes of the files of its model."""
+    files = {name: file["sha256"] for name, file in content["files"].items() if name.startswith("model")}
+    return "-".join(files[name] for name in sorted(files) if name.endswith(".safetensors"))
+
+
+def read_elsewhere(folder: Path) -> dict[str, dict[int, float]]:
+    """Val losses at other context lengths, by what stands for the weights and by length; empty where there are none."""
+    try:
+        content = json.loads((folder / ELSEWHERE_FILE).read_text(encoding="utf-8"))
+        return {weights: {int(length): float(loss) for length, loss in one.items()} for weights, one in content.items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
 
 
 def newest_verified(folder: Path, config: TrialConfig) -> Path | None:
@@ -130,14 +152,14 @@ def newest_verified(folder: Path, config: TrialConfig) -> Path | None:
     return next((saved.folder for saved in newest_first if manifest.verify(saved.folder)), None)
 
 
-def _row(folder: Path, config: TrialConfig) -> Row:
+def _row(folder: Path, config: TrialConfig, elsewhere: Mapping[str, Mapping[int, float]]) -> Row:
     saved = list(checkpoints(folder, config))
     latest = max(saved, key=lambda one: one.progress.step, default=None)
     best = None
     if latest is not None and latest.progress.best is not None:
         best = next((one for one in saved if one.progress.step == latest.progress.best.step), None)
     if latest is not None and latest.progress.finished:
-        return Row(config, DONE, "", latest, best)
+        return Row(config, DONE, "", latest, best, elsewhere.get(best.weights, {}) if best else {})
     tried = [launch / config.run_name for launch in launches(folder) if (launch / config.run_name).is_dir()]
     ending = _ending(tried[-1], config) if tried else {}
     default = INTERRUPTED if tried else MISSING

@@ -96,12 +96,14 @@ def build(results: Results, reference: Reference | None = None) -> Table:
     headings = list(HEADINGS[:4])
     for name in HEADINGS[4:7]:
         headings += [name, "ref", "diff"] if compared else [name]
+    lengths = sorted({length for line in all_lines for row in line.rows for length in row.elsewhere})
+    headings += [f"val at {length}" for length in lengths]
     headings += [HEADINGS[7], *(["n"] if seeds else []), HEADINGS[8]]
-    cells = [_cells(line, row, compared, seeds) for line, row in zip(all_lines, beside, strict=True)]
+    cells = [_cells(line, row, compared, lengths, seeds) for line, row in zip(all_lines, beside, strict=True)]
     return Table(tuple(headings), cells, _notes(all_lines, reference if compared else None, beside))
 
 
-def _cells(line: Line, beside: ReferenceRow | None, compared: bool, seeds: bool) -> list[str]:
+def _cells(line: Line, beside: ReferenceRow | None, compared: bool, lengths: Sequence[int], seeds: bool) -> list[str]:
     config = line.rows[0].config
     cells = [config.dataset, str(config.context_length), config.model, str(config.batch_size)]
     for number, name in enumerate(("train_loss", "val_loss", "adj_val_loss")):
@@ -111,6 +113,9 @@ def _cells(line: Line, beside: ReferenceRow | None, compared: bool, seeds: bool)
         if compared:
             cells.append(f"{beside.losses[number]:.2f}" if beside else NOTHING)
             cells.append(f"{statistics.fmean(values) - beside.losses[number]:+.2f}" if beside and values else NOTHING)
+    for length in lengths:
+        own = [measured.val_loss for measured in line.measured] if length == config.context_length else []
+        cells.append(with_interval(own or [row.elsewhere[length] for row in line.rows if length in row.elsewhere]))
     epochs = sorted({measured.epoch for measured in line.measured})
     cells.append(", ".join(map(str, epochs)) or NOTHING)
     return [*cells, *([str(len(line.measured))] if seeds else []), _run(line)]

@@ -137,27 +137,13 @@ class Trial:
         self.optimizer.zero_grad(set_to_none=True)
         return total, tokens
 
-    def validation_loss(self) -> float:
-        """Mean negative log-likelihood of the validation split's tokens, each counted once."""
-        windows = Windows(self.corpus.validation.tokens, self.config.context_length, self.corpus.end_of_text)
-        at_once = max(self.progress.micro_batch_size, EVALUATION_TOKENS // self.config.context_length)
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
-        self.model.eval()
-        with torch.no_grad():
-            for start in range(0, len(windows), at_once):
-                total += self._nll(windows, np.arange(start, min(start + at_once, len(windows))))
-        self.model.train()
-        return total.item() / len(windows.tokens)
-
     def _nll(self, windows: Windows, indices: Indices) -> Tensor:
-        """Summed loss of these windows."""
-        inputs_BT, targets_BT = (torch.from_numpy(array).to(self.device) for array in windows.batch(indices))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            return models.summed_loss(self.model, inputs_BT, targets_BT)
+        return _nll(self.model, windows, indices, self.precision)
 
     def measure(self, epoch: int) -> Measured:
         """The losses now, in an epoch counted from 0."""
-        val_loss = self.validation_loss()
+        length, micro_batch_size = self.config.context_length, self.progress.micro_batch_size
+        val_loss = validation_loss(self.model, self.corpus, length, micro_batch_size, self.precision)
         words = self.corpus.validation.words
         adjusted = val_loss * len(self.corpus.validation.tokens) / words
         progress = self.progress
@@ -220,6 +206,37 @@ def finetune(
         yield Evaluation(measured, not measured.finite, trial)
         if not measured.finite:
             return
+
+
+def validation_loss(
+    model: PreTrainedModel, corpus: Corpus, context_length: int, micro_batch_size: int, precision: str
+) -> float:
+    """Mean negative log-likelihood of the validation split's tokens, each counted once, in windows of this length."""
+    windows = Windows(corpus.validation.tokens, context_length, corpus.end_of_text)
+    at_once = max(micro_batch_size, EVALUATION_TOKENS // context_length)
+    total = torch.zeros((), dtype=torch.float64, device=next(model.parameters()).device)
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        for start in range(0, len(windows), at_once):
+            total += _nll(model, windows, np.arange(start, min(start + at_once, len(windows))), precision)
+    model.train(was_training)
+    return total.item() / len(windows.tokens)
+
+
+def resolved_precision(asked: str, device: str) -> str:
+    """The precision that `auto` means on a device: bfloat16 on GPUs that have it, else float32."""
+    if asked != "auto":
+        return asked
+    return "bfloat16" if device == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+
+
+def _nll(model: PreTrainedModel, windows: Windows, indices: Indices, precision: str) -> Tensor:
+    """Summed loss of these windows."""
+    device = next(model.parameters()).device
+    inputs_BT, targets_BT = (torch.from_numpy(array).to(device) for array in windows.batch(indices))
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        return models.summed_loss(model, inputs_BT, targets_BT)
 
 
 def training_windows(config: TrialConfig, corpus: Corpus) -> Windows:

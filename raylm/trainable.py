@@ -20,7 +20,7 @@ from raylm import memory, models, results
 from raylm.config import TrialConfig
 from raylm.data import Corpus
 from raylm.errors import UserError
-from raylm.train import OnStep, finetune
+from raylm.train import OnStep, finetune, resolved_precision
 
 SECONDS_BETWEEN_STEPS_TOLD = 0.5
 
@@ -65,7 +65,7 @@ def train_gpt2(config: dict[str, Any], job: Job) -> None:
     torch.set_num_threads(job.cpus)
     corpus: Corpus = ray.get(job.corpora[trial.dataset, trial.model])
     source = job.sources[trial.model, trial.pretrained]
-    precision = _precision(job.precision, device)
+    precision = resolved_precision(job.precision, device)
     try:
         evaluations = finetune(
             trial,
@@ -90,12 +90,6 @@ def train_gpt2(config: dict[str, Any], job: Job) -> None:
         gc.collect()
         if device == "cuda":
             torch.cuda.empty_cache()
-
-
-def _precision(asked: str, device: str) -> str:
-    if asked != "auto":
-        return asked
-    return "bfloat16" if device == "cuda" and torch.cuda.is_bf16_supported() else "float32"
 
 
 def _micro_batch_size(trial: TrialConfig, source: models.ModelSource, job: Job, precision: str) -> int:

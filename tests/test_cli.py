@@ -116,6 +116,9 @@ def test_a_bad_sweep_file(folder: Path, light: dict[str, str], name: str, start:
         (["report", "."], ["no results folder", "sweep.json"]),
         (["report", "good.py"], ["no results folder"]),
         (["report", "x" * 300], ["x" * 300]),
+        (["evaluate", ".", "--context-lengths", "64"], ["no results folder"]),
+        (["evaluate", ".", "--context-lengths", "64,x"], ["--context-lengths", "'64,x'", "256,512"]),
+        (["report", ".", "--reference", "no.csv"], ["--reference no.csv cannot be read"]),
         (["report", ".", "--format", "html"], ["--format", "'html'", "table, markdown, latex, csv"]),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else None,
@@ -159,8 +162,9 @@ RUN_FLAGS = "--storage --set --dry-run --max-concurrent --retry-failed --address
         (MODULE, RUN_FLAGS),
         ([*RAYLM, "plan"], "--storage --set --help"),
         ([*RAYLM, "report"], "--format --reference --help"),
+        ([*RAYLM, "evaluate"], "--context-lengths --help"),
     ],
-    ids=["raylm", "run", "module", "plan", "report"],
+    ids=["raylm", "run", "module", "plan", "report", "evaluate"],
 )
 def test_help_names_every_flag_and_no_other(folder: Path, light: dict[str, str], start: list[str], flags: str) -> None:
     done = command([*start, "--help"], light)

@@ -22,7 +22,7 @@ SWEEPS = ROOT / "sweeps"
 LOWEST_TO_HIGHEST = """
     errors catalog progress manifest memory checks config __init__ loading
     hub tokenizer corpus data plan record results reference table report console
-    optim models checkpoint train prepare trainable tuner run cli sweep
+    optim models checkpoint train evaluate prepare trainable tuner run cli sweep
 """
 ORDER = LOWEST_TO_HIGHEST.split()
 """A module imports only from those before it. `__init__` stands for the package's own names."""
