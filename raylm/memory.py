@@ -11,12 +11,14 @@ OPTIMIZER_BYTES = {"adafactor": 0, "adamw": 8}
 """State per parameter; Adafactor's rows and columns are some ten MB even for gpt2-xl."""
 LOGITS_ROWS = 2048
 """Positions whose logits exist at a time (`models.TRAINING_ROWS`, the larger one)."""
+RUNTIME_BYTES = 600 * 2**20
+"""A process with torch and transformers, before any model: resident memory on a CPU, the context's on a GPU."""
 RESERVE = 0.85
 """Share of a device's memory that is planned with; the rest is the allocator's and the runtime's."""
 
 
 def training_bytes(shape: Shape, context_length: int, micro_batch_size: int, precision: str, optimizer: str) -> int:
-    """Peak bytes of a training step: weights, gradients, optimizer, activations, head.
+    """Peak bytes of a training step: the runtime, weights, gradients, optimizer, activations, head.
 
     Args:
         precision: `float32` or `bfloat16`; the weights are float32 in both.
@@ -26,7 +28,7 @@ def training_bytes(shape: Shape, context_length: int, micro_batch_size: int, pre
     tokens = context_length * micro_batch_size
     activations = tokens * shape.layers * shape.width * ACTIVATION_BYTES[precision] + tokens * shape.width * 16
     logits = 3 * 4 * min(tokens, LOGITS_ROWS) * shape.vocabulary
-    return weights + activations + logits + 2 * head  # the head's own gradient, the optimizer's update
+    return RUNTIME_BYTES + weights + activations + logits + 2 * head  # the head's own gradient, the optimizer's update
 
 
 def micro_batch_size(
