@@ -25,7 +25,7 @@ from raylm.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FORMAT = "1"
+FORMAT = "2"
 """Changes whenever the files of the cache mean something else."""
 IGNORED = -100
 """A target that counts for nothing: what fills the last, shorter window of a split."""
@@ -50,6 +50,8 @@ class Corpus:
 
     dataset: str
     """As a sweep names it."""
+    revision: str
+    """The commit of the hub's repository, or a hash of the local text."""
     fingerprint: str
     """Stands for the text, its cleaning and the tokenizer."""
     train: TokenSplit
@@ -61,6 +63,10 @@ class Corpus:
     vocabulary: int
     """Number of different tokens."""
     tokenizer_files: dict[str, bytes]
+
+    def splits(self) -> list[tuple[str, TokenSplit]]:
+        """Both splits by their names."""
+        return [("train", self.train), ("validation", self.validation)]
 
 
 @dataclass(frozen=True)
@@ -175,7 +181,7 @@ def _tokenise(source: corpus.Source, loaded: PreTrainedTokenizerBase | None, fin
         if len(stream.tokens) == 0:
             raise UserError(f"dataset {source.name}: its {name} split has no text")
     files = tokenizer.files(spoken)
-    return Corpus(source.name, fingerprint, streams[0], streams[1], end_of_text, vocabulary, files)
+    return Corpus(source.name, source.identity, fingerprint, streams[0], streams[1], end_of_text, vocabulary, files)
 
 
 def _stream(spoken: PreTrainedTokenizerBase, split: corpus.Split, ending: int | None, kind: npt.DTypeLike) -> Tokens:
@@ -194,13 +200,14 @@ def _publish(made: Corpus, folder: Path, model: str) -> None:
         shutil.rmtree(left_over)
     building = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
-        for name, split in (("train", made.train), ("validation", made.validation)):
+        for name, split in made.splits():
             np.save(building / f"{name}.npy", split.tokens)
         (building / "tokenizer").mkdir()
         for file, content in made.tokenizer_files.items():
             (building / "tokenizer" / file).write_bytes(content)
         meta = {
             "dataset": made.dataset,
+            "revision": made.revision,
             "model": model,
             "train_tokens": len(made.train.tokens),
             "train_words": made.train.words,
@@ -222,4 +229,13 @@ def _load(folder: Path) -> Corpus:
         for name in ("train", "validation")
     )
     files = {path.name: path.read_bytes() for path in sorted((folder / "tokenizer").iterdir())}
-    return Corpus(meta["dataset"], folder.name, train, validation, meta["end_of_text"], meta["vocabulary"], files)
+    return Corpus(
+        meta["dataset"],
+        meta["revision"],
+        folder.name,
+        train,
+        validation,
+        meta["end_of_text"],
+        meta["vocabulary"],
+        files,
+    )

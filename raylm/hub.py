@@ -154,6 +154,7 @@ def _explained(error: Exception, what: str) -> UserError:
     from datasets.exceptions import DatasetNotFoundError
     from huggingface_hub import constants
     from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
+    from pyarrow.lib import ArrowInvalid
 
     if isinstance(error, UserError):
         return error
@@ -177,6 +178,9 @@ def _explained(error: Exception, what: str) -> UserError:
             f"{what}: {hub} answers {status}, {len(RETRY_AFTER_SECONDS) + 1} times in a row; try again later"
         )
     first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if any(isinstance(one, ArrowInvalid) for one in kinds):
+        advice = f"delete it from {constants.HF_HUB_CACHE} to fetch it again"
+        return UserError(f"{what}: a file of it is damaged or cut off ({first_line}); {advice}")
     return UserError(f"{what}: cannot be loaded: {first_line}")
 
 

@@ -31,6 +31,7 @@ class Prepared:
             {
                 "dataset": dataset,
                 "model": model,
+                "revision": corpus.revision,
                 "fingerprint": corpus.fingerprint,
                 "train_tokens": len(corpus.train.tokens),
                 "train_words": corpus.train.words,

@@ -85,6 +85,9 @@ def run(
         with screen.working("loading torch and transformers"):
             from raylm.prepare import prepare
         prepared = prepare(missing, folder, screen)
+        for (dataset, model), corpus in prepared.corpora.items():
+            sizes = [f"{name} {len(s.tokens):,} tokens, {s.words:,} words" for name, s in corpus.splits()]
+            screen.say(f"{dataset} in {model}'s tokens: {'; '.join(sizes)}")
         screen.say(_work(prepared))
         complete = _launched(sweep, prepared, folder, max_concurrent, address, screen, verbose)
         found = results.find_rows(folder, sweep.trials())

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from pydoc_data.topics import topics
 
 import pytest
-from conftest import served_hub
+from conftest import HUB, served_hub
 
 from raylm import corpus, tokenizer
 from raylm.corpus import detokenize_wikitext
@@ -121,6 +122,22 @@ def test_what_the_hub_does_not_have_is_said_in_a_line(
 ) -> None:
     said = reason(dataset, hub_environment)
     assert all(word in said for word in words), said
+
+
+def test_a_truncated_file_of_the_hub_is_said_in_a_line(tmp_path: Path) -> None:
+    if not HUB.exists():
+        pytest.skip("the stand-in for the Hugging Face Hub (../shared/hub) is not here")
+    there = tmp_path / "root" / "datasets" / "stanfordnlp" / "imdb"
+    shutil.copytree(HUB / "datasets" / "stanfordnlp" / "imdb", there)
+    (file,) = there.rglob("train-*.parquet")
+    content = file.read_bytes()
+    file.chmod(0o644)
+    file.write_bytes(content[: len(content) // 2])
+    with served_hub("--root", str(tmp_path / "root")) as endpoint:
+        places = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hf"), "RAYLM_CACHE": str(tmp_path / "raylm")}
+        said = reason("imdb", {**os.environ, "HF_HUB_OFFLINE": "0", **places})
+    assert "dataset imdb: a file of it is damaged or cut off" in said
+    assert "delete it from" in said
 
 
 @pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9", "http://no-such-host.invalid"])
