@@ -58,7 +58,7 @@ def measure(
             pretrained=False,
             context_length=context_length,
             batch_size=batch_size,
-            learning_rate=1e-4,
+            learning_rate=2e-5,
             warmup_ratio=0.0,
             max_train_tokens=steps * batch_size * (context_length - 1),
         )

@@ -87,7 +87,7 @@ def plan(file: SweepFile, storage: Storage = None, overrides: Overrides = None) 
 
 def report(
     results_folder: Annotated[Path, typer.Argument(metavar="RESULTS", help="A results folder, as runs/quickstart.")],
-    form: Annotated[str, typer.Option("--format", help="table, markdown, latex or csv.")] = "table",
+    form: Annotated[str, typer.Option("--format", help="table, markdown, latex, csv, or html: a file.")] = "table",
     reference: Annotated[
         Path | None, typer.Option(metavar="CSV", help="Table to compare with; default: the 21 rows that raylm ships.")
     ] = None,
@@ -103,12 +103,16 @@ def report(
         from raylm.results import load_results
 
         texts = {"markdown": reporting.markdown, "latex": reporting.latex, "csv": reporting.csv_text}
-        if form not in ("table", *texts):
-            raise UserError(f"--format: got {form!r}; expected one of table, {', '.join(texts)}")
+        if form not in ("table", "html", *texts):
+            raise UserError(f"--format: got {form!r}; expected one of table, {', '.join(texts)}, html")
         known = load_reference(reference)
         found = load_results(results_folder)
         if form == "table":
             Screen().table(found, known)
+        elif form == "html":
+            from raylm import page
+
+            print(page.write(found, known))
         else:
             print(texts[form](found, known), end="")
 
@@ -136,7 +140,10 @@ def evaluate(
         for one in evaluated(found, lengths):
             screen.say(f"{one.config.run_name}  at {one.context_length}: val loss {one.val_loss:.3f}")
         found = load_results(results_folder)
+        from raylm import page
+
         reporting.write(found)
+        page.write(found, load_reference())
         screen.table(found, load_reference())
 
 

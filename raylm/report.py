@@ -97,13 +97,15 @@ def csv_text(results: Results, reference: Reference | None = None) -> str:
     return out.getvalue()
 
 
-def write(results: Results) -> None:
-    """Writes results.md and results.csv into the results folder, where they say something else than before."""
-    known = load_reference()
+def write(results: Results) -> bool:
+    """Writes results.md and results.csv into the results folder; says whether they say something else than before."""
+    known, changed = load_reference(), False
     for name, text in (("results.md", markdown(results, known)), ("results.csv", csv_text(results, known))):
         path = results.folder / name
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             manifest.write_text(path, text)
+            changed = True
+    return changed
 
 
 def summary(results: Results) -> str:

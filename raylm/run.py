@@ -104,11 +104,15 @@ def results_folder(sweep: Sweep, storage: str | None) -> Path:
 
 
 def _finish(found: Results, screen: Screen, *, interrupted: bool, retried: bool) -> Outcome:
-    """Writes and shows the table."""
-    report.write(found)
+    """Writes the results' files, where the rows have changed, and shows the table."""
+    if report.write(found) or not (found.folder / "report.html").exists():
+        with screen.working("drawing the report"):
+            from raylm import page
+
+            page.write(found)
     screen.table(found)
     screen.say(report.summary(found))
-    screen.say(f"results: {found.folder}/results.md, results.csv")
+    screen.say(f"results: {found.folder}/report.html, results.md, results.csv")
     for dataset, row in found.best.items():
         if row.best is not None:
             screen.say(f"best checkpoint on {dataset}: {row.best.folder}")
@@ -215,7 +219,7 @@ def _git_commit() -> str | None:
         done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() or None
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _now() -> str:

@@ -119,7 +119,7 @@ def test_a_bad_sweep_file(folder: Path, light: dict[str, str], name: str, start:
         (["evaluate", ".", "--context-lengths", "64"], ["no results folder"]),
         (["evaluate", ".", "--context-lengths", "64,x"], ["--context-lengths", "'64,x'", "256,512"]),
         (["report", ".", "--reference", "no.csv"], ["--reference no.csv cannot be read"]),
-        (["report", ".", "--format", "html"], ["--format", "'html'", "table, markdown, latex, csv"]),
+        (["report", ".", "--format", "pdf"], ["--format", "'pdf'", "table, markdown, latex, csv, html"]),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else None,
 )

@@ -21,7 +21,8 @@ SWEEPS = ROOT / "sweeps"
 
 LOWEST_TO_HIGHEST = """
     errors catalog progress manifest memory checks config __init__ loading
-    hub tokenizer corpus data plan record results reference table report console
+    hub tokenizer corpus data plan record results reference table report
+    figures drawing page console
     optim models checkpoint train evaluate prepare trainable tuner run cli sweep
 """
 ORDER = LOWEST_TO_HIGHEST.split()

@@ -1,0 +1,221 @@
+"""report.html: a results folder as one page that needs nothing else, for a browser, for a phone, for paper."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from raylm import drawing, figures, manifest, record, report, table
+from raylm.config import TrialConfig
+from raylm.reference import Reference, load_reference
+from raylm.results import DIVERGED, DONE, INTERRUPTED, MISSING, Results, Row
+
+NAME = "report.html"
+WORDS = ("dataset", "model", "run")
+"""Columns of the table that hold no numbers."""
+
+NEXT_RUN = {INTERRUPTED: "the next run goes on from its last checkpoint", MISSING: "the next run begins it"}
+"""What to say of a row that has no reason of its own."""
+
+DEFINITIONS = {
+    "train loss": "training loss summed over the epoch, divided by its tokens: nats per token; each batch is measured "
+    "before its own step",
+    "val loss": "negative log-likelihood of the validation split, divided by its tokens, each counted once: nats per "
+    "token",
+    "adj val loss": "val loss × tokens / words of the validation split: nats per word of the original text, "
+    "which alone compares between tokenizers",
+    "best epoch": "the epoch, counted from 1, with the lowest val loss; a row's numbers are those of its best epoch",
+    "context len": "positions of a window, in tokens",
+    "batch size": "windows per optimizer step, whatever the device's memory makes of them",
+    table.GOING_UP: "the training loss at the end is higher than its minimum by more than noise",
+    "val at": "val loss of the best checkpoint with windows of so many tokens",
+    "n, ±": "finished seeds; and half the width of the 95 % interval of their mean, by Student's t",
+    "ref, diff": "the loss in the reference table, and this table's minus it",
+    "training time": "time in optimizer steps, without evaluations and checkpoints",
+    "tokens per second": "training tokens divided by the training time",
+    DIVERGED: "a loss was not finite: the trial has ended and is not ranked",
+}
+ONLY_WITH = {"val at": "val at", "n, ±": "n", "ref, diff": "ref"}
+"""Definitions that only some tables need, with how a column of these begins."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A panel, ready for the page."""
+
+    source: str
+    """An SVG as a `data:` address."""
+    description: str
+    """For those who cannot see it."""
+    wide: bool = False
+
+
+@dataclass(frozen=True)
+class Section:
+    """A figure of one or more panels."""
+
+    title: str
+    caption: str
+    drawings: tuple[Drawing, ...]
+
+    @property
+    def narrow(self) -> bool:
+        """Whether another section has room beside it."""
+        return len(self.drawings) == 1 and not self.drawings[0].wide
+
+
+def write(results: Results, reference: Reference | None = None) -> Path:
+    """Writes report.html into the results folder, if it says something else than before.
+
+    Args:
+        reference: to stand beside; None: the one that comes with raylm.
+    """
+    path = results.folder / NAME
+    text = html(results, reference or load_reference())
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        manifest.write_text(path, text)
+    return path
+
+
+def html(results: Results, reference: Reference | None = None) -> str:
+    """The page; the same text for the same folder."""
+    kept = record.read(results.folder) or {}
+    launches = kept.get("launches", [])
+    name = str(kept.get("name", results.folder.name))
+    made = table.build(results, reference)
+    best = {row.config.id for row in results.best.values()}
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("raylm", ""),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report_template.html").render(
+        name=name,
+        summary=report.summary(results),
+        headings=[(heading, heading not in WORDS) for heading in made.headings],
+        lines=list(zip(made.lines, _has_best(results, best), strict=True)),
+        notes=[*made.notes, *_unfinished(results)],
+        sections=sections(figures.collect(results)),
+        launches=_launches(launches),
+        data=_data(launches),
+        definitions={
+            word: meaning
+            for word, meaning in DEFINITIONS.items()
+            if any(heading.startswith(ONLY_WITH.get(word, "")) for heading in made.headings)
+        },
+        file=f"{name.replace('-', '_')}.py",
+        sweep=sweep_file(name, results.rows, launches[-1] if launches else {}),
+    )
+
+
+def _has_best(results: Results, best: Collection[str]) -> list[bool]:
+    """Of each line of the table, whether it has the best row of a dataset."""
+    return [any(row.config.id in best for row in line.rows) for line in table.lines(results)]
+
+
+def _unfinished(results: Results) -> list[str]:
+    """What the table's notes leave out: rows that have not ended, or did so without a reason."""
+    rows = [row for row in table.ordered(results) if row.status != DONE and not row.reason]
+    return [f"{row.config.run_name} {row.status}: {NEXT_RUN.get(row.status, 'no reason is recorded')}" for row in rows]
+
+
+# ---- figures ------------------------------------------------------------------------------------------------------
+
+
+def sections(found: figures.Figures) -> list[Section]:
+    """The figures that have data, drawn."""
+    against = "Trials on a line are equal in all other fields."
+    timed = [(found.seconds, drawing.seconds), (found.tokens_per_second, drawing.tokens_per_second)]
+    left_out = found.seconds.left_out if found.seconds else 0
+    all_sections = [
+        Section(
+            "Loss curves",
+            "Lines: training loss, a mean between points. Markers: val loss. Training loss is taken before each step.",
+            tuple(_drawing(drawing.curves(one), f"Loss curves, {one.title}") for one in found.curves),
+        ),
+        Section(
+            "Val loss against context length",
+            against,
+            tuple(_drawing(drawing.lines(one), f"Context length, {one.title}") for one in found.by_context_length),
+        ),
+        Section(
+            "Val loss against batch size",
+            against,
+            tuple(_drawing(drawing.lines(one), f"Batch size, {one.title}") for one in found.by_batch_size),
+        ),
+        Section(
+            "All fields that differ",
+            "Each line is a done trial, through its values to its val loss; the darker, the lower.",
+            tuple(
+                _drawing(drawing.parallel(one), f"Parallel coordinates, {one.title}", drawing.is_wide(one))
+                for one in found.parallel
+            ),
+        ),
+        Section(
+            "Time and speed",
+            "In optimizer steps, without evaluations and checkpoints."
+            + (f" {left_out:,} more trials are in results.csv." if left_out else ""),
+            tuple(_drawing(draw(bars), draw.__name__.replace("_", " ")) for bars, draw in timed if bars),
+        ),
+    ]
+    return [section for section in all_sections if section.drawings]
+
+
+def _drawing(svg: str, description: str, wide: bool = False) -> Drawing:
+    """As an image of its own, so that the names within one SVG do not meet those of another."""
+    return Drawing("data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode(), description, wide)
+
+
+# ---- what ran where, and how to run it again ----------------------------------------------------------------------
+
+
+def _launches(launches: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """What each launch ran with; launches that differ in nothing but their time are told together."""
+    groups: dict[str, dict[str, str]] = {}
+    for launch in launches:
+        rest = {
+            name.replace("_", " "): plain(value)
+            for name, value in launch.items()
+            if name not in ("number", "started", "data")
+        }
+        group = groups.setdefault(str(rest), {"launch": "", "started": "", **rest})
+        for name, key in (("launch", "number"), ("started", "started")):
+            group[name] += f"{', ' if group[name] else ''}{launch.get(key, '–')}"
+    return list(groups.values())
+
+
+def _data(launches: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The datasets of all launches, each with its tokenizer once."""
+    used = [one for launch in launches for one in launch.get("data", [])]
+    return list({str(one): one for one in used}.values())
+
+
+def plain(value: Any) -> str:
+    """Recorded data as words."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {plain(one)}" for name, one in value.items())
+    if isinstance(value, list):
+        return "; ".join(map(plain, value)) or "–"
+    return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def sweep_file(name: str, rows: Sequence[Row], launch: Mapping[str, Any]) -> str:
+    """Python that makes the sweep again, row by row: of each trial the fields that are not at their default."""
+    precision = launch.get("precision", "auto")
+    options = [f"    name={name!r},"]
+    options += [f"    precision={precision!r},"] if precision != "auto" else []
+    defaults = {field.name: field.default for field in fields(TrialConfig)}
+    always = ("dataset", "model", "context_length", "batch_size")
+    trials = [
+        {field: value for field, value in row.config.as_dict().items() if field in always or value != defaults[field]}
+        for row in rows
+    ]
+    space = [f"        {trial!r}," for trial in trials]
+    return "\n".join(["from raylm import Sweep", "", "sweep = Sweep(", *options, "    space=[", *space, "    ],", ")"])
