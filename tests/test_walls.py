@@ -61,6 +61,11 @@ def test_every_module_has_its_place_in_the_order() -> None:
     assert sorted(ORDER) == sorted(MODULES)
 
 
+def test_the_docs_list_the_modules_in_this_order() -> None:
+    listed = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "design.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert listed == ORDER
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_a_module_imports_only_from_modules_below_it(module: str) -> None:
     above = [name for name in own_imports(module) if ORDER.index(name) >= ORDER.index(module)]
