@@ -29,7 +29,7 @@ COMMANDS = sorted(
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_a_command_of_the_docs_is_one(line: str) -> None:
-    """raylm's commands are given as they stand, `run` with --dry-run; CI itself runs README's two scripts."""
+    """As it stands, `raylm run` with --dry-run, a bench script with --help; CI itself runs README's two scripts."""
     words = shlex.split(line, comments=True)
     command = list(itertools.dropwhile(lambda word: re.match(r"[A-Z_]+=", word), words))  # settings before it
     if command[0] == "raylm":
@@ -40,6 +40,11 @@ def test_a_command_of_the_docs_is_one(line: str) -> None:
         )
         nothing_run_yet = command[1] in ("report", "evaluate") and "is no results folder" in done.stderr
         assert done.returncode == 0 or nothing_run_yet, done.stderr
+    elif command[0] == "python":
+        told = subprocess.run(
+            [sys.executable, *command[1:2], "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        assert {word for word in command if word.startswith("--")} <= set(re.findall(r"--[\w-]+", told.stdout))
     elif command[0] in ("bash", "."):
         assert command[1] == ".venv/bin/activate" or (ROOT / command[1]).is_file()
     else:
