@@ -136,15 +136,14 @@ def evaluate(
             raise UserError(f"--context-lengths: got {context_lengths!r}; expected tokens, at least 2, as in 256,512")
         screen, found = Screen(), load_results(results_folder)
         with screen.working("loading torch and transformers"):
+            from raylm import page
             from raylm.evaluate import evaluate as evaluated
         for one in evaluated(found, lengths):
             screen.say(f"{one.config.run_name}  at {one.context_length}: val loss {one.val_loss:.3f}")
-        found = load_results(results_folder)
-        from raylm import page
-
+        found, known = load_results(results_folder), load_reference()
         reporting.write(found)
-        page.write(found, load_reference())
-        screen.table(found, load_reference())
+        page.write(found, known)
+        screen.table(found, known)
 
 
 def _version(asked: bool) -> None:

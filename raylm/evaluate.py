@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -66,20 +65,15 @@ def _losses(found: Results, row: Row, context_lengths: Sequence[int]) -> Iterato
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)
     longest = models.longest_context(model)
-    precision = resolved_precision(_launches(found)[-1]["precision"], device)
+    precision = resolved_precision(record.launches(found.folder)[-1]["precision"], device)
     for length in context_lengths:
         if longest is None or length <= longest:
             yield length, validation_loss(model, corpus, length, micro_batch_size=1, precision=precision)
 
 
-def _launches(found: Results) -> list[dict[str, Any]]:
-    """What the launches ran with; a finished row has one at least."""
-    return list((record.read(found.folder) or {"launches": []})["launches"])
-
-
 def _corpus(found: Results, config: TrialConfig) -> Corpus:
     """The corpus that a trial was trained on: from the cache by its fingerprint, else prepared again and compared."""
-    used = [one for launch in _launches(found) for one in launch["data"]]
+    used = [one for launch in record.launches(found.folder) for one in launch["data"]]
     fingerprint = next(
         one["fingerprint"] for one in used if (one["dataset"], one["model"]) == (config.dataset, config.model)
     )

@@ -92,7 +92,7 @@ def _check_fit(trial: TrialConfig, source: ModelSource, corpus: Corpus) -> None:
 
 def _check_unchanged(folder: Path, prepared: Prepared) -> None:
     """Rows on changed data or weights must not stand beside rows on the old."""
-    for launch in (record.read(folder) or {"launches": []})["launches"]:
+    for launch in record.launches(folder):
         corpora = {(one["dataset"], one["model"]): one["fingerprint"] for one in launch["data"]}
         models = {(one["model"], one["pretrained"]): one["commit"] for one in launch["models"]}
         changed = [

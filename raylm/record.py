@@ -38,10 +38,15 @@ def read(folder: Path) -> dict[str, Any] | None:
     return dict(record)
 
 
-def write(folder: Path, sweep: Sweep, launches: Sequence[dict[str, Any]]) -> None:
-    """Writes the record of a sweep as it is now; its launches are those of the past and of the present."""
+def launches(folder: Path) -> list[dict[str, Any]]:
+    """What the launches so far ran with, oldest first."""
+    return list((read(folder) or {"launches": []})["launches"])
+
+
+def write(folder: Path, sweep: Sweep, past_and_present: Sequence[dict[str, Any]]) -> None:
+    """Writes the record of a sweep as it is now; with its launches, past and present."""
     trials = [{"id": trial.id, "run": trial.run_name, "config": trial.as_dict()} for trial in sweep.trials()]
-    content = {"version": manifest.VERSION, "name": sweep.name, "trials": trials, "launches": list(launches)}
+    content = {"version": manifest.VERSION, "name": sweep.name, "trials": trials, "launches": list(past_and_present)}
     manifest.write_text(folder / NAME, json.dumps(content, indent=2))
 
 

@@ -187,7 +187,7 @@ def _launched(
                 f"dashboard: {dashboard} (its token: ray get-auth-token)" if dashboard else "dashboard: not running"
             )
             number = max(map(results.launch_number, results.launches(folder)), default=0) + 1
-            past = (record.read(folder) or {"launches": []})["launches"]
+            past = record.launches(folder)
             record.write(folder, sweep, [*past, _launch_record(sweep, prepared, number, resources)])
             launch = folder / f"launch-{number:03d}"
             with screen.live(len(prepared.trials)) as live:
