@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from raylm import checkpoint, manifest, models, optim
+from raylm import checkpoint, manifest, memory, models, optim
 from raylm.config import TrialConfig
 from raylm.data import Corpus, Windows
 from raylm.errors import WorkError
@@ -188,6 +188,8 @@ def finetune(
     else:
         progress = _progress_of(resume_from, config, progress.total_steps)
         model = models.load_weights(resume_from, config.run_name)
+    if device == "cpu" and progress.micro_batch_size < config.batch_size:  # as much as fits into memory
+        memory.return_freed_blocks()
     model.to(device).train()
     optimizer = optim.make(config, model)
     if resume_from is not None:
