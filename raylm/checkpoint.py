@@ -15,7 +15,7 @@ from torch import Tensor
 
 from raylm import manifest
 from raylm.config import TrialConfig
-from raylm.progress import Measured, Progress
+from raylm.progress import Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,7 +36,7 @@ def save(
     for name, content in tokenizer_files.items():
         (folder / name).write_bytes(content)
     save_file(_optimizer_tensors(optimizer), folder / OPTIMIZER_FILE)
-    (folder / "README.md").write_text(_model_card(config, progress.evaluations[-1]), encoding="utf-8")
+    (folder / "README.md").write_text(_model_card(config, progress), encoding="utf-8")
     manifest.write(folder, {"trial_id": config.id, "config": config.as_dict(), "progress": progress.as_dict()})
 
 
@@ -70,8 +70,17 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return tensors
 
 
-def _model_card(config: TrialConfig, last: Measured) -> str:
-    fields = "\n".join(f"| {name} | {value} |" for name, value in config.as_dict().items())
+def _model_card(config: TrialConfig, progress: Progress) -> str:
+    last = progress.evaluations[-1] if progress.evaluations else None
+    after = f"after epoch {last.epoch} of {config.epochs}" if last and last.step == progress.step else "on its way"
+    measures = {"optimizer steps": f"{progress.step:,} of {progress.total_steps:,}"}
+    if last and last.step == progress.step:
+        measures = {
+            "train loss (nats per token)": f"{last.train_loss:.4f}",
+            "val loss (nats per token)": f"{last.val_loss:.4f}",
+            "adj val loss (nats per word)": f"{last.adj_val_loss:.4f}",
+            **measures,
+        }
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -80,16 +89,17 @@ tags: [raylm]
 
 # {config.run_name}
 
-{config.model} after epoch {last.epoch} of {config.epochs} on {config.dataset}, trained by raylm.
+{config.model} {after} on {config.dataset}, trained by raylm.
 
 | measure | value |
 | --- | --- |
-| train loss (nats per token) | {last.train_loss:.4f} |
-| val loss (nats per token) | {last.val_loss:.4f} |
-| adj val loss (nats per word) | {last.adj_val_loss:.4f} |
-| optimizer steps | {last.step:,} |
+{_lines(measures)}
 
 | setting | value |
 | --- | --- |
-{fields}
+{_lines(config.as_dict())}
 """
+
+
+def _lines(cells: Mapping[str, object]) -> str:
+    return "\n".join(f"| {name} | {value} |" for name, value in cells.items())

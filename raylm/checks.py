@@ -58,22 +58,22 @@ def field_value(name: str, value: object) -> tuple[Any, Problem | None]:
     if isinstance(value, str):
         value = str(value)  # NumPy's strings too
     if name in CHOICES:
-        return value, _choice(name, value, CHOICES[name])
+        return value, choice(name, value, CHOICES[name])
     if name in ("dataset", "model"):
         if not isinstance(value, str) or not value.strip():
-            return value, Problem(name, f"got {show(value)}; expected a name{_sampled(value)}")
+            return value, Problem(name, f"got {show(value)}; expected a name")
         problem = _dataset(value) if name == "dataset" else _model(value)
         return value, Problem(name, problem) if problem else None
     rule = RULES[name]
     if value is None and rule.optional:
         return value, None
-    typed = _typed(rule.type, value)
-    if typed is None or not rule.holds(typed):
-        return value, Problem(name, f"got {show(value)}; expected {rule.expected}{_sampled(value)}")
-    return typed, None
+    meant = typed(rule.type, value)
+    if meant is None or not rule.holds(meant):
+        return value, Problem(name, f"got {show(value)}; expected {rule.expected}")
+    return meant, None
 
 
-def _typed(kind: type, value: object) -> Any:
+def typed(kind: type, value: object) -> Any:
     """The value as `kind`, NumPy's scalars included; None where it is of another kind."""
     if (type(value).__module__, type(value).__name__) in (("numpy", "bool"), ("numpy", "bool_")):
         value = bool(value)
@@ -89,18 +89,12 @@ def _typed(kind: type, value: object) -> Any:
     return None
 
 
-def _choice(name: str, value: object, choices: tuple[str, ...]) -> Problem | None:
+def choice(name: str, value: object, choices: tuple[str, ...]) -> Problem | None:
+    """What is wrong with a value that must be one of some words."""
     if isinstance(value, str) and value in choices:
         return None
     hint = nearest(value, choices) if isinstance(value, str) else ""
-    return Problem(name, f"got {show(value)}; expected one of {', '.join(choices)}{hint}{_sampled(value)}")
-
-
-def _sampled(value: object) -> str:
-    """A hint where the value is one of Tune's distributions."""
-    if type(value).__module__.startswith("ray.tune.search.sample"):
-        return " (this sweep is a grid: give the values, as tune.grid_search([...]))"
-    return ""
+    return Problem(name, f"got {show(value)}; expected one of {', '.join(choices)}{hint}")
 
 
 def _dataset(name: str) -> str | None:
@@ -146,7 +140,7 @@ def _is_folder(name: str) -> bool:
         return False
 
 
-# ---- several fields together, the grid, the sweep's options ------------------------------------------------------
+# ---- several fields together, the sweep's options ------------------------------------------------------
 
 
 def together(point: Mapping[str, Any]) -> list[Problem]:
@@ -173,25 +167,6 @@ def _local_model_config(folder: str) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def is_grid(value: object) -> bool:
-    """Whether this is what `tune.grid_search` returns."""
-    return isinstance(value, dict) and set(value) == {"grid_search"}
-
-
-def grid(name: str, value: object) -> Problem | None:
-    """What is wrong with a grid as such."""
-    if not isinstance(value, dict):
-        return None
-    if not is_grid(value):
-        return Problem(name, f"got {show(value)}; expected a value or tune.grid_search([...])")
-    values = value["grid_search"]
-    if not isinstance(values, (list, tuple)):
-        return Problem(name, f"got tune.grid_search({show(values)}); expected a list of values in it")
-    return (
-        None if values else Problem(name, "the grid is empty; expected at least one value in tune.grid_search([...])")
-    )
-
-
 def sweep_options(named: Mapping[str, Any]) -> list[Problem]:
     """What is wrong with the options of a sweep besides its space; those not given are right."""
     problems = []
@@ -204,10 +179,10 @@ def sweep_options(named: Mapping[str, Any]) -> list[Problem]:
             problems.append(Problem("seeds", what))
         else:
             problems += [replace(p, where="seeds") for seed in seeds if (p := field_value("seed", seed)[1])]
-    if "precision" in named and (problem := _choice("precision", named["precision"], PRECISIONS)):
+    if "precision" in named and (problem := choice("precision", named["precision"], PRECISIONS)):
         problems.append(problem)
     failures = named.get("max_failures", 0)
-    if _typed(int, failures) is None or not 0 <= failures <= 1000:
+    if typed(int, failures) is None or not 0 <= failures <= 1000:
         problems.append(Problem("max_failures", f"got {show(failures)}; expected a whole number from 0 to 1,000"))
     if problem := storage(named.get("storage", ".")):
         problems.append(problem)
@@ -236,11 +211,11 @@ def storage(place: object) -> Problem | None:
 def resources(gpus: object, cpus: object) -> list[Problem]:
     """What is wrong with a request for resources."""
     problems = []
-    amount = 0.0 if gpus is None else _typed(float, gpus)
+    amount = 0.0 if gpus is None else typed(float, gpus)
     if amount is None or not 0 <= amount <= 1:
         what = f"got {show(gpus)}; expected a number from 0 to 1: a trial runs on one GPU at most"
         problems.append(Problem("resources.gpus", what))
-    if (_typed(int, cpus) or 0) < 1:
+    if (typed(int, cpus) or 0) < 1:
         problems.append(Problem("resources.cpus", f"got {show(cpus)}; expected a whole number, at least 1"))
     return problems
 

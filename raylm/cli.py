@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Annotated
 import typer
 
 from raylm import __version__
-from raylm.errors import UserError, WorkError
+from raylm.errors import UserError, WorkError, disk_is_full
 
 app = typer.Typer(
     help="Ray Tune sweeps that fine-tune GPT-2 and end in one table.",
@@ -57,16 +56,14 @@ def run(
     with _exit_codes():
         from raylm import run as running
         from raylm.console import Screen
+        from raylm.launch import How
         from raylm.loading import load_sweep
 
         outcome = running.run(
             load_sweep(file, overrides or ()),
             storage=storage,
-            max_concurrent=max_concurrent,
-            retry_failed=retry_failed,
-            address=address,
+            how=How(retry_failed, max_concurrent, address, verbose),
             screen=Screen(quiet=quiet),
-            verbose=verbose,
         )
         raise typer.Exit(outcome.exit_code)
 
@@ -81,8 +78,8 @@ def plan(file: SweepFile, storage: Storage = None, overrides: Overrides = None) 
         from raylm.run import results_folder
 
         sweep = load_sweep(file, overrides or ())
-        found = results.find_rows(results_folder(sweep, storage), sweep.trials())
-        Screen().plan(found, planned([row.config for row in found.rows]))
+        found = results.standing(sweep, results_folder(sweep, storage))
+        Screen().plan(found, planned([row.config for row in found.rows]), sweep.num_samples)
 
 
 def report(
@@ -177,7 +174,7 @@ def _exit_codes() -> Iterator[None]:
         Screen().error(str(error))
         raise typer.Exit(1) from None
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not disk_is_full(error):
             raise
         where = f" ({error.filename})" if error.filename else ""
         Screen().error(f"the disk is full{where}; free some space, then the same command goes on")

@@ -8,11 +8,11 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from raylm import checks
+from raylm import checks, spaces
 from raylm.errors import Problem, SweepError, show, unknown
 
 MAX_TRIALS = 10_000
@@ -135,8 +135,23 @@ class Sweep:
 
     name: str
     """Names the results folder: letters, digits, `.`, `_`, `-`."""
-    space: Mapping[str, Any] | Sequence[Mapping[str, Any]]
-    """Fields of `TrialConfig`, each a value or `tune.grid_search([...])`. A list of spaces is their union."""
+    space: Mapping[str, Any] | Sequence[Mapping[str, Any]] | Callable[[Any], Mapping[str, Any] | None]
+    """Fields of `TrialConfig`, each a value or `tune.grid_search([...])`. A list of spaces is their union. With
+    `search`, one space of values and `tune.choice`, `tune.loguniform`, ..., or a define-by-run function of Optuna."""
+    search: Any = None
+    """None: the grid. `optuna`: its TPE sampler; `random`; or a sampler of Optuna or a searcher of Ray Tune, as an
+    object. Searches for the lowest adj val loss."""
+    num_samples: int | None = None
+    """Trials of the search, those of earlier launches counted."""
+    search_seed: int = 0
+    """Seeds what `optuna` and `random` suggest; the seed of a trial is a field of it."""
+    points_to_evaluate: Sequence[Mapping[str, Any]] = ()
+    """Trials that the search begins with, each by some or all of the fields that the space leaves open."""
+    scheduler: Any = None
+    """None: every trial is trained to its end. `asha`: those that are not among the best third after a ninth of an
+    epoch, a third, one, three, ... are stopped. Or a scheduler of Ray Tune, as an object."""
+    time_budget_hours: float | None = None
+    """After this time of a launch no trial goes on; the same command goes on later, with the same budget again."""
     seeds: Sequence[int] | None = None
     """Each row once with each of these seeds; the table shows their mean and its 95 % interval."""
     resources: Resources = Resources()
@@ -162,68 +177,95 @@ class Sweep:
         if problems := _sweep_problems({field.name: getattr(self, field.name) for field in fields(self)}):
             raise SweepError(problems)
         object.__setattr__(self, "max_failures", int(self.max_failures))
+        object.__setattr__(self, "search_seed", int(self.search_seed))
         object.__setattr__(self, "storage", str(self.storage))
 
     def trials(self) -> list[TrialConfig]:
-        """All trials in the order of the file, the last field of a space varying fastest, each of them once."""
+        """All trials of a grid in the order of the file, the last field of a space varying fastest, each once."""
         seeds: list[dict[str, Any]] = [{"seed": seed} for seed in self.seeds] if self.seeds is not None else [{}]
         points = [point for space in _spaces(self.space) for point in _grid(space)]
         configs = [TrialConfig(**point, **seed) for point in points for seed in seeds]
         return list({config.id: config for config in configs}.values())
 
     @property
+    def searched_by(self) -> str | None:
+        """What suggests its trials; None: they are a grid."""
+        return self.search if self.search is None or isinstance(self.search, str) else type(self.search).__name__
+
+    @property
     def points(self) -> int:
-        """How many rows the spaces name, repetitions counted."""
+        """How many rows the spaces of a grid name, repetitions counted."""
         return _size(self.space, self.seeds)
 
     def override(self, values: Mapping[str, Any]) -> Sweep:
         """This sweep with some fields set for all of its trials, whatever its spaces say of them."""
         seeds = None if "seed" in values else self.seeds
-        return dataclasses.replace(self, space=[{**space, **values} for space in _spaces(self.space)], seeds=seeds)
+        if callable(self.space):
+            function = self.space
+            return dataclasses.replace(self, space=lambda trial: {**(function(trial) or {}), **values}, seeds=seeds)
+        changed = [{**space, **values} for space in _spaces(self.space)]
+        points = [{k: v for k, v in point.items() if k not in values} for point in self.points_to_evaluate]
+        space = changed if isinstance(self.space, (list, tuple)) else changed[0]
+        return dataclasses.replace(self, space=space, seeds=seeds, points_to_evaluate=points)
 
 
 def _spaces(space: Any) -> Sequence[Mapping[str, Any]]:
     return [space] if isinstance(space, Mapping) else space
 
 
-def _grid_values(value: Any) -> list[Any]:
-    """The values that a field takes: those of `tune.grid_search([...])`, which is a plain dict, or the one given."""
-    return list(value["grid_search"]) if checks.is_grid(value) else [value]
-
-
-def _grid_size(space: Mapping[str, Any]) -> int:
-    return math.prod(len(_grid_values(value)) for value in space.values())
-
-
 def _size(space: Any, seeds: Sequence[int] | None) -> int:
-    return sum(map(_grid_size, _spaces(space))) * (1 if seeds is None else len(seeds))
+    return sum(map(spaces.size, _spaces(space))) * (1 if seeds is None else len(seeds))
 
 
 def _grid(space: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    for values in itertools.product(*(_grid_values(value) for value in space.values())):
+    for values in itertools.product(*map(spaces.values, space.values())):
         yield dict(zip(space, values, strict=True))
 
 
 def _sweep_problems(named: Mapping[str, Any]) -> list[Problem]:
-    problems = checks.sweep_options(named)
+    problems = checks.sweep_options(named) + spaces.options(named)
     if "space" not in named:
         return problems
-    space = named["space"]
-    if not isinstance(space, (Mapping, list, tuple)) or not all(isinstance(s, Mapping) for s in _spaces(space)):
-        return [*problems, Problem("space", f"got {show(space)}; expected a dict of fields, or a list of dicts")]
-    if not _spaces(space):
-        return [*problems, Problem("space", "names nothing; expected at least one dict of fields")]
+    space, searched = named["space"], named.get("search") is not None
+    if problem := _kind_problem(space, searched):
+        return [*problems, problem]
+    if callable(space):
+        return problems  # what it gives is looked at before anything starts
     for number, one in enumerate(_spaces(space)):
-        problems += _space_problems(one, "space" if isinstance(space, Mapping) else f"space[{number}]")
+        problems += _space_problems(one, "space" if isinstance(space, Mapping) else f"space[{number}]", searched)
     seeds = named.get("seeds")
     if seeds is not None and any("seed" in one for one in _spaces(space)):
         problems.append(Problem("seeds", "and a seed in the space; expected one of them"))
-    if not problems and (size := _size(space, seeds)) > MAX_TRIALS:
+    if not problems and not searched and (size := _size(space, seeds)) > MAX_TRIALS:
         problems.append(Problem("space", f"makes {size:,} trials; a sweep has at most {MAX_TRIALS:,}"))
+    if not problems and named.get("scheduler") == "asha" and not any(map(_evaluated_on_its_way, _spaces(space))):
+        what = "evaluates each trial but once, at its end; asha needs evals_per_epoch of 2 at least, as 9"
+        problems.append(Problem("space", what))
     return problems
 
 
-def _space_problems(space: Mapping[str, Any], where: str) -> list[Problem]:
+def _kind_problem(space: Any, searched: bool) -> Problem | None:
+    """What is wrong with the space as a whole: neither a dict nor what else may stand there."""
+    if callable(space) or (searched and isinstance(space, Mapping)):
+        if not searched:
+            return Problem("space", "got a function; that is for a search: say search='optuna' or 'random' too")
+        return (
+            None if spaces.is_searched(space) else Problem("space", "leaves nothing open; expected tune.choice([...])")
+        )
+    if searched:
+        return Problem("space", f"got {show(space)}; expected one dict of fields, or a function, where it is searched")
+    if not isinstance(space, (Mapping, list, tuple)) or not all(isinstance(s, Mapping) for s in _spaces(space)):
+        return Problem("space", f"got {show(space)}; expected a dict of fields, or a list of dicts")
+    return None if _spaces(space) else Problem("space", "names nothing; expected at least one dict of fields")
+
+
+def _evaluated_on_its_way(space: Mapping[str, Any]) -> bool:
+    """Whether a trial of this space may be evaluated before its end."""
+    most = [max(spaces.values(space.get(name, 1))) for name in ("epochs", "evals_per_epoch")]
+    return bool(math.prod(most) > 1)
+
+
+def _space_problems(space: Mapping[str, Any], where: str, searched: bool) -> list[Problem]:
     """What is wrong with one space: first its fields one by one, then the combinations that they make."""
     if not space:
         return [Problem(where, "names nothing; expected fields such as model, context_length, batch_size")]
@@ -232,12 +274,12 @@ def _space_problems(space: Mapping[str, Any], where: str) -> list[Problem]:
     for name, value in space.items():
         if name not in known:
             problems.append(unknown(name, known).inside(where))
-        elif problem := checks.grid(name, value):
+        elif problem := spaces.problem(name, value, searched=searched):
             problems.append(problem.inside(where))
         else:
-            found = [checks.field_value(name, one)[1] for one in _grid_values(value)]
+            found = [checks.field_value(name, one)[1] for one in spaces.values(value)]
             problems += [problem.inside(where) for problem in found if problem]
-    if not problems and _grid_size(space) <= MAX_TRIALS:  # the sweep as a whole is counted in the end
+    if not problems and spaces.size(space) <= MAX_TRIALS:  # the sweep as a whole is counted in the end
         together = {p: None for point in _grid(space) for p in checks.together(_defaults() | point)}
         problems = [problem.inside(where) for problem in together]
     return problems

@@ -24,6 +24,8 @@ PLAIN_WIDTH = 250
 PLAIN_SECONDS = 30.0
 """Time between two plain lines about the steps of one run."""
 
+PAUSING = "running trials save themselves, which may take 25 s; Ctrl-C leaves at once"
+
 
 class Live(Protocol):
     """What is told of the trials while they run."""
@@ -41,7 +43,10 @@ class Live(Protocol):
         """A trial failed and begins again."""
 
     def ended(self, run: str, status: str, reason: str) -> None:
-        """A trial is done, diverged or failed."""
+        """A trial is done, stopped, diverged or failed, or paused."""
+
+    def pausing(self, reason: str) -> None:
+        """All running trials are to save themselves and end."""
 
 
 class Screen:
@@ -88,8 +93,19 @@ class Screen:
         for note in made.notes:
             self.say(note)
 
-    def plan(self, results: Results, plans: Sequence[TrialPlan | None]) -> None:
-        """What each trial takes, and all that are still to be done together."""
+    def plan(self, results: Results, plans: Sequence[TrialPlan | None], samples: int | None = None) -> None:
+        """What each trial takes, and all that are still to be done together; of a search, those that it has suggested.
+
+        Args:
+            samples: trials of the search.
+        """
+        if samples is not None:
+            ended = sum(row.ended for row in results.rows)
+            self.say(
+                f"a search of {counted(samples, 'trial')}, {ended} ended; which come next follows from their results"
+            )
+            if not results.rows:
+                return
         table = Table(box=None, pad_edge=False, header_style="bold")
         for heading in ("tokens", "steps", "PFLOPs", "GiB at least", "GiB on disk"):
             table.add_column(heading, justify="right", no_wrap=True)
@@ -151,6 +167,10 @@ class Lines:
         self._last.pop(run, None)
         self._say(f"{run}  {status}{': ' + reason if reason else ''}")
 
+    def pausing(self, reason: str) -> None:
+        """See `Live`."""
+        self._say(f"{reason}: {PAUSING}")
+
 
 class Bars:
     """Progress as a bar for each running trial and one for the sweep; what happened scrolls by above."""
@@ -202,6 +222,10 @@ class Bars:
         self._progress.advance(self._sweep)
         if status != DONE:
             self._progress.console.print(escape(f"{run}  {status}{': ' + reason if reason else ''}"))
+
+    def pausing(self, reason: str) -> None:
+        """See `Live`."""
+        self._progress.console.print(escape(f"{reason}: {PAUSING}"))
 
 
 def _plan_cells(plan: TrialPlan | None) -> list[str]:

@@ -188,6 +188,11 @@ def tokens_per_second(bars: Bars) -> str:
     return _bars(bars, "training tokens per second", bars.values)
 
 
+def importance(bars: Bars) -> str:
+    """Shares in percent."""
+    return _bars(bars, "share (%)", bars.values)
+
+
 def _bars(bars: Bars, name: str, values: Sequence[float]) -> str:
     with _style():
         figure, axes = _start(WIDTH, 0.9 + BAR_ROW * len(values))

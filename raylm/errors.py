@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -38,6 +40,12 @@ class SweepError(UserError):
         self.source = source
         head = f"{source} has {counted(len(self.problems), 'mistake')}:"
         super().__init__("\n  ".join([head, *map(str, self.problems)]))
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether an error says so, whatever its type: libraries wrap the system's own, some as text alone."""
+    number = getattr(error, "errno", None)
+    return number in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error)
 
 
 def counted(number: int, what: str) -> str:

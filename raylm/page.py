@@ -12,6 +12,7 @@ import jinja2
 
 from raylm import drawing, figures, manifest, record, report, table
 from raylm.config import TrialConfig
+from raylm.importance import importances
 from raylm.reference import Reference, load_reference
 from raylm.results import DIVERGED, DONE, INTERRUPTED, MISSING, Results, Row
 
@@ -84,9 +85,7 @@ def write(results: Results, reference: Reference | None = None) -> Path:
 
 def html(results: Results, reference: Reference | None = None) -> str:
     """The page; the same text for the same folder."""
-    kept = record.read(results.folder) or {}
-    launches = kept.get("launches", [])
-    name = str(kept.get("name", results.folder.name))
+    kept = record.read(results.folder) or record.Record(results.folder.name, [])
     made = table.build(results, reference)
     best = {row.config.id for row in results.best.values()}
     environment = jinja2.Environment(
@@ -97,21 +96,21 @@ def html(results: Results, reference: Reference | None = None) -> str:
         lstrip_blocks=True,
     )
     return environment.get_template("report_template.html").render(
-        name=name,
+        name=kept.name,
         summary=report.summary(results),
         headings=[(heading, heading not in WORDS) for heading in made.headings],
         lines=list(zip(made.lines, _has_best(results, best), strict=True)),
         notes=[*made.notes, *_unfinished(results)],
-        sections=sections(figures.collect(results)),
-        launches=_launches(launches),
-        data=_data(launches),
+        sections=sections(figures.collect(results), importances(results) if kept.search else []),
+        launches=_launches(kept.launches),
+        data=_data(kept.launches),
         definitions={
             word: meaning
             for word, meaning in DEFINITIONS.items()
             if any(heading.startswith(ONLY_WITH.get(word, "")) for heading in made.headings)
         },
-        file=f"{name.replace('-', '_')}.py",
-        sweep=sweep_file(name, results.rows, launches[-1] if launches else {}),
+        file=f"{kept.name.replace('-', '_')}.py",
+        sweep=sweep_file(kept.name, results.rows, kept.launches[-1] if kept.launches else {}),
     )
 
 
@@ -129,7 +128,7 @@ def _unfinished(results: Results) -> list[str]:
 # ---- figures ------------------------------------------------------------------------------------------------------
 
 
-def sections(found: figures.Figures) -> list[Section]:
+def sections(found: figures.Figures, shares: Sequence[tuple[str, figures.Bars]] = ()) -> list[Section]:
     """The figures that have data, drawn."""
     against = "Trials on a line are equal in all other fields."
     timed = [(found.seconds, drawing.seconds), (found.tokens_per_second, drawing.tokens_per_second)]
@@ -157,6 +156,11 @@ def sections(found: figures.Figures) -> list[Section]:
                 _drawing(drawing.parallel(one), f"Parallel coordinates, {one.title}", drawing.is_wide(one))
                 for one in found.parallel
             ),
+        ),
+        Section(
+            "Importance",
+            "Share of the spread of the val losses that a field accounts for (PED-ANOVA, of the done trials alone).",
+            tuple(_drawing(drawing.importance(bars), f"Importance, {dataset}") for dataset, bars in shares),
         ),
         Section(
             "Time and speed",

@@ -17,9 +17,8 @@ from raylm.models import ModelSource
 
 @dataclass(frozen=True)
 class Prepared:
-    """Trials, and all that they need besides a device."""
+    """All that trials need besides a device."""
 
-    trials: Sequence[TrialConfig]
     corpora: Mapping[tuple[str, str], Corpus]
     """By (dataset, model)."""
     sources: Mapping[tuple[str, bool], ModelSource]
@@ -53,7 +52,7 @@ def prepare(trials: Sequence[TrialConfig], folder: Path, screen: Screen) -> Prep
     """Fetches each model and tokenises each dataset of these trials.
 
     Args:
-        trials: what is going to run.
+        trials: what is going to run, or what stands for it.
         folder: the sweep's results folder, to compare the data with that of its earlier launches.
         screen: told what takes long.
 
@@ -71,7 +70,7 @@ def prepare(trials: Sequence[TrialConfig], folder: Path, screen: Screen) -> Prep
             with screen.working(f"preparing dataset {trial.dataset} for {trial.model}"):
                 corpora[spoken] = data.prepare(trial.dataset, sources[model].files(), trial.model)
         _check_fit(trial, sources[model], corpora[spoken])
-    prepared = Prepared(trials, corpora, sources)
+    prepared = Prepared(corpora, sources)
     _check_unchanged(folder, prepared)
     return prepared
 

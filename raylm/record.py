@@ -3,18 +3,38 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from raylm import manifest
-from raylm.config import Sweep, TrialConfig
+from raylm.config import TrialConfig
 from raylm.errors import UserError
 
 NAME = "sweep.json"
 
 
-def read(folder: Path) -> dict[str, Any] | None:
+@dataclass(frozen=True)
+class Record:
+    """What sweep.json says."""
+
+    name: str
+    """Of the sweep."""
+    trials: list[TrialConfig]
+    """Of a grid all of them, of a search those suggested so far; in order."""
+    search: str | None = None
+    """How its trials were suggested; None: they are a grid."""
+    failed: frozenset[str] = frozenset()
+    """Ids of trials whose failure has had a part in what came after them."""
+    lag: int | None = None
+    """A trial follows from the results of those that are so many places and more before it; None: from none."""
+    exhausted: bool = False
+    """Whether the search has no more different trials to suggest."""
+    launches: list[dict[str, Any]] = field(default_factory=list)
+    """What each launch ran with, oldest first."""
+
+
+def read(folder: Path) -> Record | None:
     """The record in a results folder, None where there is none yet.
 
     Raises:
@@ -24,32 +44,53 @@ def read(folder: Path) -> dict[str, Any] | None:
     try:
         if not path.exists():
             return None
-        record = json.loads(path.read_text(encoding="utf-8"))
-        version = record["version"]
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version = content["version"]
         if version == manifest.VERSION:
-            configs = [one["config"] for one in record["trials"]]
-            record = {"launches": [], **record, "trials": [{"config": config} for config in configs]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+            return _record(content)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         what = f"{path} is damaged ({error})"
         raise UserError(f"{what}; move it away and run the sweep again: no finished row is lost") from None
-    if version != manifest.VERSION:
-        what = f"{path} has version {version}, this raylm reads version {manifest.VERSION}"
-        raise UserError(f"{what}; use the raylm that made it")
-    return dict(record)
+    what = f"{path} has version {version}, this raylm reads version {manifest.VERSION}"
+    raise UserError(f"{what}; use the raylm that made it")
+
+
+def _record(content: dict[str, Any]) -> Record:
+    trials = content["trials"]
+    return Record(
+        name=str(content["name"]),
+        trials=[TrialConfig.recorded(one["config"]) for one in trials],
+        search=content.get("search"),
+        failed=frozenset(one["id"] for one in trials if one.get("failed")),
+        lag=content.get("lag"),
+        exhausted=bool(content.get("exhausted")),
+        launches=list(content.get("launches", [])),
+    )
 
 
 def launches(folder: Path) -> list[dict[str, Any]]:
     """What the launches so far ran with, oldest first."""
-    return list((read(folder) or {"launches": []})["launches"])
+    known = read(folder)
+    return known.launches if known else []
 
 
-def write(folder: Path, sweep: Sweep, past_and_present: Sequence[dict[str, Any]]) -> None:
-    """Writes the record of a sweep as it is now; with its launches, past and present."""
-    trials = [{"id": trial.id, "run": trial.run_name, "config": trial.as_dict()} for trial in sweep.trials()]
-    content = {"version": manifest.VERSION, "name": sweep.name, "trials": trials, "launches": list(past_and_present)}
+def write(folder: Path, record: Record) -> None:
+    """Writes the record into a results folder."""
+    content = {
+        "version": manifest.VERSION,
+        "name": record.name,
+        "trials": [
+            {
+                "id": trial.id,
+                "run": trial.run_name,
+                "config": trial.as_dict(),
+                **({"failed": True} if trial.id in record.failed else {}),
+            }
+            for trial in record.trials
+        ],
+        "search": record.search,
+        "lag": record.lag,
+        "exhausted": record.exhausted,
+        "launches": record.launches,
+    }
     manifest.write_text(folder / NAME, json.dumps(content, indent=2))
-
-
-def is_of(record: dict[str, Any], sweep: Sweep) -> bool:
-    """Whether the trials of a record are those of this sweep, in its order."""
-    return [TrialConfig.recorded(one["config"]) for one in record["trials"]] == sweep.trials()

@@ -11,7 +11,7 @@ from typing import Any
 from raylm import manifest, table
 from raylm.errors import counted
 from raylm.reference import LOSSES, Reference, load_reference
-from raylm.results import DIVERGED, DONE, FAILED, Results, Row
+from raylm.results import DIVERGED, DONE, FAILED, STOPPED, Results, Row
 
 
 def markdown(results: Results, reference: Reference | None = None) -> str:
@@ -112,6 +112,7 @@ def summary(results: Results) -> str:
     """How the rows stand, in a line."""
     numbers = {
         "done": results.count(DONE),
+        "stopped": results.count(STOPPED),
         "diverged": results.count(DIVERGED),
         "failed": results.count(FAILED),
         "to be done": sum(not row.ended for row in results.rows),

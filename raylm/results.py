@@ -9,21 +9,22 @@ import json
 import math
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from raylm import manifest, record
-from raylm.config import TrialConfig
+from raylm.config import Sweep, TrialConfig
 from raylm.errors import UserError
 from raylm.progress import Measured, Progress
 
 STATUS_FILE = "status.json"
 ELSEWHERE_FILE = "other-context-lengths.json"
 
-DONE, DIVERGED, FAILED, INTERRUPTED, MISSING = "done", "diverged", "failed", "interrupted", "missing"
-"""What a row can be: trained to its last step; a loss was not finite; gave an error until its retries were used up;
-stopped on its way, to go on from its checkpoint; not begun."""
+DONE, STOPPED, DIVERGED, FAILED = "done", "stopped", "diverged", "failed"
+INTERRUPTED, MISSING = "interrupted", "missing"
+"""What a row can be: trained to its last step; stopped early by the scheduler; a loss was not finite; gave an error
+until its retries were used up; ended on its way, to go on from its checkpoint; not begun."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,9 @@ class Row:
     config: TrialConfig
     """What it is."""
     status: str
-    """`done`, `diverged`, `failed`, `interrupted` or `missing`."""
+    """`done`, `stopped`, `diverged`, `failed`, `interrupted` or `missing`."""
     reason: str
-    """Why it diverged or failed, in a line."""
+    """Why it was stopped, diverged or failed, in a line."""
     latest: SavedCheckpoint | None
     """The checkpoint with the most steps done."""
     best: SavedCheckpoint | None
@@ -61,9 +62,21 @@ class Row:
         return self.latest.progress.best if self.latest else None
 
     @property
+    def evaluations(self) -> list[Measured]:
+        """All of its evaluations so far."""
+        return self.latest.progress.evaluations if self.latest else []
+
+    def cut_off(self, last: Measured) -> Row:
+        """This row as it would stand, had it been stopped early at one of its evaluations."""
+        assert self.latest is not None
+        kept = [one for one in self.evaluations if one.tokens_seen <= last.tokens_seen]
+        progress = replace(self.latest.progress, evaluations=kept)
+        return replace(self, status=STOPPED, latest=replace(self.latest, progress=progress))
+
+    @property
     def ended(self) -> bool:
         """Whether running the sweep again leaves this row as it is."""
-        return self.status in (DONE, DIVERGED, FAILED)
+        return self.status in (DONE, STOPPED, DIVERGED, FAILED)
 
 
 @dataclass(frozen=True)
@@ -103,7 +116,15 @@ def load_results(folder: str | Path) -> Results:
         raise UserError(
             f"{folder} is no results folder: it has no {record.NAME}; expected STORAGE/SWEEP, as in runs/quickstart"
         )
-    return find_rows(folder, [TrialConfig.recorded(trial["config"]) for trial in content["trials"]])
+    return find_rows(folder, content.trials)
+
+
+def standing(sweep: Sweep, folder: Path) -> Results:
+    """How a sweep stands: the rows of its grid, or those that its search has suggested so far."""
+    if sweep.search is None:
+        return find_rows(folder, sweep.trials())
+    known = record.read(folder)
+    return find_rows(folder, known.trials[: sweep.num_samples] if known else [])
 
 
 def launches(folder: Path) -> list[Path]:
@@ -117,10 +138,20 @@ def launch_number(folder: Path) -> int:
     return int(folder.name[7:])
 
 
+def next_launch(folder: Path) -> Path:
+    """The folder of a launch that is about to begin."""
+    return folder / f"launch-{max(map(launch_number, launches(folder)), default=0) + 1:03d}"
+
+
 def find_rows(folder: Path, trials: Iterable[TrialConfig]) -> Results:
     """How these trials stand."""
     elsewhere = read_elsewhere(folder)
     return Results(folder, [_row(folder, config, elsewhere) for config in trials])
+
+
+def find_row(folder: Path, trial: TrialConfig) -> Row:
+    """How one trial stands."""
+    return _row(folder, trial, {})
 
 
 def checkpoints(folder: Path, config: TrialConfig) -> Iterator[SavedCheckpoint]:
@@ -170,13 +201,14 @@ def _ending(trial_folder: Path, config: TrialConfig) -> Mapping[str, str]:
     """How a trial ended in a launch; nothing where it was still running, or this cannot be read."""
     try:
         ending = json.loads((trial_folder / STATUS_FILE).read_text(encoding="utf-8"))
-        return ending if ending["trial_id"] == config.id and ending["status"] in (DIVERGED, FAILED) else {}
+        known = ending["trial_id"] == config.id and ending["status"] in (STOPPED, DIVERGED, FAILED)
+        return ending if known else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 
 def write_ending(launch: Path, config: TrialConfig, status: str, reason: str) -> None:
-    """Notes that a trial diverged or failed."""
+    """Notes that a trial was stopped early, diverged or failed."""
     folder = launch / config.run_name
     folder.mkdir(parents=True, exist_ok=True)
     content = {"trial_id": config.id, "status": status, "reason": reason}

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import datetime
-import importlib.metadata
 import os
 import platform
-import subprocess
-from collections.abc import Iterator, Mapping
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raylm import checks, manifest, record, report, results
-from raylm.config import Sweep
+from raylm.config import Sweep, TrialConfig
 from raylm.console import Screen
 from raylm.errors import SweepError, UserError, WorkError, counted
+from raylm.launch import How, launch, now
 from raylm.plan import plan_trial
 from raylm.results import Results
 
 if TYPE_CHECKING:
     from raylm.prepare import Prepared
-
-RECORDED_VERSIONS = ("raylm", "ray", "torch", "transformers", "tokenizers", "datasets", "numpy")
 
 
 @dataclass(frozen=True)
@@ -32,67 +30,91 @@ class Outcome:
 
     results: Results
     """The rows as they stand now."""
-    interrupted: bool
-    """Whether trials are left that the same command would go on with."""
+    paused: str
+    """Why trials are left that the same command would go on with, if there are."""
 
     @property
     def exit_code(self) -> int:
-        """130 where it was interrupted, 1 where a row failed or none is done, else 0."""
-        if self.interrupted:
-            return 130
+        """130 where it was interrupted, 1 where the disk is full, a row failed or none is done, else 0."""
+        if self.paused and "budget" not in self.paused:
+            return 1 if "disk" in self.paused else 130
         failed = self.results.count(results.FAILED) or not self.results.count(results.DONE)
         return 1 if failed else 0
 
 
-def run(
-    sweep: Sweep,
-    *,
-    storage: str | None = None,
-    max_concurrent: int | None = None,
-    retry_failed: bool = False,
-    address: str | None = None,
-    screen: Screen | None = None,
-    verbose: bool = False,
-) -> Outcome:
+def run(sweep: Sweep, *, storage: str | None = None, how: How | None = None, screen: Screen | None = None) -> Outcome:
     """Runs what is missing of a sweep and shows its table.
 
     Args:
         storage: folder of the results folders; None: the sweep's own.
-        max_concurrent: trials at a time; None: as many as the resources allow.
-        retry_failed: begin failed rows again.
-        address: of a Ray cluster; None: one that runs on this machine, else Ray is started.
+        how: how to run it.
         screen: where to show it.
-        verbose: show Ray's own messages.
 
     Raises:
         UserError: for what the user can mend, before any trial starts.
         WorkError: if Ray gives up; the table is shown and what is done is kept.
     """
-    screen = screen or Screen()
+    how, screen = how or How(), screen or Screen()
     folder = results_folder(sweep, storage)
-    found = results.find_rows(folder, sweep.trials())
-    missing = [row.config for row in found.rows if not row.ended or (retry_failed and row.status == results.FAILED)]
-    if not missing:
-        known = record.read(folder)
-        if known is not None and not record.is_of(known, sweep):
-            record.write(folder, sweep, known["launches"])
-        return _finish(found, screen, interrupted=False, retried=retry_failed)
+    found = results.standing(sweep, folder)
+    unfinished = [r.config for r in found.rows if not r.ended or (how.retry_failed and r.status == results.FAILED)]
+    left = len(unfinished) + _still_to_suggest(sweep, found)
+    if not left:
+        _record_anew(sweep, found)
+        return _finish(found, screen, retried=how.retry_failed)
     _make_folder(folder)
     with _only_one(folder):
-        repeated = sweep.points - len(found.rows)
-        again = f" ({repeated} more named twice)" if repeated else ""
-        screen.say(f"sweep {sweep.name}: {counted(len(found.rows), 'trial')}{again}, {len(missing)} to be done")
+        _announce(sweep, found, left, screen)
         with screen.working("loading torch and transformers"):
             from raylm.prepare import prepare
-        prepared = prepare(missing, folder, screen)
+        prepared = prepare(_to_prepare(sweep, found, unfinished), folder, screen)
         for (dataset, model), corpus in prepared.corpora.items():
             sizes = [f"{name} {len(s.tokens):,} tokens, {s.words:,} words" for name, s in corpus.splits()]
             screen.say(f"{dataset} in {model}'s tokens: {'; '.join(sizes)}")
-        screen.say(_work(prepared))
-        complete = _launched(sweep, prepared, folder, max_concurrent, address, screen, verbose)
-        found = results.find_rows(folder, sweep.trials())
+        if sweep.search is None:
+            screen.say(_work(unfinished, prepared))
+        _check_disk(unfinished or _to_prepare(sweep, found, []), left, folder)
+        try:
+            paused = launch(sweep, prepared, found, left, how, screen)
+        except (WorkError, OSError):
+            screen.table(results.standing(sweep, folder))
+            raise
+        found = results.standing(sweep, folder)
         results.prune(found)
-    return _finish(found, screen, interrupted=not complete, retried=retry_failed)
+    return _finish(found, screen, retried=how.retry_failed, paused=paused)
+
+
+def _still_to_suggest(sweep: Sweep, found: Results) -> int:
+    """How many trials a search has not suggested yet."""
+    known = record.read(found.folder) if sweep.num_samples else None
+    return 0 if sweep.num_samples is None or (known and known.exhausted) else sweep.num_samples - len(found.rows)
+
+
+def _record_anew(sweep: Sweep, found: Results) -> None:
+    """Writes down what the sweep's rows are now, if fewer or in another order than before."""
+    known = record.read(found.folder)
+    trials = [row.config for row in found.rows]
+    if known is not None and sweep.search is None and known.trials != trials:
+        record.write(found.folder, replace(known, trials=trials))
+
+
+def _announce(sweep: Sweep, found: Results, left: int, screen: Screen) -> None:
+    if sweep.search is None:
+        repeated = sweep.points - len(found.rows)
+        again = f" ({repeated} more named twice)" if repeated else ""
+        screen.say(f"sweep {sweep.name}: {counted(len(found.rows), 'trial')}{again}, {left} to be done")
+    else:
+        trials = counted(sweep.num_samples or 0, "trial")
+        screen.say(f"sweep {sweep.name}: {trials} by {sweep.searched_by}, {left} to be done")
+
+
+def _to_prepare(sweep: Sweep, found: Results, unfinished: list[TrialConfig]) -> list[TrialConfig]:
+    """The trials to be run, those that they are compared with, and what stands for those that a search may suggest."""
+    if sweep.search is None:
+        return unfinished if sweep.scheduler != "asha" else [row.config for row in found.rows]
+    from raylm import search
+
+    return [*[row.config for row in found.rows], *search.possible(sweep)]
 
 
 def results_folder(sweep: Sweep, storage: str | None) -> Path:
@@ -103,25 +125,24 @@ def results_folder(sweep: Sweep, storage: str | None) -> Path:
     return Path(place).expanduser().resolve() / sweep.name
 
 
-def _finish(found: Results, screen: Screen, *, interrupted: bool, retried: bool) -> Outcome:
-    """Writes the results' files, where the rows have changed, and shows the table."""
+def _finish(found: Results, screen: Screen, *, retried: bool, paused: str = "") -> Outcome:
+    """Shows the table, and writes the results' files where the rows have changed."""
+    screen.table(found)
+    screen.say(report.summary(found))
     if report.write(found) or not (found.folder / "report.html").exists():
         with screen.working("drawing the report"):
             from raylm import page
 
             page.write(found)
-    screen.table(found)
-    screen.say(report.summary(found))
     screen.say(f"results: {found.folder}/report.html, results.md, results.csv")
     for dataset, row in found.best.items():
         if row.best is not None:
             screen.say(f"best checkpoint on {dataset}: {row.best.folder}")
-    outcome = Outcome(found, interrupted or not all(row.ended for row in found.rows))
-    if outcome.interrupted:
-        screen.say("interrupted: the same command goes on from here")
+    if paused:
+        screen.say(f"{paused}: the same command goes on from here")
     elif found.count(results.FAILED) and not retried:
         screen.say("--retry-failed begins the failed rows again")
-    return outcome
+    return Outcome(found, paused)
 
 
 # ---- before any trial ---------------------------------------------------------------------------------------------
@@ -150,77 +171,35 @@ def _only_one(folder: Path) -> Iterator[None]:
         who = holder.read_text() if holder.exists() else "another process"
         raise UserError(f"{folder} is in use by {who}; wait for it, or choose another place with --storage") from None
     with lock:
-        holder.write_text(f"process {os.getpid()} on {platform.node()} since {_now()}")
+        holder.write_text(f"process {os.getpid()} on {platform.node()} since {now()}")
         try:
             yield
         finally:
             holder.unlink(missing_ok=True)
 
 
-def _work(prepared: Prepared) -> str:
+def _check_disk(trials: Sequence[TrialConfig], left: int, folder: Path) -> None:
+    """Checkpoints must fit: of each trial what is kept, and of one trial one being written there and one on its way.
+
+    Raises:
+        UserError: if they do not.
+    """
+    sizes = [one.checkpoint_bytes or 0 for one in (plan_trial(trial, 1) for trial in trials)]
+    largest = max(sizes)
+    kept = sum(sizes) if left <= len(sizes) else largest * left
+    for place, need in ((folder, kept + largest), (Path(tempfile.gettempdir()), largest)):
+        free = shutil.disk_usage(place).free
+        if need > free:
+            raise UserError(
+                f"the checkpoints of {counted(left, 'trial')} need {need / 2**30:.1f} GiB in {place}, where "
+                f"{free / 2**30:.1f} GiB are free; free some space, choose another place with "
+                f"{'--storage' if place == folder else 'TMPDIR'}, or run fewer trials"
+            )
+
+
+def _work(trials: Sequence[TrialConfig], prepared: Prepared) -> str:
     """What is going to run, in a line."""
-    sizes = [len(prepared.corpora[trial.dataset, trial.model].train.tokens) for trial in prepared.trials]
-    planned = [plan_trial(trial, size) for trial, size in zip(prepared.trials, sizes, strict=True)]
+    sizes = [len(prepared.corpora[trial.dataset, trial.model].train.tokens) for trial in trials]
+    planned = [plan_trial(trial, size) for trial, size in zip(trials, sizes, strict=True)]
     tokens, steps = sum(one.tokens for one in planned), sum(one.steps for one in planned)
     return f"to train on: {tokens:,} tokens in {steps:,} optimizer steps"
-
-
-# ---- the launch ---------------------------------------------------------------------------------------------------
-
-
-def _launched(
-    sweep: Sweep,
-    prepared: Prepared,
-    folder: Path,
-    max_concurrent: int | None,
-    address: str | None,
-    screen: Screen,
-    verbose: bool,
-) -> bool:
-    """One launch through Ray; says whether it came to its end. If Ray gives up, the table is shown all the same."""
-    with screen.working("starting Ray"):
-        from raylm import tuner
-    try:
-        with tuner.started_ray(address, verbose) as dashboard:
-            resources = tuner.resolved_resources(sweep.resources)
-            screen.say(
-                f"dashboard: {dashboard} (its token: ray get-auth-token)" if dashboard else "dashboard: not running"
-            )
-            number = max(map(results.launch_number, results.launches(folder)), default=0) + 1
-            past = record.launches(folder)
-            record.write(folder, sweep, [*past, _launch_record(sweep, prepared, number, resources)])
-            launch = folder / f"launch-{number:03d}"
-            with screen.live(len(prepared.trials)) as live:
-                return tuner.launch(sweep, prepared, launch, resources, max_concurrent, live)
-    except WorkError:
-        _finish(results.find_rows(folder, sweep.trials()), screen, interrupted=False, retried=False)
-        raise
-
-
-def _launch_record(sweep: Sweep, prepared: Prepared, number: int, resources: Mapping[str, float]) -> dict[str, Any]:
-    """What a launch runs with: all that its numbers could depend on besides the trials' configs."""
-    return {
-        "number": number,
-        "started": _now(),
-        "versions": {name: importlib.metadata.version(name) for name in RECORDED_VERSIONS},
-        "python": platform.python_version(),
-        "git_commit": _git_commit(),
-        "hardware": {"machine": platform.machine(), "system": platform.platform(), "cpus": os.cpu_count()},
-        "precision": sweep.precision,
-        "resources_per_trial": dict(resources),
-        "models": prepared.models_used(),
-        "data": prepared.data_used(),
-    }
-
-
-def _git_commit() -> str | None:
-    """The commit of the checkout that the command was given in, if it was in one."""
-    try:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

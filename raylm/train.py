@@ -5,6 +5,7 @@ B is the batch, T the context length. Losses are in nats.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -34,14 +35,16 @@ EVALUATION_TOKENS = 8192
 Indices = npt.NDArray[np.integer[Any]]
 OnStep = Callable[[int, int, float], None]
 """Told (steps done, steps in all, training loss per token) at each look at the loss."""
+CheckpointDue = Callable[[], bool]
+"""Asked after each look at the loss whether the trial is to be saved now, before its next evaluation."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation, and the trial as it is at this moment: save it before asking for the next one."""
+    """The trial as it is at this moment, after an evaluation or on its way: save it before asking for the next one."""
 
     measured: Measured
-    """The losses."""
+    """The losses; not numbers where the trial diverged, and between two evaluations, where a checkpoint was due."""
     diverged: bool
     """Whether a loss was not finite; the trial ends with this evaluation."""
     trial: Trial
@@ -51,16 +54,12 @@ class Evaluation:
         """Flat and finite numbers for a tuner: a loss that is none is left out, the best one is the last good one."""
         best, progress = self.trial.progress.best, self.trial.progress
         named = {
-            "epoch": self.measured.epoch,
-            "step": self.measured.step,
-            "tokens_seen": self.measured.tokens_seen,
-            "train_loss": self.measured.train_loss,
-            "val_loss": self.measured.val_loss,
-            "adj_val_loss": self.measured.adj_val_loss,
+            **dataclasses.asdict(self.measured),
             "best_val_loss": best.val_loss if best else math.nan,
+            "best_adj_val_loss": best.adj_val_loss if best else math.nan,
             "best_epoch": best.epoch if best else math.nan,
             "diverged": int(self.diverged),
-            "tokens_per_second": self.measured.tokens_seen / progress.training_seconds,
+            "tokens_per_second": progress.tokens_seen / progress.training_seconds,
         }
         return {name: value for name, value in named.items() if math.isfinite(value)}
 
@@ -95,8 +94,8 @@ class Trial:
         """The part of the train split that is trained on."""
         return training_windows(self.config, self.corpus)
 
-    def train(self, epoch: int, steps: range) -> bool:
-        """Optimizer steps of one epoch, both counted from 0; says whether every loss was finite.
+    def train(self, epoch: int, steps: range, checkpoint_due: CheckpointDue) -> bool:
+        """Optimizer steps of one epoch, both counted from 0, until a checkpoint is due; False: a loss was not finite.
 
         The order of the windows follows from (seed, epoch), dropout from (seed, step).
         """
@@ -118,6 +117,8 @@ class Trial:
                 self.progress.add_step(nll, tokens)
             self.on_step(self.progress.step, self.progress.total_steps, losses[-1] / unread[-1][1])
             unread.clear()
+            if step != steps[-1] and checkpoint_due():
+                break
         return True
 
     def _step(self, windows: Windows, indices: Indices, step: int) -> tuple[Tensor, int]:
@@ -160,6 +161,7 @@ def finetune(
     micro_batch_size: int | None = None,
     resume_from: Path | None = None,
     on_step: OnStep = lambda step, total_steps, loss: None,
+    checkpoint_due: CheckpointDue = lambda: False,
 ) -> Iterator[Evaluation]:
     """Fine-tunes one trial.
 
@@ -173,9 +175,11 @@ def finetune(
         micro_batch_size: windows that go through the model at a time; None: the whole batch.
         resume_from: a checkpoint of this trial to go on from.
         on_step: told how it is going.
+        checkpoint_due: asked whether to yield between two evaluations.
 
     Yields:
-        `evals_per_epoch` evaluations per epoch; where a loss is no longer finite, one with `diverged` as the last.
+        `evals_per_epoch` evaluations per epoch, and the trial on its way where a checkpoint is due; where a loss is no
+        longer finite, one with `diverged` as the last.
 
     Raises:
         UserError: if the model cannot be loaded.
@@ -201,7 +205,11 @@ def finetune(
         epoch, done = divmod(progress.step, steps_per_epoch)
         if done == 0:
             progress.start_epoch()
-        healthy = trial.train(epoch, range(done, next(stop for stop in stops if stop > done)))
+        stop = next(stop for stop in stops if stop > done)
+        healthy = trial.train(epoch, range(done, stop), checkpoint_due)
+        if healthy and progress.step < epoch * steps_per_epoch + stop:
+            yield Evaluation(_not_measured(epoch, progress), False, trial)
+            continue
         measured = trial.measure(epoch) if healthy else _not_measured(epoch, progress)
         if measured.finite:
             progress.evaluations.append(measured)

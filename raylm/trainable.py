@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import tempfile
 import time
 from collections.abc import Mapping
@@ -11,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import ray
 import torch
 from ray import tune
@@ -19,10 +17,16 @@ from ray import tune
 from raylm import memory, models, results
 from raylm.config import TrialConfig
 from raylm.data import Corpus
-from raylm.errors import UserError
-from raylm.train import OnStep, finetune, resolved_precision
+from raylm.errors import UserError, disk_is_full
+from raylm.guard import Guard, machine_memory
+from raylm.train import finetune, resolved_precision
 
-SECONDS_BETWEEN_STEPS_TOLD = 0.5
+SECONDS_BETWEEN_WORDS = 0.5
+"""Time between two words to the driver on how far a trial is."""
+CHECKPOINT_SECONDS = 600
+"""A trial is saved this often at least: what the loss of its machine can cost."""
+SCORE_ON_THE_WAY = 1e9
+"""Score of a checkpoint between two evaluations, so that Tune keeps the best evaluation's beside it."""
 
 
 @dataclass(frozen=True)
@@ -39,57 +43,144 @@ class Job:
     """Per trial."""
     cpus: int
     """Per trial."""
+    part: float
+    """A trial's part of its machine's memory."""
+    max_failures: int
+    """Errors of a trial after which it is given up."""
+    alone: bool
+    """Whether trials run one at a time, because they have run out of memory before."""
     board: Any
-    """Actor that is told of steps."""
+    """Actor between the trials and the driver."""
 
 
 class Board:
-    """What running trials say of their steps, for the display. Runs as an actor without a share of a CPU."""
+    """What running trials and the driver tell each other. Runs as an actor without a share of a CPU."""
 
     def __init__(self) -> None:
         self._steps: dict[str, tuple[int, int, float]] = {}
+        self._errors: dict[str, int] = {}
+        self._memory: dict[str, str] = {}
+        self._paused = False
 
-    def put(self, run: str, step: int, total_steps: int, loss: float) -> None:
-        """Takes down how far a run is."""
+    def step(self, run: str, step: int, total_steps: int, loss: float) -> bool:
+        """Takes down how far a run is; says whether it is to save itself and end."""
         self._steps[run] = (step, total_steps, loss)
+        return self._paused
 
-    def all(self) -> dict[str, tuple[int, int, float]]:
+    def steps(self) -> dict[str, tuple[int, int, float]]:
         """(steps done, steps in all, training loss) of each run."""
         return self._steps
 
+    def error(self, run: str) -> int:
+        """Counts an error of a run; says how many it has had in this launch."""
+        self._errors[run] = self._errors.get(run, 0) + 1
+        return self._errors[run]
+
+    def memory(self, run: str, what: str) -> None:
+        """Takes down that a run takes more than its part while memory is short; nothing: that it has ended well."""
+        self._memory[run] = what
+
+    def out_of_memory(self, run: str) -> str:
+        """What was taken down of a run's memory: of one that begins again, why it ended."""
+        return self._memory.get(run, "")
+
+    def pause(self) -> None:
+        """Has all runs save themselves and end."""
+        self._paused = True
+
+    def paused(self) -> bool:
+        """Whether runs are to end."""
+        return self._paused
+
+
+class Contact:
+    """A running trial's end of the line to the board. It never waits for an answer."""
+
+    def __init__(self, board: Any, run: str) -> None:
+        self.paused: bool = ray.get(board.paused.remote())
+        """Whether the trial is to save itself and end."""
+        self._board, self._run = board, run
+        self._answer: Any = None
+        self._told = self._saved = time.monotonic()
+
+    def on_step(self, step: int, total_steps: int, loss: float) -> None:
+        """Says how far the trial is, now and then."""
+        if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
+            self.paused, self._answer = ray.get(self._answer), None
+        if self._answer is None and time.monotonic() - self._told > SECONDS_BETWEEN_WORDS:
+            self._told = time.monotonic()
+            self._answer = self._board.step.remote(self._run, step, total_steps, loss)
+
+    def checkpoint_due(self) -> bool:
+        """Whether the trial is to be saved now."""
+        return self.paused or time.monotonic() - self._saved > CHECKPOINT_SECONDS
+
+    def saved(self) -> None:
+        """The trial was saved."""
+        self._saved = time.monotonic()
+
 
 def train_gpt2(config: dict[str, Any], job: Job) -> None:
-    """One trial. A mistake that no retry mends is reported as the trial's end; all else is raised, to be retried."""
+    """One trial. What no retry mends is reported as the trial's end; all else is raised, and Tune starts it again."""
     trial = TrialConfig.recorded(config)
-    device = "cuda" if job.gpus else "cpu"
+    contact = Contact(job.board, trial.run_name)
+    if eaten := ray.get(job.board.out_of_memory.remote(trial.run_name)):
+        tune.report({"reason": f"{eaten}, alone on its machine"} if job.alone else {"memory": eaten})
+        return
     torch.set_num_threads(job.cpus)
+    guard = Guard(job.part, lambda what: ray.get(job.board.memory.remote(trial.run_name, what), timeout=5))
+    guard.start()
+    try:
+        if not contact.paused:
+            _train(trial, job, contact)
+    except UserError as error:
+        tune.report({"reason": str(error)})
+    except Exception as error:
+        told = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+        if disk_is_full(error):  # not the trial's fault
+            tune.report({"paused": f"the disk is full ({told})"})
+        elif ray.get(job.board.error.remote(trial.run_name)) > job.max_failures:
+            tune.report({"reason": told})
+        else:
+            raise
+    finally:  # the process goes on to the next trial
+        guard.stop()
+        gc.collect()
+        if job.gpus:
+            torch.cuda.empty_cache()
+    if contact.paused:
+        tune.report({"paused": "interrupted"})
+
+
+def _train(trial: TrialConfig, job: Job, contact: Contact) -> None:
+    """Trains a trial to its end, or until it is to pause."""
+    device = "cuda" if job.gpus else "cpu"
     corpus: Corpus = ray.get(job.corpora[trial.dataset, trial.model])
     source = job.sources[trial.model, trial.pretrained]
     precision = resolved_precision(job.precision, device)
-    try:
-        evaluations = finetune(
-            trial,
-            corpus,
-            source,
-            device=device,
-            precision=precision,
-            micro_batch_size=_micro_batch_size(trial, source, job, precision),
-            resume_from=results.newest_verified(Path(job.sweep_folder), trial),
-            on_step=_told_now_and_then(job.board, trial.run_name),
-        )
-        for evaluation in evaluations:
-            with tempfile.TemporaryDirectory() as folder:
-                if evaluation.diverged:
-                    tune.report(evaluation.metrics())
-                else:
-                    evaluation.save(Path(folder))
-                    tune.report(evaluation.metrics(), checkpoint=tune.Checkpoint.from_directory(folder))
-    except UserError as error:
-        tune.report({"reason": str(error)})
-    finally:  # the process goes on to the next trial
-        gc.collect()
-        if device == "cuda":
-            torch.cuda.empty_cache()
+    evaluations = finetune(
+        trial,
+        corpus,
+        source,
+        device=device,
+        precision=precision,
+        micro_batch_size=_micro_batch_size(trial, source, job, precision),
+        resume_from=results.newest_verified(Path(job.sweep_folder), trial),
+        on_step=contact.on_step,
+        checkpoint_due=contact.checkpoint_due,
+    )
+    for evaluation in evaluations:
+        if evaluation.diverged:
+            tune.report(evaluation.metrics())
+            return
+        metrics = evaluation.metrics()
+        metrics["checkpoint_score"] = metrics.get("val_loss", SCORE_ON_THE_WAY)
+        with tempfile.TemporaryDirectory() as folder:
+            evaluation.save(Path(folder))
+            tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(folder))
+        contact.saved()
+        if contact.paused:
+            return
 
 
 def _micro_batch_size(trial: TrialConfig, source: models.ModelSource, job: Job, precision: str) -> int:
@@ -97,20 +188,5 @@ def _micro_batch_size(trial: TrialConfig, source: models.ModelSource, job: Job, 
     shape = models.shape(source)
     if shape is None:
         return trial.batch_size
-    if job.gpus:
-        available = torch.cuda.mem_get_info()[1] * min(job.gpus, 1.0)
-    else:
-        available = psutil.virtual_memory().total * job.cpus / (os.cpu_count() or 1)
+    available = torch.cuda.mem_get_info()[1] * min(job.gpus, 1.0) if job.gpus else machine_memory()[1] * job.part
     return memory.micro_batch_size(shape, trial.context_length, trial.batch_size, precision, trial.optimizer, available)
-
-
-def _told_now_and_then(board: Any, run: str) -> OnStep:
-    last = 0.0
-
-    def on_step(step: int, total_steps: int, loss: float) -> None:
-        nonlocal last
-        if time.monotonic() - last > SECONDS_BETWEEN_STEPS_TOLD:
-            last = time.monotonic()
-            board.put.remote(run, step, total_steps, loss)
-
-    return on_step

@@ -7,7 +7,8 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,103 +17,25 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import ray
 from ray import tune
-from ray.tune.experiment import Trial
-from ray.tune.search import Searcher
 
-from raylm import results
+from raylm.bridge import FromLineup, StepsShown, StopsEarly, Watcher, config_of
 from raylm.config import Resources, Sweep, TrialConfig
 from raylm.console import Live
 from raylm.errors import UserError, WorkError
+from raylm.lineup import Lineup
 from raylm.prepare import Prepared
 from raylm.trainable import Board, Job, train_gpt2
 
 WORKER_ENVIRONMENT = {
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",  # a worker that still writes a checkpoint can be used again after it
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a checkpoint on the way has no loss
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "TOKENIZERS_PARALLELISM": "false",
 }
 PENDING_TRIALS = 100
 """Trials that wait for resources at a time; with Tune's own number for a searcher, 1, they start one after another."""
-SECONDS_BETWEEN_LOOKS = 0.5
-
-
-class PlannedTrials(Searcher):
-    """Hands Tune the trials of a plan one by one, in its order."""
-
-    def __init__(self, trials: Sequence[TrialConfig]) -> None:
-        super().__init__()
-        self._waiting = [trial.as_dict() for trial in trials]
-
-    def set_search_properties(self, metric: Any, mode: Any, config: Any, **spec: Any) -> bool:
-        """Nothing is searched here."""
-        return True
-
-    def suggest(self, trial_id: str) -> Any:
-        """The next trial's config."""
-        return self._waiting.pop(0) if self._waiting else Searcher.FINISHED
-
-    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-        """Nothing is learned here."""
-
-
-class Watcher(tune.Callback):
-    """Tells the display what Tune does, and storage how trials ended that have no finished checkpoint."""
-
-    def __init__(self, launch: Path, live: Live) -> None:
-        self._launch = launch
-        self._live = live
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles its callbacks into its state, which raylm never goes on from."""
-        return {}
-
-    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """A trial got its resources."""
-        self._live.started(_config(trial).run_name)
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
-    ) -> None:
-        """A trial reported an evaluation, or the reason why it cannot be run."""
-        if "val_loss" in result:
-            self._live.evaluated(_config(trial).run_name, result)
-
-    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """A trial failed and is started again."""
-        self._live.retried(_config(trial).run_name, _reason(trial))
-
-    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """A trial's function returned."""
-        config, last = _config(trial), trial.last_result or {}
-        if "reason" in last:
-            self._end(config, results.FAILED, str(last["reason"]))
-        elif last.get("diverged"):
-            self._end(config, results.DIVERGED, f"the loss was not finite in epoch {last['epoch']:.0f}")
-        else:
-            self._live.ended(config.run_name, results.DONE, "")
-
-    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """A trial failed for the last time."""
-        self._end(_config(trial), results.FAILED, _reason(trial))
-
-    def _end(self, config: TrialConfig, status: str, reason: str) -> None:
-        results.write_ending(self._launch, config, status, reason)
-        self._live.ended(config.run_name, status, reason)
-
-
-def _config(trial: Trial) -> TrialConfig:
-    return TrialConfig.recorded(trial.config)
-
-
-def _reason(trial: Trial) -> str:
-    """What a trial failed of the last time, in a line, from the file in which Tune notes it at once."""
-    path = Path(trial.error_file or "")
-    noted = path.read_text(encoding="utf-8").rsplit("Failure #", 1)[-1] if path.is_file() else ""
-    lines = [line.strip() for line in noted.splitlines()[1:] if line.strip()]
-    if not lines:
-        return "for a reason that Ray does not tell"
-    raised = any(line.startswith("Traceback") for line in lines)
-    return (lines[-1] if raised else lines[0])[:500]
+MOST_DEATHS = 20
+"""How often the process or the node of a trial may die; errors that it raises are counted apart."""
 
 
 @contextlib.contextmanager
@@ -163,23 +86,50 @@ def resolved_resources(asked: Resources) -> dict[str, float]:
     return {"cpu": asked.cpus, "gpu": gpus}
 
 
+def slots(resources: Mapping[str, float], max_concurrent: int | None) -> int:
+    """Trials that the cluster as it is runs at a time."""
+    found = 0
+    for node in (node["Resources"] for node in ray.nodes() if node["Alive"]):
+        fits = [node.get(name.upper(), 0) / amount for name, amount in resources.items() if amount]
+        found += int(min(fits) + 1e-9)
+    return max(1, min(found, max_concurrent or found))
+
+
+@dataclass(frozen=True)
+class Launched:
+    """How a launch came to its end."""
+
+    complete: bool
+    """Whether all trials were begun and have ended."""
+    pause_reason: str
+    """Why it was paused, if it was."""
+    set_aside: list[TrialConfig]
+    """Trials that ran out of memory beside others."""
+
+
 def launch(
     sweep: Sweep,
     prepared: Prepared,
     folder: Path,
     resources: Mapping[str, float],
     max_concurrent: int | None,
+    lineup: Lineup,
+    on_change: Callable[[], None],
     live: Live,
-) -> bool:
-    """Runs trials to their end; says whether all were begun and none was stopped from outside.
+    *,
+    alone: bool = False,
+) -> Launched:
+    """Runs the trials of a line-up to their end, or until something pauses them.
 
     Args:
         folder: of this launch, in the sweep's results folder.
+        on_change: told when a trial was added to the line-up.
+        alone: run one trial at a time; one that runs out of memory then has failed.
 
     Raises:
         WorkError: if Tune itself gives up.
     """
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(min(len(prepared.trials), PENDING_TRIALS))
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(PENDING_TRIALS)
     board = ray.remote(num_cpus=0)(Board).remote()
     job = Job(
         sweep_folder=str(folder.parent),
@@ -188,71 +138,76 @@ def launch(
         precision=sweep.precision,
         gpus=resources["gpu"],
         cpus=int(resources["cpu"]),
+        part=_part(resources),
+        max_failures=sweep.max_failures,
+        alone=alone,
         board=board,
     )
+    budget_seconds = sweep.time_budget_hours * 3600 if sweep.time_budget_hours else None
+    watcher = Watcher(folder, lineup, live, board, budget_seconds)
+    own_scheduler = StopsEarly(lineup, folder.parent) if sweep.scheduler == "asha" else sweep.scheduler
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(train_gpt2, job=job), dict(resources)),
         tune_config=tune.TuneConfig(
-            search_alg=PlannedTrials(prepared.trials),
-            num_samples=len(prepared.trials),
-            max_concurrent_trials=max_concurrent,
-            trial_name_creator=lambda trial: _config(trial).run_name,
-            trial_dirname_creator=lambda trial: _config(trial).run_name,
+            search_alg=FromLineup(lineup, on_change),
+            scheduler=own_scheduler,
+            **_metric_for(own_scheduler),
+            num_samples=lineup.total,
+            max_concurrent_trials=1 if alone else max_concurrent,
+            trial_name_creator=lambda trial: config_of(trial).run_name,
+            trial_dirname_creator=lambda trial: config_of(trial).run_name,
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
             name=folder.name,
             storage_path=str(folder.parent),
-            failure_config=tune.FailureConfig(max_failures=sweep.max_failures),
+            failure_config=tune.FailureConfig(max_failures=MOST_DEATHS),
             checkpoint_config=tune.CheckpointConfig(
-                num_to_keep=1, checkpoint_score_attribute="val_loss", checkpoint_score_order="min"
+                num_to_keep=1, checkpoint_score_attribute="checkpoint_score", checkpoint_score_order="min"
             ),
-            callbacks=[Watcher(folder, live)],
+            callbacks=[watcher],
             verbose=0,
         ),
     )
-    with _steps_shown(board, live), _termination_as_interrupt():
+    with StepsShown(board, live), _signals_as_before():
         try:
-            grid = tuner.fit()
+            tuner.fit()
         except Exception as error:  # whatever it is, what was finished is in storage
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise WorkError(f"Ray Tune gave up: {lines[-1]}") from error
-    outcomes = [grid[number] for number in range(len(grid))]
-    ended = [result for result in outcomes if result.error is not None or (result.metrics or {}).get("done")]
-    return len(ended) == len(prepared.trials)
+            if "low on memory" not in str(error):
+                lines = str(error).strip().splitlines() or [type(error).__name__]
+                raise WorkError(f"Ray Tune gave up: {lines[-1]}") from error
+            watcher.out_of_memory(alone)
+    return Launched(lineup.complete, watcher.pause_reason, list(watcher.set_aside.values()))
+
+
+def _part(resources: Mapping[str, float]) -> float:
+    """A trial's part of a node: the largest of its parts of the node's CPUs and GPUs, on the largest node."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    parts = [
+        max(amount / node[name.upper()] for name, amount in resources.items() if amount)
+        for node in nodes
+        if all(node.get(name.upper(), 0) >= amount for name, amount in resources.items() if amount)
+    ]
+    return float(min(1.0, *parts))
+
+
+def _metric_for(scheduler: Any) -> dict[str, str]:
+    """What a scheduler of Ray's compares trials by, unless it was told."""
+    if scheduler is None or isinstance(scheduler, StopsEarly) or getattr(scheduler, "metric", None):
+        return {}
+    return {"metric": "adj_val_loss", "mode": "min"}
 
 
 @contextlib.contextmanager
-def _steps_shown(board: Any, live: Live) -> Iterator[None]:
-    """Brings the steps of running trials to the display, in a thread of its own."""
-    finished = threading.Event()
-
-    def look() -> None:
-        while not finished.wait(SECONDS_BETWEEN_LOOKS):
-            try:
-                steps = ray.get(board.all.remote(), timeout=10)
-            except (ray.exceptions.RayError, TimeoutError):
-                continue  # no display is worth a trial; the next look may succeed
-            for run, (step, total_steps, loss) in steps.items():
-                live.stepped(run, step, total_steps, loss)
-
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        finished.set()
-        thread.join(timeout=15)
-
-
-@contextlib.contextmanager
-def _termination_as_interrupt() -> Iterator[None]:
-    """SIGTERM as Ctrl-C: Tune stops its trials and returns."""
+def _signals_as_before() -> Iterator[None]:
+    """Undoes what Tune and the watcher do to the handlers of SIGINT and SIGTERM."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: os.kill(os.getpid(), signal.SIGINT))
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

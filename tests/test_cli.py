@@ -225,4 +225,4 @@ def test_a_plan_with_overrides(folder: Path, light: dict[str, str]) -> None:
 
 
 def test_every_sweep_is_planned_here() -> None:
-    assert len(list(SWEEPS.glob("*.py"))) == 5
+    assert len(list(SWEEPS.glob("*.py"))) == 6

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from raylm import Sweep, TrialConfig, UserError, data, models, record, report
 from raylm.data import Windows
 from raylm.evaluate import evaluate
+from raylm.record import Record
 from raylm.results import ELSEWHERE_FILE, Results, find_rows, load_results
 from raylm.train import finetune
 
@@ -31,7 +32,8 @@ def found(small_text: Path, tmp_path: Path) -> Results:
     checkpoint.mkdir(parents=True)
     last.save(checkpoint)
     used = {"dataset": str(small_text), "model": "gpt2-nano", "fingerprint": corpus.fingerprint}
-    record.write(tmp_path, sweep, [{"number": 1, "precision": "float32", "data": [used], "models": []}])
+    launch = {"number": 1, "precision": "float32", "data": [used], "models": []}
+    record.write(tmp_path, Record("s", sweep.trials(), launches=[launch]))
     return load_results(tmp_path)
 
 
@@ -104,7 +106,7 @@ def test_a_corpus_that_is_gone_is_prepared_again_and_compared(
     moved = replace(found.rows[0], config=TrialConfig(dataset=str(changed)))
     launch = {"number": 1, "precision": "auto", "models": []}
     used = {"dataset": str(changed), "model": "gpt2-nano", "fingerprint": old[::-1]}
-    record.write(found.folder, Sweep(name="s", space={"dataset": str(changed)}), [{**launch, "data": [used]}])
+    record.write(found.folder, Record("s", [moved.config], launches=[{**launch, "data": [used]}]))
     with pytest.raises(UserError, match="has changed since the sweep"):
         list(evaluate(Results(found.folder, [moved]), [64]))
 

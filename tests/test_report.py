@@ -43,7 +43,7 @@ def found(tmp_path: Path) -> Results:
     results.write_ending(folder / "launch-001", FAILED, results.FAILED, 'RuntimeError: "out of memory", twice')
     save(folder, GOING, 0, 30, Measured(1, 10, 700, 9.0, 7.0, 7.996))
     trials = [{"config": config.as_dict()} for config in (DONE, DIVERGED, FAILED, GOING, MISSING)]
-    (folder / record.NAME).write_text(json.dumps({"version": manifest.VERSION, "trials": trials}))
+    (folder / record.NAME).write_text(json.dumps({"version": manifest.VERSION, "name": "tried", "trials": trials}))
     return results.load_results(folder)
 
 
@@ -122,6 +122,13 @@ def test_write_puts_both_tables_into_the_results_folder(found: Results) -> None:
 def test_summary_counts_the_rows(found: Results) -> None:
     assert report.summary(found) == "5 rows: 1 done, 1 diverged, 1 failed, 2 to be done"
     assert report.summary(Results(found.folder, found.rows[:2])) == "2 rows: 1 done, 1 diverged"
+
+
+def test_summary_counts_rows_that_were_stopped_early(found: Results) -> None:
+    results.write_ending(found.folder / "launch-001", GOING, results.STOPPED, "it is not among the best third")
+    again = results.load_results(found.folder)
+    assert report.summary(again) == "5 rows: 1 done, 1 stopped, 1 diverged, 1 failed, 1 to be done"
+    assert f"- {GOING.run_name} stopped: it is not among the best third" in report.markdown(again)
 
 
 def test_latex_is_a_booktabs_table_with_everything_escaped(found: Results) -> None:

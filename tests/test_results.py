@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+from ray.tune.search.sample import Categorical
 
 from raylm import manifest, record, results
-from raylm.config import TrialConfig
+from raylm.config import Sweep, TrialConfig
 from raylm.errors import UserError
 from raylm.progress import Measured, Progress
-from raylm.results import DIVERGED, DONE, FAILED, INTERRUPTED, MISSING, Row
+from raylm.record import Record
+from raylm.results import DIVERGED, DONE, FAILED, INTERRUPTED, MISSING, STOPPED, Row
 
 TRIAL, OTHER = TrialConfig(seed=1), TrialConfig(seed=2)
 STEPS_PER_EPOCH = 10
@@ -130,8 +132,8 @@ def test_a_trial_goes_on_from_the_newest_checkpoint_whose_content_verifies(tmp_p
 # ---- trials that ended without their last step --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("status", [FAILED, DIVERGED])
-def test_a_row_that_failed_or_diverged_keeps_its_reason_and_its_losses(tmp_path: Path, status: str) -> None:
+@pytest.mark.parametrize("status", [FAILED, DIVERGED, STOPPED])
+def test_a_row_that_failed_diverged_or_was_stopped_keeps_its_reason_and_its_losses(tmp_path: Path, status: str) -> None:
     latest = save(tmp_path, "launch-001/0", 5.0)
     results.write_ending(tmp_path / "launch-001", TRIAL, status, "out of memory, twice")
     found = row(tmp_path)
@@ -210,20 +212,50 @@ def test_the_best_row_is_a_done_one(tmp_path: Path) -> None:
     results.write_ending(tmp_path / "launch-001", trials[0], DIVERGED, "a loss is not finite")
     save(tmp_path, "launch-001/0", 1.5, of=2, config=trials[1])
     save(tmp_path, "launch-001/0", 3.0, of=1, config=trials[2])
-    assert results.find_rows(tmp_path, trials[:2]).best == {}
+    save(tmp_path, "launch-001/0", 1.2, of=2, config=trials[4])
+    results.write_ending(tmp_path / "launch-001", trials[4], STOPPED, "it is not among the best third")
+    assert results.find_rows(tmp_path, [*trials[:2], trials[4]]).best == {}
     save(tmp_path, "launch-001/0", 2.0, of=1, config=trials[3])
     found = results.find_rows(tmp_path, trials)
     assert found.best == {TRIAL.dataset: found.rows[3]}
-    assert (found.count(DONE), found.count(DIVERGED, INTERRUPTED), found.count(MISSING)) == (2, 2, 1)
+    counts = [found.count(DONE), found.count(DIVERGED, INTERRUPTED), found.count(STOPPED), found.count(MISSING)]
+    assert counts == [2, 2, 1, 0]
 
 
 def test_a_folder_is_read_in_the_order_of_its_record(tmp_path: Path) -> None:
     save(tmp_path, "launch-001/0", 3.0, of=1)
     trials = [{"id": one.id, "run": one.run_name, "config": one.as_dict()} for one in (OTHER, TRIAL)]
-    (tmp_path / record.NAME).write_text(json.dumps({"version": manifest.VERSION, "trials": trials}))
+    (tmp_path / record.NAME).write_text(json.dumps({"version": manifest.VERSION, "name": "s", "trials": trials}))
     found = results.load_results(str(tmp_path))
     assert found.folder == tmp_path
     assert [(one.config, one.status) for one in found.rows] == [(OTHER, MISSING), (TRIAL, DONE)]
+
+
+def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
+    kept = [Record("plain", [TRIAL, OTHER], launches=[{"number": 1, "data": []}])]
+    kept += [Record("searched", [OTHER, TRIAL], "optuna", frozenset({TRIAL.id}), 4, True, [{"number": 2}])]
+    for one in kept:
+        record.write(tmp_path, one)
+        assert record.read(tmp_path) == one and record.launches(tmp_path) == one.launches
+
+
+def test_a_record_of_before_there_were_searches_is_one_of_a_grid(tmp_path: Path) -> None:
+    trials = [{"id": TRIAL.id, "run": TRIAL.run_name, "config": TRIAL.as_dict()}]
+    content = {"version": manifest.VERSION, "name": "old", "trials": trials, "launches": [{"number": 1}]}
+    (tmp_path / record.NAME).write_text(json.dumps(content))
+    assert record.read(tmp_path) == Record("old", [TRIAL], launches=[{"number": 1}])
+
+
+def test_a_search_stands_as_far_as_it_has_suggested_trials(tmp_path: Path) -> None:
+    searched = Sweep(name="s", space={"seed": Categorical([1, 2, 3])}, search="random", num_samples=2)
+    assert results.standing(searched, tmp_path).rows == []
+    record.write(tmp_path, Record("s", [OTHER, TRIAL, TrialConfig(seed=3)], "random"))
+    save(tmp_path, "launch-001/0", 3.0, of=1)
+    assert [(one.config, one.status) for one in results.standing(searched, tmp_path).rows] == (
+        [(OTHER, MISSING), (TRIAL, DONE)]
+    )
+    in_grid = Sweep(name="s", space={"seed": 1})
+    assert [one.config for one in results.standing(in_grid, tmp_path).rows] == [TRIAL]
 
 
 def test_a_folder_without_a_record_is_no_results_folder(tmp_path: Path) -> None:

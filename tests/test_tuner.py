@@ -1,7 +1,9 @@
-"""What Tune is told and tells: trials in order, the reason of a failure in a line."""
+"""What Tune is told and tells: the trials of a line-up in order, the reason of a failure in a line."""
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -11,14 +13,54 @@ from ray.exceptions import ActorDiedError
 from ray.tune.search import Searcher
 
 from raylm import TrialConfig
-from raylm.tuner import PlannedTrials, _reason
+from raylm.bridge import FromLineup, failure_reason
+from raylm.lineup import Lineup, Propose
+from raylm.results import DONE, MISSING, Row
+
+TRIALS = [TrialConfig(seed=seed) for seed in (3, 1, 2)]
+
+
+def proposing(*trials: TrialConfig) -> Propose:
+    left = iter(trials)
+    return lambda outcomes: next(left, None)
+
+
+def standing(*done: TrialConfig) -> Callable[[TrialConfig], Row]:
+    return lambda trial: Row(trial, DONE if trial in done else MISSING, "", None, None)
 
 
 def test_trials_are_handed_out_in_order_until_there_are_none() -> None:
-    trials = [TrialConfig(seed=seed) for seed in (3, 1, 2)]
-    planned = PlannedTrials(trials)
-    assert [planned.suggest(str(number)) for number in range(3)] == [trial.as_dict() for trial in trials]
-    assert planned.suggest("3") == Searcher.FINISHED
+    changes: list[int] = []
+    lineup = Lineup(proposing(*TRIALS), total=3, lag=None, standing=standing())
+    handed = FromLineup(lineup, lambda: changes.append(len(lineup.trials)))
+    assert [handed.suggest(str(number)) for number in range(3)] == [trial.as_dict() for trial in TRIALS]
+    assert changes == [1, 2, 3]
+    assert handed.suggest("3") == Searcher.FINISHED
+
+
+def test_trials_that_follow_from_results_are_waited_for() -> None:
+    ended: list[TrialConfig] = []
+    lineup = Lineup(proposing(*TRIALS), total=3, lag=1, standing=lambda trial: standing(*ended)(trial))
+    handed = FromLineup(lineup, lambda: None)
+    for number, trial in enumerate(TRIALS):
+        assert handed.suggest(str(number)) == trial.as_dict()
+        assert handed.suggest("too early") in ([None] if number < 2 else [Searcher.FINISHED])
+        ended.append(trial)
+        lineup.ended(trial)
+
+
+def test_the_end_of_the_trials_is_told_where_the_last_ones_were_run_before() -> None:
+    changes: list[int] = []
+    lineup = Lineup(proposing(*TRIALS), total=3, lag=None, standing=standing(*TRIALS[1:]))
+    handed = FromLineup(lineup, lambda: changes.append(len(lineup.trials)))
+    assert handed.suggest("0") == TRIALS[0].as_dict()
+    assert handed.suggest("1") == Searcher.FINISHED
+    assert changes == [1, 3]
+
+
+def test_tune_can_pickle_the_searcher() -> None:
+    lineup = Lineup(proposing(*TRIALS), total=3, lag=None, standing=lambda trial: standing()(trial))
+    assert isinstance(pickle.loads(pickle.dumps(FromLineup(lineup, lambda: None))), FromLineup)
 
 
 RAISED = """\
@@ -43,4 +85,4 @@ def test_the_reason_of_the_last_failure_is_told_in_a_line(tmp_path: Path, noted:
     file = tmp_path / "error.txt"
     if noted:  # as Tune writes it
         file.write_text("".join(f"Failure # {n + 1} (occurred at x)\n{text}\n" for n, text in enumerate(noted)))
-    assert _reason(cast(Any, SimpleNamespace(error_file=str(file)))) == reason
+    assert failure_reason(cast(Any, SimpleNamespace(error_file=str(file)))) == reason

@@ -13,16 +13,17 @@ import pytest
 
 import raylm
 from raylm.loading import load_sweep
+from raylm.reference import load_reference
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = {path.stem: path for path in sorted((ROOT / "raylm").glob("*.py"))}
 SWEEPS = ROOT / "sweeps"
 
 LOWEST_TO_HIGHEST = """
-    errors catalog progress manifest memory checks config __init__ loading
-    hub tokenizer corpus data plan record results reference table report
-    figures drawing page console
-    optim models checkpoint train evaluate prepare trainable tuner run cli sweep
+    errors catalog progress manifest memory checks spaces config __init__ loading
+    hub tokenizer corpus data plan record results halving lineup reference table report
+    figures importance drawing page console
+    optim models checkpoint train evaluate prepare search guard trainable bridge tuner launch run cli sweep
 """
 ORDER = LOWEST_TO_HIGHEST.split()
 """A module imports only from those before it. `__init__` stands for the package's own names."""
@@ -71,16 +72,22 @@ def test_a_module_imports_only_from_modules_below_it(module: str) -> None:
     assert above == []
 
 
-def test_only_trainable_and_tuner_import_ray() -> None:
-    users = [module for module in MODULES if any(name.split(".")[0] == "ray" for name in imported(module))]
-    assert users == ["trainable", "tuner"]
+@pytest.mark.parametrize(
+    ("package", "users"),
+    [("ray", ["bridge", "search", "trainable", "tuner"]), ("optuna", ["importance", "search"])],
+)
+def test_only_these_modules_import(package: str, users: list[str]) -> None:
+    assert [module for module in MODULES if any(name.split(".")[0] == package for name in imported(module))] == users
 
 
-HEAVY = ("torch", "ray", "transformers", "datasets")
+HEAVY = ("torch", "ray", "transformers", "datasets", "optuna")
 
 
-@pytest.mark.parametrize("name", ["", ".config", ".loading", ".results", ".report", ".plan", ".console", ".cli"])
-def test_an_import_brings_neither_torch_nor_ray(name: str) -> None:
+LIGHT = ["", ".config", ".loading", ".results", ".lineup", ".report", ".plan", ".console", ".page", ".launch", ".cli"]
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_an_import_brings_neither_torch_nor_ray_nor_optuna(name: str) -> None:
     loaded = run(f"import sys, raylm{name}\nprint(*(name for name in {HEAVY} if name in sys.modules))")
     assert loaded == ""
 
@@ -152,7 +159,16 @@ REFERENCE_ROWS = [
 
 
 def test_every_sweep_is_counted_here() -> None:
-    assert sorted(path.name for path in SWEEPS.glob("*.py")) == sorted(TRIALS)
+    assert sorted(path.name for path in SWEEPS.glob("*.py")) == sorted([*TRIALS, "imdb_optuna.py"])
+
+
+def test_the_search_that_is_shipped_begins_with_rows_of_the_reference() -> None:
+    sweep = load_sweep(SWEEPS / "imdb_optuna.py")
+    assert isinstance(sweep.space, dict)
+    fixed = {"dataset": sweep.space["dataset"]}
+    rows = {(row.dataset, row.model, row.context_length, row.batch_size) for row in load_reference().rows}
+    keys = ("dataset", "model", "context_length", "batch_size")
+    assert {tuple({**fixed, **point}[key] for key in keys) for point in sweep.points_to_evaluate} <= rows
 
 
 @pytest.mark.parametrize(("name", "trials"), TRIALS.items())

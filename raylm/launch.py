@@ -1,0 +1,208 @@
+"""One launch: Ray, the line-up of what is missing, what it runs with written down, the trials run."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import math
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raylm import record, results
+from raylm.config import Sweep, TrialConfig
+from raylm.console import Screen
+from raylm.errors import counted
+from raylm.lineup import Lineup
+from raylm.record import Record
+from raylm.results import Results, Row
+
+if TYPE_CHECKING:
+    from raylm.prepare import Prepared
+    from raylm.search import Proposals
+    from raylm.tuner import Launched
+
+RECORDED_VERSIONS = ("raylm", "ray", "torch", "transformers", "tokenizers", "datasets", "optuna", "numpy")
+
+SECONDS_BETWEEN_STUDIES = 30.0
+"""Writing a study anew takes the longer the more trials it has."""
+
+
+@dataclass(frozen=True)
+class How:
+    """How a launch is to be run, besides what the sweep says."""
+
+    retry_failed: bool = False
+    """Begin failed rows again."""
+    max_concurrent: int | None = None
+    """Trials at a time; None: as many as the resources allow."""
+    address: str | None = None
+    """Of a Ray cluster; None: one that runs on this machine, else Ray is started."""
+    verbose: bool = False
+    """Show Ray's own messages."""
+
+
+def launch(sweep: Sweep, prepared: Prepared, found: Results, left: int, how: How, screen: Screen) -> str:
+    """One launch through Ray; says why it was paused, if it was.
+
+    Args:
+        found: how the sweep stands.
+        left: trials to be run.
+    """
+    with screen.working("starting Ray"):
+        from raylm import tuner
+    with tuner.started_ray(how.address, how.verbose) as dashboard:
+        resources = tuner.resolved_resources(sweep.resources)
+        screen.say(f"dashboard: {dashboard} (its token: ray get-auth-token)" if dashboard else "dashboard: not running")
+        launched = _run_lineup(sweep, prepared, found, left, how, resources, screen)
+        while launched.set_aside and not launched.pause_reason:
+            alone = launched.set_aside
+            screen.say(f"{counted(len(alone), 'trial')} out of memory: now one at a time, alone")
+            lineup = _in_order(alone, found.folder)
+            with screen.live(len(alone)) as live:
+                folder = results.next_launch(found.folder)
+                launched = tuner.launch(
+                    sweep, prepared, folder, resources, None, lineup, lambda: None, live, alone=True
+                )
+            found = results.standing(sweep, found.folder)
+            if not launched.pause_reason and any(not row.ended for row in found.rows):
+                launched = _run_lineup(sweep, prepared, found, left, how, resources, screen)
+        return launched.pause_reason or ("" if launched.complete else "interrupted")
+
+
+def _run_lineup(
+    sweep: Sweep,
+    prepared: Prepared,
+    found: Results,
+    left: int,
+    how: How,
+    resources: Mapping[str, float],
+    screen: Screen,
+) -> Launched:
+    """All that is missing through Tune once, what is known of the sweep being written down on the way."""
+    from raylm import tuner
+
+    folder = results.next_launch(found.folder)
+    past = record.read(found.folder) or Record(sweep.name, [])
+    proposals = _proposals(sweep)
+    lag = _lag(sweep, past, tuner.slots(resources, how.max_concurrent))
+    lineup = _lineup(sweep, prepared, found, past, lag, proposals, how)
+    this = _launch_record(sweep, prepared, results.launch_number(folder), resources)
+
+    last_study = -math.inf
+
+    def write_down(whole: bool = False) -> None:
+        nonlocal last_study
+        trials = [*lineup.trials, *past.trials[len(lineup.trials) :]] if proposals else sweep.trials()
+        launches, over = [*past.launches, this], bool(proposals) and lineup.exhausted
+        failed = frozenset(lineup.failed)
+        record.write(found.folder, Record(sweep.name, trials, sweep.searched_by, failed, lineup.lag, over, launches))
+        if proposals and (whole or time.monotonic() - last_study > SECONDS_BETWEEN_STUDIES):
+            proposals.write_study(found.folder / "optuna")
+            last_study = time.monotonic()
+
+    lineup.look_ahead()
+    write_down()
+    with screen.live(left) as live:
+        launched = tuner.launch(sweep, prepared, folder, resources, how.max_concurrent, lineup, write_down, live)
+    if proposals:
+        proposals.tell(lineup.untold())  # nothing is suggested any more; the study is to be whole
+    write_down(whole=True)
+    return launched
+
+
+def _proposals(sweep: Sweep) -> Proposals | None:
+    if sweep.search is None:
+        return None
+    from raylm.search import Proposals
+
+    return Proposals(sweep)
+
+
+def _lag(sweep: Sweep, past: Record, slots: int) -> int | None:
+    """How far a trial is behind the results that it follows from.
+
+    That of the first launch holds for all, so that a sweep is the same whatever it is continued on: as many trials as
+    ran at a time there, and as many again that may overtake a long one.
+    """
+    if sweep.search is None and sweep.scheduler != "asha":
+        return None
+    return past.lag or (slots if slots == 1 else 2 * slots)
+
+
+def _lineup(
+    sweep: Sweep,
+    prepared: Prepared,
+    found: Results,
+    past: Record,
+    lag: int | None,
+    proposals: Proposals | None,
+    how: How,
+) -> Lineup:
+    known = {row.config.id: row for row in found.rows}
+    grid = iter([] if proposals else sweep.trials())
+
+    def standing(trial: TrialConfig) -> Row:
+        return known.pop(trial.id, None) or results.find_row(found.folder, trial)
+
+    def note_stop(trial: TrialConfig, reason: str) -> None:
+        last = results.launches(found.folder)[-1]
+        results.write_ending(last, trial, results.STOPPED, reason)
+
+    def epoch_tokens(trial: TrialConfig) -> int:
+        tokens = len(prepared.corpora[trial.dataset, trial.model].train.tokens)
+        return min(tokens, trial.max_train_tokens or tokens)
+
+    return Lineup(
+        proposals or (lambda outcomes: next(grid, None)),
+        total=sweep.num_samples or len(found.rows),
+        lag=lag,
+        standing=standing,
+        note_stop=note_stop,
+        epoch_tokens=epoch_tokens if sweep.scheduler == "asha" else None,
+        retry_failed=how.retry_failed,
+        recorded=[trial.id for trial in past.trials] if proposals else [],
+        failed=past.failed,
+    )
+
+
+def _in_order(trials: Sequence[TrialConfig], folder: Path) -> Lineup:
+    """These trials, none of which waits for another."""
+    waiting = iter(trials)
+    propose = lambda outcomes: next(waiting, None)  # noqa: E731
+    return Lineup(propose, total=len(trials), lag=None, standing=lambda trial: results.find_row(folder, trial))
+
+
+def _launch_record(sweep: Sweep, prepared: Prepared, number: int, resources: Mapping[str, float]) -> dict[str, Any]:
+    """What a launch runs with: all that its numbers could depend on besides the trials' configs."""
+    return {
+        "number": number,
+        "started": now(),
+        "versions": {name: importlib.metadata.version(name) for name in RECORDED_VERSIONS},
+        "python": platform.python_version(),
+        "git_commit": _git_commit(),
+        "hardware": {"machine": platform.machine(), "system": platform.platform(), "cpus": os.cpu_count()},
+        "precision": sweep.precision,
+        "resources_per_trial": dict(resources),
+        "models": prepared.models_used(),
+        "data": prepared.data_used(),
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout that the command was given in, if it was in one."""
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def now() -> str:
+    """This moment, to the second, in UTC."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
