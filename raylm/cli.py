@@ -174,10 +174,11 @@ def _exit_codes() -> Iterator[None]:
         Screen().error(str(error))
         raise typer.Exit(1) from None
     except OSError as error:
-        if not disk_is_full(error):
-            raise
         where = f" ({error.filename})" if error.filename else ""
-        Screen().error(f"the disk is full{where}; free some space, then the same command goes on")
+        if disk_is_full(error):
+            Screen().error(f"the disk is full{where}; free some space, then the same command goes on")
+        else:
+            Screen().error(f"{error.strerror or error}{where}; what is done is kept, the same command goes on")
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         Screen().error("interrupted; the same command goes on from here")

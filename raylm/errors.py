@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -44,8 +45,9 @@ class SweepError(UserError):
 
 def disk_is_full(error: BaseException) -> bool:
     """Whether an error says so, whatever its type: libraries wrap the system's own, some as text alone."""
-    number = getattr(error, "errno", None)
-    return number in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error)
+    number, text = getattr(error, "errno", None), str(error)
+    in_words = os.strerror(errno.ENOSPC) in text or re.fullmatch(r"\d+ requested and \d+ written", text)  # NumPy's
+    return number in (errno.ENOSPC, errno.EDQUOT) or bool(in_words)
 
 
 def counted(number: int, what: str) -> str:

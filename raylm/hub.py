@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from raylm.errors import UserError
+from raylm.errors import UserError, disk_is_full
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -160,6 +160,8 @@ def _explained(error: Exception, what: str) -> UserError:
         return error
     hub = constants.ENDPOINT
     kinds = tuple(_chain(error))
+    if any(map(disk_is_full, kinds)):
+        return UserError(f"{what}: the disk of {constants.HF_HOME} is full; free some space, or set HF_HOME to another")
     if any(isinstance(one, GatedRepoError) for one in kinds):
         return UserError(f"{what}: access is restricted; ask for it on {hub} and log in with `hf auth login`")
     if any(isinstance(one, (RepositoryNotFoundError, DatasetNotFoundError)) for one in kinds) and _status(error) != 503:

@@ -105,6 +105,31 @@ def test_a_resumed_trial_ends_bit_for_bit_as_an_undisturbed_one(
     assert {**ours, "training_seconds": 0} == {**theirs, "training_seconds": 0}
 
 
+@pytest.mark.parametrize("due_at", [1, 5, 11])
+def test_a_trial_saved_between_two_evaluations_goes_on_bit_for_bit(corpus: Corpus, tmp_path: Path, due_at: int) -> None:
+    config = trial(epochs=2, dropout=0.1, max_train_tokens=1500)  # 7 steps an epoch
+    *_, undisturbed = evaluations(config, corpus)
+    steps: list[int] = []
+    on_the_way = next(
+        one
+        for one in finetune(
+            config,
+            corpus,
+            NANO,
+            on_step=lambda step, total, loss: steps.append(step),
+            checkpoint_due=lambda: steps[-1] == due_at,
+        )
+        if one.trial.progress.step == due_at
+    )
+    assert not on_the_way.diverged and "val_loss" not in on_the_way.metrics()
+    on_the_way.save(tmp_path)
+    *_, resumed = evaluations(config, corpus, resume_from=tmp_path)
+    assert resumed.measured == undisturbed.measured
+    assert resumed.trial.progress.curve == undisturbed.trial.progress.curve
+    ours, theirs = weights(resumed), weights(undisturbed)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
 def test_a_checkpoint_opens_in_transformers_and_gives_its_val_loss(corpus: Corpus, tmp_path: Path) -> None:
     (last,) = evaluations(trial(), corpus)
     last.save(tmp_path)

@@ -1,0 +1,55 @@
+"""Memory of the machine and of a process: what is read, and that a process that takes too much says so and ends."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from raylm import guard
+
+EATER = """
+import sys, time
+from raylm import guard
+guard.TELL_ABOVE, guard.END_ABOVE = (float(share) for share in sys.argv[1:3])
+guard.Guard(float(sys.argv[3]), lambda what: print(what, flush=True)).start()
+time.sleep(2)
+print("still there")
+"""
+"""A process for which the machine's memory is short at once, or never."""
+
+
+def test_memory_in_use_is_part_of_all_there_is() -> None:
+    used, total = guard.machine_memory()
+    assert 0 < used < total <= psutil.virtual_memory().total
+
+
+def test_the_limit_of_a_container_goes_before_the_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "memory.max").write_text("2000000000\n")
+    (tmp_path / "memory.current").write_text("900000000\n")
+    (tmp_path / "memory.stat").write_text("anon 700000000\ninactive_file 100000000\n")
+    monkeypatch.setattr(guard, "CGROUPS", tmp_path)
+    assert guard.machine_memory() == (800_000_000, 2_000_000_000)
+    (tmp_path / "memory.max").write_text("max\n")
+    assert guard.machine_memory()[1] == psutil.virtual_memory().total
+
+
+@pytest.mark.parametrize(
+    ("tell_above", "end_above", "part", "said", "status"),
+    [
+        (0.0, 0.0, 0.0, ["out of memory: it took"], 1),
+        (0.0, 2.0, 0.0, ["out of memory: it took", "still there"], 0),
+        (0.0, 0.0, 1.0, ["still there"], 0),  # it takes no more than its part
+        (2.0, 2.0, 0.0, ["still there"], 0),  # there is enough
+    ],
+)
+def test_a_process_ends_where_memory_is_short_and_it_takes_more_than_its_part(
+    tell_above: float, end_above: float, part: float, said: list[str], status: int
+) -> None:
+    command = [sys.executable, "-c", EATER, str(tell_above), str(end_above), str(part)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == status, done.stderr
+    assert [line.split(" 0.")[0] for line in done.stdout.splitlines()] == said
