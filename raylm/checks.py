@@ -21,6 +21,8 @@ SWEEP_NAME = re.compile(r"[A-Za-z0-9](?!.*\.\.)[A-Za-z0-9._-]{0,63}")
 OPTIMIZERS = ("adafactor", "adamw")
 LR_SCHEDULES = ("linear", "cosine", "constant")
 PRECISIONS = ("auto", "float32", "bfloat16")
+MOST_SEEDS = 10_000
+"""A sweep of more seeds than this is taken for a slip of the pen."""
 
 
 # ---- the fields of a trial, one by one ---------------------------------------------------------------------------
@@ -37,7 +39,7 @@ class Rule:
 
 
 RULES: dict[str, Rule] = {
-    "context_length": Rule(int, "a whole number of tokens, at least 2", lambda v: v >= 2),
+    "context_length": Rule(int, "a whole number of tokens, at least 2", lambda v: 2 <= v <= 10**9),
     "batch_size": Rule(int, "a whole number from 1 to 1,000,000", lambda v: 1 <= v <= 1_000_000),
     "epochs": Rule(int, "a whole number from 1 to 10,000", lambda v: 1 <= v <= 10_000),
     "learning_rate": Rule(float, "a finite number above 0", lambda v: math.isfinite(v) and v > 0),
@@ -47,7 +49,9 @@ RULES: dict[str, Rule] = {
     "dropout": Rule(float, "a number from 0 to below 1, or None", lambda v: 0 <= v < 1, optional=True),
     "seed": Rule(int, "a whole number from 0 to 4,294,967,295", lambda v: 0 <= v < 2**32),
     "pretrained": Rule(bool, "True or False"),
-    "max_train_tokens": Rule(int, "a whole number of tokens, at least 1, or None", lambda v: v >= 1, optional=True),
+    "max_train_tokens": Rule(
+        int, "a whole number of tokens, at least 1, or None", lambda v: 1 <= v <= 10**18, optional=True
+    ),
     "evals_per_epoch": Rule(int, "a whole number from 1 to 1,000", lambda v: 1 <= v <= 1000),
 }
 CHOICES: dict[str, tuple[str, ...]] = {"optimizer": OPTIMIZERS, "lr_schedule": LR_SCHEDULES}
@@ -71,6 +75,11 @@ def field_value(name: str, value: object) -> tuple[Any, Problem | None]:
     if meant is None or not rule.holds(meant):
         return value, Problem(name, f"got {show(value)}; expected {rule.expected}")
     return meant, None
+
+
+def is_recorded(name: str, value: object) -> bool:
+    """Whether a trial's field can be what a record says, its files aside."""
+    return field_value(name, value)[1] is None if name in RULES else isinstance(value, str)
 
 
 def typed(kind: type, value: object) -> Any:
@@ -162,7 +171,7 @@ def longest_context(model: str) -> int | None:
 def _local_model_config(folder: str) -> dict[str, Any] | None:
     try:
         content = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
 
@@ -174,11 +183,13 @@ def sweep_options(named: Mapping[str, Any]) -> list[Problem]:
         expected = "a folder's name of at most 64 letters, digits, '.', '_', '-', the first a letter or digit, no '..'"
         problems.append(Problem("name", f"got {show(named['name'])}; expected {expected}"))
     if (seeds := named.get("seeds")) is not None:
-        if not isinstance(seeds, (list, tuple, range)) or not seeds or len(set(map(repr, seeds))) != len(seeds):
-            what = f"got {show(seeds)}; expected different whole numbers, as in (0, 1, 2)"
+        if not isinstance(seeds, (list, tuple, range)) or not 0 < len(seeds) <= MOST_SEEDS:
+            what = f"got {show(seeds)}; expected up to {MOST_SEEDS:,} different whole numbers, as in (0, 1, 2)"
             problems.append(Problem("seeds", what))
-        else:
-            problems += [replace(p, where="seeds") for seed in seeds if (p := field_value("seed", seed)[1])]
+        elif wrong := [replace(p, where="seeds") for seed in seeds if (p := field_value("seed", seed)[1])]:
+            problems += wrong
+        elif len(set(seeds)) != len(seeds):
+            problems.append(Problem("seeds", f"got {show(seeds)}; expected different whole numbers, as in (0, 1, 2)"))
     if "precision" in named and (problem := choice("precision", named["precision"], PRECISIONS)):
         problems.append(problem)
     failures = named.get("max_failures", 0)
@@ -202,8 +213,9 @@ def storage(place: object) -> Problem | None:
     if "://" in str(place):
         return Problem("storage", f"got {show(place)}; {expected} (no buckets yet)")
     try:
+        os.fsencode(Path(place).expanduser())
         Path(place).expanduser().exists()
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         return Problem("storage", f"got {show(place)}; {expected}: {error}")
     return None
 

@@ -13,6 +13,9 @@ from dataclasses import dataclass, replace
 class UserError(Exception):
     """Something that the user can mend. Its text says what is wrong, where, what was expected, what to do next."""
 
+    def __init__(self, text: str) -> None:
+        super().__init__(printable(text))
+
 
 class WorkError(Exception):
     """The work itself failed, although what was asked for made sense."""
@@ -30,7 +33,7 @@ class Problem:
         return replace(self, where=f"{outer}.{self.where}")
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.what}"
+        return printable(f"{self.where}: {self.what}")
 
 
 class SweepError(UserError):
@@ -40,7 +43,7 @@ class SweepError(UserError):
         self.problems = list(dict.fromkeys(problems))
         self.source = source
         head = f"{source} has {counted(len(self.problems), 'mistake')}:"
-        super().__init__("\n  ".join([head, *map(str, self.problems)]))
+        Exception.__init__(self, "\n  ".join([printable(head), *map(str, self.problems)]))
 
 
 def disk_is_full(error: BaseException) -> bool:
@@ -55,12 +58,17 @@ def counted(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
+def printable(text: str) -> str:
+    """A text in one line, without what a terminal would act on."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def show(value: object) -> str:
     """A value as it can stand in a message: one line, not too long, without control characters."""
     try:
-        text = " ".join(repr(value).split())
-    except ValueError:  # a whole number of more digits than Python writes
-        text = f"a {type(value).__name__} of very many digits"
+        text = printable(" ".join(repr(value).split()))
+    except Exception:  # a number of more digits than Python writes, lists too deep, a class of the user's own
+        text = f"a {type(value).__name__} that cannot be written out"
     return text if len(text) <= 80 else text[:77] + "..."
 
 

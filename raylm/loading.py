@@ -69,19 +69,23 @@ def _run_file(path: Path, source: str) -> Mapping[str, Any]:
     except BaseException as error:  # SystemExit too: a sweep file must not end the command
         raise UserError(_raised(path, error)) from None
     finally:
-        sys.path[:] = path_before
+        sys.path = path_before
     return vars(module)
 
 
 def _raised(path: Path, error: BaseException) -> str:
     """What the file raised, at the file's own line."""
-    if "null bytes" in str(error):
+    try:
+        said = " ".join(str(error).split())
+    except Exception:
+        said = "an error without words"
+    if "null bytes" in said:
         return f"{path} is not a Python file: it holds null bytes"
     if isinstance(error, SyntaxError) and error.filename is not None:
         return f"{error.filename}:{error.lineno} is not Python: {error.msg}: {(error.text or '').strip()}"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
     where = f"{path}:{lines[-1]}" if lines else str(path)
-    return f"{where} raises {type(error).__name__}: {error}"
+    return f"{where} raises {type(error).__name__}: {said}"
 
 
 def _find_sweep(path: Path, names: Mapping[str, Any]) -> Sweep:

@@ -44,7 +44,7 @@ def read(folder: Path) -> dict[str, Any] | None:
         whole = content["version"] == VERSION and all(
             (folder / name).stat().st_size == file["bytes"] for name, file in content["files"].items()
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return content if whole else None
 
@@ -52,9 +52,13 @@ def read(folder: Path) -> dict[str, Any] | None:
 def verify(folder: Path) -> dict[str, Any] | None:
     """The manifest, if every file has the content that it says; None: this is no checkpoint."""
     content = read(folder)
-    if content is None or any(_sha256(folder / name) != file["sha256"] for name, file in content["files"].items()):
+    try:
+        whole = content is not None and all(
+            _sha256(folder / name) == file["sha256"] for name, file in content["files"].items()
+        )
+    except (OSError, KeyError):
         return None
-    return content
+    return content if whole else None
 
 
 def _sha256(path: Path) -> str:

@@ -65,12 +65,23 @@ def locate(name: str, *, pretrained: bool) -> ModelSource:
         folder = hub.snapshot(hub_id, commit, weights=pretrained)
     if not (folder / "config.json").is_file():
         raise UserError(f"model {name}: has no config.json; expected a model of transformers")
-    if pretrained and not any(folder.glob("*.safetensors")):
+    if pretrained and not _safetensors(folder):
         raise UserError(
             f"model {name}: has no weights in safetensors, the only format that raylm loads; "
             "pretrained=False takes its architecture with random weights"
         )
     return ModelSource(name, str(folder), pretrained, hub_id, commit)
+
+
+def _safetensors(folder: Path) -> bool:
+    """Whether a folder has weights in safetensors and names no other file for them."""
+    index = folder / "model.safetensors.index.json"
+    try:
+        named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values() if index.exists() else []
+        apart = any("/" in name or "\\" in name or not name.endswith(".safetensors") for name in named)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return False
+    return not apart and any(folder.glob("*.safetensors"))
 
 
 def shape(source: ModelSource) -> Shape | None:

@@ -8,7 +8,7 @@ import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 CURVE_POINTS = 100
 """Points of the training-loss curve that is kept of a trial."""
@@ -124,4 +124,23 @@ class Progress:
     def from_dict(cls, data: Mapping[str, Any]) -> Progress:
         """What `as_dict` gave, also after a way through JSON."""
         curve = [(int(step), float(loss)) for step, loss in data["curve"]]
-        return cls(**{**data, "curve": curve, "evaluations": [Measured(**one) for one in data["evaluations"]]})
+        evaluations = [_of_its_types(Measured(**one)) for one in data["evaluations"]]
+        return _of_its_types(cls(**{**data, "curve": curve, "evaluations": evaluations}))
+
+
+KINDS: dict[Any, Any] = {"int": int, "float": (int, float), "float | None": (int, float, type(None))}
+"""What JSON may hold for a field, by the name of its type."""
+T = TypeVar("T", Measured, Progress)
+
+
+def _of_its_types(made: T) -> T:
+    """What was made, its fields being of the types that they are said to be.
+
+    Raises:
+        TypeError: if one is not.
+    """
+    for one in dataclasses.fields(made):
+        value = getattr(made, one.name)
+        if not isinstance(value, KINDS.get(one.type, object)):
+            raise TypeError(f"{one.name} is {value!r}")
+    return made

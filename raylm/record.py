@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from raylm import manifest
+from raylm import checks, manifest
 from raylm.config import TrialConfig
-from raylm.errors import UserError
+from raylm.errors import UserError, show
 
 NAME = "sweep.json"
 
@@ -48,7 +48,7 @@ def read(folder: Path) -> Record | None:
         version = content["version"]
         if version == manifest.VERSION:
             return _record(content)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         what = f"{path} is damaged ({error})"
         raise UserError(f"{what}; move it away and run the sweep again: no finished row is lost") from None
     what = f"{path} has version {version}, this raylm reads version {manifest.VERSION}"
@@ -59,13 +59,22 @@ def _record(content: dict[str, Any]) -> Record:
     trials = content["trials"]
     return Record(
         name=str(content["name"]),
-        trials=[TrialConfig.recorded(one["config"]) for one in trials],
+        trials=[_trial(one["config"]) for one in trials],
         search=content.get("search"),
         failed=frozenset(one["id"] for one in trials if one.get("failed")),
         lag=content.get("lag"),
         exhausted=bool(content.get("exhausted")),
         launches=list(content.get("launches", [])),
     )
+
+
+def _trial(fields_by_name: dict[str, Any]) -> TrialConfig:
+    """A recorded trial, whose run name is used as the name of a folder: it is not believed blindly."""
+    trial = TrialConfig.recorded(fields_by_name)
+    for name, value in trial.as_dict().items():
+        if not checks.is_recorded(name, value):
+            raise ValueError(f"a trial has {name} {show(value)}")
+    return trial
 
 
 def launches(folder: Path) -> list[dict[str, Any]]:

@@ -159,7 +159,11 @@ def checkpoints(folder: Path, config: TrialConfig) -> Iterator[SavedCheckpoint]:
     for path in folder.glob(f"launch-*/{config.run_name}/checkpoint_*"):
         content = manifest.read(path)
         if content is not None and content.get("trial_id") == config.id:
-            yield SavedCheckpoint(path, Progress.from_dict(content["progress"]), _weights(content))
+            try:
+                saved = SavedCheckpoint(path, Progress.from_dict(content["progress"]), _weights(content))
+            except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+                continue  # no manifest of raylm's
+            yield saved
 
 
 def _weights(content: Mapping[str, Any]) -> str:
@@ -173,7 +177,7 @@ def read_elsewhere(folder: Path) -> dict[str, dict[int, float]]:
     try:
         content = json.loads((folder / ELSEWHERE_FILE).read_text(encoding="utf-8"))
         return {weights: {int(length): float(loss) for length, loss in one.items()} for weights, one in content.items()}
-    except (OSError, ValueError, AttributeError, TypeError):
+    except (OSError, ValueError, AttributeError, TypeError, OverflowError, RecursionError):
         return {}
 
 
@@ -203,7 +207,7 @@ def _ending(trial_folder: Path, config: TrialConfig) -> Mapping[str, str]:
         ending = json.loads((trial_folder / STATUS_FILE).read_text(encoding="utf-8"))
         known = ending["trial_id"] == config.id and ending["status"] in (STOPPED, DIVERGED, FAILED)
         return ending if known else {}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
 
 
@@ -221,5 +225,5 @@ def prune(results: Results) -> None:
         kept = {saved.folder for saved in (row.latest, row.best) if saved is not None}
         if row.ended and row.latest is not None:
             for path in results.folder.glob(f"launch-*/{row.config.run_name}/checkpoint_*"):
-                if path not in kept:
-                    shutil.rmtree(path)
+                if path not in kept and path.resolve() == results.folder.resolve() / path.relative_to(results.folder):
+                    shutil.rmtree(path)  # what a link leads to is not the sweep's own

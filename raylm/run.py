@@ -170,8 +170,10 @@ def _only_one(folder: Path) -> Iterator[None]:
     except Timeout:
         who = holder.read_text() if holder.exists() else "another process"
         raise UserError(f"{folder} is in use by {who}; wait for it, or choose another place with --storage") from None
+    except OSError as error:
+        raise UserError(f"{folder} cannot be locked: {error.strerror}; choose another place with --storage") from None
     with lock:
-        holder.write_text(f"process {os.getpid()} on {platform.node()} since {now()}")
+        manifest.write_text(holder, f"process {os.getpid()} on {platform.node()} since {now()}")
         try:
             yield
         finally:

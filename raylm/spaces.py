@@ -69,14 +69,16 @@ def _distribution_problem(name: str, value: Any, searched: bool) -> Problem | No
     if type(sampler).__name__ == "Quantized" and type(sampler.sampler).__name__.endswith("LogUniform"):
         return Problem(name, f"got a quantised logarithmic range; Optuna has none; expected {DISTRIBUTIONS}")
     if any(checks.typed(float, end) is None for end in (value.lower, value.upper)) or not value.lower < value.upper:
-        return Problem(name, f"got a range from {value.lower} to {value.upper}; expected two numbers, the lower first")
+        ends = f"{show(value.lower)} to {show(value.upper)}"
+        return Problem(name, f"got a range from {ends}; expected two numbers, the lower first")
     return None
 
 
 def values(value: object) -> list[Any]:
     """What a field can be: all values of a grid or a choice, both ends of a range, or the value given."""
     if is_grid(value):
-        return list(value["grid_search"])  # type: ignore[index]
+        named = value["grid_search"]  # type: ignore[index]
+        return list(named) if isinstance(named, (list, tuple)) else []
     if not is_distribution(value):
         return [value]
     kind = type(value).__name__
@@ -113,7 +115,7 @@ def options(named: Mapping[str, Any]) -> list[Problem]:
         problems.append(Problem("scheduler", what))
     problems += _numbers(named)
     if search is None:
-        lonely = [name for name in ("num_samples", "points_to_evaluate") if named.get(name)]
+        lonely = [name for name in ("num_samples", "points_to_evaluate") if not _is_nothing(named.get(name))]
         problems += [Problem(name, "is for a search; say search='optuna' or 'random' too") for name in lonely]
     else:
         problems += _searcher_problems(named)
@@ -175,24 +177,33 @@ def _points(named: Mapping[str, Any]) -> list[Problem]:
             if name in space and problem(name, space[name], searched=True):
                 continue  # told of the space
             if name not in space:
-                problems.append(Problem(f"{where}.{name}", f"is not in the space{nearest(str(name), space)}"))
+                hint = nearest(str(name), map(str, space))
+                problems.append(Problem(f"{where}.{name}", f"is not in the space{hint}"))
             elif not _within(value, space[name]):
                 what = f"got {show(value)}, which the space does not hold; expected {_held(space[name])}"
                 problems.append(Problem(f"{where}.{name}", what))
     return problems
 
 
+def _is_nothing(value: object) -> bool:
+    """Whether an option is left at its default; an array of NumPy has no truth of its own."""
+    return value is None or (isinstance(value, (list, tuple)) and not value)
+
+
 def _within(value: object, domain: object) -> bool:
-    if is_distribution(domain) and not is_choice(domain):
-        low, high = values(domain)
-        return isinstance(value, (int, float)) and bool(low <= value <= high)
-    return value in values(domain)
+    try:
+        if is_distribution(domain) and not is_choice(domain):
+            low, high = values(domain)
+            return isinstance(value, (int, float)) and bool(low <= value <= high)
+        return value in values(domain)
+    except Exception:  # arrays, lists too deep: what cannot be compared
+        return False
 
 
 def _held(domain: object) -> str:
     found = values(domain)
     if is_distribution(domain) and not is_choice(domain):
-        return f"{found[0]} to {found[1]}"
+        return f"{show(found[0])} to {show(found[1])}"
     return f"one of {', '.join(map(show, found))}"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +18,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import ray
 from ray import tune
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raylm.bridge import FromLineup, StepsShown, StopsEarly, Watcher, config_of
 from raylm.config import Resources, Sweep, TrialConfig
@@ -32,6 +34,8 @@ WORKER_ENVIRONMENT = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "TOKENIZERS_PARALLELISM": "false",
 }
+KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
+"""What Tune copies from the command's environment into that of the trials (ray/tune/execution/class_cache.py)."""
 PENDING_TRIALS = 100
 """Trials that wait for resources at a time; with Tune's own number for a searcher, 1, they start one after another."""
 MOST_DEATHS = 20
@@ -49,6 +53,8 @@ def started_ray(address: str | None, verbose: bool) -> Iterator[str | None]:
     logging.getLogger("ray.tune").setLevel(logging.INFO if verbose else logging.CRITICAL)
     os.environ.update({name: os.environ.get(name, value) for name, value in WORKER_ENVIRONMENT.items()})
     here = address in (None, "local")
+    if here:
+        _keep_token()
     try:
         context = ray.init(
             address,
@@ -130,7 +136,8 @@ def launch(
         WorkError: if Tune itself gives up.
     """
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(PENDING_TRIALS)
-    board = ray.remote(num_cpus=0)(Board).remote()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()  # no lost node takes it along
     job = Job(
         sweep_folder=str(folder.parent),
         corpora={key: ray.put(corpus) for key, corpus in prepared.corpora.items()},
@@ -169,7 +176,7 @@ def launch(
             verbose=0,
         ),
     )
-    with StepsShown(board, live), _signals_as_before():
+    with StepsShown(board, live), _signals_as_before(), _keys_kept():
         try:
             tuner.fit()
         except Exception as error:  # whatever it is, what was finished is in storage
@@ -196,6 +203,32 @@ def _metric_for(scheduler: Any) -> dict[str, str]:
     if scheduler is None or isinstance(scheduler, StopsEarly) or getattr(scheduler, "metric", None):
         return {}
     return {"metric": "adj_val_loss", "mode": "min"}
+
+
+@contextlib.contextmanager
+def _keys_kept() -> Iterator[None]:
+    """Hides keys that Tune would put into the runtime environment of trials, which Ray writes into a readable log.
+
+    Trials on this machine have them all the same, from Ray's own processes.
+    """
+    hidden = {name: os.environ.pop(name) for name in KEYS if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+def _keep_token() -> None:
+    """Makes the token of Ray's dashboard, as Ray would itself, but readable by nobody else."""
+    file = Path.home() / ".ray" / "auth_token"
+    if file.exists():
+        file.chmod(0o600)
+    elif not any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        beside = file.with_name(f".auth_token.{os.getpid()}")
+        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as opened:
+            opened.write(secrets.token_hex(32))
+        beside.replace(file)  # whole, whoever reads it
 
 
 @contextlib.contextmanager
