@@ -137,7 +137,8 @@ def launch(
     """
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(PENDING_TRIALS)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    board = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()  # no lost node takes it along
+    lasting = {"max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}  # no lost node takes it along
+    board = ray.remote(num_cpus=0, **lasting)(Board).remote()
     job = Job(
         sweep_folder=str(folder.parent),
         corpora={key: ray.put(corpus) for key, corpus in prepared.corpora.items()},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
@@ -16,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import SweepCommand, sweep_arguments
+from oracle import best_weights, table, trial_processes, wait_for
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from raylm import data, tokenizer
@@ -39,23 +39,6 @@ def write_sweep(
 ) -> Path:
     file.write_text(GRID.format(dataset=str(dataset), context=context, model=model))
     return file
-
-
-def table(folder: Path) -> dict[str, dict[str, str]]:
-    """The rows of results.csv by run, without what depends on time and launch."""
-    with (folder / "results.csv").open() as file:
-        rows = {row["run"]: row for row in csv.DictReader(file)}
-    return {
-        run: {k: v for k, v in row.items() if k not in ("training_seconds", "checkpoint")} for run, row in rows.items()
-    }
-
-
-def best_weights(folder: Path) -> dict[str, str]:
-    """The sha256 of each run's best weights, after checking its whole checkpoint."""
-    with (folder / "results.csv").open() as file:
-        checkpoints = {row["run"]: folder / row["checkpoint"] for row in csv.DictReader(file)}
-    found = {run: verify(checkpoint) for run, checkpoint in checkpoints.items()}
-    return {run: content["files"]["model.safetensors"]["sha256"] for run, content in found.items() if content}
 
 
 @pytest.fixture(scope="module")
@@ -86,24 +69,6 @@ def started(tmp_path: Path, undisturbed: tuple[Path, Path]) -> Iterator[Callable
                 child.kill()
             process.kill()
             process.wait()
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
-    """Waits until something is there."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come to this in time"
-        time.sleep(0.02)
-
-
-def trial_processes(driver: subprocess.Popen[str]) -> list[psutil.Process]:
-    found = []
-    for process in psutil.Process(driver.pid).children(recursive=True):
-        try:
-            found += [process] if "ImplicitFunc.train" in "".join(process.cmdline()) else []
-        except psutil.Error:
-            continue  # it ended while it was looked at
-    return found
 
 
 def manifests(folder: Path) -> list[Path]:
@@ -172,7 +137,7 @@ def test_killed_trials_are_not_seen_in_the_results(
     second = sweep_command(undisturbed[0])  # meanwhile, another command on the same folder
     assert second.returncode == 2
     assert f"is in use by process {driver.pid}" in second.stderr
-    for process in trial_processes(driver):
+    for process in trial_processes(driver.pid):
         process.kill()
     assert driver.wait(timeout=300) == 0
     assert "starts again from its latest checkpoint: The actor died" in (tmp_path / "output").read_text()

@@ -1,0 +1,48 @@
+"""What a sweep came to, to be compared with another's, and what is looked at while it runs."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from raylm.manifest import verify
+
+
+def table(folder: Path) -> dict[str, dict[str, str]]:
+    """The rows of results.csv by run, without what depends on time and launch."""
+    with (folder / "results.csv").open() as file:
+        rows = {row["run"]: row for row in csv.DictReader(file)}
+    return {
+        run: {k: v for k, v in row.items() if k not in ("training_seconds", "checkpoint")} for run, row in rows.items()
+    }
+
+
+def best_weights(folder: Path) -> dict[str, str]:
+    """The sha256 of each run's best weights, after checking its whole checkpoint."""
+    with (folder / "results.csv").open() as file:
+        checkpoints = {row["run"]: folder / row["checkpoint"] for row in csv.DictReader(file) if row["checkpoint"]}
+    found = {run: verify(checkpoint) for run, checkpoint in checkpoints.items()}
+    return {run: content["files"]["model.safetensors"]["sha256"] for run, content in found.items() if content}
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 120, between: float = 0.02) -> None:
+    """Waits until something is there."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come to this in time"
+        time.sleep(between)
+
+
+def trial_processes(driver: int) -> list[psutil.Process]:
+    """The processes below a command that train at this moment."""
+    found = []
+    for process in psutil.Process(driver).children(recursive=True):
+        try:
+            found += [process] if "ImplicitFunc.train" in "".join(process.cmdline()) else []
+        except psutil.Error:
+            continue  # it ended while it was looked at
+    return found
