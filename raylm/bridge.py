@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 from ray import tune
 from ray.tune.experiment import Trial
@@ -198,7 +200,10 @@ class Watcher(tune.Callback):
 
     def _on_signal(self, number: int, frame: Any) -> None:
         if self.pause_reason and number == signal.SIGINT:
-            os._exit(130)  # Ray's processes on this machine end with this one
+            for process in psutil.Process().children(recursive=True):  # Ray, where this command has started it
+                with contextlib.suppress(psutil.Error):  # it has just ended
+                    process.kill()
+            os._exit(130)
         self.pause("interrupted")
 
 

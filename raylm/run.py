@@ -35,10 +35,13 @@ class Outcome:
 
     @property
     def exit_code(self) -> int:
-        """130 where it was interrupted, 1 where the disk is full, a row failed or none is done, else 0."""
+        """130 where it was interrupted, 1 where the disk is full, a row failed or none is done, else 0.
+
+        A time budget that is used up is no failure, whatever it has sufficed for.
+        """
         if self.paused and "budget" not in self.paused:
             return 1 if "disk" in self.paused else 130
-        failed = self.results.count(results.FAILED) or not self.results.count(results.DONE)
+        failed = self.results.count(results.FAILED) or not (self.paused or self.results.count(results.DONE))
         return 1 if failed else 0
 
 
