@@ -10,7 +10,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +71,8 @@ def launch(sweep: Sweep, prepared: Prepared, found: Results, left: int, how: How
                 )
             found = results.standing(sweep, found.folder)
             if not launched.pause_reason and any(not row.ended for row in found.rows):
-                launched = _run_lineup(sweep, prepared, found, left, how, resources, screen)
+                once = replace(how, retry_failed=False)  # what has just failed alone is not begun again
+                launched = _run_lineup(sweep, prepared, found, left, once, resources, screen)
         return launched.pause_reason or ("" if launched.complete else "interrupted")
 
 
@@ -174,8 +175,12 @@ def _lineup(
 def _in_order(trials: Sequence[TrialConfig], folder: Path) -> Lineup:
     """These trials, none of which waits for another."""
     waiting = iter(trials)
-    propose = lambda outcomes: next(waiting, None)  # noqa: E731
-    return Lineup(propose, total=len(trials), lag=None, standing=lambda trial: results.find_row(folder, trial))
+    return Lineup(
+        lambda outcomes: next(waiting, None),
+        total=len(trials),
+        lag=None,
+        standing=lambda trial: results.find_row(folder, trial),
+    )
 
 
 def _launch_record(sweep: Sweep, prepared: Prepared, number: int, resources: Mapping[str, float]) -> dict[str, Any]:

@@ -70,13 +70,14 @@ def run(sweep: Sweep, *, storage: str | None = None, how: How | None = None, scr
         _announce(sweep, found, left, screen)
         with screen.working("loading torch and transformers"):
             from raylm.prepare import prepare
-        prepared = prepare(_to_prepare(sweep, found, unfinished), folder, screen)
+        wanted = _to_prepare(sweep, found, unfinished)
+        prepared = prepare(wanted, folder, screen)
         for (dataset, model), corpus in prepared.corpora.items():
             sizes = [f"{name} {len(s.tokens):,} tokens, {s.words:,} words" for name, s in corpus.splits()]
             screen.say(f"{dataset} in {model}'s tokens: {'; '.join(sizes)}")
         if sweep.search is None:
             screen.say(_work(unfinished, prepared))
-        _check_disk(unfinished or _to_prepare(sweep, found, []), left, folder)
+        _check_disk(unfinished or wanted, left, folder)
         try:
             paused = launch(sweep, prepared, found, left, how, screen)
         except (WorkError, OSError):
