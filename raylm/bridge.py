@@ -23,6 +23,7 @@ from raylm import results
 from raylm.config import TrialConfig
 from raylm.console import Live
 from raylm.lineup import Lineup
+from raylm.storage import Storage
 
 PAUSE_SECONDS = 25.0
 """Time that running trials have to save themselves; after it they are stopped where they are."""
@@ -75,7 +76,7 @@ class FromLineup(Searcher):
 class StopsEarly(FIFOScheduler):
     """Stops the trials that the line-up finds beyond their limits."""
 
-    def __init__(self, lineup: Lineup, folder: Path) -> None:
+    def __init__(self, lineup: Lineup, folder: Storage) -> None:
         super().__init__()
         self._lineup, self._folder = lineup, folder
 
@@ -99,8 +100,10 @@ class Watcher(tune.Callback):
     and end; a second SIGINT ends the command at once.
     """
 
-    def __init__(self, launch: Path, lineup: Lineup, live: Live, board: Any, budget_seconds: float | None) -> None:
-        self._launch, self._lineup, self._live, self._board = launch, lineup, live, board
+    def __init__(
+        self, folder: Storage, launch: str, lineup: Lineup, live: Live, board: Any, budget_seconds: float | None
+    ) -> None:
+        self._folder, self._launch, self._lineup, self._live, self._board = folder, launch, lineup, live, board
         self._deadline = time.monotonic() + budget_seconds if budget_seconds else None
         self._tune_interrupts: Any = None
         self._pause_until: float | None = None
@@ -155,7 +158,7 @@ class Watcher(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial's function returned, or a scheduler stopped it."""
         config, last = config_of(trial), trial.last_result or {}
-        row = results.find_row(self._launch.parent, config)
+        row = results.find_row(self._folder, config)
         if "reason" in last:
             self._end(config, results.FAILED, str(last["reason"]))
         elif last.get("diverged"):
@@ -175,7 +178,7 @@ class Watcher(tune.Callback):
 
     def _end(self, config: TrialConfig, status: str, reason: str) -> None:
         if status != results.DONE:
-            results.write_ending(self._launch, config, status, reason)
+            results.write_ending(self._folder, self._launch, config, status, reason)
         self._lineup.ended(config)
         self._running.pop(config.run_name, None)
         self._live.ended(config.run_name, status, reason)

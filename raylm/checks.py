@@ -17,6 +17,8 @@ from raylm.errors import Problem, SweepError, nearest, show, unknown
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 DATASET_ID = re.compile(HUB_ID.pattern + r"(:[\w.-]+)?")
+BUCKET = re.compile(r"(s3|gs)://[a-z0-9][a-z0-9._-]{1,61}[a-z0-9](/(?!\.\.?(/|$))[\w.=+-]+)*/?")
+"""The URI of a bucket or of a part of it."""
 SWEEP_NAME = re.compile(r"[A-Za-z0-9](?!.*\.\.)[A-Za-z0-9._-]{0,63}")
 OPTIMIZERS = ("adafactor", "adamw")
 LR_SCHEDULES = ("linear", "cosine", "constant")
@@ -195,7 +197,7 @@ def sweep_options(named: Mapping[str, Any]) -> list[Problem]:
     failures = named.get("max_failures", 0)
     if typed(int, failures) is None or not 0 <= failures <= 1000:
         problems.append(Problem("max_failures", f"got {show(failures)}; expected a whole number from 0 to 1,000"))
-    if problem := storage(named.get("storage", ".")):
+    if named.get("storage") is not None and (problem := storage(named["storage"])):
         problems.append(problem)
     resources_given = named.get("resources")
     if "resources" in named and not (hasattr(resources_given, "gpus") and hasattr(resources_given, "cpus")):
@@ -207,11 +209,15 @@ def sweep_options(named: Mapping[str, Any]) -> list[Problem]:
 
 def storage(place: object) -> Problem | None:
     """What is wrong with the place of the results folders."""
-    expected = "expected the path of a folder"
+    expected = "expected the path of a folder, or s3://bucket/path or gs://bucket/path"
     if not isinstance(place, (str, os.PathLike)) or not str(place).strip() or "\0" in str(place):
         return Problem("storage", f"got {show(place)}; {expected}")
     if "://" in str(place):
-        return Problem("storage", f"got {show(place)}; {expected} (no buckets yet)")
+        if BUCKET.fullmatch(str(place)):
+            return None
+        if "@" in str(place):  # it may hold a key, which is not to be shown
+            return Problem("storage", f"got a URI with an '@'; {expected}: keys belong into the environment")
+        return Problem("storage", f"got {show(place)}; {expected}")
     try:
         os.fsencode(Path(place).expanduser())
         Path(place).expanduser().exists()

@@ -161,8 +161,9 @@ class Sweep:
     bfloat16 on GPUs that have it, else float32."""
     max_failures: int = 2
     """How often a crashed trial is started again from its latest checkpoint."""
-    storage: str = "./runs"
-    """Folder of the results folders, seen by all nodes; `--storage` goes before it."""
+    storage: str | None = None
+    """Where the results folders are: a folder that all nodes see, or a part of a bucket (`s3://bucket/path`, `gs://...`).
+    `--storage` goes before it; None: `$RAYLM_STORAGE`, else `./runs`."""
 
     def __new__(cls, **named: Any) -> Sweep:
         """Names unknown options and everything else that is wrong in one error, where Python would stop at one."""
@@ -178,7 +179,7 @@ class Sweep:
             raise SweepError(problems)
         object.__setattr__(self, "max_failures", int(self.max_failures))
         object.__setattr__(self, "search_seed", int(self.search_seed))
-        object.__setattr__(self, "storage", str(self.storage))
+        object.__setattr__(self, "storage", None if self.storage is None else str(self.storage))
 
     def trials(self) -> list[TrialConfig]:
         """All trials of a grid in the order of the file, the last field of a space varying fastest, each once."""

@@ -42,7 +42,7 @@ def evaluate(found: Results, context_lengths: Sequence[int]) -> Iterator[Elsewhe
     Raises:
         UserError: if a checkpoint is damaged, or its dataset has changed since.
     """
-    known = dict(results.read_elsewhere(found.folder))
+    known = dict(results.read_elsewhere(found.storage))
     for row in found.rows:
         if row.status != results.DONE or row.best is None:
             continue
@@ -50,22 +50,23 @@ def evaluate(found: Results, context_lengths: Sequence[int]) -> Iterator[Elsewhe
         wanted = [length for length in context_lengths if length not in have and length != row.config.context_length]
         for length, loss in _losses(found, row, wanted):
             known[row.best.weights] = have = {**have, length: loss}
-            text = json.dumps(known, indent=2)
-            manifest.write_text(found.folder / results.ELSEWHERE_FILE, text)
+            found.storage.write(results.ELSEWHERE_FILE, json.dumps(known, indent=2))
             yield Elsewhere(row.config, length, loss)
 
 
 def _losses(found: Results, row: Row, context_lengths: Sequence[int]) -> Iterator[tuple[int, float]]:
     if not context_lengths or row.best is None:
         return
-    if manifest.verify(row.best.folder) is None:
-        raise UserError(f"{row.best.folder} is damaged; run the sweep again after moving it away")
     corpus = _corpus(found, row.config)
-    model = models.load_weights(row.best.folder, row.config.run_name)
+    with found.storage.local(row.best.folder) as folder:
+        if manifest.verify(folder) is None:
+            where = found.storage.where(row.best.folder)
+            raise UserError(f"{where} is damaged; run the sweep again after moving it away")
+        model = models.load_weights(folder, row.config.run_name)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)
     longest = models.longest_context(model)
-    precision = resolved_precision(record.launches(found.folder)[-1]["precision"], device)
+    precision = resolved_precision(record.launches(found.storage)[-1]["precision"], device)
     for length in context_lengths:
         if longest is None or length <= longest:
             yield length, validation_loss(model, corpus, length, micro_batch_size=1, precision=precision)
@@ -73,7 +74,7 @@ def _losses(found: Results, row: Row, context_lengths: Sequence[int]) -> Iterato
 
 def _corpus(found: Results, config: TrialConfig) -> Corpus:
     """The corpus that a trial was trained on: from the cache by its fingerprint, else prepared again and compared."""
-    used = [one for launch in record.launches(found.folder) for one in launch["data"]]
+    used = [one for launch in record.launches(found.storage) for one in launch["data"]]
     fingerprint = next(
         one["fingerprint"] for one in used if (one["dataset"], one["model"]) == (config.dataset, config.model)
     )

@@ -11,7 +11,6 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raylm import record, results
@@ -21,6 +20,7 @@ from raylm.errors import counted
 from raylm.lineup import Lineup
 from raylm.record import Record
 from raylm.results import Results, Row
+from raylm.storage import Storage
 
 if TYPE_CHECKING:
     from raylm.prepare import Prepared
@@ -63,13 +63,13 @@ def launch(sweep: Sweep, prepared: Prepared, found: Results, left: int, how: How
         while launched.set_aside and not launched.pause_reason:
             alone = launched.set_aside
             screen.say(f"{counted(len(alone), 'trial')} out of memory: now one at a time, alone")
-            lineup = _in_order(alone, found.folder)
+            lineup = _in_order(alone, found.storage)
             with screen.live(len(alone)) as live:
-                folder = results.next_launch(found.folder)
+                number = results.next_launch(found.storage)
                 launched = tuner.launch(
-                    sweep, prepared, folder, resources, None, lineup, lambda: None, live, alone=True
+                    sweep, prepared, found.storage, number, resources, None, lineup, lambda: None, live, alone=True
                 )
-            found = results.standing(sweep, found.folder)
+            found = results.standing(sweep, found.storage)
             if not launched.pause_reason and any(not row.ended for row in found.rows):
                 once = replace(how, retry_failed=False)  # what has just failed alone is not begun again
                 launched = _run_lineup(sweep, prepared, found, left, once, resources, screen)
@@ -88,12 +88,12 @@ def _run_lineup(
     """All that is missing through Tune once, what is known of the sweep being written down on the way."""
     from raylm import tuner
 
-    folder = results.next_launch(found.folder)
-    past = record.read(found.folder) or Record(sweep.name, [])
+    folder, number = found.storage, results.next_launch(found.storage)
+    past = record.read(folder) or Record(sweep.name, [])
     proposals = _proposals(sweep)
     lag = _lag(sweep, past, tuner.slots(resources, how.max_concurrent))
     lineup = _lineup(sweep, prepared, found, past, lag, proposals, how)
-    this = _launch_record(sweep, prepared, results.launch_number(folder), resources)
+    this = _launch_record(sweep, prepared, results.launch_number(number), resources)
 
     last_study = -math.inf
 
@@ -102,15 +102,17 @@ def _run_lineup(
         trials = [*lineup.trials, *past.trials[len(lineup.trials) :]] if proposals else sweep.trials()
         launches, over = [*past.launches, this], bool(proposals) and lineup.exhausted
         failed = frozenset(lineup.failed)
-        record.write(found.folder, Record(sweep.name, trials, sweep.searched_by, failed, lineup.lag, over, launches))
+        record.write(folder, Record(sweep.name, trials, sweep.searched_by, failed, lineup.lag, over, launches))
         if proposals and (whole or time.monotonic() - last_study > SECONDS_BETWEEN_STUDIES):
-            proposals.write_study(found.folder / "optuna")
+            proposals.write_study(folder)
             last_study = time.monotonic()
 
     lineup.look_ahead()
     write_down()
     with screen.live(left) as live:
-        launched = tuner.launch(sweep, prepared, folder, resources, how.max_concurrent, lineup, write_down, live)
+        launched = tuner.launch(
+            sweep, prepared, folder, number, resources, how.max_concurrent, lineup, write_down, live
+        )
     if proposals:
         proposals.tell(lineup.untold())  # nothing is suggested any more; the study is to be whole
     write_down(whole=True)
@@ -149,11 +151,11 @@ def _lineup(
     grid = iter([] if proposals else sweep.trials())
 
     def standing(trial: TrialConfig) -> Row:
-        return known.pop(trial.id, None) or results.find_row(found.folder, trial)
+        return known.pop(trial.id, None) or results.find_row(found.storage, trial)
 
     def note_stop(trial: TrialConfig, reason: str) -> None:
-        last = results.launches(found.folder)[-1]
-        results.write_ending(last, trial, results.STOPPED, reason)
+        last = results.launches(found.storage)[-1]
+        results.write_ending(found.storage, last, trial, results.STOPPED, reason)
 
     def epoch_tokens(trial: TrialConfig) -> int:
         tokens = len(prepared.corpora[trial.dataset, trial.model].train.tokens)
@@ -172,7 +174,7 @@ def _lineup(
     )
 
 
-def _in_order(trials: Sequence[TrialConfig], folder: Path) -> Lineup:
+def _in_order(trials: Sequence[TrialConfig], folder: Storage) -> Lineup:
     """These trials, none of which waits for another."""
     waiting = iter(trials)
     return Lineup(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,33 +31,38 @@ def write_text(path: Path, text: str) -> None:
 
 def write(folder: Path, content: dict[str, Any]) -> None:
     """Hashes every file of a checkpoint and writes its manifest, the last of them."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != NAME)
     files = {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in paths
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        for path in _files(folder)
     }
     write_text(folder / NAME, json.dumps({"version": VERSION, **content, "files": files}, indent=2, allow_nan=False))
 
 
-def read(folder: Path) -> dict[str, Any] | None:
-    """The manifest, if all files that it names are there in their sizes; None: this is no checkpoint."""
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != NAME)
+
+
+def parsed(text: str, sizes: Mapping[str, int | None]) -> dict[str, Any] | None:
+    """A manifest's content, if all files that it names are there in their sizes; None: this is no checkpoint."""
     try:
-        content = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        content = json.loads(text)
         whole = content["version"] == VERSION and all(
-            (folder / name).stat().st_size == file["bytes"] for name, file in content["files"].items()
+            sizes.get(name) == file["bytes"] for name, file in content["files"].items()
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return content if whole else None
 
 
 def verify(folder: Path) -> dict[str, Any] | None:
     """The manifest, if every file has the content that it says; None: this is no checkpoint."""
-    content = read(folder)
     try:
+        sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in _files(folder)}
+        content = parsed((folder / NAME).read_text(encoding="utf-8"), sizes)
         whole = content is not None and all(
             _sha256(folder / name) == file["sha256"] for name, file in content["files"].items()
         )
-    except (OSError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     return content if whole else None
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import base64
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from raylm import drawing, figures, manifest, record, report, table
+from raylm import drawing, figures, record, report, table
 from raylm.config import TrialConfig
 from raylm.importance import importances
 from raylm.reference import Reference, load_reference
@@ -70,22 +69,21 @@ class Section:
         return len(self.drawings) == 1 and not self.drawings[0].wide
 
 
-def write(results: Results, reference: Reference | None = None) -> Path:
-    """Writes report.html into the results folder, if it says something else than before.
+def write(results: Results, reference: Reference | None = None) -> str:
+    """Writes report.html into the results folder, if it says something else than before; says where it is.
 
     Args:
         reference: to stand beside; None: the one that comes with raylm.
     """
-    path = results.folder / NAME
     text = html(results, reference or load_reference())
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
-        manifest.write_text(path, text)
-    return path
+    if not results.storage.says(NAME, text):
+        results.storage.write(NAME, text)
+    return results.storage.where(NAME)
 
 
 def html(results: Results, reference: Reference | None = None) -> str:
     """The page; the same text for the same folder."""
-    kept = record.read(results.folder) or record.Record(results.folder.name, [])
+    kept = record.read(results.storage) or record.Record(results.storage.name, [])
     made = table.build(results, reference)
     best = {row.config.id for row in results.best.values()}
     environment = jinja2.Environment(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from raylm import data, models, record
@@ -13,6 +12,7 @@ from raylm.console import Screen
 from raylm.data import Corpus
 from raylm.errors import UserError
 from raylm.models import ModelSource
+from raylm.storage import Storage
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Prepared:
         ]
 
 
-def prepare(trials: Sequence[TrialConfig], folder: Path, screen: Screen) -> Prepared:
+def prepare(trials: Sequence[TrialConfig], folder: Storage, screen: Screen) -> Prepared:
     """Fetches each model and tokenises each dataset of these trials.
 
     Args:
@@ -89,7 +89,7 @@ def _check_fit(trial: TrialConfig, source: ModelSource, corpus: Corpus) -> None:
         )
 
 
-def _check_unchanged(folder: Path, prepared: Prepared) -> None:
+def _check_unchanged(folder: Storage, prepared: Prepared) -> None:
     """Rows on changed data or weights must not stand beside rows on the old."""
     for launch in record.launches(folder):
         corpora = {(one["dataset"], one["model"]): one["fingerprint"] for one in launch["data"]}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from raylm import checks, manifest
 from raylm.config import TrialConfig
 from raylm.errors import UserError, show
+from raylm.storage import Storage
 
 NAME = "sweep.json"
 
@@ -34,20 +34,20 @@ class Record:
     """What each launch ran with, oldest first."""
 
 
-def read(folder: Path) -> Record | None:
+def read(folder: Storage) -> Record | None:
     """The record in a results folder, None where there is none yet.
 
     Raises:
         UserError: if it is damaged or of another version.
     """
-    path = folder / NAME
+    path = folder.where(NAME)
     try:
-        if not path.exists():
-            return None
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(folder.read(NAME))
         version = content["version"]
         if version == manifest.VERSION:
             return _record(content)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         what = f"{path} is damaged ({error})"
         raise UserError(f"{what}; move it away and run the sweep again: no finished row is lost") from None
@@ -77,13 +77,13 @@ def _trial(fields_by_name: dict[str, Any]) -> TrialConfig:
     return trial
 
 
-def launches(folder: Path) -> list[dict[str, Any]]:
+def launches(folder: Storage) -> list[dict[str, Any]]:
     """What the launches so far ran with, oldest first."""
     known = read(folder)
     return known.launches if known else []
 
 
-def write(folder: Path, record: Record) -> None:
+def write(folder: Storage, record: Record) -> None:
     """Writes the record into a results folder."""
     content = {
         "version": manifest.VERSION,
@@ -102,4 +102,4 @@ def write(folder: Path, record: Record) -> None:
         "exhausted": record.exhausted,
         "launches": record.launches,
     }
-    manifest.write_text(folder / NAME, json.dumps(content, indent=2))
+    folder.write(NAME, json.dumps(content, indent=2))

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Sequence
 from typing import Any
 
-from raylm import manifest, table
+from raylm import table
 from raylm.errors import counted
 from raylm.reference import LOSSES, Reference, load_reference
 from raylm.results import DIVERGED, DONE, FAILED, STOPPED, Results, Row
@@ -77,7 +76,7 @@ def record(row: Row, results: Results, reference: Reference | None = None) -> di
         "first_loss": progress.first_loss if progress else None,
         "training_seconds": progress.training_seconds if progress else None,
         "micro_batch_size": progress.micro_batch_size if progress else None,
-        "checkpoint": os.path.relpath(row.best.folder, results.folder) if row.best else None,
+        "checkpoint": row.best.folder if row.best else None,
         "going_up": progress.going_up if progress else None,
     }
     lengths = sorted({length for one in results.rows for length in one.elsewhere})
@@ -101,9 +100,8 @@ def write(results: Results) -> bool:
     """Writes results.md and results.csv into the results folder; says whether they say something else than before."""
     known, changed = load_reference(), False
     for name, text in (("results.md", markdown(results, known)), ("results.csv", csv_text(results, known))):
-        path = results.folder / name
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
-            manifest.write_text(path, text)
+        if not results.storage.says(name, text):
+            results.storage.write(name, text)
             changed = True
     return changed
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
+import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,15 @@ from typing import Any
 from raylm import manifest, record
 from raylm.config import Sweep, TrialConfig
 from raylm.errors import UserError
+from raylm.place import storage_at
 from raylm.progress import Measured, Progress
+from raylm.storage import Storage
 
 STATUS_FILE = "status.json"
 ELSEWHERE_FILE = "other-context-lengths.json"
+
+LAUNCH, CHECKPOINT = re.compile(r"launch-\d+"), re.compile(r"checkpoint_.*")
+"""Names of folders: of a launch, and of a checkpoint in a trial's own within that."""
 
 DONE, STOPPED, DIVERGED, FAILED = "done", "stopped", "diverged", "failed"
 INTERRUPTED, MISSING = "interrupted", "missing"
@@ -31,8 +38,8 @@ until its retries were used up; ended on its way, to go on from its checkpoint; 
 class SavedCheckpoint:
     """A checkpoint folder whose files are all there."""
 
-    folder: Path
-    """Where it is."""
+    folder: str
+    """Its name in the results folder."""
     progress: Progress
     """How far the trial was."""
     weights: str = ""
@@ -83,7 +90,7 @@ class Row:
 class Results:
     """The rows of a sweep, in its order."""
 
-    folder: Path
+    storage: Storage
     """The results folder."""
     rows: list[Row]
     """In the order of the sweep file."""
@@ -104,22 +111,22 @@ class Results:
         return sum(row.status in statuses for row in self.rows)
 
 
-def load_results(folder: str | Path) -> Results:
-    """The results of a sweep from its folder.
+def load_results(place: str | os.PathLike[str]) -> Results:
+    """The results of a sweep from its folder, or from the URI of its folder in a bucket.
 
     Raises:
         UserError: if this is no results folder of raylm.
     """
-    folder = Path(folder)
+    folder = storage_at(place)
     content = record.read(folder)
     if content is None:
         raise UserError(
-            f"{folder} is no results folder: it has no {record.NAME}; expected STORAGE/SWEEP, as in runs/quickstart"
+            f"{place} is no results folder: it has no {record.NAME}; expected STORAGE/SWEEP, as in runs/quickstart"
         )
     return find_rows(folder, content.trials)
 
 
-def standing(sweep: Sweep, folder: Path) -> Results:
+def standing(sweep: Sweep, folder: Storage) -> Results:
     """How a sweep stands: the rows of its grid, or those that its search has suggested so far."""
     if sweep.search is None:
         return find_rows(folder, sweep.trials())
@@ -127,43 +134,70 @@ def standing(sweep: Sweep, folder: Path) -> Results:
     return find_rows(folder, known.trials[: sweep.num_samples] if known else [])
 
 
-def launches(folder: Path) -> list[Path]:
-    """The folders of the launches, oldest first."""
-    found = [path for path in folder.glob("launch-*") if path.is_dir() and path.name[7:].isdigit()]
+def launches(folder: Storage) -> list[str]:
+    """The names of the launches' folders, oldest first."""
+    return _launches(folder.entries(deep=False))
+
+
+def _launches(entries: Mapping[str, int | None]) -> list[str]:
+    found = [name for name, size in entries.items() if size is None and LAUNCH.fullmatch(name)]
     return sorted(found, key=launch_number)
 
 
-def launch_number(folder: Path) -> int:
+def launch_number(launch: str) -> int:
     """The number of a launch."""
-    return int(folder.name[7:])
+    return int(launch.removeprefix("launch-"))
 
 
-def next_launch(folder: Path) -> Path:
-    """The folder of a launch that is about to begin."""
-    return folder / f"launch-{max(map(launch_number, launches(folder)), default=0) + 1:03d}"
+def next_launch(folder: Storage) -> str:
+    """The name of a launch that is about to begin."""
+    return f"launch-{max(map(launch_number, launches(folder)), default=0) + 1:03d}"
 
 
-def find_rows(folder: Path, trials: Iterable[TrialConfig]) -> Results:
+def find_rows(folder: Storage, trials: Iterable[TrialConfig]) -> Results:
     """How these trials stand."""
-    elsewhere = read_elsewhere(folder)
-    return Results(folder, [_row(folder, config, elsewhere) for config in trials])
+    elsewhere, everything = read_elsewhere(folder), folder.entries()
+    by_run: dict[str, dict[str, int | None]] = {}
+    for name, size in everything.items():
+        launch, _, below = name.partition("/")
+        if below and LAUNCH.fullmatch(launch):
+            by_run.setdefault(below.split("/")[0], {})[name] = size
+    return Results(folder, [_row(folder, config, by_run.get(config.run_name, {}), elsewhere) for config in trials])
 
 
-def find_row(folder: Path, trial: TrialConfig) -> Row:
+def find_row(folder: Storage, trial: TrialConfig) -> Row:
     """How one trial stands."""
-    return _row(folder, trial, {})
+    return _row(folder, trial, _entries(folder, trial), {})
 
 
-def checkpoints(folder: Path, config: TrialConfig) -> Iterator[SavedCheckpoint]:
+def _entries(folder: Storage, trial: TrialConfig) -> dict[str, int | None]:
+    """What there is of a trial, over all launches."""
+    found: dict[str, int | None] = {}
+    for launch in launches(folder):
+        found |= folder.entries(f"{launch}/{trial.run_name}")
+    return found
+
+
+def checkpoints(folder: Storage, config: TrialConfig) -> Iterator[SavedCheckpoint]:
     """All checkpoints of a trial, over all launches, in no order. Files are there in size, not checked in content."""
-    for path in folder.glob(f"launch-*/{config.run_name}/checkpoint_*"):
-        content = manifest.read(path)
-        if content is not None and content.get("trial_id") == config.id:
-            try:
-                saved = SavedCheckpoint(path, Progress.from_dict(content["progress"]), _weights(content))
-            except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
-                continue  # no manifest of raylm's
-            yield saved
+    yield from _checkpoints(folder, config, _entries(folder, config))
+
+
+def _checkpoints(folder: Storage, config: TrialConfig, entries: Mapping[str, int | None]) -> Iterator[SavedCheckpoint]:
+    for name in entries:
+        checkpoint, _, file = name.rpartition("/")
+        if file != manifest.NAME or not CHECKPOINT.fullmatch(checkpoint.rpartition("/")[2]):
+            continue
+        inside = len(checkpoint) + 1
+        sizes = {other[inside:]: size for other, size in entries.items() if other.startswith(f"{checkpoint}/")}
+        try:
+            content = manifest.parsed(folder.read(name), sizes)
+            if content is None or content.get("trial_id") != config.id:
+                continue
+            saved = SavedCheckpoint(checkpoint, Progress.from_dict(content["progress"]), _weights(content))
+        except (OSError, KeyError, TypeError, ValueError, AttributeError, OverflowError):
+            continue  # no manifest of raylm's
+        yield saved
 
 
 def _weights(content: Mapping[str, Any]) -> str:
@@ -172,51 +206,62 @@ def _weights(content: Mapping[str, Any]) -> str:
     return "-".join(files[name] for name in sorted(files) if name.endswith(".safetensors"))
 
 
-def read_elsewhere(folder: Path) -> dict[str, dict[int, float]]:
+def read_elsewhere(folder: Storage) -> dict[str, dict[int, float]]:
     """Val losses at other context lengths, by what stands for the weights and by length; empty where there are none."""
     try:
-        content = json.loads((folder / ELSEWHERE_FILE).read_text(encoding="utf-8"))
+        content = json.loads(folder.read(ELSEWHERE_FILE))
         return {weights: {int(length): float(loss) for length, loss in one.items()} for weights, one in content.items()}
     except (OSError, ValueError, AttributeError, TypeError, OverflowError, RecursionError):
         return {}
 
 
-def newest_verified(folder: Path, config: TrialConfig) -> Path | None:
-    """The checkpoint that a trial goes on from: the newest whose every file has the content that its manifest says."""
-    newest_first = sorted(checkpoints(folder, config), key=lambda saved: saved.progress.step, reverse=True)
-    return next((saved.folder for saved in newest_first if manifest.verify(saved.folder)), None)
+@contextmanager
+def newest_verified(folder: Storage, config: TrialConfig) -> Iterator[Path | None]:
+    """The checkpoint that a trial goes on from: the newest whose every file has the content that its manifest says.
+
+    It is on this machine for as long as it is entered.
+    """
+    for saved in sorted(checkpoints(folder, config), key=lambda one: one.progress.step, reverse=True):
+        with folder.local(saved.folder) as local:
+            if manifest.verify(local):
+                yield local
+                return
+    yield None
 
 
-def _row(folder: Path, config: TrialConfig, elsewhere: Mapping[str, Mapping[int, float]]) -> Row:
-    saved = list(checkpoints(folder, config))
+def _row(
+    folder: Storage,
+    config: TrialConfig,
+    entries: Mapping[str, int | None],
+    elsewhere: Mapping[str, Mapping[int, float]],
+) -> Row:
+    saved = list(_checkpoints(folder, config, entries))
     latest = max(saved, key=lambda one: one.progress.step, default=None)
     best = None
     if latest is not None and latest.progress.best is not None:
         best = next((one for one in saved if one.progress.step == latest.progress.best.step), None)
     if latest is not None and latest.progress.finished:
         return Row(config, DONE, "", latest, best, elsewhere.get(best.weights, {}) if best else {})
-    tried = [launch / config.run_name for launch in launches(folder) if (launch / config.run_name).is_dir()]
-    ending = _ending(tried[-1], config) if tried else {}
+    tried = sorted({name.split("/")[0] for name in entries}, key=launch_number)
+    ending = _ending(folder, tried[-1], config) if tried else {}
     default = INTERRUPTED if tried else MISSING
     return Row(config, ending.get("status", default), ending.get("reason", ""), latest, best)
 
 
-def _ending(trial_folder: Path, config: TrialConfig) -> Mapping[str, str]:
+def _ending(folder: Storage, launch: str, config: TrialConfig) -> Mapping[str, str]:
     """How a trial ended in a launch; nothing where it was still running, or this cannot be read."""
     try:
-        ending = json.loads((trial_folder / STATUS_FILE).read_text(encoding="utf-8"))
+        ending = json.loads(folder.read(f"{launch}/{config.run_name}/{STATUS_FILE}"))
         known = ending["trial_id"] == config.id and ending["status"] in (STOPPED, DIVERGED, FAILED)
         return ending if known else {}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
 
 
-def write_ending(launch: Path, config: TrialConfig, status: str, reason: str) -> None:
-    """Notes that a trial was stopped early, diverged or failed."""
-    folder = launch / config.run_name
-    folder.mkdir(parents=True, exist_ok=True)
+def write_ending(folder: Storage, launch: str, config: TrialConfig, status: str, reason: str) -> None:
+    """Notes that a trial was stopped early, diverged or failed in a launch."""
     content = {"trial_id": config.id, "status": status, "reason": reason}
-    manifest.write_text(folder / STATUS_FILE, json.dumps(content, indent=2))
+    folder.write(f"{launch}/{config.run_name}/{STATUS_FILE}", json.dumps(content, indent=2))
 
 
 def prune(results: Results) -> None:
@@ -224,6 +269,6 @@ def prune(results: Results) -> None:
     for row in results.rows:
         kept = {saved.folder for saved in (row.latest, row.best) if saved is not None}
         if row.ended and row.latest is not None:
-            for path in results.folder.glob(f"launch-*/{row.config.run_name}/checkpoint_*"):
-                if path not in kept and path.resolve() == results.folder.resolve() / path.relative_to(results.folder):
-                    shutil.rmtree(path)  # what a link leads to is not the sweep's own
+            for name, size in _entries(results.storage, row.config).items():
+                if size is None and CHECKPOINT.fullmatch(name.rpartition("/")[2]) and name not in kept:
+                    results.storage.remove(name)

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import os
-import platform
-import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raylm import checks, manifest, record, report, results
+from raylm import checks, record, report, results
 from raylm.config import Sweep, TrialConfig
 from raylm.console import Screen
 from raylm.errors import SweepError, UserError, WorkError, counted
-from raylm.launch import How, launch, now
+from raylm.launch import How, launch
+from raylm.place import storage_at
 from raylm.plan import plan_trial
 from raylm.results import Results
+from raylm.storage import Folder, Storage
 
 if TYPE_CHECKING:
     from raylm.prepare import Prepared
+
+
+DEFAULT_STORAGE = "./runs"
+"""Where results go if neither the command, nor the sweep, nor `$RAYLM_STORAGE` says."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ def run(sweep: Sweep, *, storage: str | None = None, how: How | None = None, scr
     """Runs what is missing of a sweep and shows its table.
 
     Args:
-        storage: folder of the results folders; None: the sweep's own.
+        storage: folder of the results folders, or a part of a bucket; None: the sweep's own.
         how: how to run it.
         screen: where to show it.
 
@@ -65,8 +68,8 @@ def run(sweep: Sweep, *, storage: str | None = None, how: How | None = None, scr
     if not left:
         _record_anew(sweep, found)
         return _finish(found, screen, retried=how.retry_failed)
-    _make_folder(folder)
-    with _only_one(folder):
+    folder.make()
+    with folder.held():
         _announce(sweep, found, left, screen)
         with screen.working("loading torch and transformers"):
             from raylm.prepare import prepare
@@ -90,16 +93,16 @@ def run(sweep: Sweep, *, storage: str | None = None, how: How | None = None, scr
 
 def _still_to_suggest(sweep: Sweep, found: Results) -> int:
     """How many trials a search has not suggested yet."""
-    known = record.read(found.folder) if sweep.num_samples else None
+    known = record.read(found.storage) if sweep.num_samples else None
     return 0 if sweep.num_samples is None or (known and known.exhausted) else sweep.num_samples - len(found.rows)
 
 
 def _record_anew(sweep: Sweep, found: Results) -> None:
     """Writes down what the sweep's rows are now, if fewer or in another order than before."""
-    known = record.read(found.folder)
+    known = record.read(found.storage)
     trials = [row.config for row in found.rows]
     if known is not None and sweep.search is None and known.trials != trials:
-        record.write(found.folder, replace(known, trials=trials))
+        record.write(found.storage, replace(known, trials=trials))
 
 
 def _announce(sweep: Sweep, found: Results, left: int, screen: Screen) -> None:
@@ -121,27 +124,34 @@ def _to_prepare(sweep: Sweep, found: Results, unfinished: list[TrialConfig]) -> 
     return [*[row.config for row in found.rows], *search.possible(sweep)]
 
 
-def results_folder(sweep: Sweep, storage: str | None) -> Path:
-    """Where a sweep's results are."""
-    place = storage or sweep.storage
-    if problem := checks.storage(place):
-        raise SweepError([replace(problem, where="--storage")], "the command line")
-    return Path(place).expanduser().resolve() / sweep.name
+def results_folder(sweep: Sweep, place: str | None) -> Storage:
+    """Where a sweep's results are: in the place that is given, else in the sweep's own, else in `$RAYLM_STORAGE`.
+
+    Raises:
+        UserError: if that is no place for results.
+    """
+    given = os.environ.get("RAYLM_STORAGE")
+    for source, named in (("--storage", place), ("storage", sweep.storage), ("RAYLM_STORAGE", given)):
+        if named:
+            if problem := checks.storage(named):
+                raise SweepError([replace(problem, where=source)], "this command")
+            return storage_at(named).inside(sweep.name)
+    return storage_at(DEFAULT_STORAGE).inside(sweep.name)
 
 
 def _finish(found: Results, screen: Screen, *, retried: bool, paused: str = "") -> Outcome:
     """Shows the table, and writes the results' files where the rows have changed."""
     screen.table(found)
     screen.say(report.summary(found))
-    if report.write(found) or not (found.folder / "report.html").exists():
+    if report.write(found) or "report.html" not in found.storage.entries(deep=False):
         with screen.working("drawing the report"):
             from raylm import page
 
             page.write(found)
-    screen.say(f"results: {found.folder}/report.html, results.md, results.csv")
+    screen.say(f"results: {found.storage.where('report.html')}, results.md, results.csv")
     for dataset, row in found.best.items():
         if row.best is not None:
-            screen.say(f"best checkpoint on {dataset}: {row.best.folder}")
+            screen.say(f"best checkpoint on {dataset}: {found.storage.where(row.best.folder)}")
     if paused:
         screen.say(f"{paused}: the same command goes on from here")
     elif found.count(results.FAILED) and not retried:
@@ -152,39 +162,7 @@ def _finish(found: Results, screen: Screen, *, retried: bool, paused: str = "") 
 # ---- before any trial ---------------------------------------------------------------------------------------------
 
 
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        manifest.write_text(folder / ".writable", "")
-        (folder / ".writable").unlink()
-    except OSError as error:
-        raise UserError(
-            f"results cannot be written to {folder}: {error.strerror}; choose another place with --storage"
-        ) from None
-
-
-@contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """Keeps a second command away from a results folder."""
-    from filelock import FileLock, Timeout
-
-    holder = folder / ".running"
-    try:
-        lock = FileLock(folder / ".lock").acquire(timeout=0)
-    except Timeout:
-        who = holder.read_text() if holder.exists() else "another process"
-        raise UserError(f"{folder} is in use by {who}; wait for it, or choose another place with --storage") from None
-    except OSError as error:
-        raise UserError(f"{folder} cannot be locked: {error.strerror}; choose another place with --storage") from None
-    with lock:
-        manifest.write_text(holder, f"process {os.getpid()} on {platform.node()} since {now()}")
-        try:
-            yield
-        finally:
-            holder.unlink(missing_ok=True)
-
-
-def _check_disk(trials: Sequence[TrialConfig], left: int, folder: Path) -> None:
+def _check_disk(trials: Sequence[TrialConfig], left: int, folder: Storage) -> None:
     """Checkpoints must fit: of each trial what is kept, and of one trial one being written there and one on its way.
 
     Raises:
@@ -193,13 +171,14 @@ def _check_disk(trials: Sequence[TrialConfig], left: int, folder: Path) -> None:
     sizes = [one.checkpoint_bytes or 0 for one in (plan_trial(trial, 1) for trial in trials)]
     largest = max(sizes)
     kept = sum(sizes) if left <= len(sizes) else largest * left
-    for place, need in ((folder, kept + largest), (Path(tempfile.gettempdir()), largest)):
-        free = shutil.disk_usage(place).free
-        if need > free:
+    temporary = Folder(Path(tempfile.gettempdir()))
+    for place, need, named_by in ((folder, kept + largest, "--storage"), (temporary, largest, "TMPDIR")):
+        free = place.free_bytes()
+        if free is not None and need > free:
             raise UserError(
-                f"the checkpoints of {counted(left, 'trial')} need {need / 2**30:.1f} GiB in {place}, where "
-                f"{free / 2**30:.1f} GiB are free; free some space, choose another place with "
-                f"{'--storage' if place == folder else 'TMPDIR'}, or run fewer trials"
+                f"the checkpoints of {counted(left, 'trial')} need {need / 2**30:.1f} GiB in {place.place}, where "
+                f"{free / 2**30:.1f} GiB are free; free some space, choose another place with {named_by}, "
+                "or run fewer trials"
             )
 
 

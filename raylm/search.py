@@ -28,6 +28,7 @@ from raylm import spaces
 from raylm.config import Sweep, TrialConfig
 from raylm.errors import SweepError, UserError, show, unknown
 from raylm.results import DIVERGED, FAILED, STOPPED, Row
+from raylm.storage import Storage
 
 METRIC = "adj_val_loss"
 """What is searched for: the lowest adj val loss of the best epoch, which compares between tokenizers."""
@@ -128,21 +129,21 @@ class Proposals:
         else:
             self._searcher.on_trial_complete(searcher_id, {METRIC: measured.adj_val_loss})
 
-    def write_study(self, folder: Path) -> None:
+    def write_study(self, folder: Storage) -> None:
         """Writes the study as it is, for optuna-dashboard; nothing where another searcher keeps none."""
         if self._study is None:
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as beside:
-            journal = Path(beside, STUDY_FILE)
+        with tempfile.TemporaryDirectory() as beside:
+            journal = Path(beside, "journal.log")
             written = optuna.create_study(
                 storage=JournalStorage(JournalFileBackend(str(journal))), study_name=self._study.study_name
             )
             written.add_trials(self._study.trials)
-            journal.replace(folder / STUDY_FILE)
+            folder.write(STUDY_FILE, journal.read_text(encoding="utf-8"))
 
 
-STUDY_FILE = "journal.log"
+STUDY_FILE = "optuna/journal.log"
+"""In a results folder."""
 
 
 def possible(sweep: Sweep) -> list[TrialConfig]:

@@ -19,7 +19,8 @@ from raylm.config import TrialConfig
 from raylm.data import Corpus
 from raylm.errors import UserError, disk_is_full
 from raylm.guard import Guard, machine_memory
-from raylm.train import finetune, resolved_precision
+from raylm.storage import Storage
+from raylm.train import Evaluation, finetune, resolved_precision
 
 SECONDS_BETWEEN_WORDS = 0.5
 """Time between two words to the driver on how far a trial is."""
@@ -33,7 +34,8 @@ SCORE_ON_THE_WAY = 1e9
 class Job:
     """What all trials of a launch share."""
 
-    sweep_folder: str
+    folder: Storage
+    """The sweep's results folder."""
     corpora: Mapping[tuple[str, str], Any]
     """Ray reference to the corpus of (dataset, model): each node holds one copy, which its trials share."""
     sources: Mapping[tuple[str, bool], models.ModelSource]
@@ -158,29 +160,35 @@ def _train(trial: TrialConfig, job: Job, contact: Contact) -> None:
     corpus: Corpus = ray.get(job.corpora[trial.dataset, trial.model])
     source = job.sources[trial.model, trial.pretrained]
     precision = resolved_precision(job.precision, device)
-    evaluations = finetune(
-        trial,
-        corpus,
-        source,
-        device=device,
-        precision=precision,
-        micro_batch_size=_micro_batch_size(trial, source, job, precision),
-        resume_from=results.newest_verified(Path(job.sweep_folder), trial),
-        on_step=contact.on_step,
-        checkpoint_due=contact.checkpoint_due,
-    )
-    for evaluation in evaluations:
-        if evaluation.diverged:
-            tune.report(evaluation.metrics())
-            return
-        metrics = evaluation.metrics()
-        metrics["checkpoint_score"] = metrics.get("val_loss", SCORE_ON_THE_WAY)
-        with tempfile.TemporaryDirectory() as folder:
-            evaluation.save(Path(folder))
-            tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(folder))
-        contact.saved()
-        if contact.paused:
-            return
+    with results.newest_verified(job.folder, trial) as checkpoint:
+        evaluations = finetune(
+            trial,
+            corpus,
+            source,
+            device=device,
+            precision=precision,
+            micro_batch_size=_micro_batch_size(trial, source, job, precision),
+            resume_from=checkpoint,
+            on_step=contact.on_step,
+            checkpoint_due=contact.checkpoint_due,
+        )
+        for evaluation in evaluations:
+            if evaluation.diverged:
+                tune.report(evaluation.metrics())
+                return
+            _report(evaluation)
+            contact.saved()
+            if contact.paused:
+                return
+
+
+def _report(evaluation: Evaluation) -> None:
+    """Reports an evaluation, or a trial on its way, with its checkpoint, which Tune carries into storage."""
+    metrics = evaluation.metrics()
+    metrics["checkpoint_score"] = metrics.get("val_loss", SCORE_ON_THE_WAY)
+    with tempfile.TemporaryDirectory() as folder:
+        evaluation.save(Path(folder))
+        tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(folder))
 
 
 def _micro_batch_size(trial: TrialConfig, source: models.ModelSource, job: Job, precision: str) -> int:

@@ -26,6 +26,7 @@ from raylm.console import Live
 from raylm.errors import UserError, WorkError
 from raylm.lineup import Lineup
 from raylm.prepare import Prepared
+from raylm.storage import Storage
 from raylm.trainable import Board, Job, train_gpt2
 
 WORKER_ENVIRONMENT = {
@@ -116,7 +117,8 @@ class Launched:
 def launch(
     sweep: Sweep,
     prepared: Prepared,
-    folder: Path,
+    folder: Storage,
+    number: str,
     resources: Mapping[str, float],
     max_concurrent: int | None,
     lineup: Lineup,
@@ -128,7 +130,8 @@ def launch(
     """Runs the trials of a line-up to their end, or until something pauses them.
 
     Args:
-        folder: of this launch, in the sweep's results folder.
+        folder: the sweep's results folder.
+        number: the name of this launch's folder in it.
         on_change: told when a trial was added to the line-up.
         alone: run one trial at a time; one that runs out of memory then has failed.
 
@@ -140,7 +143,7 @@ def launch(
     lasting = {"max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}  # no lost node takes it along
     board = ray.remote(num_cpus=0, **lasting)(Board).remote()
     job = Job(
-        sweep_folder=str(folder.parent),
+        folder=folder,
         corpora={key: ray.put(corpus) for key, corpus in prepared.corpora.items()},
         sources=prepared.sources,
         precision=sweep.precision,
@@ -151,9 +154,10 @@ def launch(
         alone=alone,
         board=board,
     )
+    path, filesystem = folder.for_tune()
     budget_seconds = sweep.time_budget_hours * 3600 if sweep.time_budget_hours else None
-    watcher = Watcher(folder, lineup, live, board, budget_seconds)
-    own_scheduler = StopsEarly(lineup, folder.parent) if sweep.scheduler == "asha" else sweep.scheduler
+    watcher = Watcher(folder, number, lineup, live, board, budget_seconds)
+    own_scheduler = StopsEarly(lineup, folder) if sweep.scheduler == "asha" else sweep.scheduler
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(train_gpt2, job=job), dict(resources)),
         tune_config=tune.TuneConfig(
@@ -167,8 +171,9 @@ def launch(
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
-            name=folder.name,
-            storage_path=str(folder.parent),
+            name=number,
+            storage_path=path,
+            storage_filesystem=filesystem,
             failure_config=tune.FailureConfig(max_failures=MOST_DEATHS),
             checkpoint_config=tune.CheckpointConfig(
                 num_to_keep=1, checkpoint_score_attribute="checkpoint_score", checkpoint_score_order="min"

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import psutil
 
+from raylm import results
+from raylm.config import TrialConfig
 from raylm.manifest import verify
+from raylm.storage import Folder
 
 
 def table(folder: Path) -> dict[str, dict[str, str]]:
@@ -27,6 +30,12 @@ def best_weights(folder: Path) -> dict[str, str]:
         checkpoints = {row["run"]: folder / row["checkpoint"] for row in csv.DictReader(file) if row["checkpoint"]}
     found = {run: verify(checkpoint) for run, checkpoint in checkpoints.items()}
     return {run: content["files"]["model.safetensors"]["sha256"] for run, content in found.items() if content}
+
+
+def newest(folder: Path, trial: TrialConfig) -> Path | None:
+    """The checkpoint in a results folder that a trial would go on from."""
+    with results.newest_verified(Folder(folder), trial) as checkpoint:
+        return checkpoint
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 120, between: float = 0.02) -> None:

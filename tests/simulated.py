@@ -6,7 +6,6 @@ import random
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from raylm.config import TrialConfig
 from raylm.lineup import Lineup, Propose
@@ -25,7 +24,7 @@ def row_of(trial: TrialConfig, status: str = DONE, losses: Sequence[float] = (),
     progress = Progress(EVALUATIONS, 1, step=len(losses))
     for n, loss in enumerate(losses, start=1):
         progress.evaluations.append(Measured(1, n, n * tokens // EVALUATIONS, loss, loss, loss))
-    return Row(trial, status, "", SavedCheckpoint(Path("nowhere"), progress), None)
+    return Row(trial, status, "", SavedCheckpoint("nowhere", progress), None)
 
 
 def losses_of(trial: TrialConfig) -> list[float]:

@@ -110,7 +110,7 @@ def test_a_bad_sweep_file(folder: Path, light: dict[str, str], name: str, start:
         (["run", "good.py", "--storage", "good.py"], ["good.py", "--storage"]),
         (["run", "good.py", "--storage", "x" * 300], ["--storage"]),
         (["run", "good.py", "--storage", "~no-such-user/runs"], ["no-such-user"]),
-        (["run", "good.py", "--storage", "s3://bucket/runs"], ["s3://bucket/runs"]),
+        (["run", "good.py", "--storage", "ftp://bucket/runs"], ["ftp://bucket/runs", "s3://bucket/path"]),
         (["plan", "good.py", "--storage", "~no-such-user/runs"], ["no-such-user"]),
         (["report", "no/such/folder"], ["no/such/folder", "no results folder"]),
         (["report", "."], ["no results folder", "sweep.json"]),

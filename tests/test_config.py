@@ -319,7 +319,16 @@ NO_FOLDER_NAME += ["\n", "a\0", "ü", "😀", "x" * 65, "x" * 300]
             "name": NO_FOLDER_NAME,
             "max_failures": [-1, 1001, 1.0, True, "2", None, math.nan],
             "precision": ["fp32", "", None, 16],
-            "storage": ["", "  ", None, 3, "s3://bucket/runs", "nul\0"],
+            "storage": [
+                "",
+                "  ",
+                3,
+                "ftp://bucket/runs",
+                "s3://",
+                "s3://b/../x",
+                "s3://key:secret@bucket/runs",
+                "nul\0",
+            ],
             "resources": [None, 1, {"gpus": 1}],
         }
     ),

@@ -13,6 +13,7 @@ from raylm import drawing, figures
 from raylm.config import TrialConfig
 from raylm.progress import Measured, Progress
 from raylm.results import DIVERGED, DONE, FAILED, INTERRUPTED, MISSING, Results, Row, SavedCheckpoint
+from raylm.storage import Folder
 
 FOLDER = Path("runs/made")
 
@@ -28,12 +29,12 @@ def row(val_loss: float | None = 3.0, *, status: str = DONE, seconds: float = 10
     for epoch in range(1, config.epochs + 1):
         loss = val_loss + config.epochs - epoch
         progress.evaluations.append(Measured(epoch, 10 * epoch, 1000 * epoch, loss, loss, loss))
-    saved = SavedCheckpoint(FOLDER / config.run_name, progress)
+    saved = SavedCheckpoint(config.run_name, progress)
     return Row(config, status, "", saved, saved)
 
 
 def collect(*rows: Row) -> figures.Figures:
-    return figures.collect(Results(FOLDER, list(rows)))
+    return figures.collect(Results(Folder(FOLDER), list(rows)))
 
 
 # ---- loss curves --------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from simulated import row_of
 from raylm import TrialConfig
 from raylm.importance import FEWEST_ROWS, importances
 from raylm.results import DIVERGED, Results, Row
+from raylm.storage import Folder
 
 
 def rows(number: int) -> list[Row]:
@@ -22,8 +23,11 @@ def rows(number: int) -> list[Row]:
     return found
 
 
+NOWHERE = Folder(Path("nowhere"))
+
+
 def test_the_field_that_the_loss_follows_has_the_largest_share() -> None:
-    ((dataset, bars),) = importances(Results(Path("nowhere"), rows(30)))
+    ((dataset, bars),) = importances(Results(NOWHERE, rows(30)))
     assert dataset == "pydocs"
     assert bars.labels[0] == "learning rate"
     assert set(bars.labels) == {"learning rate", "batch size", "seed"}
@@ -32,11 +36,11 @@ def test_the_field_that_the_loss_follows_has_the_largest_share() -> None:
 
 def test_too_few_rows_have_no_importance_and_diverged_ones_do_not_count() -> None:
     few = rows(FEWEST_ROWS - 1)
-    assert importances(Results(Path("nowhere"), few)) == []
+    assert importances(Results(NOWHERE, few)) == []
     diverged = [row_of(TrialConfig(seed=100 + n), DIVERGED, [1.0]) for n in range(5)]
-    assert importances(Results(Path("nowhere"), few + diverged)) == []
+    assert importances(Results(NOWHERE, few + diverged)) == []
 
 
 def test_rows_that_differ_in_one_field_have_no_importance() -> None:
     same = [row_of(TrialConfig(learning_rate=1e-4 * (n + 1)), losses=[3 + n]) for n in range(12)]
-    assert importances(Results(Path("nowhere"), same)) == []
+    assert importances(Results(NOWHERE, same)) == []

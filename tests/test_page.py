@@ -15,6 +15,7 @@ from raylm.loading import load_sweep
 from raylm.progress import Measured, Progress
 from raylm.reference import load_reference
 from raylm.results import DIVERGED, DONE, FAILED, INTERRUPTED, MISSING, Results
+from raylm.storage import Folder
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 ODD = '<b>&"x"'
@@ -82,8 +83,8 @@ def found(tmp_path: Path) -> Results:
     save(tmp_path, trials[1], 2.5)
     save(tmp_path, trials[2], 9.0, of=80)
     save(tmp_path, trials[3], 4.0, of=80)
-    results.write_ending(tmp_path / "launch-001", trials[2], DIVERGED, "the loss of step 41 is not finite")
-    results.write_ending(tmp_path / "launch-001", trials[4], FAILED, "RuntimeError: <script>alert(1)</script>")
+    results.write_ending(Folder(tmp_path), "launch-001", trials[2], DIVERGED, "the loss of step 41 is not finite")
+    results.write_ending(Folder(tmp_path), "launch-001", trials[4], FAILED, "RuntimeError: <script>alert(1)</script>")
     again = {**LAUNCH, "number": 2, "started": "2026-02-03T04:05:06+00:00"}
     return made(tmp_path, trials, LAUNCH, again)
 
@@ -136,10 +137,10 @@ def test_only_what_the_table_has_is_defined(tmp_path: Path) -> None:
 
 
 def test_the_same_folder_makes_the_same_bytes_and_is_written_once(found: Results) -> None:
-    path = page.write(found)
-    assert path == found.folder / "report.html"
+    path = Path(found.storage.place) / "report.html"
+    assert page.write(found) == str(path)
     before = path.read_bytes(), path.stat().st_mtime_ns, path.stat().st_ino
-    assert page.write(results.load_results(found.folder)) == path
+    assert page.write(results.load_results(found.storage.place)) == str(path)
     assert (path.read_bytes(), path.stat().st_mtime_ns, path.stat().st_ino) == before
     path.write_text("old")
     page.write(found)
@@ -152,7 +153,7 @@ def test_one_row_of_any_status_makes_a_page(tmp_path: Path, status: str) -> None
     if status in (DONE, INTERRUPTED, DIVERGED):
         save(tmp_path, trial, 3.0, of=40 if status == DONE else 80)
     if status in (DIVERGED, FAILED):
-        results.write_ending(tmp_path / "launch-001", trial, status, "why")
+        results.write_ending(Folder(tmp_path), "launch-001", trial, status, "why")
     found = made(tmp_path, [trial])
     assert found.rows[0].status == status
     reader = Reader(page.html(found))

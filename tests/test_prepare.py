@@ -15,6 +15,7 @@ from raylm.console import Screen
 from raylm.errors import UserError
 from raylm.prepare import prepare
 from raylm.record import Record
+from raylm.storage import Folder
 
 
 def screen() -> Screen:
@@ -24,14 +25,14 @@ def screen() -> Screen:
 def test_a_dataset_too_small_for_one_window_is_named(small_text: Path, tmp_path: Path) -> None:
     trial = TrialConfig(dataset=str(small_text), max_train_tokens=100, context_length=128)
     with pytest.raises(UserError, match=r"gives 100 tokens to train on; context_length 128 needs at least 127"):
-        prepare([trial], tmp_path, screen())
+        prepare([trial], Folder(tmp_path), screen())
     fits = TrialConfig(dataset=str(small_text), max_train_tokens=127, context_length=128)
-    assert list(prepare([fits], tmp_path, screen()).corpora) == [(str(small_text), "gpt2-nano")]
+    assert list(prepare([fits], Folder(tmp_path), screen()).corpora) == [(str(small_text), "gpt2-nano")]
 
 
 def test_corpora_and_models_are_prepared_once_for_all_trials(small_text: Path, tmp_path: Path) -> None:
     trials = [TrialConfig(dataset=str(small_text), context_length=32, batch_size=size) for size in (1, 2, 4)]
-    prepared = prepare(trials, tmp_path, screen())
+    prepared = prepare(trials, Folder(tmp_path), screen())
     assert list(prepared.corpora) == [(str(small_text), "gpt2-nano")]
     assert list(prepared.sources) == [("gpt2-nano", True)]
 
@@ -39,9 +40,9 @@ def test_corpora_and_models_are_prepared_once_for_all_trials(small_text: Path, t
 def test_a_repository_that_moved_on_is_not_mixed_with_the_old(small_text: Path, tmp_path: Path) -> None:
     trial = TrialConfig(dataset=str(small_text), context_length=32)
     used = {"model": "gpt2-nano", "pretrained": True, "commit": "another"}
-    record.write(tmp_path, Record("s", [trial], launches=[{"number": 3, "models": [used], "data": []}]))
+    record.write(Folder(tmp_path), Record("s", [trial], launches=[{"number": 3, "models": [used], "data": []}]))
     with pytest.raises(UserError, match=r"the repository of gpt2-nano has changed since launch 3"):
-        prepare([trial], tmp_path, screen())
+        prepare([trial], Folder(tmp_path), screen())
 
 
 @pytest.mark.parametrize(

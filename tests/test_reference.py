@@ -15,18 +15,19 @@ from raylm.loading import load_sweep
 from raylm.progress import Measured, Progress
 from raylm.reference import load_reference
 from raylm.results import DONE, FAILED, MISSING, Results, Row, SavedCheckpoint
+from raylm.storage import Folder
 
 SWEEPS = Path(__file__).resolve().parents[1] / "sweeps"
 
 
 def done(config: TrialConfig, val_loss: float = 3.0, train_loss: float = 3.5, status: str = DONE) -> Row:
     measured = Measured(1, 10, 1000, train_loss, val_loss, 1.25 * val_loss)
-    saved = SavedCheckpoint(Path(), Progress(10, 8, 10, evaluations=[measured]))
+    saved = SavedCheckpoint("", Progress(10, 8, 10, evaluations=[measured]))
     return Row(config, status, "", saved, saved)
 
 
 def shown(*rows: Row, given: bool = True) -> table.Table:
-    return table.build(Results(Path(), list(rows)), replace(load_reference(), given=given))
+    return table.build(Results(Folder(Path()), list(rows)), replace(load_reference(), given=given))
 
 
 def test_the_packaged_reference_is_the_rows_of_the_reference_sweep() -> None:
@@ -86,7 +87,7 @@ def test_a_reference_of_ones_own(tmp_path: Path) -> None:
 def test_rows_stand_in_the_references_order() -> None:
     trials = load_sweep(SWEEPS / "reference_table.py").trials()
     mixed = trials[:1] + random.Random(0).sample(trials[1:], 20)  # the first names the first dataset
-    ordered = table.ordered(Results(Path(), [done(config) for config in mixed]))
+    ordered = table.ordered(Results(Folder(Path()), [done(config) for config in mixed]))
     assert [row.config for row in ordered] == trials
 
 

@@ -13,6 +13,7 @@ from raylm.config import TrialConfig
 from raylm.progress import Measured, Progress
 from raylm.reference import load_reference
 from raylm.results import Results
+from raylm.storage import Folder
 
 DONE = TrialConfig(dataset="wikitext2", model="gpt2-xl", context_length=512, batch_size=8, seed=3, dropout=0.1)
 DIVERGED = TrialConfig(dataset="imdb", model="gpt2", context_length=256, batch_size=64, learning_rate=0.5)
@@ -39,8 +40,8 @@ def found(tmp_path: Path) -> Results:
     save(folder, DONE, 0, 20, first)
     save(folder, DONE, 1, 20, first, second)
     save(folder, DIVERGED, 0, 30, Measured(1, 10, 700, 9.0, 8.125, 10.006))
-    results.write_ending(folder / "launch-001", DIVERGED, results.DIVERGED, "the loss of step 17 is not finite")
-    results.write_ending(folder / "launch-001", FAILED, results.FAILED, 'RuntimeError: "out of memory", twice')
+    results.write_ending(Folder(folder), "launch-001", DIVERGED, results.DIVERGED, "the loss of step 17 is not finite")
+    results.write_ending(Folder(folder), "launch-001", FAILED, results.FAILED, 'RuntimeError: "out of memory", twice')
     save(folder, GOING, 0, 30, Measured(1, 10, 700, 9.0, 7.0, 7.996))
     trials = [{"config": config.as_dict()} for config in (DONE, DIVERGED, FAILED, GOING, MISSING)]
     (folder / record.NAME).write_text(json.dumps({"version": manifest.VERSION, "name": "tried", "trials": trials}))
@@ -66,13 +67,13 @@ def test_markdown_is_the_reference_table(found: Results) -> None:
 
 
 def test_markdown_without_anything_to_explain_ends_with_the_table(found: Results) -> None:
-    text = report.markdown(Results(found.folder, found.rows[:1]))
+    text = report.markdown(Results(found.storage, found.rows[:1]))
     assert text == "".join(GOLDEN.splitlines(keepends=True)[:3])
 
 
 def test_a_bar_in_a_name_does_not_end_a_cell(found: Results) -> None:
     odd = TrialConfig.recorded({"dataset": "a|b.txt", "model": "c|d"})
-    lines = report.markdown(results.find_rows(found.folder, [odd])).splitlines()
+    lines = report.markdown(results.find_rows(found.storage, [odd])).splitlines()
     assert lines[2].startswith(r"| a\|b.txt | 1024 | c\|d | 8 |")
 
 
@@ -113,28 +114,28 @@ def test_write_puts_both_tables_into_the_results_folder(found: Results) -> None:
     for _ in range(2):
         report.write(found)
         known = load_reference()
-        assert (found.folder / "results.md").read_text(encoding="utf-8") == report.markdown(found, known)
-        assert (found.folder / "results.csv").read_text(encoding="utf-8") == report.csv_text(found, known)
-    names = sorted(path.name for path in found.folder.iterdir())
+        assert (Path(found.storage.place) / "results.md").read_text(encoding="utf-8") == report.markdown(found, known)
+        assert (Path(found.storage.place) / "results.csv").read_text(encoding="utf-8") == report.csv_text(found, known)
+    names = sorted(path.name for path in Path(found.storage.place).iterdir())
     assert names == ["launch-001", "results.csv", "results.md", "sweep.json"]
 
 
 def test_summary_counts_the_rows(found: Results) -> None:
     assert report.summary(found) == "5 rows: 1 done, 1 diverged, 1 failed, 2 to be done"
-    assert report.summary(Results(found.folder, found.rows[:2])) == "2 rows: 1 done, 1 diverged"
+    assert report.summary(Results(found.storage, found.rows[:2])) == "2 rows: 1 done, 1 diverged"
 
 
 def test_summary_counts_rows_that_were_stopped_early(found: Results) -> None:
-    results.write_ending(found.folder / "launch-001", GOING, results.STOPPED, "it is not among the best third")
-    again = results.load_results(found.folder)
+    results.write_ending(found.storage, "launch-001", GOING, results.STOPPED, "it is not among the best third")
+    again = results.load_results(found.storage.place)
     assert report.summary(again) == "5 rows: 1 done, 1 stopped, 1 diverged, 1 failed, 1 to be done"
     assert f"- {GOING.run_name} stopped: it is not among the best third" in report.markdown(again)
 
 
 def test_latex_is_a_booktabs_table_with_everything_escaped(found: Results) -> None:
     odd = TrialConfig.recorded({"dataset": "50%_of_a&b.txt", "model": "c\\d"})
-    rows = [*found.rows[:2], *results.find_rows(found.folder, [odd]).rows]
-    lines = report.latex(Results(found.folder, rows)).splitlines()
+    rows = [*found.rows[:2], *results.find_rows(found.storage, [odd]).rows]
+    lines = report.latex(Results(found.storage, rows)).splitlines()
     assert lines[0] == r"\begin{tabular}{lrlrrrrrl}"
     assert [line for line in lines if line.startswith("\\") and "tabular" not in line] == (
         [r"\toprule", r"\midrule", r"\midrule", r"\midrule", r"\bottomrule"]

@@ -22,6 +22,7 @@ from raylm.config import Sweep, TrialConfig
 from raylm.errors import UserError
 from raylm.results import DIVERGED, DONE, FAILED, STOPPED, Row
 from raylm.search import LOSS_OF_DIVERGED, STUDY_FILE, Proposals, possible
+from raylm.storage import Folder
 
 SPACE = {
     "learning_rate": tune.loguniform(1e-5, 1e-2),
@@ -59,7 +60,7 @@ def suggestions(made: Sweep, number: int = NUMBER, lag: int = LAG) -> list[Trial
 
 def study_of(proposals: Proposals, folder: Path) -> list[FrozenTrial]:
     """The trials of the study, as optuna-dashboard would read them."""
-    proposals.write_study(folder)
+    proposals.write_study(Folder(folder))
     storage = JournalStorage(JournalFileBackend(str(folder / STUDY_FILE)))
     trials: list[FrozenTrial] = optuna.load_study(study_name="s", storage=storage).trials
     return trials
@@ -214,7 +215,7 @@ def test_a_searcher_of_ray_tune_gets_the_space() -> None:
 def test_a_searcher_of_ray_tune_keeps_no_study_of_ours(tmp_path: Path) -> None:
     proposals = Proposals(sweep(search=OptunaSearch(seed=1)))
     proposals([])
-    proposals.write_study(tmp_path / "optuna")
+    proposals.write_study(Folder(tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -348,7 +349,8 @@ def test_the_study_is_written_anew_each_time(tmp_path: Path) -> None:
         proposals([])
         started = [one for one in study_of(proposals, tmp_path) if one.state == TrialState.RUNNING]
         assert len(started) == number
-        assert [path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")] == [STUDY_FILE]
+        left = [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()]
+        assert [name for name in left if not name.endswith(".lock")] == [STUDY_FILE]
 
 
 # ---- what a search may need ---------------------------------------------------------------------------------------

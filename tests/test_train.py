@@ -178,7 +178,7 @@ def test_a_checkpoint_of_another_trial_is_refused(corpus: Corpus, tmp_path: Path
     with pytest.raises(WorkError, match="no checkpoint of trial"):
         evaluations(trial(max_train_tokens=300, seed=7), corpus, resume_from=tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"")
-    assert manifest.read(tmp_path) is None
+    assert manifest.verify(tmp_path) is None
     with pytest.raises(WorkError, match="no checkpoint of trial"):
         evaluations(trial(max_train_tokens=300), corpus, resume_from=tmp_path)
 

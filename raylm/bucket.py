@@ -1,0 +1,262 @@
+"""A bucket as storage: s3:// and gs:// by pyarrow's file systems, with patience for one that is slow, busy or away.
+
+Keys come from the environment or from the machine's own role, never from a URI, and are never pickled: a file system
+that is sent to another process is made anew there from the URI, with what that process finds in its own environment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import functools
+import logging
+import os
+import signal
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pyarrow import fs
+
+from raylm.errors import UserError
+from raylm.storage import ELSEWHERE, Storage, in_use, is_alive_here, this_process
+
+log = logging.getLogger(__name__)
+
+PATIENCE_MINUTES = 10
+"""A request that fails for want of an answer (no connection, 5xx, 429, too slow) is repeated for about so long."""
+PATIENT_ATTEMPTS, QUICK_ATTEMPTS = 50, 3
+"""The same for S3, which counts: AWS's own waits double up to 20 s, each by chance between nothing and that."""
+TIMEOUT_SECONDS = 30.0
+"""A request without a byte for so long is repeated: a bucket that stalls delays, and does not stop, a sweep."""
+CHUNK_BYTES = 64 * 2**20
+HOLDERS = ".running"
+"""Folder of the commands that use a results folder, a file each, written anew with each beat."""
+BEAT_SECONDS = 15.0
+DEAD_AFTER_SECONDS = 90.0
+"""A command of another machine without a beat for so long has died."""
+
+
+@functools.cache
+def _keys() -> dict[str, str | None]:
+    """The keys in this process's environment when they were first asked for: they are hidden while Ray Tune runs."""
+    return {
+        "access_key": os.environ.get("AWS_ACCESS_KEY_ID"),
+        "secret_key": os.environ.get("AWS_SECRET_ACCESS_KEY"),
+        "session_token": os.environ.get("AWS_SESSION_TOKEN"),
+    }
+
+
+class S3(fs.S3FileSystem):
+    """S3, or what speaks its language at `AWS_ENDPOINT_URL`."""
+
+    def __init__(self, place: str, attempts: int) -> None:
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+        if not endpoint:
+            region = fs.resolve_s3_region(_path(place).split("/")[0])
+        super().__init__(
+            **_keys(),
+            region=region,
+            endpoint_override=endpoint,
+            retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=attempts),
+            connect_timeout=TIMEOUT_SECONDS / 3,
+            request_timeout=TIMEOUT_SECONDS,
+        )
+        self._place = place
+
+    def __reduce__(self) -> Any:
+        return S3, (self._place, PATIENT_ATTEMPTS)
+
+
+class Gcs(fs.GcsFileSystem):
+    """Google Cloud Storage."""
+
+    def __init__(self, place: str, minutes: float) -> None:
+        super().__init__(retry_time_limit=datetime.timedelta(minutes=minutes))
+        self._place = place
+
+    def __reduce__(self) -> Any:
+        return Gcs, (self._place, PATIENCE_MINUTES)
+
+
+def filesystem(place: str, *, patient: bool) -> Any:
+    """The file system of a bucket's URI.
+
+    Raises:
+        OSError: if the bucket is not there, or does not say where it is.
+    """
+    if place.startswith("gs://"):
+        return Gcs(place, PATIENCE_MINUTES if patient else 0.1)
+    return S3(place, PATIENT_ATTEMPTS if patient else QUICK_ATTEMPTS)
+
+
+def _path(place: str) -> str:
+    """The bucket and the path in it."""
+    return place.split("://", 1)[1]
+
+
+@dataclass(frozen=True)
+class Bucket(Storage):
+    """A bucket, or a part of one."""
+
+    place: str
+
+    @cached_property
+    def _filesystem(self) -> Any:
+        return filesystem(self.place, patient=True)
+
+    def _at(self, name: str) -> str:
+        return f"{_path(self.place)}/{name}" if name else _path(self.place)
+
+    def inside(self, name: str) -> Bucket:
+        """A part of it."""
+        return Bucket(f"{self.place}/{name}")
+
+    def reach(self) -> None:
+        """Asks it for anything, without much patience.
+
+        Raises:
+            UserError: if it does not answer, or is not there.
+        """
+        bucket = _path(self.place).split("/")[0]
+        try:
+            quick = filesystem(self.place, patient=False)
+            if quick.get_file_info(bucket).type == fs.FileType.NotFound:
+                raise UserError(f"{self.place}: there is no bucket {bucket}; make it, or {ELSEWHERE}")
+        except OSError as error:
+            raise UserError(f"{self.place}: {explained(error)}; or {ELSEWHERE}") from None
+
+    def make(self) -> None:
+        """Tries to write to it, without much patience."""
+        try:
+            quick = filesystem(self.place, patient=False)
+            with quick.open_output_stream(self._at(".writable")) as stream:
+                stream.write(b"")
+            quick.delete_file(self._at(".writable"))
+        except OSError as error:
+            raise UserError(f"results cannot be written to {self.place}: {explained(error)}; {ELSEWHERE}") from None
+
+    def entries(self, below: str = "", *, deep: bool = True) -> dict[str, int | None]:
+        """What is in a folder, in one listing."""
+        selector = fs.FileSelector(self._at(below), allow_not_found=True, recursive=deep)
+        start = len(self._at("")) + 1
+        found = self._filesystem.get_file_info(selector)
+        return {one.path[start:]: one.size if one.type == fs.FileType.File else None for one in found}
+
+    def read(self, name: str) -> str:
+        """The text of a file."""
+        with self._filesystem.open_input_stream(self._at(name)) as stream:
+            return str(stream.read().decode())
+
+    def write(self, name: str, text: str) -> None:
+        """Writes a file: an object is whole or not there."""
+        with self._filesystem.open_output_stream(self._at(name)) as stream:
+            stream.write(text.encode())
+
+    def remove(self, name: str) -> None:
+        """Removes a file, or a folder with all that is below it."""
+        with contextlib.suppress(FileNotFoundError):
+            is_folder = self._filesystem.get_file_info(self._at(name)).type == fs.FileType.Directory
+            (self._filesystem.delete_dir if is_folder else self._filesystem.delete_file)(self._at(name))
+
+    @contextmanager
+    def local(self, folder: str) -> Iterator[Path]:
+        """A copy of a folder."""
+        with tempfile.TemporaryDirectory(prefix="raylm-") as copy:
+            fs.copy_files(self._at(folder), copy, source_filesystem=self._filesystem, chunk_size=CHUNK_BYTES)
+            yield Path(copy)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps a second command away: whoever finds another's beat going on gives way.
+
+        Each writes its own file first and looks for others' then, so that of two at least one sees the other.
+        """
+        mine = f"{HOLDERS}/{uuid.uuid4().hex}"
+        self.write(mine, this_process())
+        try:
+            self._outlive_others(mine)
+            finished = threading.Event()
+            beating = threading.Thread(target=self._beat, args=(mine, finished), daemon=True)
+            beating.start()
+            try:
+                yield
+            finally:
+                finished.set()
+                beating.join()
+        finally:
+            self.remove(mine)
+
+    def _outlive_others(self, mine: str) -> None:
+        """Returns when no other command is alive; the files of those that have died are removed.
+
+        Raises:
+            UserError: if one is alive.
+        """
+        first_beats, deadline = self._beats(mine), time.monotonic() + DEAD_AFTER_SECONDS
+        while beats := self._beats(mine):
+            for name, beat in beats.items():
+                try:
+                    holder = self.read(name)
+                except FileNotFoundError:  # it has ended
+                    continue
+                alive = is_alive_here(holder)
+                if alive or beat != first_beats.get(name):
+                    raise in_use(self, holder)
+                if alive is False or time.monotonic() > deadline:
+                    self.remove(name)
+            time.sleep(1)
+
+    def _beats(self, mine: str) -> dict[str, Any]:
+        """When the other commands' files were written, by the bucket's own clock."""
+        selector = fs.FileSelector(self._at(HOLDERS), allow_not_found=True)
+        found = {f"{HOLDERS}/{one.base_name}": one.mtime_ns for one in self._filesystem.get_file_info(selector)}
+        return {name: beat for name, beat in found.items() if name != mine}
+
+    def _beat(self, mine: str, finished: threading.Event) -> None:
+        """Shows that this command is alive, until it has finished or another has taken it for dead."""
+        while not finished.wait(BEAT_SECONDS):
+            try:
+                self.read(mine)
+                self.write(mine, this_process())
+            except FileNotFoundError:
+                log.error("another command has taken over %s, where nothing was heard of this one", self.place)
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+            except OSError:
+                continue  # the bucket is away; it may be back at the next beat
+
+    def free_bytes(self) -> None:
+        """There is always room."""
+        return
+
+    def for_tune(self) -> tuple[str, Any]:
+        """Its path, and the file system."""
+        return _path(self.place), self._filesystem
+
+
+def explained(error: OSError) -> str:
+    """What went wrong with a bucket, in a few words for the commonest causes, else in pyarrow's."""
+    text = " ".join(str(error).split())
+    for code, words in CAUSES.items():
+        if code in text:
+            return words
+    return text[:300]
+
+
+CAUSES = {
+    "NO_SUCH_BUCKET": "there is no such bucket",
+    "ACCESS_DENIED": "access is denied; check the keys in the environment, or the machine's role",
+    "INVALID_ACCESS_KEY_ID": "the key AWS_ACCESS_KEY_ID is not known",
+    "SIGNATURE_DOES_NOT_MATCH": "the key AWS_SECRET_ACCESS_KEY does not fit AWS_ACCESS_KEY_ID",
+    "EXPIRED_TOKEN": "the keys in the environment have expired",
+    "NETWORK_CONNECTION": "it cannot be reached; check the network, and AWS_ENDPOINT_URL if it is set",
+}

@@ -1,0 +1,25 @@
+"""From what a user calls a place for results, a path or the URI of a bucket, to the storage there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from raylm.storage import Folder, Storage
+
+SCHEMES = ("s3://", "gs://")
+
+
+def storage_at(place: str | os.PathLike[str]) -> Storage:
+    """The storage at a path or a URI.
+
+    Raises:
+        UserError: if it is a bucket, and cannot be reached. A folder need not be there.
+    """
+    if not str(place).startswith(SCHEMES):
+        return Folder(Path(place).expanduser().absolute())
+    from raylm.bucket import Bucket  # pyarrow takes a moment to load
+
+    bucket = Bucket(str(place).rstrip("/"))
+    bucket.reach()
+    return bucket
