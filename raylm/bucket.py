@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import functools
+import itertools
 import logging
 import os
 import signal
@@ -16,12 +17,12 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pyarrow import fs
 
@@ -29,11 +30,14 @@ from raylm.errors import UserError
 from raylm.storage import ELSEWHERE, Storage, in_use, is_alive_here, this_process
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 PATIENCE_MINUTES = 10
 """A request that fails for want of an answer (no connection, 5xx, 429, too slow) is repeated for about so long."""
-PATIENT_ATTEMPTS, QUICK_ATTEMPTS = 50, 3
-"""The same for S3, which counts: AWS's own waits double up to 20 s, each by chance between nothing and that."""
+PATIENT_ATTEMPTS, QUICK_ATTEMPTS = 14, 3
+"""The same for a request to S3, which counts: the waits double from 25 ms."""
+WAITS_SECONDS = (0.5, 1, 2, 4, 8, 16)
+"""And for what raylm itself asks: the refusal of a small file does not fit into its place, and is not repeated."""
 TIMEOUT_SECONDS = 30.0
 """A request without a byte for so long is repeated: a bucket that stalls delays, and does not stop, a sweep."""
 CHUNK_BYTES = 64 * 2**20
@@ -66,7 +70,8 @@ class S3(fs.S3FileSystem):
             **_keys(),
             region=region,
             endpoint_override=endpoint,
-            retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=attempts),
+            retry_strategy=fs.AwsDefaultS3RetryStrategy(max_attempts=attempts),
+            allow_delayed_open=True,  # a small file in one request, not in three
             connect_timeout=TIMEOUT_SECONDS / 3,
             request_timeout=TIMEOUT_SECONDS,
         )
@@ -108,17 +113,38 @@ class Bucket(Storage):
     """A bucket, or a part of one."""
 
     place: str
+    patient: bool = True
+    """Whether it is waited for where it does not answer."""
 
     @cached_property
     def _filesystem(self) -> Any:
-        return filesystem(self.place, patient=True)
+        return filesystem(self.place, patient=self.patient)
 
     def _at(self, name: str) -> str:
         return f"{_path(self.place)}/{name}" if name else _path(self.place)
 
+    def _patiently(self, request: Callable[[], T]) -> T:
+        """What a request gives, made again for as long as there is patience and hope.
+
+        Raises:
+            FileNotFoundError: at once.
+            OSError: if there is no more of either.
+        """
+        deadline = time.monotonic() + (60 * PATIENCE_MINUTES if self.patient else 0)
+        for wait in itertools.chain(WAITS_SECONDS, itertools.repeat(WAITS_SECONDS[-1])):
+            try:
+                return request()
+            except FileNotFoundError:
+                raise
+            except OSError as error:
+                if time.monotonic() + wait > deadline or any(code in str(error) for code in HOPELESS):
+                    raise
+            time.sleep(wait)
+        raise AssertionError("unreachable: there is always another wait")
+
     def inside(self, name: str) -> Bucket:
         """A part of it."""
-        return Bucket(f"{self.place}/{name}")
+        return Bucket(f"{self.place}/{name}", self.patient)
 
     def reach(self) -> None:
         """Asks it for anything, without much patience.
@@ -128,50 +154,65 @@ class Bucket(Storage):
         """
         bucket = _path(self.place).split("/")[0]
         try:
-            quick = filesystem(self.place, patient=False)
-            if quick.get_file_info(bucket).type == fs.FileType.NotFound:
+            if self.hasty()._filesystem.get_file_info(bucket).type == fs.FileType.NotFound:
                 raise UserError(f"{self.place}: there is no bucket {bucket}; make it, or {ELSEWHERE}")
         except OSError as error:
-            raise UserError(f"{self.place}: {explained(error)}; or {ELSEWHERE}") from None
+            raise UserError(f"{self.place}: {self.explained(error)}; or {ELSEWHERE}") from None
+
+    def hasty(self) -> Bucket:
+        """The same, without much patience."""
+        return Bucket(self.place, patient=False)
 
     def make(self) -> None:
-        """Tries to write to it, without much patience."""
+        """Tries to write to it."""
         try:
-            quick = filesystem(self.place, patient=False)
-            with quick.open_output_stream(self._at(".writable")) as stream:
-                stream.write(b"")
-            quick.delete_file(self._at(".writable"))
+            self.hasty().write(".writable", "")
+            self.hasty().remove(".writable")
         except OSError as error:
-            raise UserError(f"results cannot be written to {self.place}: {explained(error)}; {ELSEWHERE}") from None
+            what = f"results cannot be written to {self.place}: {self.explained(error)}"
+            raise UserError(f"{what}; {ELSEWHERE}") from None
 
     def entries(self, below: str = "", *, deep: bool = True) -> dict[str, int | None]:
         """What is in a folder, in one listing."""
         selector = fs.FileSelector(self._at(below), allow_not_found=True, recursive=deep)
         start = len(self._at("")) + 1
-        found = self._filesystem.get_file_info(selector)
+        found = self._patiently(lambda: self._filesystem.get_file_info(selector))
         return {one.path[start:]: one.size if one.type == fs.FileType.File else None for one in found}
 
     def read(self, name: str) -> str:
         """The text of a file."""
-        with self._filesystem.open_input_stream(self._at(name)) as stream:
-            return str(stream.read().decode())
+
+        def read() -> bytes:
+            with self._filesystem.open_input_stream(self._at(name)) as stream:
+                return bytes(stream.read())
+
+        return self._patiently(read).decode()
 
     def write(self, name: str, text: str) -> None:
         """Writes a file: an object is whole or not there."""
-        with self._filesystem.open_output_stream(self._at(name)) as stream:
-            stream.write(text.encode())
+
+        def write() -> None:
+            with self._filesystem.open_output_stream(self._at(name)) as stream:
+                stream.write(text.encode())
+
+        self._patiently(write)
 
     def remove(self, name: str) -> None:
         """Removes a file, or a folder with all that is below it."""
-        with contextlib.suppress(FileNotFoundError):
+
+        def remove() -> None:
             is_folder = self._filesystem.get_file_info(self._at(name)).type == fs.FileType.Directory
             (self._filesystem.delete_dir if is_folder else self._filesystem.delete_file)(self._at(name))
+
+        with contextlib.suppress(FileNotFoundError):
+            self._patiently(remove)
 
     @contextmanager
     def local(self, folder: str) -> Iterator[Path]:
         """A copy of a folder."""
         with tempfile.TemporaryDirectory(prefix="raylm-") as copy:
-            fs.copy_files(self._at(folder), copy, source_filesystem=self._filesystem, chunk_size=CHUNK_BYTES)
+            options = {"source_filesystem": self._filesystem, "chunk_size": CHUNK_BYTES}
+            self._patiently(lambda: fs.copy_files(self._at(folder), copy, **options))
             yield Path(copy)
 
     @contextmanager
@@ -218,7 +259,8 @@ class Bucket(Storage):
     def _beats(self, mine: str) -> dict[str, Any]:
         """When the other commands' files were written, by the bucket's own clock."""
         selector = fs.FileSelector(self._at(HOLDERS), allow_not_found=True)
-        found = {f"{HOLDERS}/{one.base_name}": one.mtime_ns for one in self._filesystem.get_file_info(selector)}
+        listed = self._patiently(lambda: self._filesystem.get_file_info(selector))
+        found = {f"{HOLDERS}/{one.base_name}": one.mtime_ns for one in listed}
         return {name: beat for name, beat in found.items() if name != mine}
 
     def _beat(self, mine: str, finished: threading.Event) -> None:
@@ -234,6 +276,11 @@ class Bucket(Storage):
             except OSError:
                 continue  # the bucket is away; it may be back at the next beat
 
+    def explained(self, error: OSError) -> str:
+        """What went wrong, in a few words for the commonest causes, else in pyarrow's."""
+        text = " ".join(str(error).split())
+        return next((words for code, words in CAUSES.items() if code in text), text[:300])
+
     def free_bytes(self) -> None:
         """There is always room."""
         return
@@ -241,15 +288,6 @@ class Bucket(Storage):
     def for_tune(self) -> tuple[str, Any]:
         """Its path, and the file system."""
         return _path(self.place), self._filesystem
-
-
-def explained(error: OSError) -> str:
-    """What went wrong with a bucket, in a few words for the commonest causes, else in pyarrow's."""
-    text = " ".join(str(error).split())
-    for code, words in CAUSES.items():
-        if code in text:
-            return words
-    return text[:300]
 
 
 CAUSES = {
@@ -260,3 +298,5 @@ CAUSES = {
     "EXPIRED_TOKEN": "the keys in the environment have expired",
     "NETWORK_CONNECTION": "it cannot be reached; check the network, and AWS_ENDPOINT_URL if it is set",
 }
+HOPELESS = [code for code in CAUSES if code != "NETWORK_CONNECTION"]
+"""What another try does not mend."""

@@ -1,16 +1,18 @@
-"""The verbs: `raylm run`, `plan`, `report`, `evaluate`. All the rest of the package raises; this ends in exit codes."""
+"""The verbs: `raylm run`, `plan`, `report`, `evaluate`, `doctor`. The package raises; this ends in exit codes."""
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from raylm import __version__
-from raylm.errors import UserError, WorkError, disk_is_full
+from raylm.errors import UserError, WorkError, counted, disk_is_full
 
 app = typer.Typer(
     help="Ray Tune sweeps that fine-tune GPT-2 and end in one table.",
@@ -22,7 +24,18 @@ app = typer.Typer(
 SweepFile = Annotated[Path, typer.Argument(metavar="FILE", help="Python file that ends in `sweep = Sweep(...)`.")]
 Storage = Annotated[
     str | None,
-    typer.Option(metavar="DIR", help="Folder of the results folders; default: the sweep's own, ./runs if it has none."),
+    typer.Option(
+        metavar="PLACE",
+        help="Where the results folders are: a folder, s3://bucket/path or gs://bucket/path; "
+        "default: the sweep's own, else $RAYLM_STORAGE, else ./runs.",
+    ),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        help="Ray cluster: HOST:PORT on one of its nodes, http://HOST:PORT of its dashboard from elsewhere, "
+        "local for none; default: the cluster that this machine is a node of, else none."
+    ),
 ]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="A field for all trials; may be repeated.")
@@ -38,7 +51,7 @@ def run(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try failed rows again, from their latest checkpoints.")
     ] = False,
-    address: Annotated[str | None, typer.Option(help="Ray cluster; default: this machine.")] = None,
+    address: Address = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the table.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Ray's own messages too.")] = False,
 ) -> None:
@@ -53,6 +66,8 @@ def run(
     if dry_run:
         plan(file, storage, overrides)
         return
+    if address and address.startswith(("http://", "https://")):
+        _submit(address, file, storage, overrides, max_concurrent, retry_failed, quiet, verbose)
     with _exit_codes():
         from raylm import run as running
         from raylm.console import Screen
@@ -143,6 +158,54 @@ def evaluate(
         screen.table(found, known)
 
 
+def doctor(address: Address = None, storage: Storage = None) -> None:
+    """Look at what sweeps need: versions, token, disks, the hub; of a cluster each node, its GPUs and the storage.
+
+    raylm doctor --storage s3://bucket/raylm
+    """
+    with _exit_codes():
+        from raylm.console import Screen
+        from raylm.place import storage_at
+
+        screen = Screen()
+        place = storage or os.environ.get("RAYLM_STORAGE")
+        results_storage = storage_at(place) if place else None
+        with screen.working("loading torch and Ray"):
+            from raylm.doctor import examine
+        problems = 0
+        for finding in examine(address, results_storage):
+            screen.finding(finding.where, finding.what, finding.found, finding.advice)
+            problems += bool(finding.advice)
+        screen.say(f"{counted(problems, 'problem')} found" if problems else "all is well")
+        raise typer.Exit(1 if problems else 0)
+
+
+def _submit(
+    address: str,
+    file: Path,
+    storage: str | None,
+    overrides: list[str] | None,
+    max_concurrent: int | None,
+    retry_failed: bool,
+    quiet: bool,
+    verbose: bool,
+) -> NoReturn:
+    """Runs the same command as a job on a cluster."""
+    with _exit_codes("the sweep goes on there"):
+        from raylm.console import Screen
+
+        if not file.is_file():
+            raise UserError(f"{file}: no such file; expected a Python file that ends in `sweep = Sweep(...)`")
+        arguments = [f"--storage={storage}"] if storage else []
+        arguments += [f"--set={override}" for override in overrides or ()]
+        arguments += [f"--max-concurrent={max_concurrent}"] if max_concurrent else []
+        flags = {"--retry-failed": retry_failed, "--quiet": quiet, "--verbose": verbose}
+        arguments += [flag for flag, given in flags.items() if given]
+        with Screen().working("loading Ray"):
+            from raylm.submit import submit
+        raise typer.Exit(submit(address, file, arguments, functools.partial(print, end="", flush=True)))
+
+
 def _version(asked: bool) -> None:
     if asked:
         print(f"raylm {__version__}")
@@ -156,12 +219,12 @@ def _options(
     """Ray Tune sweeps that fine-tune GPT-2 and end in one table."""
 
 
-for command in (run, plan, report, evaluate):
+for command in (run, plan, report, evaluate, doctor):
     app.command()(command)
 
 
 @contextmanager
-def _exit_codes() -> Iterator[None]:
+def _exit_codes(on_interrupt: str = "the same command goes on from here") -> Iterator[None]:
     """Mistakes of the user end with one message and exit code 2, failures of the work with 1, Ctrl-C with 130."""
     from raylm.console import Screen
 
@@ -181,5 +244,5 @@ def _exit_codes() -> Iterator[None]:
             Screen().error(f"{error.strerror or error}{where}; what is done is kept, the same command goes on")
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        Screen().error("interrupted; the same command goes on from here")
+        Screen().error(f"interrupted; {on_interrupt}")
         raise typer.Exit(130) from None

@@ -63,6 +63,11 @@ class Screen:
         if not self.quiet:
             self.console.print(escape(text))
 
+    def finding(self, where: str, what: str, found: str, advice: str) -> None:
+        """One thing that was looked at, and what to do where it does not serve."""
+        line = f"{'!!' if advice else 'ok'}  {where}  {what}: {found}"
+        self.console.print(escape(f"{line}\n    {advice}" if advice else line), style="yellow" if advice else None)
+
     def error(self, text: str) -> None:
         """What went wrong, on standard error, quiet or not."""
         Console(stderr=True, highlight=False, soft_wrap=True).print(escape(f"raylm: {text}"))

@@ -75,6 +75,19 @@ def current_commit(repository: str, kind: str) -> str:
     return commit
 
 
+def answers() -> str:
+    """Why the hub cannot be used, in a few words; nothing where it answers, or is not to be asked."""
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return ""
+    try:
+        get_session().head(constants.ENDPOINT, timeout=TIMEOUT_SECONDS, follow_redirects=True)
+    except Exception as error:  # of whichever HTTP client the library has
+        return f"{constants.ENDPOINT} does not answer: {' '.join(str(error).split())[:200]}"
+    return ""
+
+
 def snapshot(repository: str, commit: str, *, weights: bool) -> Path:
     """The folder with a model repository's files at a commit: configuration, tokenizer and, if asked for, weights.
 

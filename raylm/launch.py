@@ -55,9 +55,10 @@ def launch(sweep: Sweep, prepared: Prepared, found: Results, left: int, how: How
         left: trials to be run.
     """
     with screen.working("starting Ray"):
-        from raylm import tuner
-    with tuner.started_ray(how.address, how.verbose) as dashboard:
-        resources = tuner.resolved_resources(sweep.resources)
+        from raylm import cluster, tuner
+    with cluster.started_ray(how.address, how.verbose) as dashboard:
+        resources = cluster.resolved_resources(sweep.resources)
+        cluster.check_storage(found.storage)
         screen.say(f"dashboard: {dashboard} (its token: ray get-auth-token)" if dashboard else "dashboard: not running")
         launched = _run_lineup(sweep, prepared, found, left, how, resources, screen)
         while launched.set_aside and not launched.pause_reason:
@@ -86,12 +87,12 @@ def _run_lineup(
     screen: Screen,
 ) -> Launched:
     """All that is missing through Tune once, what is known of the sweep being written down on the way."""
-    from raylm import tuner
+    from raylm import cluster, tuner
 
     folder, number = found.storage, results.next_launch(found.storage)
     past = record.read(folder) or Record(sweep.name, [])
     proposals = _proposals(sweep)
-    lag = _lag(sweep, past, tuner.slots(resources, how.max_concurrent))
+    lag = _lag(sweep, past, cluster.slots(resources, how.max_concurrent))
     lineup = _lineup(sweep, prepared, found, past, lag, proposals, how)
     this = _launch_record(sweep, prepared, results.launch_number(number), resources)
 

@@ -92,6 +92,14 @@ class Storage(abc.ABC):
     def free_bytes(self) -> int | None:
         """Room that is left; None where there is no limit to speak of."""
 
+    def hasty(self) -> Storage:
+        """The same, for a first look: without patience where it does not answer."""
+        return self
+
+    def explained(self, error: OSError) -> str:
+        """What went wrong with it, in a few words."""
+        return error.strerror or str(error)
+
     @abc.abstractmethod
     def for_tune(self) -> tuple[str, Any]:
         """What Ray Tune takes for it: a path and pyarrow's file system that it is in, None being this machine's."""

@@ -3,103 +3,35 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
-import secrets
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # read at import; the display is ours
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import ray
 from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raylm import cluster
 from raylm.bridge import FromLineup, StepsShown, StopsEarly, Watcher, config_of
-from raylm.config import Resources, Sweep, TrialConfig
+from raylm.config import Sweep, TrialConfig
 from raylm.console import Live
-from raylm.errors import UserError, WorkError
+from raylm.errors import WorkError
 from raylm.lineup import Lineup
 from raylm.prepare import Prepared
 from raylm.storage import Storage
 from raylm.trainable import Board, Job, train_gpt2
 
-WORKER_ENVIRONMENT = {
-    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",  # a worker that still writes a checkpoint can be used again after it
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a checkpoint on the way has no loss
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    "TOKENIZERS_PARALLELISM": "false",
-}
 KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
 """What Tune copies from the command's environment into that of the trials (ray/tune/execution/class_cache.py)."""
 PENDING_TRIALS = 100
 """Trials that wait for resources at a time; with Tune's own number for a searcher, 1, they start one after another."""
 MOST_DEATHS = 20
 """How often the process or the node of a trial may die; errors that it raises are counted apart."""
-
-
-@contextlib.contextmanager
-def started_ray(address: str | None, verbose: bool) -> Iterator[str | None]:
-    """Ray on this machine, or a connection to a running cluster; gives the dashboard's address.
-
-    Raises:
-        UserError: if the cluster cannot be reached.
-    """
-    address = address or os.environ.get("RAY_ADDRESS") or None
-    logging.getLogger("ray.tune").setLevel(logging.INFO if verbose else logging.CRITICAL)
-    os.environ.update({name: os.environ.get(name, value) for name, value in WORKER_ENVIRONMENT.items()})
-    here = address in (None, "local")
-    if here:
-        _keep_token()
-    try:
-        context = ray.init(
-            address,
-            include_dashboard=True if here else None,
-            log_to_driver=verbose,
-            logging_level=logging.INFO if verbose else logging.ERROR,
-            runtime_env=None if here else {"env_vars": WORKER_ENVIRONMENT},
-        )
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise UserError(f"Ray cannot be reached at {address or 'this machine'}: {first_line}") from error
-    try:
-        url = context.dashboard_url
-        yield f"http://{url}" if url else None
-    finally:
-        ray.shutdown()
-
-
-def resolved_resources(asked: Resources) -> dict[str, float]:
-    """The resources of a trial on this cluster.
-
-    Raises:
-        UserError: if no node of the cluster has them.
-    """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    gpus = asked.gpus
-    if gpus is None:
-        gpus = 1.0 if any(node.get("GPU", 0) for node in nodes) else 0.0
-    if not any(node.get("CPU", 0) >= asked.cpus and node.get("GPU", 0) >= gpus for node in nodes):
-        there = "; ".join(sorted(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes))
-        raise UserError(
-            f"a trial asks for {asked.cpus} CPUs and {gpus:g} GPUs, which no node of the cluster has: "
-            f"{len(nodes)} nodes, {there}; ask for less with resources=Resources(gpus=..., cpus=...)"
-        )
-    return {"cpu": asked.cpus, "gpu": gpus}
-
-
-def slots(resources: Mapping[str, float], max_concurrent: int | None) -> int:
-    """Trials that the cluster as it is runs at a time."""
-    found = 0
-    for node in (node["Resources"] for node in ray.nodes() if node["Alive"]):
-        fits = [node.get(name.upper(), 0) / amount for name, amount in resources.items() if amount]
-        found += int(min(fits) + 1e-9)
-    return max(1, min(found, max_concurrent or found))
 
 
 @dataclass(frozen=True)
@@ -149,7 +81,7 @@ def launch(
         precision=sweep.precision,
         gpus=resources["gpu"],
         cpus=int(resources["cpu"]),
-        part=_part(resources),
+        part=cluster.part(resources),
         max_failures=sweep.max_failures,
         alone=alone,
         board=board,
@@ -193,17 +125,6 @@ def launch(
     return Launched(lineup.complete, watcher.pause_reason, list(watcher.set_aside.values()))
 
 
-def _part(resources: Mapping[str, float]) -> float:
-    """A trial's part of a node: the largest of its parts of the node's CPUs and GPUs, on the largest node."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    parts = [
-        max(amount / node[name.upper()] for name, amount in resources.items() if amount)
-        for node in nodes
-        if all(node.get(name.upper(), 0) >= amount for name, amount in resources.items() if amount)
-    ]
-    return float(min(1.0, *parts))
-
-
 def _metric_for(scheduler: Any) -> dict[str, str]:
     """What a scheduler of Ray's compares trials by, unless it was told."""
     if scheduler is None or isinstance(scheduler, StopsEarly) or getattr(scheduler, "metric", None):
@@ -222,19 +143,6 @@ def _keys_kept() -> Iterator[None]:
         yield
     finally:
         os.environ.update(hidden)
-
-
-def _keep_token() -> None:
-    """Makes the token of Ray's dashboard, as Ray would itself, but readable by nobody else."""
-    file = Path.home() / ".ray" / "auth_token"
-    if file.exists():
-        file.chmod(0o600)
-    elif not any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        beside = file.with_name(f".auth_token.{os.getpid()}")
-        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as opened:
-            opened.write(secrets.token_hex(32))
-        beside.replace(file)  # whole, whoever reads it
 
 
 @contextlib.contextmanager

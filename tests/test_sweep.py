@@ -246,7 +246,7 @@ def test_resources_that_no_node_has_are_refused_before_anything_runs(
 RESOURCES = """
 import ray
 from raylm import Resources, UserError
-from raylm.tuner import resolved_resources
+from raylm.cluster import resolved_resources
 ray.init(num_cpus=4, num_gpus=2, include_dashboard=False, logging_level="ERROR")
 for asked in (Resources(), Resources(gpus=0.5), Resources(gpus=1, cpus=4), Resources(gpus=0)):
     print(resolved_resources(asked))

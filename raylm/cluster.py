@@ -1,0 +1,237 @@
+"""The Ray cluster: reached or started, what its nodes offer or could offer, whether each of them sees the storage."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read at import
+
+import ray
+import yaml
+from ray._private.services import find_bootstrap_address
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from raylm.config import Resources
+from raylm.errors import UserError, WorkError
+from raylm.storage import ELSEWHERE, Storage
+
+WORKER_ENVIRONMENT = {
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",  # a worker that still writes a checkpoint can be used again after it
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a checkpoint on the way has no loss
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+AUTOSCALER_FILE = Path("~/ray_bootstrap_config.yaml")
+"""What `ray up` lays down on the head: the kinds of nodes that it may start."""
+SECONDS_TO_ANSWER = 60.0
+"""Time that a node has to answer a question; a process has to be started there first."""
+SEEN = ".seen"
+"""Folder in which nodes show each other that they see the storage."""
+
+Amounts = Mapping[str, float]
+"""Resources by Ray's names: `CPU`, `GPU`, and custom ones."""
+
+
+@contextlib.contextmanager
+def started_ray(address: str | None, verbose: bool) -> Iterator[str | None]:
+    """A connection to a running cluster, or Ray on this machine; gives the dashboard's address.
+
+    Args:
+        address: of the cluster; None: `$RAY_ADDRESS`, else the cluster that `ray start` has made this machine a node
+            of, else Ray is started here.
+
+    Raises:
+        UserError: if the cluster cannot be reached.
+    """
+    address = known_address(address)
+    here = address == "local"
+    logging.getLogger("ray.tune").setLevel(logging.INFO if verbose else logging.CRITICAL)
+    os.environ.update({name: os.environ.get(name, value) for name, value in WORKER_ENVIRONMENT.items()})
+    if here:
+        _keep_token()
+    try:
+        context = ray.init(
+            address,
+            include_dashboard=True if here else None,
+            log_to_driver=verbose,
+            logging_level=logging.INFO if verbose else logging.ERROR,
+            runtime_env=None if here else {"env_vars": WORKER_ENVIRONMENT},
+        )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"Ray cannot be reached at {address}: {first_line}; `raylm doctor` looks further, "
+            "and --address local starts Ray on this machine"
+        ) from error
+    try:
+        url = context.dashboard_url
+        yield f"http://{url}" if url else None
+    finally:
+        ray.shutdown()
+
+
+def known_address(asked: str | None) -> str:
+    """Of the cluster that a command is to use; `local` where it is to start one."""
+    return asked or os.environ.get("RAY_ADDRESS") or find_bootstrap_address(None) or "local"
+
+
+# ---- resources ----------------------------------------------------------------------------------------------------
+
+
+def nodes() -> list[dict[str, Any]]:
+    """The nodes that are there."""
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def offers() -> list[tuple[Amounts, int]]:
+    """Resources of the nodes that are there or may be started, and how many there may be of each kind."""
+    there = [(node["Resources"], 1) for node in nodes()]
+    return there if not (kinds := _node_kinds()) else [*_beside_kinds(), *kinds]
+
+
+def _node_kinds() -> list[tuple[Amounts, int]]:
+    """The kinds of nodes that an autoscaler may start, where this is the head of its cluster."""
+    if ray.get_runtime_context().gcs_address != find_bootstrap_address(None):
+        return []
+    try:
+        content = yaml.safe_load(AUTOSCALER_FILE.expanduser().read_text(encoding="utf-8"))
+        kinds, most = content["available_node_types"], content.get("max_workers", 0)
+        workers = [one for name, one in kinds.items() if name != content["head_node_type"]]
+        found = [(one.get("resources", {}), min(one.get("max_workers", 0), most)) for one in workers]
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError):
+        return []
+    return [(resources, number) for resources, number in found if number > 0]
+
+
+def _beside_kinds() -> list[tuple[Amounts, int]]:
+    """The head itself, which is of no kind that is started later."""
+    return [(node["Resources"], 1) for node in nodes() if "node:__internal_head__" in node["Resources"]]
+
+
+def resolved_resources(asked: Resources) -> dict[str, float]:
+    """The resources of a trial on this cluster.
+
+    Raises:
+        UserError: if no node of the cluster has them, or could have them.
+    """
+    kinds = [resources for resources, _ in offers()]
+    gpus = asked.gpus
+    if gpus is None:
+        gpus = 1.0 if any(kind.get("GPU", 0) for kind in kinds) else 0.0
+    if not any(kind.get("CPU", 0) >= asked.cpus and kind.get("GPU", 0) >= gpus for kind in kinds):
+        there = "; ".join(sorted(f"{kind.get('CPU', 0):g} CPUs and {kind.get('GPU', 0):g} GPUs" for kind in kinds))
+        raise UserError(
+            f"a trial asks for {asked.cpus} CPUs and {gpus:g} GPUs, which no node of the cluster has: "
+            f"{there}; ask for less with resources=Resources(gpus=..., cpus=...)"
+        )
+    return {"cpu": asked.cpus, "gpu": gpus}
+
+
+def slots(resources: Mapping[str, float], max_concurrent: int | None) -> int:
+    """Trials that run at a time, once all nodes that may be started are there."""
+    found = 0
+    for kind, number in offers():
+        fits = [kind.get(name.upper(), 0) / amount for name, amount in resources.items() if amount]
+        found += number * int(min(fits) + 1e-9)
+    return max(1, min(found, max_concurrent or found))
+
+
+def part(resources: Mapping[str, float]) -> float:
+    """A trial's part of a node: the largest of its parts of the node's CPUs and GPUs, on the largest node."""
+    parts = [
+        max(amount / kind[name.upper()] for name, amount in resources.items() if amount)
+        for kind, _ in offers()
+        if all(kind.get(name.upper(), 0) >= amount for name, amount in resources.items() if amount)
+    ]
+    return float(min(1.0, *parts))
+
+
+# ---- the storage, seen from the nodes -----------------------------------------------------------------------------
+
+
+def check_storage(storage: Storage) -> None:
+    """Has each node read what was written here, write, and remove it again.
+
+    Raises:
+        UserError: naming the nodes that cannot.
+    """
+    problems = unseen(storage)
+    if problems:
+        lines = "; ".join(f"{host}: {problem}" for host, problem in sorted(problems.items()))
+        raise UserError(
+            f"the storage {storage.place} must be seen by every node of the cluster, and is not: {lines}; "
+            f"take a bucket or a folder that they share: {ELSEWHERE}"
+        )
+
+
+def unseen(storage: Storage) -> dict[str, str]:
+    """What is wrong with the storage, by the name of the node that it is seen from; this machine is not asked."""
+    here, word = ray.get_runtime_context().get_node_id(), secrets.token_hex(8)
+    others = [node for node in nodes() if node["NodeID"] != here]
+    if not others:
+        return {}
+    storage.write(f"{SEEN}/{word}", word)
+    try:
+        problems = ask(others, _look, storage, word)
+        for node in others:
+            if not problems[node["NodeID"]] and not storage.says(f"{SEEN}/{node['NodeID']}", word):
+                problems[node["NodeID"]] = "what was written there is not here"
+    finally:
+        storage.remove(SEEN)
+    return {node["NodeManagerHostname"]: problem for node in others if (problem := str(problems[node["NodeID"]]))}
+
+
+def _look(storage: Storage, word: str) -> str:
+    """On a node: what is wrong with the storage there."""
+    hasty = storage.hasty()
+    try:
+        if hasty.read(f"{SEEN}/{word}") != word:
+            return "another file is there under the same name"
+        hasty.write(f"{SEEN}/{ray.get_runtime_context().get_node_id()}", word)
+    except FileNotFoundError:
+        return "what was written here is not there"
+    except OSError as error:
+        return hasty.explained(error)
+    return ""
+
+
+def ask(whom: Sequence[Mapping[str, Any]], function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
+    """What a function returns on each of these nodes, by the node's id; an error where it raises or does not end."""
+    asked = {}
+    for node in whom:
+        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        remote = ray.remote(num_cpus=0, max_retries=1)(function).options(scheduling_strategy=there)
+        asked[node["NodeID"]] = remote.remote(*arguments)
+    ray.wait(list(asked.values()), num_returns=len(asked), timeout=SECONDS_TO_ANSWER)
+    return {node: _answer(reference) for node, reference in asked.items()}
+
+
+def _answer(reference: Any) -> Any:
+    try:
+        return ray.get(reference, timeout=1)
+    except ray.exceptions.GetTimeoutError:
+        return WorkError(f"it did not answer within {SECONDS_TO_ANSWER:.0f} s")
+    except ray.exceptions.RayError as error:
+        return WorkError(str(error).strip().splitlines()[-1])
+
+
+# ---- the token ----------------------------------------------------------------------------------------------------
+
+
+def _keep_token() -> None:
+    """Makes the token of a Ray that may be started here, as Ray would itself, but readable by nobody else."""
+    file = Path.home() / ".ray" / "auth_token"
+    if file.exists():
+        file.chmod(0o600)
+    elif not any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        beside = file.with_name(f".auth_token.{os.getpid()}")
+        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as opened:
+            opened.write(secrets.token_hex(32))
+        beside.replace(file)  # whole, whoever reads it

@@ -1,0 +1,157 @@
+"""An S3 of the tests' own on this machine, and a proxy before it that answers some requests with 503."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import boto3
+from oracle import wait_for
+
+BUCKET = "tests"
+SECRET = "canary-secret-key-of-the-bucket"
+KEYS = {
+    "AWS_ACCESS_KEY_ID": "testing",
+    "AWS_SECRET_ACCESS_KEY": SECRET,
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+
+
+@dataclass
+class Server:
+    """A running S3."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a process needs to use it."""
+        return {**KEYS, "AWS_ENDPOINT_URL": self.url}
+
+
+@contextlib.contextmanager
+def served_s3(log: Path, host: str = "127.0.0.1") -> Iterator[Server]:
+    """An S3 with one bucket, while it is entered."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        port = probe.getsockname()[1]
+    url = f"http://{host}:{port}"
+    command = [sys.executable, "-m", "moto.server", "-H", host, "-p", str(port)]
+    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
+        try:
+            wait_for(lambda: _answers(host, port))
+            client = boto3.client(
+                "s3",
+                endpoint_url=url,
+                aws_access_key_id=KEYS["AWS_ACCESS_KEY_ID"],
+                aws_secret_access_key=SECRET,
+                region_name="us-east-1",
+            )
+            client.create_bucket(Bucket=BUCKET)
+            yield Server(process, url)
+        finally:
+            process.kill()
+
+
+def _answers(host: str, port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((host, port)) == 0
+
+
+@dataclass
+class Proxy:
+    """A proxy that answers every n-th request with 503 SlowDown, as S3 does when it is busy."""
+
+    url: str
+    every: int
+    refused: int = 0
+    """Requests that were answered so."""
+    passed: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def refuses(self) -> bool:
+        """Whether the request at hand is one of these."""
+        with self.lock:
+            refused = (self.refused + self.passed + 1) % self.every == 0
+            self.refused, self.passed = self.refused + refused, self.passed + (not refused)
+        return refused
+
+
+@contextlib.contextmanager
+def busy(server: Server, every: int) -> Iterator[Proxy]:
+    """A proxy before an S3."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def forward(self) -> None:
+            body = self.body()
+            if proxy.refuses():
+                self.answer(503, {"Content-Type": "application/xml"}, b"<Error><Code>SlowDown</Code></Error>")
+                return
+            request = urllib.request.Request(server.url + self.path, body or None, method=self.command)
+            for name, value in self.headers.items():
+                if name.lower() not in ("connection", "content-length", "transfer-encoding", "expect"):
+                    request.add_header(name, value)
+            try:
+                with urllib.request.urlopen(request, timeout=60) as answer:
+                    self.answer(answer.status, dict(answer.headers), answer.read())
+            except urllib.error.HTTPError as error:
+                self.answer(error.code, dict(error.headers), error.read())
+
+        def body(self) -> bytes:
+            if self.headers.get("Transfer-Encoding") != "chunked":
+                return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            parts = []
+            while length := int(self.rfile.readline().split(b";")[0], 16):
+                parts.append(self.rfile.read(length))
+                self.rfile.readline()
+            self.rfile.readline()
+            return b"".join(parts)
+
+        def answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
+            self.send_response_only(status)
+            for name, value in headers.items():
+                if name.lower() not in ("connection", "content-length", "transfer-encoding"):
+                    self.send_header(name, value)
+            length = headers.get("Content-Length", "0") if self.command == "HEAD" else str(len(body))
+            self.send_header("Content-Length", length)
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = forward  # noqa: N815  (the names that http.server calls)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Quiet."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
+        listening.daemon_threads = True
+        proxy = Proxy(f"http://127.0.0.1:{listening.server_address[1]}", every)
+        threading.Thread(target=listening.serve_forever, daemon=True).start()
+        yield proxy
+        listening.shutdown()
+
+
+@contextlib.contextmanager
+def environment(values: dict[str, str]) -> Iterator[None]:
+    """These variables in this process's environment, while it is entered."""
+    before = os.environ.copy()
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
