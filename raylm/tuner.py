@@ -23,7 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from raylm.bridge import FromLineup, StepsShown, StopsEarly, Watcher, config_of
 from raylm.config import Resources, Sweep, TrialConfig
 from raylm.console import Live
-from raylm.errors import UserError, WorkError
+from raylm.errors import Pause, UserError, WorkError
 from raylm.lineup import Lineup
 from raylm.prepare import Prepared
 from raylm.trainable import Board, Job, train_gpt2
@@ -107,7 +107,7 @@ class Launched:
 
     complete: bool
     """Whether all trials were begun and have ended."""
-    pause_reason: str
+    pause_reason: Pause | None
     """Why it was paused, if it was."""
     set_aside: list[TrialConfig]
     """Trials that ran out of memory beside others."""
