@@ -17,6 +17,8 @@ from typing import TypeVar
 from raylm import manifest
 from raylm.errors import UserError, disk_is_full
 
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read when huggingface_hub is imported
+
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
