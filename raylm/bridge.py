@@ -22,6 +22,7 @@ from ray.tune.search import Searcher
 from raylm import results
 from raylm.config import TrialConfig
 from raylm.console import Live
+from raylm.errors import Pause
 from raylm.lineup import Lineup
 from raylm.storage import Storage
 
@@ -108,7 +109,7 @@ class Watcher(tune.Callback):
         self._tune_interrupts: Any = None
         self._pause_until: float | None = None
         self._running: dict[str, TrialConfig] = {}
-        self.pause_reason = ""
+        self.pause_reason: Pause | None = None
         """Why the launch was paused, if it was."""
         self.set_aside: dict[str, TrialConfig] = {}
         """Trials that ran out of memory beside others, by run."""
@@ -125,7 +126,7 @@ class Watcher(tune.Callback):
             self._tune_interrupts = signal.signal(signal.SIGINT, self._on_signal)
             signal.signal(signal.SIGTERM, self._on_signal)
         if self._deadline and time.monotonic() > self._deadline:
-            self.pause("the time budget is used up")
+            self.pause(Pause.BUDGET_USED)
         if self.set_aside and not self._running and not self._lineup.finished:
             self._tune_interrupts(signal.SIGINT, None)  # what is left waits for those that were set aside
         if self._pause_until and (not self._running or time.monotonic() > self._pause_until):
@@ -148,8 +149,8 @@ class Watcher(tune.Callback):
         elif "memory" in result:
             config = config_of(trial)
             self.set_aside[config.run_name] = config
-        elif "disk" in str(result.get("paused", "")):
-            self.pause(str(result["paused"]))
+        elif result.get("paused") == Pause.DISK_FULL:
+            self.pause(Pause.DISK_FULL, f" ({result['detail']})")
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial failed and is started again."""
@@ -193,13 +194,13 @@ class Watcher(tune.Callback):
 
     # ---- pausing --------------------------------------------------------------------------------------------------
 
-    def pause(self, reason: str) -> None:
+    def pause(self, reason: Pause, detail: str = "") -> None:
         """Has all running trials save themselves and end, and no other begin."""
         if not self.pause_reason:
             self.pause_reason = reason
             self._pause_until = time.monotonic() + PAUSE_SECONDS
             self._board.pause.remote()
-            self._live.pausing(reason)
+            self._live.pausing(f"{reason}{detail}")
 
     def _on_signal(self, number: int, frame: Any) -> None:
         if self.pause_reason and number == signal.SIGINT:
@@ -207,7 +208,7 @@ class Watcher(tune.Callback):
                 with contextlib.suppress(psutil.Error):  # it has just ended
                     process.kill()
             os._exit(130)
-        self.pause("interrupted")
+        self.pause(Pause.INTERRUPTED)
 
 
 def failure_reason(trial: Trial) -> str:

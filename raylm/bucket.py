@@ -1,14 +1,8 @@
-"""A bucket as storage: s3:// and gs:// by pyarrow's file systems, with patience for one that is slow, busy or away.
-
-Keys come from the environment or from the machine's own role, never from a URI, and are never pickled: a file system
-that is sent to another process is made anew there from the URI, with what that process finds in its own environment.
-"""
+"""A bucket as storage, with patience for one that is slow, busy or away."""
 
 from __future__ import annotations
 
 import contextlib
-import datetime
-import functools
 import itertools
 import logging
 import os
@@ -27,85 +21,20 @@ from typing import Any, TypeVar
 from pyarrow import fs
 
 from raylm.errors import UserError
+from raylm.filesystems import CAUSES, HOPELESS, PATIENCE_MINUTES, filesystem, path_of
 from raylm.storage import ELSEWHERE, Storage, in_use, is_alive_here, this_process
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-PATIENCE_MINUTES = 10
-"""A request that fails for want of an answer (no connection, 5xx, 429, too slow) is repeated for about so long."""
-PATIENT_ATTEMPTS, QUICK_ATTEMPTS = 14, 3
-"""The same for a request to S3, which counts: the waits double from 25 ms."""
 WAITS_SECONDS = (0.5, 1, 2, 4, 8, 16)
 """And for what raylm itself asks: the refusal of a small file does not fit into its place, and is not repeated."""
-TIMEOUT_SECONDS = 30.0
-"""A request without a byte for so long is repeated: a bucket that stalls delays, and does not stop, a sweep."""
 CHUNK_BYTES = 64 * 2**20
 HOLDERS = ".running"
 """Folder of the commands that use a results folder, a file each, written anew with each beat."""
 BEAT_SECONDS = 15.0
 DEAD_AFTER_SECONDS = 90.0
 """A command of another machine without a beat for so long has died."""
-
-
-@functools.cache
-def _keys() -> dict[str, str | None]:
-    """The keys in this process's environment when they were first asked for: they are hidden while Ray Tune runs."""
-    return {
-        "access_key": os.environ.get("AWS_ACCESS_KEY_ID"),
-        "secret_key": os.environ.get("AWS_SECRET_ACCESS_KEY"),
-        "session_token": os.environ.get("AWS_SESSION_TOKEN"),
-    }
-
-
-class S3(fs.S3FileSystem):
-    """S3, or what speaks its language at `AWS_ENDPOINT_URL`."""
-
-    def __init__(self, place: str, attempts: int) -> None:
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-        if not endpoint:
-            region = fs.resolve_s3_region(_path(place).split("/")[0])
-        super().__init__(
-            **_keys(),
-            region=region,
-            endpoint_override=endpoint,
-            retry_strategy=fs.AwsDefaultS3RetryStrategy(max_attempts=attempts),
-            allow_delayed_open=True,  # a small file in one request, not in three
-            connect_timeout=TIMEOUT_SECONDS / 3,
-            request_timeout=TIMEOUT_SECONDS,
-        )
-        self._place = place
-
-    def __reduce__(self) -> Any:
-        return S3, (self._place, PATIENT_ATTEMPTS)
-
-
-class Gcs(fs.GcsFileSystem):
-    """Google Cloud Storage."""
-
-    def __init__(self, place: str, minutes: float) -> None:
-        super().__init__(retry_time_limit=datetime.timedelta(minutes=minutes))
-        self._place = place
-
-    def __reduce__(self) -> Any:
-        return Gcs, (self._place, PATIENCE_MINUTES)
-
-
-def filesystem(place: str, *, patient: bool) -> Any:
-    """The file system of a bucket's URI.
-
-    Raises:
-        OSError: if the bucket is not there, or does not say where it is.
-    """
-    if place.startswith("gs://"):
-        return Gcs(place, PATIENCE_MINUTES if patient else 0.1)
-    return S3(place, PATIENT_ATTEMPTS if patient else QUICK_ATTEMPTS)
-
-
-def _path(place: str) -> str:
-    """The bucket and the path in it."""
-    return place.split("://", 1)[1]
 
 
 @dataclass(frozen=True)
@@ -121,7 +50,7 @@ class Bucket(Storage):
         return filesystem(self.place, patient=self.patient)
 
     def _at(self, name: str) -> str:
-        return f"{_path(self.place)}/{name}" if name else _path(self.place)
+        return f"{path_of(self.place)}/{name}" if name else path_of(self.place)
 
     def _patiently(self, request: Callable[[], T]) -> T:
         """What a request gives, made again for as long as there is patience and hope.
@@ -152,7 +81,7 @@ class Bucket(Storage):
         Raises:
             UserError: if it does not answer, or is not there.
         """
-        bucket = _path(self.place).split("/")[0]
+        bucket = path_of(self.place).split("/")[0]
         try:
             if self.hasty()._filesystem.get_file_info(bucket).type == fs.FileType.NotFound:
                 raise UserError(f"{self.place}: there is no bucket {bucket}; make it, or {ELSEWHERE}")
@@ -286,17 +215,5 @@ class Bucket(Storage):
         return
 
     def for_tune(self) -> tuple[str, Any]:
-        """Its path, and the file system."""
-        return _path(self.place), self._filesystem
-
-
-CAUSES = {
-    "NO_SUCH_BUCKET": "there is no such bucket",
-    "ACCESS_DENIED": "access is denied; check the keys in the environment, or the machine's role",
-    "INVALID_ACCESS_KEY_ID": "the key AWS_ACCESS_KEY_ID is not known",
-    "SIGNATURE_DOES_NOT_MATCH": "the key AWS_SECRET_ACCESS_KEY does not fit AWS_ACCESS_KEY_ID",
-    "EXPIRED_TOKEN": "the keys in the environment have expired",
-    "NETWORK_CONNECTION": "it cannot be reached; check the network, and AWS_ENDPOINT_URL if it is set",
-}
-HOPELESS = [code for code in CAUSES if code != "NETWORK_CONNECTION"]
-"""What another try does not mend."""
+        """Its path and the file system."""
+        return path_of(self.place), self._filesystem

@@ -20,7 +20,7 @@ from filelock import FileLock
 
 from raylm import corpus, hub, tokenizer
 from raylm.catalog import DATASETS, MODELS
-from raylm.errors import UserError
+from raylm.errors import UserError, disk_is_full
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -195,7 +195,11 @@ def _stream(spoken: PreTrainedTokenizerBase, split: corpus.Split, ending: int | 
 
 
 def _publish(made: Corpus, folder: Path, model: str) -> None:
-    """Writes a corpus beside its place and renames it there: a folder of the cache is whole or not there."""
+    """Writes a corpus beside its place and renames it there: a folder of the cache is whole or not there.
+
+    Raises:
+        UserError: if the disk is full.
+    """
     for left_over in folder.parent.glob(f".{folder.name}-*"):  # of a process that died: this one has the lock
         shutil.rmtree(left_over)
     building = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
@@ -218,6 +222,12 @@ def _publish(made: Corpus, folder: Path, model: str) -> None:
         }
         (building / "corpus.json").write_text(json.dumps(meta, indent=2))
         building.rename(folder)
+    except OSError as error:
+        if not disk_is_full(error):
+            raise
+        what = f"the disk of the cache {hub.cache_folder()} is full"
+        advice = "free some space, or choose another place with the environment variable RAYLM_CACHE"
+        raise UserError(f"{what}; {advice}") from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
 

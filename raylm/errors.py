@@ -1,8 +1,9 @@
-"""What can go wrong, in words: mistakes of the user (exit code 2), failures of the work (exit code 1)."""
+"""What can go wrong, in words: mistakes of the user (exit code 2), failures of the work (exit code 1), pauses."""
 
 from __future__ import annotations
 
 import difflib
+import enum
 import errno
 import os
 import re
@@ -19,6 +20,14 @@ class UserError(Exception):
 
 class WorkError(Exception):
     """The work itself failed, although what was asked for made sense."""
+
+
+class Pause(enum.StrEnum):
+    """Why a launch ended with trials left, which the same command goes on with."""
+
+    INTERRUPTED = "interrupted"
+    DISK_FULL = "the disk is full"
+    BUDGET_USED = "the time budget is used up"
 
 
 @dataclass(frozen=True)

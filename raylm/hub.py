@@ -14,7 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from raylm import manifest
 from raylm.errors import UserError, disk_is_full
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read when huggingface_hub is imported
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -71,7 +74,7 @@ def current_commit(repository: str, kind: str) -> str:
         log.warning("the hub cannot be reached; %s %s is taken as it was last seen", kind, repository)
         return memory.read_text().strip()
     commit = str(info.sha)
-    memory.write_text(commit)
+    manifest.write_text(memory, commit)
     return commit
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from raylm import record, results
 from raylm.config import Sweep, TrialConfig
 from raylm.console import Screen
-from raylm.errors import counted
+from raylm.errors import Pause, counted
 from raylm.lineup import Lineup
 from raylm.record import Record
 from raylm.results import Results, Row
@@ -47,7 +47,7 @@ class How:
     """Show Ray's own messages."""
 
 
-def launch(sweep: Sweep, prepared: Prepared, found: Results, left: int, how: How, screen: Screen) -> str:
+def launch(sweep: Sweep, prepared: Prepared, found: Results, left: int, how: How, screen: Screen) -> Pause | None:
     """One launch through Ray; says why it was paused, if it was.
 
     Args:
@@ -74,7 +74,7 @@ def launch(sweep: Sweep, prepared: Prepared, found: Results, left: int, how: How
             if not launched.pause_reason and any(not row.ended for row in found.rows):
                 once = replace(how, retry_failed=False)  # what has just failed alone is not begun again
                 launched = _run_lineup(sweep, prepared, found, left, once, resources, screen)
-        return launched.pause_reason or ("" if launched.complete else "interrupted")
+        return launched.pause_reason or (None if launched.complete else Pause.INTERRUPTED)
 
 
 def _run_lineup(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from raylm import checks, record, report, results
 from raylm.config import Sweep, TrialConfig
 from raylm.console import Screen
-from raylm.errors import SweepError, UserError, WorkError, counted
+from raylm.errors import Pause, SweepError, UserError, WorkError, counted
 from raylm.launch import How, launch
 from raylm.place import storage_at
 from raylm.plan import plan_trial
@@ -33,7 +33,7 @@ class Outcome:
 
     results: Results
     """The rows as they stand now."""
-    paused: str
+    paused: Pause | None
     """Why trials are left that the same command would go on with, if there are."""
 
     @property
@@ -42,8 +42,8 @@ class Outcome:
 
         A time budget that is used up is no failure, whatever it has sufficed for.
         """
-        if self.paused and "budget" not in self.paused:
-            return 1 if "disk" in self.paused else 130
+        if self.paused in (Pause.INTERRUPTED, Pause.DISK_FULL):
+            return 130 if self.paused is Pause.INTERRUPTED else 1
         failed = self.results.count(results.FAILED) or not (self.paused or self.results.count(results.DONE))
         return 1 if failed else 0
 
@@ -139,7 +139,7 @@ def results_folder(sweep: Sweep, place: str | None) -> Storage:
     return storage_at(DEFAULT_STORAGE).inside(sweep.name)
 
 
-def _finish(found: Results, screen: Screen, *, retried: bool, paused: str = "") -> Outcome:
+def _finish(found: Results, screen: Screen, *, retried: bool, paused: Pause | None = None) -> Outcome:
     """Shows the table, and writes the results' files where the rows have changed."""
     screen.table(found)
     screen.say(report.summary(found))

@@ -17,7 +17,7 @@ from ray import tune
 from raylm import memory, models, results
 from raylm.config import TrialConfig
 from raylm.data import Corpus
-from raylm.errors import UserError, disk_is_full
+from raylm.errors import Pause, UserError, disk_is_full
 from raylm.guard import Guard, machine_memory
 from raylm.storage import Storage
 from raylm.train import Evaluation, finetune, resolved_precision
@@ -140,7 +140,7 @@ def train_gpt2(config: dict[str, Any], job: Job) -> None:
     except Exception as error:
         told = " ".join(f"{type(error).__name__}: {error}".split())[:500]
         if disk_is_full(error):  # not the trial's fault
-            tune.report({"paused": f"the disk is full ({told})"})
+            tune.report({"paused": Pause.DISK_FULL, "detail": told})
         elif ray.get(job.board.error.remote(trial.run_name)) > job.max_failures:
             tune.report({"reason": told})
         else:
@@ -151,7 +151,7 @@ def train_gpt2(config: dict[str, Any], job: Job) -> None:
         if job.gpus:
             torch.cuda.empty_cache()
     if contact.paused:
-        tune.report({"paused": "interrupted"})
+        tune.report({"paused": Pause.INTERRUPTED})
 
 
 def _train(trial: TrialConfig, job: Job, contact: Contact) -> None:

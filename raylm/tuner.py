@@ -20,7 +20,7 @@ from raylm import cluster
 from raylm.bridge import FromLineup, StepsShown, StopsEarly, Watcher, config_of
 from raylm.config import Sweep, TrialConfig
 from raylm.console import Live
-from raylm.errors import WorkError
+from raylm.errors import Pause, WorkError
 from raylm.lineup import Lineup
 from raylm.prepare import Prepared
 from raylm.storage import Storage
@@ -40,7 +40,7 @@ class Launched:
 
     complete: bool
     """Whether all trials were begun and have ended."""
-    pause_reason: str
+    pause_reason: Pause | None
     """Why it was paused, if it was."""
     set_aside: list[TrialConfig]
     """Trials that ran out of memory beside others."""

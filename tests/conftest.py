@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from pydoc_data.topics import topics
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 HUB = Path(__file__).resolve().parents[2] / "shared" / "hub"
@@ -46,8 +50,28 @@ def served_hub(*options: str) -> Iterator[str]:
     command = [sys.executable, str(HUB / "serve.py"), "--port", "0", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
-        yield server.stdout.readline().strip().removeprefix("HF_ENDPOINT=")
-        server.terminate()
+        try:
+            yield server.stdout.readline().strip().removeprefix("HF_ENDPOINT=")
+        finally:
+            server.terminate()
+
+
+DATASET, MODEL = "raylm-test/topics", "raylm-test/gpt2-tiny"
+"""What `small_hub` holds."""
+
+
+def small_hub(root: Path, train: Sequence[str], validation: Sequence[str]) -> Path:
+    """A folder for a stand-in to serve: a dataset of these rows, a model of random weights with GPT-2's tokenizer."""
+    if not HUB.exists():
+        pytest.skip("the stand-in for the Hugging Face Hub (../shared/hub) is not here")
+    model, data = f"models/{MODEL}", root / "datasets" / DATASET / "data"
+    shutil.copytree(HUB / model, root / model)
+    shutil.copytree(HUB / "common", root / "common")
+    (root / "aliases.json").write_text(json.dumps({"shared": {model: "common/gpt2-tokenizer"}}))
+    data.mkdir(parents=True)
+    for split, rows in (("train", train), ("validation", validation)):
+        pyarrow.parquet.write_table(pyarrow.table({"text": rows}), data / f"{split}-00000-of-00001.parquet")
+    return root
 
 
 @pytest.fixture(scope="session")

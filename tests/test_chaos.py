@@ -18,6 +18,7 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 from conftest import sweep_arguments
@@ -297,13 +298,16 @@ def test_a_search_whose_command_is_killed_ends_as_an_undisturbed_one(
 
 
 @pytest.mark.chaos
+@pytest.mark.parametrize("kind", ["grid", "search"])
 def test_a_command_killed_at_each_step_of_a_launch_ends_as_an_undisturbed_one(
-    grid: Undisturbed, start: Start, tmp_path: Path
+    request: pytest.FixtureRequest, start: Start, tmp_path: Path, kind: str
 ) -> None:
+    file, undisturbed = request.getfixturevalue(kind)
+    options = ("--max-concurrent", "2") if kind == "search" else ()
     folder = tmp_path / "runs" / "chaos"
     checkpoint = "launch-*/*/checkpoint_*"
     for step in ("sweep.json", "launch-*", "launch-*/*/status.json", checkpoint, f"{checkpoint}/{manifest.NAME}"):
-        command, there = start(grid[0]), set(folder.glob(step))
+        command, there = start(file, *options), set(folder.glob(step))
         if "checkpoint" in step:  # as if the machine lost its power: trials end at this moment too
             wait_until_training(command)
             command.look()
@@ -312,8 +316,8 @@ def test_a_command_killed_at_each_step_of_a_launch_ends_as_an_undisturbed_one(
         for process in command.family:
             _kill(process)
         command.kill() if command.running else command.process.wait()
-    assert start(grid[0]).ends() == 0
-    assert_same(folder, grid[1])
+    assert start(file, *options).ends() == 0
+    assert_same(folder, undisturbed)
 
 
 def _more_than(there: set[Path], folder: Path, pattern: str) -> bool:
@@ -330,6 +334,18 @@ def test_the_loss_of_the_process_between_trials_and_command_is_not_seen_in_the_r
     (board,) = [process for process in command.family if _is(process, "ray::Board")]
     assert _kill(board)
     assert command.ends() == 0
+    assert_same(tmp_path / "runs" / "chaos", search[1])
+
+
+@pytest.mark.chaos
+def test_a_sweep_whose_whole_ray_dies_goes_on_with_another(search: Undisturbed, start: Start, tmp_path: Path) -> None:
+    command = start(search[0], "--max-concurrent", "2")
+    command.wait_for_lines(EVALUATED, 5)
+    command.look()
+    for process in command.family[1:]:
+        _kill(process)
+    assert command.ends() == 1
+    assert start(search[0], "--max-concurrent", "2").ends() == 0
     assert_same(tmp_path / "runs" / "chaos", search[1])
 
 
@@ -409,6 +425,44 @@ def test_a_sweep_whose_time_budget_runs_out_goes_on_without_it(
     assert_same(folder, grid[1])
 
 
+# ---- the clock ----------------------------------------------------------------------------------------------------
+
+CLOCK = """
+import os, time
+now, now_ns = time.time, time.time_ns
+time.time = lambda: now() - 86400 * len(os.listdir({days!r}))
+time.time_ns = lambda: now_ns() - 86400 * 10**9 * len(os.listdir({days!r}))
+"""
+"""Each file in a folder sets the clock of every Python process back by a day."""
+
+
+@pytest.mark.chaos
+def test_a_clock_that_goes_backwards_is_not_seen_in_the_results(
+    grid: Undisturbed, start: Start, tmp_path: Path
+) -> None:
+    folder, days = tmp_path / "runs" / "chaos", tmp_path / "days"
+    days.mkdir()
+    (tmp_path / "sitecustomize.py").write_text(CLOCK.format(days=str(days)))  # Python runs it when it starts
+    env = {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    command = start(grid[0], env=env)
+    wait_until_training(command)
+    (days / "one").touch()
+    command.interrupt()
+    assert command.ends(60) == 130
+    (days / "two").touch()
+    assert start(grid[0], env=env).ends() == 0
+    assert_same(folder, grid[1])
+
+    reported = {launch: _reported(folder / launch) for launch in ("launch-001", "launch-002")}
+    assert max(reported["launch-002"]) < min(reported["launch-001"]), "the clock did go backwards"
+
+
+def _reported(launch: Path) -> list[int]:
+    """When the trials of a launch reported something, by the clock that they saw."""
+    lines = [line for path in launch.glob("*/result.json") for line in path.read_text().splitlines()]
+    return [json.loads(line)["timestamp"] for line in lines]
+
+
 # ---- memory and disk ----------------------------------------------------------------------------------------------
 
 
@@ -481,11 +535,11 @@ def small_disk() -> Iterator[Callable[[int], Path]]:
         folder.rmdir()
 
 
-def fill(disk: Path) -> Path:
-    """A file that takes what is free on a disk but for a bit."""
+def fill(disk: Path, left: int = LEFT_ON_DISK_MIB) -> Path:
+    """A file that takes what is free on a disk but for so many MiB."""
     filler = disk / "filler"
     with filler.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(disk).free - LEFT_ON_DISK_MIB * MIB)
+        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(disk).free - left * MIB)
     return filler
 
 
@@ -515,6 +569,25 @@ def test_a_sweep_whose_checkpoints_do_not_fit_is_refused_before_ray_starts(
     assert command.ends() == 2
     assert "free some space" in command.said()
     assert "starting Ray" not in command.said()
+
+
+def test_a_cache_that_is_full_is_named_and_holds_no_half_of_a_corpus(
+    start: Start, text: str, tmp_path: Path, small_disk: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, disk = tmp_path / "grid.py", small_disk(1)
+    file.write_text(GRID.format(text=text, more=""))
+    filler = fill(disk, left=0)
+    command = start(file, env={"RAYLM_CACHE": str(disk)})
+    assert command.ends() == 2
+    assert f"the disk of the cache {disk} is full" in command.said()
+    assert "starting Ray" not in command.said()
+
+    expected = data.prepare(text, None, "gpt2-nano")
+    filler.unlink()
+    monkeypatch.setenv("RAYLM_CACHE", str(disk))
+    made = data.prepare(text, None, "gpt2-nano")
+    assert made.fingerprint == expected.fingerprint
+    assert np.array_equal(made.train.tokens, expected.train.tokens)
 
 
 # ---- nodes --------------------------------------------------------------------------------------------------------

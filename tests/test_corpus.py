@@ -9,12 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 from pydoc_data.topics import topics
+from types import SimpleNamespace
 
 import pytest
 from conftest import HUB, served_hub
 
-from raylm import corpus, tokenizer
+from raylm import corpus, hub, tokenizer
 from raylm.corpus import detokenize_wikitext
+from raylm.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -146,6 +148,39 @@ def test_a_hub_that_cannot_be_reached_is_said_in_a_line(tmp_path: Path, endpoint
     said = reason("imdb", {**os.environ, "HF_HUB_OFFLINE": "0", **places})
     assert f"{endpoint} cannot be reached (no connection)" in said
     assert "HF_HUB_OFFLINE is set" in reason("imdb", {**os.environ, **places, "HF_HUB_OFFLINE": "1"})
+
+
+class RefusedError(Exception):
+    """As HTTP clients raise it."""
+
+    def __init__(self, status: int) -> None:
+        self.response = SimpleNamespace(status_code=status)
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_hub_that_is_busy_is_asked_again(monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+    monkeypatch.setattr(hub, "RETRY_AFTER_SECONDS", (0, 0))
+    refusals = [RefusedError(status)] * 2
+
+    def answer() -> str:
+        if refusals:
+            raise refusals.pop()
+        return "text"
+
+    assert hub.ask(answer, "dataset x") == "text"
+    refusals = [RefusedError(status)] * 3
+    with pytest.raises(UserError, match=f"answers {status}, 3 times in a row"):
+        hub.ask(answer, "dataset x")
+
+
+def test_a_hub_that_refuses_for_good_is_not_asked_again() -> None:
+    refusals = [RefusedError(400)]
+
+    def answer() -> str:
+        raise refusals.pop()
+
+    with pytest.raises(UserError, match="dataset x: cannot be loaded"):
+        hub.ask(answer, "dataset x")
 
 
 @pytest.mark.slow

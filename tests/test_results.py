@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -189,6 +190,21 @@ def test_launches_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
 
 
 # ---- the whole folder ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_no_row_and_no_launch_depends_on_the_clock(tmp_path: Path, backwards: bool) -> None:
+    best = save(tmp_path, "launch-001/0", 3.0)
+    results.write_ending(Folder(tmp_path), "launch-001", OTHER, FAILED, "once")
+    latest = save(tmp_path, "launch-002/0", 3.0, 4.0)
+    results.write_ending(Folder(tmp_path), "launch-002", OTHER, STOPPED, "by the scheduler")
+    for number, path in enumerate(sorted(tmp_path.rglob("*"))):
+        os.utime(path, (0, 1_000_000 + (-number if backwards else number)))
+
+    assert places(tmp_path, row(tmp_path)) == (latest, best)
+    assert newest(tmp_path, TRIAL) == latest
+    assert row(tmp_path, OTHER).status == STOPPED
+    assert results.next_launch(Folder(tmp_path)) == "launch-003"
 
 
 def test_prune_keeps_the_best_and_the_latest_of_rows_that_ended(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import subprocess
+import sys
 import tempfile
 import zipfile
 import zlib
@@ -171,6 +172,20 @@ def test_the_token_of_ray_stands_in_one_file_that_only_its_owner_reads(swept: Pl
     assert token not in swept.said
     assert holders(swept.folder, token) == [swept.token]
     assert swept.token.stat().st_mode & 0o077 == 0, f"{swept.token} has mode {swept.token.stat().st_mode & 0o777:o}"
+
+
+def test_neither_ray_nor_the_hubs_client_tells_anybody_of_a_sweep() -> None:
+    asks = """
+import raylm.run
+from raylm import prepare, tuner
+from huggingface_hub import constants
+from ray._common.usage import usage_lib
+print(constants.HF_HUB_DISABLE_TELEMETRY, usage_lib.usage_stats_enabled())
+"""
+    names = ("HF_HUB_DISABLE_TELEMETRY", "RAY_USAGE_STATS_ENABLED")  # a choice of the user's own goes before
+    env = {name: value for name, value in os.environ.items() if name not in names}
+    done = subprocess.run([sys.executable, "-c", asks], capture_output=True, text=True, check=True, env=env)
+    assert done.stdout.split() == ["True", "False"]
 
 
 # ---- code and links in a results folder ---------------------------------------------------------------------------

@@ -21,7 +21,7 @@ SWEEPS = ROOT / "sweeps"
 
 LOWEST_TO_HIGHEST = """
     errors catalog progress manifest memory checks spaces config __init__ loading
-    hub tokenizer corpus data plan storage bucket place record results halving lineup reference table report
+    hub tokenizer corpus data plan storage filesystems bucket place record results halving lineup reference table report
     figures importance drawing page console
     optim models checkpoint train evaluate prepare search guard cluster trainable bridge tuner launch run
     doctor submit cli sweep

@@ -1,0 +1,57 @@
+"""Whole sweeps and a hub that is slow, then gone: what is fetched is fetched once, and trials run without the hub."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import urllib.request
+from pathlib import Path
+
+import pytest
+from conftest import DATASET, MODEL, SweepCommand, served_hub, small_hub
+from oracle import best_weights, table
+
+pytestmark = pytest.mark.slow
+
+SECONDS_BEFORE_AN_ANSWER = 0.3
+
+SWEEP = """
+from ray import tune
+from raylm import Resources, Sweep
+sweep = Sweep(name={name!r}, space={{
+    "dataset": {dataset!r}, "model": {model!r}, "context_length": 16, "batch_size": 4,
+    "learning_rate": tune.grid_search({rates}), "max_train_tokens": 500,
+}}, resources=Resources(cpus=1))
+"""
+
+
+def test_a_sweep_takes_its_time_with_a_slow_hub_and_the_next_ones_need_none(
+    small_text: Path, tmp_path: Path, sweep_command: SweepCommand
+) -> None:
+    lines = [(small_text / f"{split}.txt").read_text().splitlines() for split in ("train", "validation")]
+    root = small_hub(tmp_path / "root", *lines)
+    files = {}
+    for name, rates in (("first", [1e-3, 2e-3]), ("second", [2e-3, 3e-3])):
+        files[name] = tmp_path / f"{name}.py"
+        files[name].write_text(SWEEP.format(name=name, dataset=DATASET, model=MODEL, rates=rates))
+    places = {"HF_HOME": str(tmp_path / "hf"), "RAYLM_CACHE": str(tmp_path / "raylm"), "HF_HUB_OFFLINE": "0"}
+
+    with served_hub("--root", str(root), "--delay", str(SECONDS_BEFORE_AN_ANSWER)) as endpoint:
+        env = {**os.environ, **places, "HF_ENDPOINT": endpoint}
+        done = sweep_command(files["first"], env=env)
+        assert done.returncode == 0, done.stdout + done.stderr
+        with urllib.request.urlopen(f"{endpoint}/_stats") as answer:
+            asked: dict[str, int] = json.load(answer)["by_path"]
+    fetched = {path: times for path, times in asked.items() if re.match(r"GET .*\.(safetensors|parquet)$", path)}
+    assert len(fetched) == 3
+    assert set(fetched.values()) == {1}, "two trials, each file once"
+
+    done = sweep_command(files["second"], env=env)  # nobody answers there any more
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"the hub cannot be reached; dataset {DATASET} is taken as it was last seen" in done.stderr
+    first, second = tmp_path / "runs" / "first", tmp_path / "runs" / "second"
+    assert {row["status"] for row in table(second).values()} == {"done"}
+    (common,) = table(first).keys() & table(second).keys()
+    assert table(second)[common] == table(first)[common]
+    assert best_weights(second)[common] == best_weights(first)[common]
