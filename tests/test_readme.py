@@ -8,8 +8,10 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from ray.scripts.scripts import cli as ray_cli
 
 from raylm.loading import load_sweep
 
@@ -29,7 +31,7 @@ COMMANDS = sorted(
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_a_command_of_the_docs_is_one(line: str) -> None:
-    """As it stands, `raylm run` with --dry-run, a bench script with --help; CI itself runs README's two scripts."""
+    """As it stands, `raylm run` with --dry-run, a script with --help, `ray` by its options; CI runs the two scripts."""
     words = shlex.split(line, comments=True)
     command = list(itertools.dropwhile(lambda word: re.match(r"[A-Z_]+=", word), words))  # settings before it
     if command[0] == "raylm":
@@ -45,6 +47,16 @@ def test_a_command_of_the_docs_is_one(line: str) -> None:
             [sys.executable, *command[1:2], "--help"], cwd=ROOT, capture_output=True, text=True, check=True
         )
         assert {word for word in command if word.startswith("--")} <= set(re.findall(r"--[\w-]+", told.stdout))
+    elif command[0] == "ray":
+        verb: Any = ray_cli
+        for word in itertools.takewhile(lambda word: word != "--", command[1:]):
+            if word in getattr(verb, "commands", {}):
+                verb = verb.commands[word]
+            elif word.startswith("-"):
+                assert word in {option for known in verb.params for option in known.opts}
+            elif word.endswith(".yaml"):
+                assert (ROOT / word).is_file()
+        assert verb.name != "cli" and not hasattr(verb, "commands"), "no command of Ray"
     elif command[0] in ("bash", "."):
         assert command[1] == ".venv/bin/activate" or (ROOT / command[1]).is_file()
     else:

@@ -1,0 +1,239 @@
+"""A cluster of hosts on this machine: `clusters/onprem.yaml` up by `ray up` over real SSH, and down again."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+HOSTS = Path(__file__).with_name("lab_hosts.sh")
+
+
+def why_not() -> str:
+    """Why no hosts can be made on this machine; empty if they can."""
+    if os.geteuid() != 0:
+        return "needs root, to make network namespaces"
+    if lacking := [name for name in ("ip", "nsenter", "unshare", "rsync", "ssh", "sshd") if shutil.which(name) is None]:
+        return f"needs {', '.join(lacking)} (apt-get install iproute2 openssh-server openssh-client rsync)"
+    tried = subprocess.run(
+        ["unshare", "--net", "--mount", "--uts", "--pid", "--fork", "ip", "link", "add", "lab0", "type", "bridge"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return f"needs namespaces with a bridge: {tried.stderr.strip()}" if tried.returncode else ""
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A running cluster. Host 0 is the head, which runs no trials."""
+
+    folder: Path
+    """Everything of it: the launching user's home, the hosts' homes, logs, the yaml."""
+    config: Path
+    """The yaml it was brought up with."""
+    addresses: list[str]
+    """Of the hosts, the head's first."""
+    environment: Mapping[str, str]
+    """Of a process of the launching user: `ray` and `python` are this environment's, with the cluster's token."""
+    hosts_environment: Mapping[str, str]
+    """Of lab_hosts.sh."""
+    dashboard: str
+    """Where `ray dashboard` brings the head's dashboard to, http://127.0.0.1:PORT."""
+
+    @property
+    def storage(self) -> Path:
+        """The shared folder, RAYLM_STORAGE of every host."""
+        return self.folder / "storage"
+
+    @property
+    def token(self) -> str:
+        return (self.folder / "home" / ".ray" / "auth_token").read_text()
+
+    def ray(self, *arguments: str, timeout: float = 120) -> str:
+        """What a `ray` command of the launching user prints."""
+        return _output(["ray", *arguments], self.environment, timeout)
+
+    def host(self, number: int, *command: str, timeout: float = 60) -> str:
+        """What a command on a host prints."""
+        return _output([str(HOSTS), "exec", str(number), *command], self.hosts_environment, timeout)
+
+    def power_off(self, number: int) -> None:
+        _output([str(HOSTS), "kill", str(number)], self.hosts_environment, 30)
+
+    def unplug(self, number: int) -> None:
+        """Pulls a host's network cable: it runs on, and nobody hears of it."""
+        _output([str(HOSTS), "link", str(number), "down"], self.hosts_environment, 30)
+
+    def ray_processes(self, number: int) -> list[str]:
+        """The processes of Ray on a host: pid and the beginning of the command line."""
+        lines = self.host(number, "ps", "-eo", "pid=,args=").splitlines()
+        return [line.strip()[:120] for line in lines if re.search(r"ray::|/ray/|\bray (start|stop)\b", line)]
+
+    def listening(self, number: int) -> set[tuple[str, int]]:
+        """The addresses and ports of TCP that something listens at on a host."""
+        lines = self.host(number, "ss", "-Hltn").splitlines()
+        places = [line.split()[3].rsplit(":", 1) for line in lines]
+        return {(address.strip("[]").removeprefix("::ffff:"), int(port)) for address, port in places}
+
+    def get(self, path: str, token: str | None = None) -> tuple[int, str]:
+        """Status and body that the dashboard answers with, asked with this token."""
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        request = urllib.request.Request(self.dashboard + path, headers=headers)
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as refused:
+            return refused.code, refused.read().decode()
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """The nodes of the cluster, as the dashboard's API has them."""
+        status, body = self.get("/api/v0/nodes?detail=true", self.token)
+        if status != 200:
+            raise RuntimeError(f"the dashboard answers {status}: {body}")
+        nodes: list[dict[str, Any]] = json.loads(body)["data"]["result"]["result"]
+        return nodes
+
+    def wait_for_nodes(self, number: int, seconds: float) -> None:
+        """Waits until so many nodes are alive: `ray up` returns before the workers have come."""
+        end = time.monotonic() + seconds
+        while (alive := sum(node["state"] == "ALIVE" for node in self.nodes())) != number:
+            if time.monotonic() > end:
+                log = self.host(0, "sh", "-c", "tail -n 40 /tmp/ray/session_latest/logs/monitor.*")
+                raise TimeoutError(f"{alive} nodes are alive after {seconds} s, not {number}. The head's log:\n{log}")
+            time.sleep(0.5)
+
+
+@contextlib.contextmanager
+def cluster(folder: Path, workers: int = 2, environment: Mapping[str, str] | None = None) -> Iterator[Lab]:
+    """Hosts with the cluster of `clusters/onprem.yaml` on them, all workers alive and its dashboard at `Lab.dashboard`.
+
+    Args:
+        folder: an empty one, for everything that comes about. It is the storage's place too.
+        environment: what each host's processes are to have beside what the yaml gives them, e.g. AWS_ENDPOINT_URL.
+    """
+    number = os.getpid() % 250  # two labs on one machine do not meet
+    network = f"10.77.{number}"
+    home = folder / "home"
+    for place in (home, folder / "temporary", folder / "storage"):
+        place.mkdir()
+    own = {name: os.environ[name] for name in ("LANG",) if name in os.environ}
+    dashboard = f"http://127.0.0.1:{_free_port()}"
+    bin_folder = str(Path(sys.executable).parent)
+    paths = {"HOME": str(home), "TMPDIR": str(folder / "temporary"), "RAY_TMPDIR": str(folder / "temporary")}
+    user = {
+        **own,
+        **paths,
+        "PATH": f"{bin_folder}:{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_API_SERVER_ADDRESS": dashboard,
+    }
+    shared = {str(folder), sys.prefix, sys.base_prefix, str(ROOT)}
+    hosts = {
+        "PATH": os.environ["PATH"],
+        "LAB_DIR": str(folder),
+        "LAB_NET": network,
+        "LAB_TAG": f"lab{number}",
+        "LAB_SHARE": " ".join(sorted(shared)),
+    }
+    addresses = [f"{network}.{10 + host}" for host in range(workers + 1)]
+    config = folder / "onprem.yaml"
+    config.write_text(yaml.safe_dump(_for_lab(folder, addresses, bin_folder, environment or {}), sort_keys=False))
+    lab = Lab(folder, config, addresses, user, hosts, dashboard)
+    try:
+        _output([str(HOSTS), "up", str(workers + 1)], hosts, 60)
+        _output(["bash", "-c", "umask 077; ray get-auth-token --generate"], user, 60)
+        lab.ray("up", "-y", str(config), timeout=180)
+        with _dashboard(lab):
+            lab.wait_for_nodes(workers + 1, 120)
+            yield lab
+    finally:
+        _output([str(HOSTS), "down"], hosts, 60)
+
+
+def _for_lab(folder: Path, addresses: list[str], bin_folder: str, environment: Mapping[str, str]) -> dict[str, Any]:
+    """The shipped yaml with its CHANGE lines changed, and this Python's packages in the place of an installation."""
+    config: dict[str, Any] = yaml.safe_load((ROOT / "clusters" / "onprem.yaml").read_text(encoding="utf-8"))
+    config["provider"] |= {"head_ip": addresses[0], "worker_ips": addresses[1:]}
+    config["auth"] |= {"ssh_user": "root", "ssh_private_key": str(folder / "id_ed25519")}
+    settings = {**environment, "RAYLM_STORAGE": str(folder / "storage"), "PYTHONPATH": "/root/raylm"}
+    exports = [f"export {name}={value}" for name, value in settings.items()]
+    *before, install = config["setup_commands"]
+    assert "scripts/install" in install
+    lines = " ".join(f"'{line}'" for line in [*exports, f"export PATH={bin_folder}:$PATH"])
+    config["setup_commands"] = [*before, f"printf '%s\\n' {lines} >> ~/.raylm_environment"]
+    for commands in ("head_start_ray_commands", "worker_start_ray_commands"):  # each host believes it has all memory
+        config[commands] = [
+            line.replace("ray start", "ray start --object-store-memory=100000000 --num-cpus=2", 1)
+            if commands.startswith("worker")
+            else line.replace("ray start", "ray start --object-store-memory=100000000", 1)
+            for line in config[commands]
+        ]
+    return config
+
+
+@contextlib.contextmanager
+def _dashboard(lab: Lab) -> Iterator[None]:
+    """`ray dashboard` while it runs."""
+    port = lab.dashboard.rsplit(":", 1)[1]
+    command = ["ray", "dashboard", str(lab.config), "--port", port]
+    with (lab.folder / "dashboard.log").open("w") as log:
+        tunnel = subprocess.Popen(command, env=dict(lab.environment), cwd=ROOT, stdout=log, stderr=log)
+        try:
+            _wait_for_answer(lab)
+            yield
+        finally:
+            tunnel.terminate()
+            tunnel.wait(timeout=30)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_for_answer(lab: Lab) -> None:
+    end = time.monotonic() + 60
+    while True:
+        try:
+            lab.get("/api/version", lab.token)
+            return
+        except urllib.error.URLError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.5)
+
+
+def _output(command: list[str], environment: Mapping[str, str], timeout: float) -> str:
+    """What a command prints; where it fails, an error with all that it has said."""
+    done = subprocess.run(
+        command,
+        env=dict(environment),
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}")
+    return done.stdout
