@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import time
 from pathlib import Path
+from pydoc_data.topics import topics
 
 import cluster_lab
 import pytest
+from conftest import sweep_arguments
+from oracle import best_weights, table, wait_for
+from s3 import BUCKET, environment, served_s3
+
+from raylm.place import storage_at
 
 WHY_NOT = cluster_lab.why_not()
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)]
@@ -57,3 +65,48 @@ def test_from_ray_up_to_ray_down(tmp_path: Path) -> None:
             lab.host(worker, "bash", "-c", ". ~/.raylm_environment; ray stop --force")
         assert [lab.ray_processes(host) for host in range(3)] == [[], [], []]
     assert not (tmp_path / "hosts").exists()
+
+
+SWEEP = """
+from ray import tune
+from raylm import Resources, Sweep
+sweep = Sweep(name="lab", space={{
+    "dataset": {text!r}, "model": "gpt2-nano", "context_length": 16, "batch_size": 1, "dropout": 0.1, "epochs": 2,
+    "learning_rate": tune.grid_search([1e-3, 2e-3, 3e-3, 4e-3]), "max_train_tokens": 6_000, "evals_per_epoch": 4,
+}}, resources=Resources(cpus=1))
+"""
+PATIENCE = 300
+
+
+@pytest.mark.timeout(900)
+def test_a_sweep_that_loses_a_worker_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
+    """On two workers with the results in a bucket; one worker's cable is pulled in the middle."""
+    hosts, text = tmp_path / "hosts", tmp_path / "hosts" / "text"
+    text.mkdir(parents=True)
+    (text / "train.txt").write_text("\n".join(topics[name] for name in sorted(topics))[:60_000])
+    (text / "validation.txt").write_text(topics["while"] + topics["break"])
+    file = tmp_path / "lab.py"
+    file.write_text(SWEEP.format(text=str(text)))
+    undisturbed = subprocess.run(sweep_arguments(file, tmp_path / "undisturbed"), check=False, capture_output=True)
+    assert undisturbed.returncode == 0
+
+    with served_s3(tmp_path / "s3.log", host="0.0.0.0") as s3, environment(s3.environment):
+        port = s3.url.rsplit(":", 1)[1]
+        in_lab = {**s3.environment, "AWS_ENDPOINT_URL": f"http://{cluster_lab.THIS_MACHINE}:{port}"}
+        with cluster_lab.cluster(hosts, environment=in_lab) as lab:
+            output = tmp_path / "output"
+            command = ["raylm", "run", str(file), "--address", lab.dashboard, "--storage", f"s3://{BUCKET}/lab"]
+            with output.open("w") as log:
+                job = subprocess.Popen(command, env=dict(lab.environment), stdout=log, stderr=log)
+            wait_for(lambda: output.read_text().count("  epoch ") >= 3 or job.poll() is not None, PATIENCE)
+            assert job.poll() is None, output.read_text()
+            lab.unplug(1)
+            began = time.monotonic()
+            assert job.wait(timeout=PATIENCE) == 0, output.read_text()
+            print(f"{time.monotonic() - began:.0f} s from the pulled cable to the table\n{output.read_text()}")
+            states = {node["node_ip"]: node["state"] for node in lab.nodes()}
+            assert states[lab.addresses[1]] == "DEAD"
+        storage = storage_at(f"s3://{BUCKET}/lab/lab")
+        with storage.local("") as copy:
+            assert table(copy) == table(tmp_path / "undisturbed" / "lab")
+            assert best_weights(copy) == best_weights(tmp_path / "undisturbed" / "lab")

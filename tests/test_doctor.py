@@ -1,0 +1,67 @@
+"""`raylm doctor` tells what a sweep would meet, on this machine and on each node."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from s3 import served_s3
+
+RAYLM = str(Path(sys.executable).parent / "raylm")
+
+
+def doctor(home: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "HOME": str(home), "RAY_TMPDIR": str(home), **more}
+    command = [RAYLM, "doctor", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=environment)
+
+
+def test_a_machine_without_a_cluster(tmp_path: Path) -> None:
+    done = doctor(tmp_path, "--address", "local", "--storage", str(tmp_path / "runs"))
+    lines = done.stdout.splitlines()
+    assert any(line.startswith("ok  here  versions: python 3.") and "torch 2." in line for line in lines)
+    assert any(line.startswith("ok  here  storage: ") and "written and removed" in line for line in lines)
+    assert any("none; Ray is started here" in line for line in lines)
+    assert list((tmp_path / "runs").iterdir()) == []
+    assert "Traceback" not in done.stderr
+
+
+def test_a_token_that_others_can_read_is_a_problem(tmp_path: Path) -> None:
+    (tmp_path / ".ray").mkdir()
+    token = tmp_path / ".ray" / "auth_token"
+    token.write_text("0" * 64)
+    token.chmod(0o644)
+    done = doctor(tmp_path, "--address", "local")
+    assert done.returncode == 1
+    assert f"chmod 600 {token}" in done.stdout and "0" * 64 not in done.stdout
+
+
+def test_a_bucket_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with served_s3(tmp_path / "log") as s3:
+        done = doctor(tmp_path, "--address", "local", "--storage", "s3://not-there/x", **s3.environment)
+    assert done.returncode == 2
+    assert "there is no bucket not-there" in done.stderr
+
+
+NODES = """
+import sys
+from ray.cluster_utils import Cluster
+from raylm.cli import app
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+cluster.add_node(num_cpus=1, num_gpus=1)
+cluster.wait_for_nodes()
+app(["doctor", "--address", cluster.address, "--storage", sys.argv[1]])
+"""
+
+
+@pytest.mark.slow
+def test_each_node_is_looked_at(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", NODES, str(tmp_path / "runs")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 1, done.stderr
+    assert "1 by Ray's count, 0 by torch's" in done.stdout and "the CPU build of torch is installed" in done.stdout
+    assert done.stdout.count("read, written and removed") == 2
+    assert "2 nodes at" in done.stdout
