@@ -22,6 +22,12 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 HOSTS = Path(__file__).with_name("lab_hosts.sh")
+BIN = Path(sys.executable).parent
+NUMBER = os.getpid() % 250
+"""Of the lab in the names that the kernel knows: two labs of one machine do not meet."""
+NETWORK = f"10.77.{NUMBER}"
+THIS_MACHINE = f"{NETWORK}.1"
+"""Where hosts reach this machine, for example a server that a test has started on all its addresses."""
 
 
 def why_not() -> str:
@@ -114,7 +120,7 @@ class Lab:
         end = time.monotonic() + seconds
         while (alive := sum(node["state"] == "ALIVE" for node in self.nodes())) != number:
             if time.monotonic() > end:
-                log = self.host(0, "sh", "-c", "tail -n 40 /tmp/ray/session_latest/logs/monitor.*")
+                log = self.host(0, "sh", "-c", "tail -n 200 /tmp/ray/session_latest/logs/monitor.*")
                 raise TimeoutError(f"{alive} nodes are alive after {seconds} s, not {number}. The head's log:\n{log}")
             time.sleep(0.5)
 
@@ -127,19 +133,14 @@ def cluster(folder: Path, workers: int = 2, environment: Mapping[str, str] | Non
         folder: an empty one, for everything that comes about. It is the storage's place too.
         environment: what each host's processes are to have beside what the yaml gives them, e.g. AWS_ENDPOINT_URL.
     """
-    number = os.getpid() % 250  # two labs on one machine do not meet
-    network = f"10.77.{number}"
-    home = folder / "home"
-    for place in (home, folder / "temporary", folder / "storage"):
-        place.mkdir()
-    own = {name: os.environ[name] for name in ("LANG",) if name in os.environ}
+    for place in ("home", "temporary", "storage"):
+        (folder / place).mkdir()
     dashboard = f"http://127.0.0.1:{_free_port()}"
-    bin_folder = str(Path(sys.executable).parent)
-    paths = {"HOME": str(home), "TMPDIR": str(folder / "temporary"), "RAY_TMPDIR": str(folder / "temporary")}
     user = {
-        **own,
-        **paths,
-        "PATH": f"{bin_folder}:{os.environ['PATH']}",
+        "HOME": str(folder / "home"),
+        "TMPDIR": str(folder / "temporary"),
+        "RAY_TMPDIR": str(folder / "temporary"),
+        "PATH": f"{BIN}:{os.environ['PATH']}",
         "RAY_AUTH_MODE": "token",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_API_SERVER_ADDRESS": dashboard,
@@ -148,26 +149,26 @@ def cluster(folder: Path, workers: int = 2, environment: Mapping[str, str] | Non
     hosts = {
         "PATH": os.environ["PATH"],
         "LAB_DIR": str(folder),
-        "LAB_NET": network,
-        "LAB_TAG": f"lab{number}",
+        "LAB_NET": NETWORK,
+        "LAB_TAG": f"lab{NUMBER}",
         "LAB_SHARE": " ".join(sorted(shared)),
     }
-    addresses = [f"{network}.{10 + host}" for host in range(workers + 1)]
+    addresses = [f"{NETWORK}.{10 + host}" for host in range(workers + 1)]
     config = folder / "onprem.yaml"
-    config.write_text(yaml.safe_dump(_for_lab(folder, addresses, bin_folder, environment or {}), sort_keys=False))
+    config.write_text(yaml.safe_dump(_for_lab(folder, addresses, environment or {}), sort_keys=False))
     lab = Lab(folder, config, addresses, user, hosts, dashboard)
     try:
         _output([str(HOSTS), "up", str(workers + 1)], hosts, 60)
         _output(["bash", "-c", "umask 077; ray get-auth-token --generate"], user, 60)
         lab.ray("up", "-y", str(config), timeout=180)
         with _dashboard(lab):
-            lab.wait_for_nodes(workers + 1, 120)
+            lab.wait_for_nodes(workers + 1, 240)
             yield lab
     finally:
         _output([str(HOSTS), "down"], hosts, 60)
 
 
-def _for_lab(folder: Path, addresses: list[str], bin_folder: str, environment: Mapping[str, str]) -> dict[str, Any]:
+def _for_lab(folder: Path, addresses: list[str], environment: Mapping[str, str]) -> dict[str, Any]:
     """The shipped yaml with its CHANGE lines changed, and this Python's packages in the place of an installation."""
     config: dict[str, Any] = yaml.safe_load((ROOT / "clusters" / "onprem.yaml").read_text(encoding="utf-8"))
     config["provider"] |= {"head_ip": addresses[0], "worker_ips": addresses[1:]}
@@ -176,7 +177,7 @@ def _for_lab(folder: Path, addresses: list[str], bin_folder: str, environment: M
     exports = [f"export {name}={value}" for name, value in settings.items()]
     *before, install = config["setup_commands"]
     assert "scripts/install" in install
-    lines = " ".join(f"'{line}'" for line in [*exports, f"export PATH={bin_folder}:$PATH"])
+    lines = " ".join(f"'{line}'" for line in [*exports, f"export PATH={BIN}:$PATH"])
     config["setup_commands"] = [*before, f"printf '%s\\n' {lines} >> ~/.raylm_environment"]
     for commands in ("head_start_ray_commands", "worker_start_ray_commands"):  # each host believes it has all memory
         config[commands] = [
