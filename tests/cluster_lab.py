@@ -120,7 +120,7 @@ class Lab:
         end = time.monotonic() + seconds
         while (alive := sum(node["state"] == "ALIVE" for node in self.nodes())) != number:
             if time.monotonic() > end:
-                log = self.host(0, "sh", "-c", "tail -n 40 /tmp/ray/session_latest/logs/monitor.*")
+                log = self.host(0, "sh", "-c", "tail -n 200 /tmp/ray/session_latest/logs/monitor.*")
                 raise TimeoutError(f"{alive} nodes are alive after {seconds} s, not {number}. The head's log:\n{log}")
             time.sleep(0.5)
 
@@ -162,7 +162,7 @@ def cluster(folder: Path, workers: int = 2, environment: Mapping[str, str] | Non
         _output(["bash", "-c", "umask 077; ray get-auth-token --generate"], user, 60)
         lab.ray("up", "-y", str(config), timeout=180)
         with _dashboard(lab):
-            lab.wait_for_nodes(workers + 1, 120)
+            lab.wait_for_nodes(workers + 1, 240)
             yield lab
     finally:
         _output([str(HOSTS), "down"], hosts, 60)
