@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -36,6 +38,18 @@ def newest(folder: Path, trial: TrialConfig) -> Path | None:
     """The checkpoint in a results folder that a trial would go on from."""
     with results.newest_verified(Folder(folder), trial) as checkpoint:
         return checkpoint
+
+
+@contextlib.contextmanager
+def started(
+    command: Sequence[str], output: Path, environment: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A command, what it says going to a file; it is killed in the end if it still runs."""
+    with output.open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log, env=environment) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 120, between: float = 0.02) -> None:

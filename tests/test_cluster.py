@@ -11,7 +11,7 @@ from pydoc_data.topics import topics
 import cluster_lab
 import pytest
 from conftest import sweep_arguments
-from oracle import best_weights, table, wait_for
+from oracle import best_weights, started, table, wait_for
 from s3 import BUCKET, environment, served_s3
 
 from raylm.place import storage_at
@@ -96,13 +96,12 @@ def test_a_sweep_that_loses_a_worker_ends_as_an_undisturbed_one(tmp_path: Path) 
         with cluster_lab.cluster(hosts, environment=in_lab) as lab:
             output = tmp_path / "output"
             command = ["raylm", "run", str(file), "--address", lab.dashboard, "--storage", f"s3://{BUCKET}/lab"]
-            with output.open("w") as log:
-                job = subprocess.Popen(command, env=dict(lab.environment), stdout=log, stderr=log)
-            wait_for(lambda: output.read_text().count("  epoch ") >= 3 or job.poll() is not None, PATIENCE)
-            assert job.poll() is None, output.read_text()
-            lab.unplug(1)
-            began = time.monotonic()
-            assert job.wait(timeout=PATIENCE) == 0, output.read_text()
+            with started(command, output, lab.environment) as job:
+                wait_for(lambda: output.read_text().count("  epoch ") >= 3 or job.poll() is not None, PATIENCE)
+                assert job.poll() is None, output.read_text()
+                lab.unplug(1)
+                began = time.monotonic()
+                assert job.wait(timeout=PATIENCE) == 0, output.read_text()
             print(f"{time.monotonic() - began:.0f} s from the pulled cable to the table\n{output.read_text()}")
             states = {node["node_ip"]: node["state"] for node in lab.nodes()}
             assert states[lab.addresses[1]] == "DEAD"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from conftest import sweep_arguments
-from oracle import best_weights, table, wait_for
+from oracle import best_weights, started, table, wait_for
 from pyarrow import fs
 from s3 import BUCKET, SECRET, Server, busy, environment, served_s3
 
@@ -266,6 +266,7 @@ STALL_SECONDS = 20.0
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_sweep_in_a_bucket_that_is_killed_refused_and_stalled_ends_as_an_undisturbed_one(
     s3: Server, bucket: Bucket, small_text: Path, tmp_path: Path
 ) -> None:
@@ -273,17 +274,17 @@ def test_a_sweep_in_a_bucket_that_is_killed_refused_and_stalled_ends_as_an_undis
     file.write_text(SWEEP.format(text=str(small_text)))
     assert subprocess.run(sweep_arguments(file, tmp_path), check=False, capture_output=True).returncode == 0
 
+    command = [*sweep_arguments(file, Path())[:-1], bucket.place]
     with busy(s3, every=5) as proxy, environment({"AWS_ENDPOINT_URL": proxy.url}):
-        first = _start(file, bucket, tmp_path / "first")
-        wait_for(lambda: (tmp_path / "first").read_text().count("  epoch ") >= 2, 300)
-        first.kill()
-        first.wait()
-        second = _start(file, bucket, tmp_path / "second")
-        wait_for(lambda: (tmp_path / "second").read_text().count("  epoch ") >= 1, 300)
-        s3.process.send_signal(signal.SIGSTOP)
-        time.sleep(STALL_SECONDS)
-        s3.process.send_signal(signal.SIGCONT)
-        assert second.wait(timeout=400) == 0, (tmp_path / "second").read_text()
+        with started(command, tmp_path / "first") as first:
+            wait_for(lambda: (tmp_path / "first").read_text().count("  epoch ") >= 2, 300)
+            first.kill()
+        with started(command, tmp_path / "second") as second:
+            wait_for(lambda: (tmp_path / "second").read_text().count("  epoch ") >= 1, 300)
+            s3.process.send_signal(signal.SIGSTOP)
+            time.sleep(STALL_SECONDS)
+            s3.process.send_signal(signal.SIGCONT)
+            assert second.wait(timeout=400) == 0, (tmp_path / "second").read_text()
         assert proxy.refused > 10
 
     whole = bucket.inside("small")
@@ -293,8 +294,3 @@ def test_a_sweep_in_a_bucket_that_is_killed_refused_and_stalled_ends_as_an_undis
         holders = [path for path in copy.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
         assert holders == []
     assert SECRET not in (tmp_path / "first").read_text() + (tmp_path / "second").read_text()
-
-
-def _start(file: Path, bucket: Bucket, output: Path) -> subprocess.Popen[bytes]:
-    arguments = [*sweep_arguments(file, Path())[:-1], bucket.place]
-    return subprocess.Popen(arguments, stdout=output.open("wb"), stderr=subprocess.STDOUT, env=dict(os.environ))
