@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import secrets
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ AUTOSCALER_FILE = Path("~/ray_bootstrap_config.yaml")
 """What `ray up` lays down on the head: the kinds of nodes that it may start."""
 SECONDS_TO_ANSWER = 60.0
 """Time that a node has to answer a question; a process has to be started there first."""
+SECONDS_TO_CONNECT = 2.0
 SEEN = ".seen"
 """Folder in which nodes show each other that they see the storage."""
 
@@ -78,7 +80,21 @@ def started_ray(address: str | None, verbose: bool) -> Iterator[str | None]:
 
 def known_address(asked: str | None) -> str:
     """Of the cluster that a command is to use; `local` where it is to start one."""
-    return asked or os.environ.get("RAY_ADDRESS") or find_bootstrap_address(None) or "local"
+    return asked or os.environ.get("RAY_ADDRESS") or _own_cluster() or "local"
+
+
+def _own_cluster() -> str | None:
+    """Of the cluster that `ray start` has made this machine a node of, if that still listens.
+
+    Ray keeps the address of one that has died, and would wait for it for minutes.
+    """
+    address = str(find_bootstrap_address(None) or "")
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=SECONDS_TO_CONNECT):
+            return address
+    except (OSError, ValueError):
+        return None
 
 
 # ---- resources ----------------------------------------------------------------------------------------------------
@@ -97,7 +113,7 @@ def offers() -> list[tuple[Amounts, int]]:
 
 def _node_kinds() -> list[tuple[Amounts, int]]:
     """The kinds of nodes that an autoscaler may start, where this is the head of its cluster."""
-    if ray.get_runtime_context().gcs_address != find_bootstrap_address(None):
+    if ray.get_runtime_context().gcs_address != _own_cluster():
         return []
     try:
         content = yaml.safe_load(AUTOSCALER_FILE.expanduser().read_text(encoding="utf-8"))

@@ -46,6 +46,13 @@ def test_a_bucket_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert "there is no bucket not-there" in done.stderr
 
 
+def test_a_cluster_that_has_died_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:9")
+    done = doctor(tmp_path)
+    assert "none; Ray is started here" in done.stdout
+
+
 NODES = """
 import sys
 from ray.cluster_utils import Cluster
