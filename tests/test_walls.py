@@ -23,7 +23,7 @@ LOWEST_TO_HIGHEST = """
     errors catalog progress manifest memory checks spaces config __init__ loading
     hub tokenizer corpus data plan record results halving lineup reference table report
     figures importance drawing page console
-    optim models checkpoint train evaluate prepare search guard trainable bridge tuner launch run cli sweep
+    optim models checkpoint ranks train evaluate prepare search guard trainable bridge tuner launch run cli sweep
 """
 ORDER = LOWEST_TO_HIGHEST.split()
 """A module imports only from those before it. `__init__` stands for the package's own names."""
