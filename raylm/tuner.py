@@ -83,13 +83,14 @@ def resolved_resources(asked: Resources) -> dict[str, float]:
     gpus = asked.gpus
     if gpus is None:
         gpus = 1.0 if any(node.get("GPU", 0) for node in nodes) else 0.0
-    if not any(node.get("CPU", 0) >= asked.cpus and node.get("GPU", 0) >= gpus for node in nodes):
+    cpus = max(asked.cpus, int(gpus))  # one per rank at least
+    if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
         there = "; ".join(sorted(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes))
         raise UserError(
-            f"a trial asks for {asked.cpus} CPUs and {gpus:g} GPUs, which no node of the cluster has: "
+            f"a trial asks for {cpus} CPUs and {gpus:g} GPUs, which no node of the cluster has: "
             f"{len(nodes)} nodes, {there}; ask for less with resources=Resources(gpus=..., cpus=...)"
         )
-    return {"cpu": asked.cpus, "gpu": gpus}
+    return {"cpu": cpus, "gpu": gpus}
 
 
 def slots(resources: Mapping[str, float], max_concurrent: int | None) -> int:
@@ -99,6 +100,24 @@ def slots(resources: Mapping[str, float], max_concurrent: int | None) -> int:
         fits = [node.get(name.upper(), 0) / amount for name, amount in resources.items() if amount]
         found += int(min(fits) + 1e-9)
     return max(1, min(found, max_concurrent or found))
+
+
+def ranks_of(resources: Mapping[str, float]) -> int:
+    """Processes that train a trial: one per GPU."""
+    return max(1, int(resources["gpu"]))
+
+
+def device_of(resources: Mapping[str, float]) -> str:
+    """What trials compute on."""
+    return "cuda" if resources["gpu"] else "cpu"
+
+
+def placement(resources: Mapping[str, float]) -> tune.PlacementGroupFactory:
+    """A bundle for each rank, all on one node; the first one has the CPUs that cannot be shared evenly."""
+    ranks = ranks_of(resources)
+    share = {"CPU": resources["cpu"] // ranks, "GPU": resources["gpu"] / ranks}
+    first = {**share, "CPU": share["CPU"] + resources["cpu"] % ranks}
+    return tune.PlacementGroupFactory([first, *[share] * (ranks - 1)], strategy="STRICT_PACK")
 
 
 @dataclass(frozen=True)
@@ -139,14 +158,17 @@ def launch(
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     lasting = {"max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}  # no lost node takes it along
     board = ray.remote(num_cpus=0, **lasting)(Board).remote()
+    ranks = ranks_of(resources)
     job = Job(
         sweep_folder=str(folder.parent),
         corpora={key: ray.put(corpus) for key, corpus in prepared.corpora.items()},
         sources=prepared.sources,
         precision=sweep.precision,
-        gpus=resources["gpu"],
-        cpus=int(resources["cpu"]),
-        part=_part(resources),
+        device=device_of(resources),
+        ranks=ranks,
+        gpus=resources["gpu"] / ranks,
+        threads=int(resources["cpu"]) // ranks,
+        part=_part(resources) / ranks,
         max_failures=sweep.max_failures,
         alone=alone,
         board=board,
@@ -155,7 +177,7 @@ def launch(
     watcher = Watcher(folder, lineup, live, board, budget_seconds)
     own_scheduler = StopsEarly(lineup, folder.parent) if sweep.scheduler == "asha" else sweep.scheduler
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(train_gpt2, job=job), dict(resources)),
+        tune.with_resources(tune.with_parameters(train_gpt2, job=job), placement(resources)),
         tune_config=tune.TuneConfig(
             search_alg=FromLineup(lineup, on_change),
             scheduler=own_scheduler,

@@ -16,6 +16,7 @@ from raylm import TrialConfig
 from raylm.bridge import FromLineup, failure_reason
 from raylm.lineup import Lineup, Propose
 from raylm.results import DONE, MISSING, Row
+from raylm.tuner import placement
 
 TRIALS = [TrialConfig(seed=seed) for seed in (3, 1, 2)]
 
@@ -61,6 +62,22 @@ def test_the_end_of_the_trials_is_told_where_the_last_ones_were_run_before() -> 
 def test_tune_can_pickle_the_searcher() -> None:
     lineup = Lineup(proposing(*TRIALS), total=3, lag=None, standing=lambda trial: standing()(trial))
     assert isinstance(pickle.loads(pickle.dumps(FromLineup(lineup, lambda: None))), FromLineup)
+
+
+@pytest.mark.parametrize(
+    ("resources", "bundles"),
+    [
+        ({"cpu": 3, "gpu": 0.0}, [{"CPU": 3}]),
+        ({"cpu": 1, "gpu": 0.5}, [{"CPU": 1, "GPU": 0.5}]),
+        ({"cpu": 2, "gpu": 2.0}, [{"CPU": 1, "GPU": 1}, {"CPU": 1, "GPU": 1}]),
+        ({"cpu": 8, "gpu": 3.0}, [{"CPU": 4, "GPU": 1}, {"CPU": 2, "GPU": 1}, {"CPU": 2, "GPU": 1}]),
+    ],
+)
+def test_each_gpu_of_a_trial_is_in_a_bundle_of_its_own_on_one_node(
+    resources: dict[str, float], bundles: list[dict[str, float]]
+) -> None:
+    placed = placement(resources)
+    assert placed.bundles == bundles and placed.strategy == "STRICT_PACK"
 
 
 RAISED = """\

@@ -23,7 +23,7 @@ LOWEST_TO_HIGHEST = """
     errors catalog progress manifest memory checks spaces config __init__ loading
     hub tokenizer corpus data plan record results halving lineup reference table report
     figures importance drawing page console
-    optim models checkpoint ranks train evaluate prepare search guard trainable bridge tuner launch run cli sweep
+    optim models checkpoint ranks train evaluate prepare search guard peers trainable bridge tuner launch run cli sweep
 """
 ORDER = LOWEST_TO_HIGHEST.split()
 """A module imports only from those before it. `__init__` stands for the package's own names."""
@@ -74,7 +74,7 @@ def test_a_module_imports_only_from_modules_below_it(module: str) -> None:
 
 @pytest.mark.parametrize(
     ("package", "users"),
-    [("ray", ["bridge", "search", "trainable", "tuner"]), ("optuna", ["importance", "search"])],
+    [("ray", ["bridge", "peers", "search", "trainable", "tuner"]), ("optuna", ["importance", "search"])],
 )
 def test_only_these_modules_import(package: str, users: list[str]) -> None:
     assert [module for module in MODULES if any(name.split(".")[0] == package for name in imported(module))] == users
