@@ -25,6 +25,8 @@ LR_SCHEDULES = ("linear", "cosine", "constant")
 PRECISIONS = ("auto", "float32", "bfloat16")
 MOST_SEEDS = 10_000
 """A sweep of more seeds than this is taken for a slip of the pen."""
+MOST_GPUS = 1000
+"""As many GPUs of one node."""
 
 
 # ---- the fields of a trial, one by one ---------------------------------------------------------------------------
@@ -230,12 +232,21 @@ def resources(gpus: object, cpus: object) -> list[Problem]:
     """What is wrong with a request for resources."""
     problems = []
     amount = 0.0 if gpus is None else typed(float, gpus)
-    if amount is None or not 0 <= amount <= 1:
-        what = f"got {show(gpus)}; expected a number from 0 to 1: a trial runs on one GPU at most"
+    if amount is None or not (0 <= amount <= 1 or amount in range(2, MOST_GPUS + 1)):
+        what = f"got {show(gpus)}; expected 0, a fraction of one GPU, or a whole number of GPUs"
         problems.append(Problem("resources.gpus", what))
     if (typed(int, cpus) or 0) < 1:
         problems.append(Problem("resources.cpus", f"got {show(cpus)}; expected a whole number, at least 1"))
     return problems
+
+
+def windows_for_all(where: str, batch_sizes: Iterable[int], gpus: float | None) -> Problem | None:
+    """What is wrong with these batch sizes where a batch's windows are shared by so many GPUs."""
+    least = min(batch_sizes)
+    if gpus is None or least >= gpus:
+        return None
+    what = f"got {least}; a trial's {gpus:.0f} GPUs share the windows of a batch: expected at least {gpus:.0f} of them"
+    return Problem(where, f"{what}, or fewer resources.gpus")
 
 
 def parse_overrides(texts: Iterable[str], names: Iterable[str]) -> dict[str, Any]:

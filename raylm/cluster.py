@@ -30,6 +30,8 @@ WORKER_ENVIRONMENT = {
 }
 AUTOSCALER_FILE = Path("~/ray_bootstrap_config.yaml")
 """What `ray up` lays down on the head: the kinds of nodes that it may start."""
+CARD_MEMORY = "gpu_gib"
+"""The custom resource in which nodes tell the memory of their GPUs, in GiB, of all their cards together."""
 SECONDS_TO_ANSWER = 60.0
 """Time that a node has to answer a question; a process has to be started there first."""
 SECONDS_TO_CONNECT = 2.0
@@ -140,13 +142,19 @@ def resolved_resources(asked: Resources) -> dict[str, float]:
     gpus = asked.gpus
     if gpus is None:
         gpus = 1.0 if any(kind.get("GPU", 0) for kind in kinds) else 0.0
-    if not any(kind.get("CPU", 0) >= asked.cpus and kind.get("GPU", 0) >= gpus for kind in kinds):
+    cpus = max(asked.cpus, int(gpus))  # one per rank at least
+    if not any(kind.get("CPU", 0) >= cpus and kind.get("GPU", 0) >= gpus for kind in kinds):
         there = "; ".join(sorted(f"{kind.get('CPU', 0):g} CPUs and {kind.get('GPU', 0):g} GPUs" for kind in kinds))
         raise UserError(
-            f"a trial asks for {asked.cpus} CPUs and {gpus:g} GPUs, which no node of the cluster has: "
+            f"a trial asks for {cpus} CPUs and {gpus:g} GPUs, which no node of the cluster has: "
             f"{there}; ask for less with resources=Resources(gpus=..., cpus=...)"
         )
-    return {"cpu": asked.cpus, "gpu": gpus}
+    return {"cpu": cpus, "gpu": gpus}
+
+
+def largest_card_gib() -> float:
+    """Memory of the largest GPU that there is or may be, in GiB, where the nodes tell; 0 where they do not."""
+    return max((kind.get(CARD_MEMORY, 0) / max(kind.get("GPU", 0), 1) for kind, _ in offers()), default=0)
 
 
 def slots(resources: Mapping[str, float], max_concurrent: int | None) -> int:

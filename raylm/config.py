@@ -114,9 +114,10 @@ class Resources:
     """What one trial gets of the cluster."""
 
     gpus: float | None = None
-    """One GPU per trial or a fraction of one, 0 for none; None: one where the cluster has any, else none."""
+    """GPUs per trial: a fraction of one, or a whole number, all of one node; 0 for none; None: one where the cluster
+    has any, else none. Several train a trial together, each on its share of a batch's windows."""
     cpus: int = 1
-    """CPU cores per trial, and its number of threads."""
+    """CPU cores per trial, and its number of threads; of several GPUs each has a process, with its share of them."""
 
     def __post_init__(self) -> None:
         if problems := checks.resources(self.gpus, self.cpus):
@@ -237,6 +238,12 @@ def _sweep_problems(named: Mapping[str, Any]) -> list[Problem]:
     seeds = named.get("seeds")
     if seeds is not None and any("seed" in one for one in _spaces(space)):
         problems.append(Problem("seeds", "and a seed in the space; expected one of them"))
+    gpus = getattr(named.get("resources"), "gpus", None)
+    for number, one in enumerate([] if problems else _spaces(space)):
+        where = "space" if isinstance(space, Mapping) else f"space[{number}]"
+        sizes = spaces.values(one.get("batch_size", TrialConfig.batch_size))
+        problem = checks.windows_for_all("batch_size", sizes, gpus)
+        problems += [problem.inside(where)] if problem else []
     if not problems and not searched and (size := _size(space, seeds)) > MAX_TRIALS:
         problems.append(Problem("space", f"makes {size:,} trials; a sweep has at most {MAX_TRIALS:,}"))
     if not problems and named.get("scheduler") == "asha" and not any(map(_evaluated_on_its_way, _spaces(space))):

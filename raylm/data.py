@@ -94,12 +94,13 @@ class Windows:
         Returns:
             Inputs and targets, (B, T) each; T is less where the only windows asked for are shorter. The target of a
             position is the next position's input; the last position, and what fills a shorter window, has none.
+            For no windows, a window of one position, which has none.
         """
         stride = self.context_length - 1
         rows = [self.tokens[i * stride : (i + 1) * stride] for i in indices]
-        longest = max(len(row) for row in rows)
-        inputs_BT = np.full((len(rows), longest + 1), self.end_of_text, dtype=np.int64)
-        targets_BT = np.full((len(rows), longest + 1), IGNORED, dtype=np.int64)
+        shape = (max(1, len(rows)), max(map(len, rows), default=0) + 1)
+        inputs_BT = np.full(shape, self.end_of_text, dtype=np.int64)
+        targets_BT = np.full(shape, IGNORED, dtype=np.int64)
         for b, row in enumerate(rows):
             inputs_BT[b, 1 : len(row) + 1] = row
             targets_BT[b, : len(row)] = row

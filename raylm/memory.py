@@ -57,6 +57,11 @@ def micro_batch_size(
     )
 
 
+def bucket_bytes(shape: Shape) -> int:
+    """What gradients take once more where several ranks exchange them, while a step's micro-batches add up."""
+    return shape.parameters * 4
+
+
 def return_freed_blocks() -> None:
     """Makes the C library give each large block back to the system when it is freed.
 

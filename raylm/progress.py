@@ -67,6 +67,8 @@ class Progress:
     curve: list[tuple[int, float]] = field(default_factory=list)
     """(step, mean training loss since the point before)."""
     evaluations: list[Measured] = field(default_factory=list)
+    ranks: int = 1
+    """Processes that share each step; each draws dropout masks of its own."""
 
     @property
     def best(self) -> Measured | None:

@@ -10,19 +10,20 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from raylm import checkpoint, manifest, memory, models, optim
 from raylm.config import TrialConfig
 from raylm.data import Corpus, Windows
 from raylm.errors import WorkError
 from raylm.progress import Measured, Progress
+from raylm.ranks import ALONE, Indices, Ranks, exchanging
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,7 +33,8 @@ LOOK_EVERY_STEPS = {"cpu": 1, "cuda": 10}
 EVALUATION_TOKENS = 8192
 """Tokens that go through the model at a time in an evaluation, at least."""
 
-Indices = npt.NDArray[np.integer[Any]]
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""The summed loss of inputs and targets, (B, T) each."""
 OnStep = Callable[[int, int, float], None]
 """Told (steps done, steps in all, training loss per token) at each look at the loss."""
 CheckpointDue = Callable[[], bool]
@@ -82,6 +84,9 @@ class Trial:
     progress: Progress
     precision: str
     on_step: OnStep
+    ranks: Ranks
+    loss: nn.Module
+    """The model's summed loss, with gradients."""
 
     @property
     def device(self) -> torch.device:
@@ -97,7 +102,7 @@ class Trial:
     def train(self, epoch: int, steps: range, checkpoint_due: CheckpointDue) -> bool:
         """Optimizer steps of one epoch, both counted from 0, until a checkpoint is due; False: a loss was not finite.
 
-        The order of the windows follows from (seed, epoch), dropout from (seed, step).
+        The order of the windows follows from (seed, epoch), dropout from (seed, step, rank).
         """
         windows = self.training_windows
         order = np.random.default_rng([self.config.seed, epoch]).permutation(len(windows))
@@ -108,7 +113,7 @@ class Trial:
             unread.append(self._step(windows, indices, self.progress.step + len(unread)))
             if len(unread) < LOOK_EVERY_STEPS[self.device.type] and step != steps[-1]:
                 continue
-            losses = torch.stack([nll for nll, _ in unread]).tolist()
+            losses = self.ranks.add_up(torch.stack([nll for nll, _ in unread]).double()).tolist()
             self.progress.training_seconds += time.perf_counter() - started
             started = time.perf_counter()
             for nll, (_, tokens) in zip(losses, unread, strict=True):
@@ -117,18 +122,23 @@ class Trial:
                 self.progress.add_step(nll, tokens)
             self.on_step(self.progress.step, self.progress.total_steps, losses[-1] / unread[-1][1])
             unread.clear()
-            if step != steps[-1] and checkpoint_due():
+            if step != steps[-1] and self.ranks.agree(checkpoint_due()):
                 break
         return True
 
     def _step(self, windows: Windows, indices: Indices, step: int) -> tuple[Tensor, int]:
-        """One optimizer step on one batch: its summed loss, left on the device, and its number of tokens."""
-        torch.manual_seed(int(np.random.SeedSequence([self.config.seed, step]).generate_state(1)[0]))
+        """One optimizer step on one batch: this rank's summed loss of it, on the device, and all its tokens."""
+        entropy = [self.config.seed, step, self.ranks.rank]  # for rank 0, the same as without it
+        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
         tokens = windows.token_count(indices)
         total = torch.zeros((), device=self.device)
-        for start in range(0, len(indices), self.progress.micro_batch_size):
-            nll = self._nll(windows, indices[start : start + self.progress.micro_batch_size])
-            (nll / tokens).backward()  # type: ignore[no-untyped-call]
+        mine, size = self.ranks.share(indices), self.progress.micro_batch_size
+        starts = range(0, max(1, len(mine)), size)  # a rank without windows takes part all the same
+        for start in starts:
+            with exchanging(self.loss, last=start == starts[-1]):
+                # of the gradients the ranks take the mean
+                nll = _nll(self.loss, windows, mine[start : start + size], self.device, self.precision)
+                (self.ranks.size * nll / tokens).backward()  # type: ignore[no-untyped-call]
             total += nll.detach()
         if self.config.max_grad_norm > 0:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
@@ -138,13 +148,10 @@ class Trial:
         self.optimizer.zero_grad(set_to_none=True)
         return total, tokens
 
-    def _nll(self, windows: Windows, indices: Indices) -> Tensor:
-        return _nll(self.model, windows, indices, self.precision)
-
     def measure(self, epoch: int) -> Measured:
         """The losses now, in an epoch counted from 0."""
         length, micro_batch_size = self.config.context_length, self.progress.micro_batch_size
-        val_loss = validation_loss(self.model, self.corpus, length, micro_batch_size, self.precision)
+        val_loss = validation_loss(self.model, self.corpus, length, micro_batch_size, self.precision, self.ranks)
         words = self.corpus.validation.words
         adjusted = val_loss * len(self.corpus.validation.tokens) / words
         progress = self.progress
@@ -162,20 +169,23 @@ def finetune(
     resume_from: Path | None = None,
     on_step: OnStep = lambda step, total_steps, loss: None,
     checkpoint_due: CheckpointDue = lambda: False,
+    ranks: Ranks = ALONE,
 ) -> Iterator[Evaluation]:
     """Fine-tunes one trial.
 
-    A resumed trial ends with the numbers of an undisturbed one, bit for bit on a CPU with a fixed number of threads.
+    A resumed trial ends with the numbers of an undisturbed one, bit for bit on a CPU with as many ranks and threads.
 
     Args:
         corpus: the dataset in the tokens of the model.
         source: where the model comes from.
         device: `cpu` or `cuda`.
         precision: `float32` or `bfloat16` (weights, loss and optimizer stay float32).
-        micro_batch_size: windows that go through the model at a time; None: the whole batch.
+        micro_batch_size: windows that go through a rank's model at a time; None: all of a batch that it has.
         resume_from: a checkpoint of this trial to go on from.
         on_step: told how it is going.
-        checkpoint_due: asked whether to yield between two evaluations.
+        checkpoint_due: asked whether to yield between two evaluations; of several ranks, the first one's is asked.
+        ranks: with whom this process trains the trial. All must call this alike, and go on to its end: each yields the
+            same, and one saves it.
 
     Yields:
         `evals_per_epoch` evaluations per epoch, and the trial on its way where a checkpoint is due; where a loss is no
@@ -186,19 +196,22 @@ def finetune(
         WorkError: if `resume_from` is no checkpoint of this trial.
     """
     steps_per_epoch = -(-len(training_windows(config, corpus)) // config.batch_size)
-    progress = Progress(steps_per_epoch * config.epochs, micro_batch_size or config.batch_size)
+    micro_batch_size = micro_batch_size or ranks.largest_share(config.batch_size)
+    progress = Progress(steps_per_epoch * config.epochs, micro_batch_size, ranks=ranks.size)
     if resume_from is None:
         model = models.load(source, vocabulary=corpus.vocabulary, dropout=config.dropout, seed=config.seed)
     else:
         progress = _progress_of(resume_from, config, progress.total_steps)
+        if progress.ranks != ranks.size:  # other bits in any case, and another need of memory
+            progress.ranks, progress.micro_batch_size = ranks.size, micro_batch_size
         model = models.load_weights(resume_from, config.run_name)
-    if device == "cpu" and progress.micro_batch_size < config.batch_size:  # as much as fits into memory
+    if device == "cpu" and progress.micro_batch_size < ranks.largest_share(config.batch_size):  # memory is short
         memory.return_freed_blocks()
     model.to(device).train()
     optimizer = optim.make(config, model)
     if resume_from is not None:
         checkpoint.load_optimizer(resume_from, optimizer)
-    trial = Trial(config, corpus, model, optimizer, progress, precision, on_step)
+    trial = Trial(config, corpus, model, optimizer, progress, precision, on_step, ranks, ranks.loss_of(model))
 
     stops = _evaluation_steps(steps_per_epoch, config.evals_per_epoch)
     while not progress.finished:
@@ -219,19 +232,26 @@ def finetune(
 
 
 def validation_loss(
-    model: PreTrainedModel, corpus: Corpus, context_length: int, micro_batch_size: int, precision: str
+    model: PreTrainedModel,
+    corpus: Corpus,
+    context_length: int,
+    micro_batch_size: int,
+    precision: str,
+    ranks: Ranks = ALONE,
 ) -> float:
     """Mean negative log-likelihood of the validation split's tokens, each counted once, in windows of this length."""
     windows = Windows(corpus.validation.tokens, context_length, corpus.end_of_text)
     at_once = max(micro_batch_size, EVALUATION_TOKENS // context_length)
-    total = torch.zeros((), dtype=torch.float64, device=next(model.parameters()).device)
+    device = next(model.parameters()).device
+    loss, mine = partial(models.summed_loss, model), ranks.share(np.arange(len(windows)))
+    total = torch.zeros((), dtype=torch.float64, device=device)
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        for start in range(0, len(windows), at_once):
-            total += _nll(model, windows, np.arange(start, min(start + at_once, len(windows))), precision)
+        for start in range(0, len(mine), at_once):
+            total += _nll(loss, windows, mine[start : start + at_once], device, precision)
     model.train(was_training)
-    return total.item() / len(windows.tokens)
+    return ranks.add_up(total).item() / len(windows.tokens)
 
 
 def resolved_precision(asked: str, device: str) -> str:
@@ -241,12 +261,11 @@ def resolved_precision(asked: str, device: str) -> str:
     return "bfloat16" if device == "cuda" and torch.cuda.is_bf16_supported() else "float32"
 
 
-def _nll(model: PreTrainedModel, windows: Windows, indices: Indices, precision: str) -> Tensor:
+def _nll(loss: Loss, windows: Windows, indices: Indices, device: torch.device, precision: str) -> Tensor:
     """Summed loss of these windows."""
-    device = next(model.parameters()).device
     inputs_BT, targets_BT = (torch.from_numpy(array).to(device) for array in windows.batch(indices))
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-        return models.summed_loss(model, inputs_BT, targets_BT)
+        return loss(inputs_BT, targets_BT)
 
 
 def training_windows(config: TrialConfig, corpus: Corpus) -> Windows:

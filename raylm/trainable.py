@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,8 @@ import ray
 import torch
 from ray import tune
 
-from raylm import memory, models, results
+from raylm import checks, memory, models, peers, results
 from raylm.config import TrialConfig
-from raylm.data import Corpus
 from raylm.errors import Pause, UserError, disk_is_full
 from raylm.guard import Guard, machine_memory
 from raylm.storage import Storage
@@ -41,12 +42,16 @@ class Job:
     sources: Mapping[tuple[str, bool], models.ModelSource]
     """The model of (name, pretrained)."""
     precision: str
+    device: str
+    """`cpu` or `cuda`."""
+    ranks: int
+    """Processes that train a trial."""
     gpus: float
-    """Per trial."""
-    cpus: int
-    """Per trial."""
+    """Per process: one, a fraction of one, or none."""
+    threads: int
+    """Per process."""
     part: float
-    """A trial's part of its machine's memory."""
+    """A process's part of its machine's memory."""
     max_failures: int
     """Errors of a trial after which it is given up."""
     alone: bool
@@ -60,7 +65,7 @@ class Board:
 
     def __init__(self) -> None:
         self._steps: dict[str, tuple[int, int, float]] = {}
-        self._errors: dict[str, int] = {}
+        self._errors: dict[str, list[str]] = {}
         self._memory: dict[str, str] = {}
         self._paused = False
 
@@ -73,10 +78,14 @@ class Board:
         """(steps done, steps in all, training loss) of each run."""
         return self._steps
 
-    def error(self, run: str) -> int:
-        """Counts an error of a run; says how many it has had in this launch."""
-        self._errors[run] = self._errors.get(run, 0) + 1
-        return self._errors[run]
+    def error(self, run: str, told: str) -> int:
+        """Takes down an error of a run; says how many it has had in this launch."""
+        self._errors.setdefault(run, []).append(told)
+        return len(self._errors[run])
+
+    def errors(self, run: str) -> list[str]:
+        """What was taken down of a run's errors."""
+        return self._errors.get(run, [])
 
     def memory(self, run: str, what: str) -> None:
         """Takes down that a run takes more than its part while memory is short; nothing: that it has ended well."""
@@ -129,72 +138,99 @@ def train_gpt2(config: dict[str, Any], job: Job) -> None:
     if eaten := ray.get(job.board.out_of_memory.remote(trial.run_name)):
         tune.report({"reason": f"{eaten}, alone on its machine"} if job.alone else {"memory": eaten})
         return
-    torch.set_num_threads(job.cpus)
-    guard = Guard(job.part, lambda what: ray.get(job.board.memory.remote(trial.run_name, what), timeout=5))
-    guard.start()
-    try:
-        if not contact.paused:
-            _train(trial, job, contact)
-    except UserError as error:
-        tune.report({"reason": str(error)})
-    except Exception as error:
-        told = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-        if disk_is_full(error):  # not the trial's fault
-            tune.report({"paused": Pause.DISK_FULL, "detail": told})
-        elif ray.get(job.board.error.remote(trial.run_name)) > job.max_failures:
-            tune.report({"reason": told})
-        else:
+    if len(errors := ray.get(job.board.errors.remote(trial.run_name))) > job.max_failures:
+        tune.report({"reason": errors[-1]})
+        return
+    with _within_its_part(job, trial.run_name):
+        try:
+            if not contact.paused:
+                _train(trial, job, contact)
+        except UserError as error:
+            tune.report({"reason": str(error)})
+        except peers.DeadRankError:
             raise
-    finally:  # the process goes on to the next trial
-        guard.stop()
-        gc.collect()
-        if job.gpus:
-            torch.cuda.empty_cache()
+        except Exception as error:
+            if disk_is_full(error):  # not the trial's fault
+                tune.report({"paused": Pause.DISK_FULL, "detail": _told(error)})
+            elif ray.get(job.board.error.remote(trial.run_name, _told(error))) > job.max_failures:
+                tune.report({"reason": _told(error)})
+            else:
+                raise
     if contact.paused:
         tune.report({"paused": Pause.INTERRUPTED})
 
 
+@contextlib.contextmanager
+def _within_its_part(job: Job, run: str) -> Iterator[None]:
+    """Holds a process of a trial to its part of the machine, and leaves it as it was for the next trial."""
+    torch.set_num_threads(job.threads)
+    guard = Guard(job.part, lambda what: ray.get(job.board.memory.remote(run, what), timeout=5))
+    guard.start()
+    try:
+        yield
+    finally:
+        guard.stop()
+        gc.collect()
+        if job.device == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _told(error: Exception) -> str:
+    """An error in a line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:500]
+
+
 def _train(trial: TrialConfig, job: Job, contact: Contact) -> None:
     """Trains a trial to its end, or until it is to pause."""
-    device = "cuda" if job.gpus else "cpu"
-    corpus: Corpus = ray.get(job.corpora[trial.dataset, trial.model])
+    if problem := checks.windows_for_all("batch_size", [trial.batch_size], job.ranks):  # a search may come to this
+        raise UserError(str(problem))
     source = job.sources[trial.model, trial.pretrained]
-    precision = resolved_precision(job.precision, device)
+    precision = resolved_precision(job.precision, job.device)
+    corpus, within = job.corpora[trial.dataset, trial.model], partial(_within_its_part, job, trial.run_name)
+
+    def note(error: Exception) -> None:
+        ray.get(job.board.error.remote(trial.run_name, _told(error)), timeout=5)
+
     with results.newest_verified(job.folder, trial) as checkpoint:
-        evaluations = finetune(
+        work = partial(
+            finetune,
             trial,
-            corpus,
-            source,
-            device=device,
+            source=source,
+            device=job.device,
             precision=precision,
             micro_batch_size=_micro_batch_size(trial, source, job, precision),
             resume_from=checkpoint,
-            on_step=contact.on_step,
-            checkpoint_due=contact.checkpoint_due,
         )
-        for evaluation in evaluations:
-            if evaluation.diverged:
-                tune.report(evaluation.metrics())
-                return
-            _report(evaluation)
-            contact.saved()
-            if contact.paused:
-                return
+        with peers.joined(work, corpus, within, job.ranks, job.device, note) as ranks:
+            evaluations = work(
+                corpus=ray.get(corpus), ranks=ranks, on_step=contact.on_step, checkpoint_due=contact.checkpoint_due
+            )
+            _report(evaluations, contact)
 
 
-def _report(evaluation: Evaluation) -> None:
-    """Reports an evaluation, or a trial on its way, with its checkpoint, which Tune carries into storage."""
-    metrics = evaluation.metrics()
-    metrics["checkpoint_score"] = metrics.get("val_loss", SCORE_ON_THE_WAY)
-    with tempfile.TemporaryDirectory() as folder:
-        evaluation.save(Path(folder))
-        tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(folder))
+def _report(evaluations: Iterator[Evaluation], contact: Contact) -> None:
+    """Hands Tune each evaluation with its checkpoint, which it carries into storage."""
+    for evaluation in evaluations:
+        if evaluation.diverged:
+            tune.report(evaluation.metrics())
+            return
+        metrics = evaluation.metrics()
+        metrics["checkpoint_score"] = metrics.get("val_loss", SCORE_ON_THE_WAY)
+        with tempfile.TemporaryDirectory() as folder:
+            evaluation.save(Path(folder))
+            tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(folder))
+        contact.saved()
+        if contact.paused:
+            return
 
 
 def _micro_batch_size(trial: TrialConfig, source: models.ModelSource, job: Job, precision: str) -> int:
-    """What fits into the trial's share of the device; the whole batch where the model's shape is not known."""
-    shape = models.shape(source)
+    """What fits into a rank's share of its device; all that it has of a batch where the model's shape is not known."""
+    shape, share = models.shape(source), -(-trial.batch_size // job.ranks)
     if shape is None:
-        return trial.batch_size
-    available = torch.cuda.mem_get_info()[1] * min(job.gpus, 1.0) if job.gpus else machine_memory()[1] * job.part
-    return memory.micro_batch_size(shape, trial.context_length, trial.batch_size, precision, trial.optimizer, available)
+        return share
+    on_gpu = job.device == "cuda"
+    available = torch.cuda.mem_get_info()[1] * job.gpus if on_gpu else machine_memory()[1] * job.part
+    if job.ranks > 1:
+        available -= memory.bucket_bytes(shape)
+    return memory.micro_batch_size(shape, trial.context_length, share, precision, trial.optimizer, available)

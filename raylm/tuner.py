@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import threading
@@ -16,7 +17,7 @@ import ray
 from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raylm import cluster
+from raylm import cluster, memory, models
 from raylm.bridge import FromLineup, StepsShown, StopsEarly, Watcher, config_of
 from raylm.config import Sweep, TrialConfig
 from raylm.console import Live
@@ -32,6 +33,39 @@ PENDING_TRIALS = 100
 """Trials that wait for resources at a time; with Tune's own number for a searcher, 1, they start one after another."""
 MOST_DEATHS = 20
 """How often the process or the node of a trial may die; errors that it raises are counted apart."""
+
+
+def ranks_of(resources: Mapping[str, float]) -> int:
+    """Processes that train a trial: one per GPU."""
+    return max(1, int(resources["gpu"]))
+
+
+def device_of(resources: Mapping[str, float]) -> str:
+    """What trials compute on."""
+    return "cuda" if resources["gpu"] else "cpu"
+
+
+def placement(resources: Mapping[str, float], card_gib: int = 0) -> tune.PlacementGroupFactory:
+    """A bundle for each rank, all on one node; the first one has the CPUs that cannot be shared evenly.
+
+    Args:
+        card_gib: memory that each GPU must have, where the nodes tell theirs.
+    """
+    ranks = ranks_of(resources)
+    share = {"CPU": resources["cpu"] // ranks, "GPU": resources["gpu"] / ranks}
+    share |= {cluster.CARD_MEMORY: card_gib} if card_gib else {}
+    first = {**share, "CPU": share["CPU"] + resources["cpu"] % ranks}
+    return tune.PlacementGroupFactory([first, *[share] * (ranks - 1)], strategy="STRICT_PACK")
+
+
+def card_gib(trial: TrialConfig, prepared: Prepared, precision: str, largest: float) -> int:
+    """Memory that a trial's GPU must have, in GiB, for one window at a time; not more than the largest has."""
+    shape = models.shape(prepared.sources[trial.model, trial.pretrained])
+    if shape is None:
+        return int(largest)
+    kind = "float32" if precision == "float32" else "bfloat16"
+    needed = memory.training_bytes(shape, trial.context_length, 1, kind, trial.optimizer) / memory.RESERVE
+    return min(math.ceil(needed / 2**30), int(largest))
 
 
 @dataclass(frozen=True)
@@ -74,24 +108,33 @@ def launch(
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     lasting = {"max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}  # no lost node takes it along
     board = ray.remote(num_cpus=0, **lasting)(Board).remote()
+    ranks = ranks_of(resources)
     job = Job(
         folder=folder,
         corpora={key: ray.put(corpus) for key, corpus in prepared.corpora.items()},
         sources=prepared.sources,
         precision=sweep.precision,
-        gpus=resources["gpu"],
-        cpus=int(resources["cpu"]),
-        part=cluster.part(resources),
+        device=device_of(resources),
+        ranks=ranks,
+        gpus=resources["gpu"] / ranks,
+        threads=int(resources["cpu"]) // ranks,
+        part=cluster.part(resources) / ranks,
         max_failures=sweep.max_failures,
         alone=alone,
         board=board,
     )
     path, filesystem = folder.for_tune()
+    largest = cluster.largest_card_gib() if resources["gpu"] >= 1 else 0.0
+
+    def request(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
+        trial = TrialConfig.recorded(config)
+        return placement(resources, card_gib(trial, prepared, sweep.precision, largest) if largest else 0)
+
     budget_seconds = sweep.time_budget_hours * 3600 if sweep.time_budget_hours else None
     watcher = Watcher(folder, number, lineup, live, board, budget_seconds)
     own_scheduler = StopsEarly(lineup, folder) if sweep.scheduler == "asha" else sweep.scheduler
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(train_gpt2, job=job), dict(resources)),
+        tune.with_resources(tune.with_parameters(train_gpt2, job=job), request),
         tune_config=tune.TuneConfig(
             search_alg=FromLineup(lineup, on_change),
             scheduler=own_scheduler,

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ray.tune import randint
 
 from raylm.config import MAX_TRIALS, Resources, Sweep, TrialConfig
 from raylm.errors import UserError
@@ -349,7 +350,7 @@ def test_an_unknown_option_is_named_beside_all_other_mistakes() -> None:
     assert "did you mean 'name'" in message and "did you mean 'model'" in message and "6 mistakes" in message
 
 
-@pytest.mark.parametrize("gpus", [None, 0, 0.25, 1, 1.0])
+@pytest.mark.parametrize("gpus", [None, 0, 0.25, 1, 1.0, 2, 8.0])
 def test_resources(gpus: float | None) -> None:
     assert sweep({"seed": 1}, resources=Resources(gpus=gpus, cpus=64)).resources == Resources(gpus=gpus, cpus=64)
 
@@ -358,13 +359,29 @@ def test_resources(gpus: float | None) -> None:
     ("field", "value"),
     cases(
         {
-            "gpus": [2, 1.5, -1, -0.5, math.nan, math.inf, True, "1", 10**400],
+            "gpus": [1.5, 2.5, 1001, -1, -0.5, math.nan, math.inf, True, "1", 10**400],
             "cpus": [0, -1, 1.5, 2.0, True, "1", None, math.nan],
         }
     ),
 )
 def test_resources_that_cannot_be_given(field: str, value: Any) -> None:
     assert mistakes(error(Resources, **{field: value})) == [f"resources.{field}"]
+
+
+@pytest.mark.parametrize(
+    ("space", "options"),
+    [
+        ({"batch_size": 1}, {}),
+        ({"batch_size": grid(8, 1)}, {}),
+        ([{"seed": 1}, {"batch_size": 1}], {}),
+        ({"batch_size": randint(1, 5)}, {"search": "random", "num_samples": 2}),
+    ],
+)
+def test_a_batch_has_a_window_for_each_gpu_of_a_trial(space: Any, options: dict[str, Any]) -> None:
+    message = error(Sweep, name="s", space=space, resources=Resources(gpus=2), **options)
+    assert mistakes(message) == ["space[1].batch_size" if isinstance(space, list) else "space.batch_size"]
+    assert "got 1" in message and "2 GPUs" in message
+    assert Sweep(name="s", space=space, resources=Resources(gpus=1), **options)
 
 
 def test_options_are_kept_in_plain_types() -> None:

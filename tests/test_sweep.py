@@ -248,26 +248,29 @@ import ray
 from raylm import Resources, UserError
 from raylm.cluster import resolved_resources
 ray.init(num_cpus=4, num_gpus=2, include_dashboard=False, logging_level="ERROR")
-for asked in (Resources(), Resources(gpus=0.5), Resources(gpus=1, cpus=4), Resources(gpus=0)):
+for asked in (Resources(), Resources(gpus=0.5), Resources(gpus=1, cpus=4), Resources(gpus=0), Resources(gpus=2)):
     print(resolved_resources(asked))
-try:
-    resolved_resources(Resources(gpus=1, cpus=5))
-except UserError as error:
-    print(error)
+for asked in (Resources(gpus=1, cpus=5), Resources(gpus=3)):
+    try:
+        resolved_resources(asked)
+    except UserError as error:
+        print(error)
 """
 
 
 def test_trials_take_a_gpu_where_there_is_one() -> None:
     done = subprocess.run([sys.executable, "-c", RESOURCES], capture_output=True, text=True, check=True)
-    *given, refused = done.stdout.splitlines()
+    *given, refused, refused_too = done.stdout.splitlines()
     assert given == [
         "{'cpu': 1, 'gpu': 1.0}",
         "{'cpu': 1, 'gpu': 0.5}",
         "{'cpu': 4, 'gpu': 1.0}",
         "{'cpu': 1, 'gpu': 0.0}",
+        "{'cpu': 2, 'gpu': 2.0}",
     ]
     assert "5 CPUs and 1 GPUs" in refused
     assert "4 CPUs and 2 GPUs" in refused
+    assert "3 CPUs and 3 GPUs, which no node of the cluster has" in refused_too
 
 
 def test_changed_text_is_not_mixed_with_the_old(

@@ -15,7 +15,10 @@ from ray.tune.search import Searcher
 from raylm import TrialConfig
 from raylm.bridge import FromLineup, failure_reason
 from raylm.lineup import Lineup, Propose
+from raylm.models import ModelSource
+from raylm.prepare import Prepared
 from raylm.results import DONE, MISSING, Row
+from raylm.tuner import card_gib, placement
 
 TRIALS = [TrialConfig(seed=seed) for seed in (3, 1, 2)]
 
@@ -61,6 +64,32 @@ def test_the_end_of_the_trials_is_told_where_the_last_ones_were_run_before() -> 
 def test_tune_can_pickle_the_searcher() -> None:
     lineup = Lineup(proposing(*TRIALS), total=3, lag=None, standing=lambda trial: standing()(trial))
     assert isinstance(pickle.loads(pickle.dumps(FromLineup(lineup, lambda: None))), FromLineup)
+
+
+@pytest.mark.parametrize(
+    ("resources", "bundles"),
+    [
+        ({"cpu": 3, "gpu": 0.0}, [{"CPU": 3}]),
+        ({"cpu": 1, "gpu": 0.5}, [{"CPU": 1, "GPU": 0.5}]),
+        ({"cpu": 2, "gpu": 2.0}, [{"CPU": 1, "GPU": 1}, {"CPU": 1, "GPU": 1}]),
+        ({"cpu": 8, "gpu": 3.0}, [{"CPU": 4, "GPU": 1}, {"CPU": 2, "GPU": 1}, {"CPU": 2, "GPU": 1}]),
+    ],
+)
+def test_each_gpu_of_a_trial_is_in_a_bundle_of_its_own_on_one_node(
+    resources: dict[str, float], bundles: list[dict[str, float]]
+) -> None:
+    placed = placement(resources)
+    assert placed.bundles == bundles and placed.strategy == "STRICT_PACK"
+
+
+@pytest.mark.parametrize(("largest", "needed"), [(80.0, 2), (1.0, 1)])
+def test_a_trial_asks_for_a_card_that_it_fits_on_where_there_is_one(largest: float, needed: int) -> None:
+    trial = TrialConfig(context_length=1024)
+    prepared = Prepared({}, {("gpt2-nano", True): ModelSource("gpt2-nano", None, weights=False)})
+    asked = card_gib(trial, prepared, "auto", largest)
+    assert asked == needed
+    bundles = placement({"cpu": 2, "gpu": 2.0}, asked).bundles
+    assert bundles == [{"CPU": 1, "GPU": 1, "gpu_gib": needed}] * 2
 
 
 RAISED = """\

@@ -23,7 +23,7 @@ LOWEST_TO_HIGHEST = """
     errors catalog progress manifest memory checks spaces config __init__ loading
     hub tokenizer corpus data plan storage filesystems bucket place record results halving lineup reference table report
     figures importance drawing page console
-    optim models checkpoint train evaluate prepare search guard cluster trainable bridge tuner launch run
+    optim models checkpoint ranks train evaluate prepare search guard cluster peers trainable bridge tuner launch run
     doctor submit cli sweep
 """
 ORDER = LOWEST_TO_HIGHEST.split()
@@ -76,7 +76,10 @@ def test_a_module_imports_only_from_modules_below_it(module: str) -> None:
 
 @pytest.mark.parametrize(
     ("package", "users"),
-    [("ray", ["bridge", "cluster", "search", "submit", "trainable", "tuner"]), ("optuna", ["importance", "search"])],
+    [
+        ("ray", ["bridge", "cluster", "peers", "search", "submit", "trainable", "tuner"]),
+        ("optuna", ["importance", "search"]),
+    ],
 )
 def test_only_these_modules_import(package: str, users: list[str]) -> None:
     assert [module for module in MODULES if any(name.split(".")[0] == package for name in imported(module))] == users
