@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 from ray.exceptions import ActorDiedError
 from ray.tune.search import Searcher
+from transformers import GPT2Config
 
 from raylm import TrialConfig
 from raylm.bridge import FromLineup, failure_reason
@@ -82,13 +83,18 @@ def test_each_gpu_of_a_trial_is_in_a_bundle_of_its_own_on_one_node(
     assert placed.bundles == bundles and placed.strategy == "STRICT_PACK"
 
 
-@pytest.mark.parametrize(("largest", "needed"), [(80.0, 2), (1.0, 1)])
-def test_a_trial_asks_for_a_card_that_it_fits_on_where_there_is_one(largest: float, needed: int) -> None:
-    trial = TrialConfig(context_length=1024)
-    prepared = Prepared({}, {("gpt2-nano", True): ModelSource("gpt2-nano", None, weights=False)})
-    asked = card_gib(trial, prepared, "auto", largest)
-    assert asked == needed
-    bundles = placement({"cpu": 2, "gpu": 2.0}, asked).bundles
+def test_a_trial_asks_for_a_card_that_it_fits_on_where_there_is_one(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(GPT2Config().to_json_string())
+    small, large = TrialConfig(), TrialConfig(model="owner/gpt2")
+    sources = {"gpt2-nano": None, "owner/gpt2": str(tmp_path)}
+    prepared = Prepared(
+        {}, {(name, True): ModelSource(name, folder, weights=False) for name, folder in sources.items()}
+    )
+    assert card_gib(small, prepared, "auto", 80.0) == 1
+    needed = card_gib(large, prepared, "auto", 80.0)
+    assert 3 <= needed <= 6 and card_gib(large, prepared, "float32", 80.0) > needed
+    assert card_gib(large, prepared, "auto", 2.0) == 2, "no trial waits for a card that never comes"
+    bundles = placement({"cpu": 2, "gpu": 2.0}, needed).bundles
     assert bundles == [{"CPU": 1, "GPU": 1, "gpu_gib": needed}] * 2
 
 
