@@ -58,14 +58,15 @@ def placement(resources: Mapping[str, float], card_gib: int = 0) -> tune.Placeme
     return tune.PlacementGroupFactory([first, *[share] * (ranks - 1)], strategy="STRICT_PACK")
 
 
-def card_gib(trial: TrialConfig, prepared: Prepared, precision: str, largest: float) -> int:
+def card_gib(trial: TrialConfig, prepared: Prepared, precision: str, largest: float, ranks: int = 1) -> int:
     """Memory that a trial's GPU must have, in GiB, for one window at a time; not more than the largest has."""
     shape = models.shape(prepared.sources[trial.model, trial.pretrained])
     if shape is None:
         return int(largest)
     kind = "float32" if precision == "float32" else "bfloat16"
-    needed = memory.training_bytes(shape, trial.context_length, 1, kind, trial.optimizer) / memory.RESERVE
-    return min(math.ceil(needed / 2**30), int(largest))
+    needed = memory.training_bytes(shape, trial.context_length, 1, kind, trial.optimizer)
+    needed += memory.bucket_bytes(shape) if ranks > 1 else 0
+    return min(math.ceil(needed / memory.RESERVE / 2**30), int(largest))
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def launch(
 
     def request(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
         trial = TrialConfig.recorded(config)
-        return placement(resources, card_gib(trial, prepared, sweep.precision, largest) if largest else 0)
+        return placement(resources, card_gib(trial, prepared, sweep.precision, largest, ranks) if largest else 0)
 
     budget_seconds = sweep.time_budget_hours * 3600 if sweep.time_budget_hours else None
     watcher = Watcher(folder, number, lineup, live, board, budget_seconds)
