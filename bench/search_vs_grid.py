@@ -1,6 +1,6 @@
 """A search with early stopping against the full grid: the best val loss of each, and the tokens that it took.
 
-    python bench/search_vs_grid.py [--seeds 5] [--max-train-tokens 40000]
+    python bench/search_vs_grid.py [--seeds 5] [--max-train-tokens 40000] [--storage FOLDER]
 
 The grid has 72 rows of quickstart size (3 batch sizes, 2 context lengths, 12 learning rates); the search draws from the
 same points, with Optuna's TPE and asha. Each seed is a search of its own; the grid is trained once.

@@ -305,8 +305,10 @@ def test_a_command_killed_at_each_step_of_a_launch_ends_as_an_undisturbed_one(
     file, undisturbed = request.getfixturevalue(kind)
     options = ("--max-concurrent", "2") if kind == "search" else ()
     folder = tmp_path / "runs" / "chaos"
-    checkpoint = "launch-*/*/checkpoint_*"
-    for step in ("sweep.json", "launch-*", "launch-*/*/status.json", checkpoint, f"{checkpoint}/{manifest.NAME}"):
+    trial = "launch-*/*"
+    checkpoint = f"{trial}/checkpoint_*"
+    before_checkpoints = (".running", "sweep.json", "launch-*", f"{trial}/status.json")
+    for step in (*before_checkpoints, checkpoint, f"{checkpoint}/{manifest.NAME}"):
         command, there = start(file, *options), set(folder.glob(step))
         if "checkpoint" in step:  # as if the machine lost its power: trials end at this moment too
             wait_until_training(command)
