@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from raylm import data, models, record
 from raylm.config import TrialConfig
 from raylm.console import Screen
@@ -69,6 +71,10 @@ def prepare(trials: Sequence[TrialConfig], folder: Storage, screen: Screen) -> P
         if spoken not in corpora:
             with screen.working(f"preparing dataset {trial.dataset} for {trial.model}"):
                 corpora[spoken] = data.prepare(trial.dataset, sources[model].files(), trial.model)
+            if np.array_equal(corpora[spoken].train.tokens, corpora[spoken].validation.tokens):
+                screen.say(
+                    f"warning: {trial.dataset} has the same text for training and validation: its val loss is none"
+                )
         _check_fit(trial, sources[model], corpora[spoken])
     prepared = Prepared(corpora, sources)
     _check_unchanged(folder, prepared)

@@ -37,6 +37,17 @@ def test_corpora_and_models_are_prepared_once_for_all_trials(small_text: Path, t
     assert list(prepared.sources) == [("gpt2-nano", True)]
 
 
+def test_a_text_that_is_validated_on_itself_is_pointed_out(small_text: Path, tmp_path: Path) -> None:
+    for name in ("train.txt", "validation.txt"):
+        (tmp_path / name).write_text((small_text / "train.txt").read_text())
+    for dataset, warned in ((tmp_path, True), (small_text, False)):
+        shown = screen()
+        prepare([TrialConfig(dataset=str(dataset), context_length=32)], Folder(tmp_path / "runs"), shown)
+        assert isinstance(shown.console.file, io.StringIO)
+        said = " ".join(shown.console.file.getvalue().split())
+        assert ("is validated on the text that it is trained on" in said) == warned
+
+
 def test_a_repository_that_moved_on_is_not_mixed_with_the_old(small_text: Path, tmp_path: Path) -> None:
     trial = TrialConfig(dataset=str(small_text), context_length=32)
     used = {"model": "gpt2-nano", "pretrained": True, "commit": "another"}
