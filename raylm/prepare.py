@@ -72,9 +72,7 @@ def prepare(trials: Sequence[TrialConfig], folder: Storage, screen: Screen) -> P
             with screen.working(f"preparing dataset {trial.dataset} for {trial.model}"):
                 corpora[spoken] = data.prepare(trial.dataset, sources[model].files(), trial.model)
             if np.array_equal(corpora[spoken].train.tokens, corpora[spoken].validation.tokens):
-                screen.say(
-                    f"warning: {trial.dataset} has the same text for training and validation: its val loss is none"
-                )
+                screen.say(f"warning: {trial.dataset} is validated on the text that it is trained on")
         _check_fit(trial, sources[model], corpora[spoken])
     prepared = Prepared(corpora, sources)
     _check_unchanged(folder, prepared)
