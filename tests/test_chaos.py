@@ -427,44 +427,6 @@ def test_a_sweep_whose_time_budget_runs_out_goes_on_without_it(
     assert_same(folder, grid[1])
 
 
-# ---- the clock ----------------------------------------------------------------------------------------------------
-
-CLOCK = """
-import os, time
-now, now_ns = time.time, time.time_ns
-time.time = lambda: now() - 86400 * len(os.listdir({days!r}))
-time.time_ns = lambda: now_ns() - 86400 * 10**9 * len(os.listdir({days!r}))
-"""
-"""Each file in a folder sets the clock of every Python process back by a day."""
-
-
-@pytest.mark.chaos
-def test_a_clock_that_goes_backwards_is_not_seen_in_the_results(
-    grid: Undisturbed, start: Start, tmp_path: Path
-) -> None:
-    folder, days = tmp_path / "runs" / "chaos", tmp_path / "days"
-    days.mkdir()
-    (tmp_path / "sitecustomize.py").write_text(CLOCK.format(days=str(days)))  # Python runs it when it starts
-    env = {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
-    command = start(grid[0], env=env)
-    wait_until_training(command)
-    (days / "one").touch()
-    command.interrupt()
-    assert command.ends(60) == 130
-    (days / "two").touch()
-    assert start(grid[0], env=env).ends() == 0
-    assert_same(folder, grid[1])
-
-    reported = {launch: _reported(folder / launch) for launch in ("launch-001", "launch-002")}
-    assert max(reported["launch-002"]) < min(reported["launch-001"]), "the clock did go backwards"
-
-
-def _reported(launch: Path) -> list[int]:
-    """When the trials of a launch reported something, by the clock that they saw."""
-    lines = [line for path in launch.glob("*/result.json") for line in path.read_text().splitlines()]
-    return [json.loads(line)["timestamp"] for line in lines]
-
-
 # ---- memory and disk ----------------------------------------------------------------------------------------------
 
 
