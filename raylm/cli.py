@@ -30,6 +30,9 @@ Storage = Annotated[
         "default: the sweep's own, else $RAYLM_STORAGE, else ./runs.",
     ),
 ]
+ResultsFolder = Annotated[
+    str, typer.Argument(metavar="RESULTS", help="A results folder, as runs/quickstart or s3://bucket/path/quickstart.")
+]
 Address = Annotated[
     str | None,
     typer.Option(
@@ -98,7 +101,7 @@ def plan(file: SweepFile, storage: Storage = None, overrides: Overrides = None) 
 
 
 def report(
-    results_folder: Annotated[Path, typer.Argument(metavar="RESULTS", help="A results folder, as runs/quickstart.")],
+    results_folder: ResultsFolder,
     form: Annotated[str, typer.Option("--format", help="table, markdown, latex, csv, or html: a file.")] = "table",
     reference: Annotated[
         Path | None, typer.Option(metavar="CSV", help="Table to compare with; default: the 21 rows that raylm ships.")
@@ -130,7 +133,7 @@ def report(
 
 
 def evaluate(
-    results_folder: Annotated[Path, typer.Argument(metavar="RESULTS", help="A results folder, as runs/quickstart.")],
+    results_folder: ResultsFolder,
     context_lengths: Annotated[str, typer.Option(metavar="N,N,...", help="Tokens, as 256,512,1024.")],
 ) -> None:
     """Evaluate each best checkpoint at other context lengths, and add the columns to the table.

@@ -18,14 +18,17 @@ from conftest import sweep_arguments
 from oracle import best_weights, started, table, wait_for
 from pyarrow import fs
 from s3 import BUCKET, SECRET, Server, busy, environment, served_s3
+from typer.testing import CliRunner
 
 from raylm import bucket as buckets
-from raylm import manifest, report, results
+from raylm import manifest, record, report, results
 from raylm.bucket import Bucket
+from raylm.cli import app
 from raylm.config import TrialConfig
 from raylm.errors import UserError
 from raylm.place import storage_at
 from raylm.progress import Measured, Progress
+from raylm.reference import load_reference
 from raylm.results import load_results
 from raylm.storage import Folder, Storage, this_process
 
@@ -108,6 +111,9 @@ def test_rows_are_the_same_in_a_bucket(bucket: Bucket, tmp_path: Path) -> None:
     assert [row.status for row in local.rows] == ["done", "failed", "interrupted", "done"]
     assert remote.rows == local.rows
     assert report.csv_text(remote) == report.csv_text(local)
+    record.write(bucket, record.Record("here", trials))
+    shown = CliRunner().invoke(app, ["report", bucket.place, "--format", "csv"])
+    assert shown.exit_code == 0 and shown.stdout == report.csv_text(local, load_reference())
     with results.newest_verified(bucket, trials[2]) as checkpoint:
         assert checkpoint is not None and manifest.verify(checkpoint) is not None
         assert "checkpoint_000000" in remote.rows[2].latest.folder if remote.rows[2].latest else False
