@@ -247,7 +247,7 @@ RESOURCES = """
 import ray
 from raylm import Resources, UserError
 from raylm.cluster import resolved_resources
-ray.init(num_cpus=4, num_gpus=2, include_dashboard=False, logging_level="ERROR")
+ray.init("local", num_cpus=4, num_gpus=2, include_dashboard=False, logging_level="ERROR")
 for asked in (Resources(), Resources(gpus=0.5), Resources(gpus=1, cpus=4), Resources(gpus=0), Resources(gpus=2)):
     print(resolved_resources(asked))
 for asked in (Resources(gpus=1, cpus=5), Resources(gpus=3)):
