@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 WAITS_SECONDS = (0.5, 1, 2, 4, 8, 16)
-"""And for what raylm itself asks: the refusal of a small file does not fit into its place, and is not repeated."""
+"""Between tries of what raylm asks: the file system itself does not repeat a refused read of a small file."""
 CHUNK_BYTES = 64 * 2**20
 HOLDERS = ".running"
 """Folder of the commands that use a results folder, a file each, written anew with each beat."""

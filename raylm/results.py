@@ -136,11 +136,7 @@ def standing(sweep: Sweep, folder: Storage) -> Results:
 
 def launches(folder: Storage) -> list[str]:
     """The names of the launches' folders, oldest first."""
-    return _launches(folder.entries(deep=False))
-
-
-def _launches(entries: Mapping[str, int | None]) -> list[str]:
-    found = [name for name, size in entries.items() if size is None and LAUNCH.fullmatch(name)]
+    found = [name for name, size in folder.entries(deep=False).items() if size is None and LAUNCH.fullmatch(name)]
     return sorted(found, key=launch_number)
 
 
