@@ -31,6 +31,8 @@ PAUSE_SECONDS = 25.0
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 """What Ray puts into its errors for terminals."""
+OWN_ERROR = re.compile(r"^raylm\.\w+\.\w+: ")
+"""The class of an error whose words say it all."""
 
 
 def config_of(trial: Trial) -> TrialConfig:
@@ -219,7 +221,7 @@ def failure_reason(trial: Trial) -> str:
     if not lines:
         return "for a reason that Ray does not tell"
     raised = any(line.startswith(("Traceback", "ray::")) for line in lines)
-    return (lines[-1] if raised else lines[0])[:500]
+    return OWN_ERROR.sub("", lines[-1] if raised else lines[0])[:500]
 
 
 class StepsShown:

@@ -40,7 +40,7 @@ class Live(Protocol):
         """A trial was evaluated."""
 
     def retried(self, run: str, reason: str) -> None:
-        """A trial failed and begins again."""
+        """A trial's attempt ended badly, or its machine is to go; it is started again."""
 
     def ended(self, run: str, status: str, reason: str) -> None:
         """A trial is done, stopped, diverged or failed, or paused."""
@@ -165,7 +165,7 @@ class Lines:
 
     def retried(self, run: str, reason: str) -> None:
         """See `Live`."""
-        self._say(f"{run}  failed, starts again from its latest checkpoint: {reason}")
+        self._say(f"{run}  starts again from its latest checkpoint: {reason}")
 
     def ended(self, run: str, status: str, reason: str) -> None:
         """See `Live`."""
@@ -218,7 +218,7 @@ class Bars:
 
     def retried(self, run: str, reason: str) -> None:
         """See `Live`."""
-        self._progress.console.print(escape(f"{run}  failed, starts again from its latest checkpoint: {reason}"))
+        self._progress.console.print(escape(f"{run}  starts again from its latest checkpoint: {reason}"))
 
     def ended(self, run: str, status: str, reason: str) -> None:
         """See `Live`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import gc
 import tempfile
 import time
@@ -15,10 +16,11 @@ from typing import Any
 import ray
 import torch
 from ray import tune
+from ray._private.state import state as ray_state
 
 from raylm import checks, memory, models, peers, results
 from raylm.config import TrialConfig
-from raylm.errors import Pause, UserError, disk_is_full
+from raylm.errors import Pause, UserError, WorkError, disk_is_full
 from raylm.guard import Guard, machine_memory
 from raylm.storage import Storage
 from raylm.train import Evaluation, finetune, resolved_precision
@@ -27,6 +29,8 @@ SECONDS_BETWEEN_WORDS = 0.5
 """Time between two words to the driver on how far a trial is."""
 CHECKPOINT_SECONDS = 600
 """A trial is saved this often at least: what the loss of its machine can cost."""
+SECONDS_BETWEEN_LOOKS = 1.0
+"""Time between two questions to Ray, which nodes are about to leave."""
 SCORE_ON_THE_WAY = 1e9
 """Score of a checkpoint between two evaluations, so that Tune keeps the best evaluation's beside it."""
 
@@ -60,19 +64,43 @@ class Job:
     """Actor between the trials and the driver."""
 
 
+class Word(enum.Enum):
+    """What a running trial is told to do."""
+
+    GO_ON = enum.auto()
+    PAUSE = enum.auto()
+    """Save itself and end."""
+    MOVE = enum.auto()
+    """Save itself and go on elsewhere: its node is about to leave the cluster, as a spot machine after its notice."""
+
+
+class LeavingNodeError(WorkError):
+    """A trial leaves a node that is about to leave the cluster, which is no error of it."""
+
+
 class Board:
     """What running trials and the driver tell each other. Runs as an actor without a share of a CPU."""
 
     def __init__(self) -> None:
+        self._leaving: set[str] = set()
+        self._looked = 0.0
         self._steps: dict[str, tuple[int, int, float]] = {}
         self._errors: dict[str, list[str]] = {}
         self._memory: dict[str, str] = {}
         self._paused = False
 
-    def step(self, run: str, step: int, total_steps: int, loss: float) -> bool:
-        """Takes down how far a run is; says whether it is to save itself and end."""
+    def step(self, run: str, node: str, step: int, total_steps: int, loss: float) -> Word:
+        """Takes down how far a run is; says what a run on this node is to do."""
         self._steps[run] = (step, total_steps, loss)
-        return self._paused
+        return self.word(node)
+
+    def word(self, node: str) -> Word:
+        """What runs on a node are to do."""
+        if self._paused:
+            return Word.PAUSE
+        if time.monotonic() - self._looked > SECONDS_BETWEEN_LOOKS:
+            self._leaving, self._looked = set(ray_state.get_draining_nodes()), time.monotonic()
+        return Word.MOVE if node in self._leaving else Word.GO_ON
 
     def steps(self) -> dict[str, tuple[int, int, float]]:
         """(steps done, steps in all, training loss) of each run."""
@@ -99,32 +127,30 @@ class Board:
         """Has all runs save themselves and end."""
         self._paused = True
 
-    def paused(self) -> bool:
-        """Whether runs are to end."""
-        return self._paused
-
 
 class Contact:
     """A running trial's end of the line to the board. It never waits for an answer."""
 
     def __init__(self, board: Any, run: str) -> None:
-        self.paused: bool = ray.get(board.paused.remote())
-        """Whether the trial is to save itself and end."""
-        self._board, self._run = board, run
+        self._board, self._run, self._node = board, run, ray.get_runtime_context().get_node_id()
+        self.word: Word = ray.get(board.word.remote(self._node))
+        """What the trial is to do."""
+        self.left = self.word is not Word.GO_ON
+        """Whether it does that: it ends before it is done."""
         self._answer: Any = None
         self._told = self._saved = time.monotonic()
 
     def on_step(self, step: int, total_steps: int, loss: float) -> None:
         """Says how far the trial is, now and then."""
         if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
-            self.paused, self._answer = ray.get(self._answer), None
+            self.word, self._answer = ray.get(self._answer), None
         if self._answer is None and time.monotonic() - self._told > SECONDS_BETWEEN_WORDS:
             self._told = time.monotonic()
-            self._answer = self._board.step.remote(self._run, step, total_steps, loss)
+            self._answer = self._board.step.remote(self._run, self._node, step, total_steps, loss)
 
     def checkpoint_due(self) -> bool:
         """Whether the trial is to be saved now."""
-        return self.paused or time.monotonic() - self._saved > CHECKPOINT_SECONDS
+        return self.word is not Word.GO_ON or time.monotonic() - self._saved > CHECKPOINT_SECONDS
 
     def saved(self) -> None:
         """The trial was saved."""
@@ -143,7 +169,7 @@ def train_gpt2(config: dict[str, Any], job: Job) -> None:
         return
     with _within_its_part(job, trial.run_name):
         try:
-            if not contact.paused:
+            if not contact.left:
                 _train(trial, job, contact)
         except UserError as error:
             tune.report({"reason": str(error)})
@@ -156,7 +182,9 @@ def train_gpt2(config: dict[str, Any], job: Job) -> None:
                 tune.report({"reason": _told(error)})
             else:
                 raise
-    if contact.paused:
+    if contact.left and contact.word is Word.MOVE:
+        raise LeavingNodeError("its machine is about to be taken away; it was saved")
+    if contact.left:
         tune.report({"paused": Pause.INTERRUPTED})
 
 
@@ -220,7 +248,8 @@ def _report(evaluations: Iterator[Evaluation], contact: Contact) -> None:
             evaluation.save(Path(folder))
             tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(folder))
         contact.saved()
-        if contact.paused:
+        if contact.word is not Word.GO_ON and not evaluation.trial.progress.finished:
+            contact.left = True
             return
 
 

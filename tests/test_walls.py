@@ -24,7 +24,7 @@ LOWEST_TO_HIGHEST = """
     hub tokenizer corpus data plan storage filesystems bucket place record results halving lineup reference table report
     figures importance drawing page console
     optim models checkpoint ranks train evaluate prepare search guard cluster peers trainable bridge tuner launch run
-    doctor submit cli sweep
+    doctor submit notices cli sweep
 """
 ORDER = LOWEST_TO_HIGHEST.split()
 """A module imports only from those before it. `__init__` stands for the package's own names."""
