@@ -168,15 +168,14 @@ def doctor(address: Address = None, storage: Storage = None) -> None:
     """
     with _exit_codes():
         from raylm.console import Screen
-        from raylm.place import storage_at
+        from raylm.place import first_named
 
         screen = Screen()
-        place = storage or os.environ.get("RAYLM_STORAGE")
-        results_storage = storage_at(place) if place else None
+        place = first_named(("--storage", storage), ("RAYLM_STORAGE", os.environ.get("RAYLM_STORAGE")))
         with screen.working("loading torch and Ray"):
             from raylm.doctor import examine
         problems = 0
-        for finding in examine(address, results_storage):
+        for finding in examine(address, place):
             screen.finding(finding.where, finding.what, finding.found, finding.advice)
             problems += bool(finding.advice)
         screen.say(f"{counted(problems, 'problem')} found" if problems else "all is well")

@@ -109,27 +109,27 @@ def nodes() -> list[dict[str, Any]]:
 
 def offers() -> list[tuple[Amounts, int]]:
     """Resources of the nodes that are there or may be started, and how many there may be of each kind."""
-    there = [(node["Resources"], 1) for node in nodes()]
-    return there if not (kinds := _node_kinds()) else [*_beside_kinds(), *kinds]
+    return [*((resources, 1) for resources in _lasting()), *_kinds()[0]]
 
 
-def _node_kinds() -> list[tuple[Amounts, int]]:
-    """The kinds of nodes that an autoscaler may start, where this is the head of its cluster."""
+def _lasting() -> list[Amounts]:
+    """Resources of the nodes that no autoscaler starts or ends: all, or the head where it does so with the others."""
+    heads = [node for node in nodes() if "node:__internal_head__" in node["Resources"]]
+    return [node["Resources"] for node in (heads if _kinds()[0] else nodes())]
+
+
+def _kinds() -> tuple[list[tuple[Amounts, int]], int]:
+    """The kinds of nodes that an autoscaler may start, where this is the head of its cluster; how many in all."""
     if ray.get_runtime_context().gcs_address != _own_cluster():
-        return []
+        return [], 0
     try:
         content = yaml.safe_load(AUTOSCALER_FILE.expanduser().read_text(encoding="utf-8"))
         kinds, most = content["available_node_types"], content.get("max_workers", 0)
         workers = [one for name, one in kinds.items() if name != content["head_node_type"]]
         found = [(one.get("resources", {}), min(one.get("max_workers", 0), most)) for one in workers]
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError):
-        return []
-    return [(resources, number) for resources, number in found if number > 0]
-
-
-def _beside_kinds() -> list[tuple[Amounts, int]]:
-    """The head itself, which is of no kind that is started later."""
-    return [(node["Resources"], 1) for node in nodes() if "node:__internal_head__" in node["Resources"]]
+        return [], 0
+    return [(resources, number) for resources, number in found if number > 0], most
 
 
 def resolved_resources(asked: Resources) -> dict[str, float]:
@@ -159,10 +159,13 @@ def largest_card_gib() -> float:
 
 def slots(resources: Mapping[str, float], max_concurrent: int | None) -> int:
     """Trials that run at a time, once all nodes that may be started are there."""
-    found = 0
-    for kind, number in offers():
-        fits = [kind.get(name.upper(), 0) / amount for name, amount in resources.items() if amount]
-        found += number * int(min(fits) + 1e-9)
+
+    def fits(node: Amounts) -> int:
+        return int(min(node.get(name.upper(), 0) / amount for name, amount in resources.items() if amount) + 1e-9)
+
+    kinds, most = _kinds()
+    started = sorted((fits(kind) for kind, number in kinds for _ in range(number)), reverse=True)
+    found = sum(map(fits, _lasting())) + sum(started[:most])
     return max(1, min(found, max_concurrent or found))
 
 

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from filelock import FileLock
 
-from raylm import corpus, hub, tokenizer
+from raylm import cache, corpus, tokenizer
 from raylm.catalog import DATASETS, MODELS
-from raylm.errors import UserError, disk_is_full
+from raylm.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -135,18 +132,17 @@ def prepare(
         _rules(dataset),
     ]
     fingerprint = hashlib.sha256(json.dumps(named).encode()).hexdigest()[:20]
-    folder = hub.cache("corpora") / fingerprint
-    if not folder.exists():
-        with FileLock(folder.with_suffix(".lock")):
-            if not folder.exists():
-                say(f"tokenising {dataset} for {model}")
-                _publish(_tokenise(source, loaded, fingerprint), folder, model)
-    return _load(folder)
+
+    def build(folder: Path) -> None:
+        say(f"tokenising {dataset} for {model}")
+        _write(_tokenise(source, loaded, fingerprint), folder, model)
+
+    return _load(cache.made("corpora", fingerprint, build))
 
 
 def cached(fingerprint: str) -> Corpus | None:
     """The corpus with a fingerprint, if it was prepared on this machine before."""
-    folder = hub.cache_folder() / "corpora" / fingerprint
+    folder = cache.root() / "corpora" / fingerprint
     return _load(folder) if folder.exists() else None
 
 
@@ -161,7 +157,7 @@ def known_sizes(dataset: str, model: str) -> dict[str, int] | None:
     The GPT-2 sizes share a tokenizer, so that what was prepared for one of them is known for all.
     """
     vocabulary = MODELS[model].shape.vocabulary if model in MODELS else None
-    for file in (hub.cache_folder() / "corpora").glob("[!.]*/corpus.json"):
+    for file in (cache.root() / "corpora").glob("[!.]*/corpus.json"):
         meta = json.loads(file.read_text())
         if meta["dataset"] == dataset and (meta["model"] == model or meta["vocabulary"] == vocabulary):
             return {name: value for name, value in meta.items() if isinstance(value, int)}
@@ -195,42 +191,24 @@ def _stream(spoken: PreTrainedTokenizerBase, split: corpus.Split, ending: int | 
     return np.concatenate(arrays) if arrays else np.array([], dtype=kind)
 
 
-def _publish(made: Corpus, folder: Path, model: str) -> None:
-    """Writes a corpus beside its place and renames it there: a folder of the cache is whole or not there.
-
-    Raises:
-        UserError: if the disk is full.
-    """
-    for left_over in folder.parent.glob(f".{folder.name}-*"):  # of a process that died: this one has the lock
-        shutil.rmtree(left_over)
-    building = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    try:
-        for name, split in made.splits():
-            np.save(building / f"{name}.npy", split.tokens)
-        (building / "tokenizer").mkdir()
-        for file, content in made.tokenizer_files.items():
-            (building / "tokenizer" / file).write_bytes(content)
-        meta = {
-            "dataset": made.dataset,
-            "revision": made.revision,
-            "model": model,
-            "train_tokens": len(made.train.tokens),
-            "train_words": made.train.words,
-            "validation_tokens": len(made.validation.tokens),
-            "validation_words": made.validation.words,
-            "end_of_text": made.end_of_text,
-            "vocabulary": made.vocabulary,
-        }
-        (building / "corpus.json").write_text(json.dumps(meta, indent=2))
-        building.rename(folder)
-    except OSError as error:
-        if not disk_is_full(error):
-            raise
-        what = f"the disk of the cache {hub.cache_folder()} is full"
-        advice = "free some space, or choose another place with the environment variable RAYLM_CACHE"
-        raise UserError(f"{what}; {advice}") from error
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+def _write(made: Corpus, folder: Path, model: str) -> None:
+    for name, split in made.splits():
+        np.save(folder / f"{name}.npy", split.tokens)
+    (folder / "tokenizer").mkdir()
+    for file, content in made.tokenizer_files.items():
+        (folder / "tokenizer" / file).write_bytes(content)
+    meta = {
+        "dataset": made.dataset,
+        "revision": made.revision,
+        "model": model,
+        "train_tokens": len(made.train.tokens),
+        "train_words": made.train.words,
+        "validation_tokens": len(made.validation.tokens),
+        "validation_words": made.validation.words,
+        "end_of_text": made.end_of_text,
+        "vocabulary": made.vocabulary,
+    }
+    (folder / "corpus.json").write_text(json.dumps(meta, indent=2))
 
 
 def _load(folder: Path) -> Corpus:

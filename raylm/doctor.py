@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raylm import cluster, hub
+from raylm import cache, cluster, hub
 from raylm.errors import UserError
 from raylm.storage import Storage
 
@@ -67,7 +67,7 @@ def facts() -> dict[str, Any]:
     """What there is to know of the machine that this runs on."""
     import torch
 
-    caches = {"raylm's cache": hub.cache_folder(), "temporary files": Path(tempfile.gettempdir())}
+    caches = {"raylm's cache": cache.root(), "temporary files": Path(tempfile.gettempdir())}
     devices = range(torch.cuda.device_count())
     return {
         "python": platform.python_version(),

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from raylm import manifest
+from raylm import cache, manifest
 from raylm.errors import UserError, disk_is_full
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read when huggingface_hub is imported
@@ -25,28 +25,6 @@ T = TypeVar("T")
 RETRY_AFTER_SECONDS = (1, 2, 4, 8)
 """Waits between tries while the hub answers that it is busy or broken (429, 5xx)."""
 TIMEOUT_SECONDS = 10.0
-
-
-def cache_folder() -> Path:
-    """Where raylm keeps what it prepares: `$RAYLM_CACHE`, else `raylm` in the user's cache folder."""
-    if given := os.environ.get("RAYLM_CACHE"):
-        return Path(given).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "raylm"
-
-
-def cache(name: str) -> Path:
-    """A folder in the cache, made where it is missing.
-
-    Raises:
-        UserError: if it cannot be made.
-    """
-    folder = cache_folder() / name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        what = f"the cache {folder} cannot be made: {error.strerror}"
-        raise UserError(f"{what}; choose another place with the environment variable RAYLM_CACHE") from None
-    return folder
 
 
 def current_commit(repository: str, kind: str) -> str:
@@ -63,7 +41,7 @@ def current_commit(repository: str, kind: str) -> str:
     """
     from huggingface_hub import HfApi
 
-    memory = cache("commits") / f"{kind}s--{repository.replace('/', '--')}"
+    memory = cache.part("commits") / f"{kind}s--{repository.replace('/', '--')}"
     try:
         info = ask(
             lambda: HfApi().repo_info(repository, repo_type=kind, timeout=TIMEOUT_SECONDS), f"{kind} {repository}"
@@ -101,14 +79,12 @@ def snapshot(repository: str, commit: str, *, weights: bool) -> Path:
     """
     from huggingface_hub import snapshot_download
 
-    wanted = ["*.json", "*.txt", "*.model"] + (["*.safetensors"] if weights else [])
-
     def download(local_files_only: bool) -> Path:
         return Path(
             snapshot_download(
                 repository,
                 revision=commit,
-                allow_patterns=wanted,
+                allow_patterns=_patterns(weights),
                 ignore_patterns=["*/*"],
                 local_files_only=local_files_only,
             )
@@ -123,6 +99,16 @@ def snapshot(repository: str, commit: str, *, weights: bool) -> Path:
             raise HubUnreachableError(
                 f"model {repository}: the hub cannot be reached, and it is not on this disk"
             ) from None
+
+
+def _patterns(weights: bool) -> list[str]:
+    """What raylm takes of a model's files."""
+    return ["*.json", "*.txt", "*.model"] + (["*.safetensors"] if weights else [])
+
+
+def model_files(folder: Path, *, weights: bool) -> list[Path]:
+    """Those of a folder's files that a snapshot of it would have."""
+    return sorted(file for pattern in _patterns(weights) for file in folder.glob(pattern) if file.is_file())
 
 
 class HubUnreachableError(UserError):

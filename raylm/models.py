@@ -5,8 +5,9 @@ B is the batch, T the context length, D the model's width, V its vocabulary, N =
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -39,13 +40,14 @@ class ModelSource:
     weights: bool
     """Whether its weights are loaded; else they are random."""
     hub_id: str | None = None
-    commit: str | None = None
+    revision: str | None = None
+    """Its commit on the hub, or the sha256 over a local folder's files."""
 
     def files(self) -> Path | None:
         """The model's files on this machine, fetched where they are missing."""
-        if self.folder is None or Path(self.folder).is_dir() or self.hub_id is None or self.commit is None:
+        if self.folder is None or Path(self.folder).is_dir() or self.hub_id is None or self.revision is None:
             return None if self.folder is None else Path(self.folder)
-        return hub.snapshot(self.hub_id, self.commit, weights=self.weights)
+        return hub.snapshot(self.hub_id, self.revision, weights=self.weights)
 
 
 def locate(name: str, *, pretrained: bool) -> ModelSource:
@@ -56,13 +58,14 @@ def locate(name: str, *, pretrained: bool) -> ModelSource:
     """
     if name == NANO:
         return ModelSource(name, None, weights=False)
-    hub_id = commit = None
+    hub_id = None
     if name not in MODELS and Path(name, "config.json").is_file():
         folder = Path(name).resolve()
+        revision = _digest(hub.model_files(folder, weights=pretrained))
     else:
         hub_id = MODELS[name].hub_id or name if name in MODELS else name
-        commit = hub.current_commit(hub_id, "model")
-        folder = hub.snapshot(hub_id, commit, weights=pretrained)
+        revision = hub.current_commit(hub_id, "model")
+        folder = hub.snapshot(hub_id, revision, weights=pretrained)
     if not (folder / "config.json").is_file():
         raise UserError(f"model {name}: has no config.json; expected a model of transformers")
     if pretrained and not _safetensors(folder):
@@ -70,7 +73,16 @@ def locate(name: str, *, pretrained: bool) -> ModelSource:
             f"model {name}: has no weights in safetensors, the only format that raylm loads; "
             "pretrained=False takes its architecture with random weights"
         )
-    return ModelSource(name, str(folder), pretrained, hub_id, commit)
+    return ModelSource(name, str(folder), pretrained, hub_id, revision)
+
+
+def _digest(files: Sequence[Path]) -> str:
+    """A sha256 over files, their names and their contents."""
+    together = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            together.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()} ".encode())
+    return together.hexdigest()
 
 
 def _safetensors(folder: Path) -> bool:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
+from raylm import checks
+from raylm.errors import SweepError
 from raylm.storage import Folder, Storage
 
 SCHEMES = ("s3://", "gs://")
@@ -23,3 +26,20 @@ def storage_at(place: str | os.PathLike[str]) -> Storage:
     bucket = Bucket(str(place).rstrip("/"))
     bucket.reach()
     return bucket
+
+
+def first_named(*named: tuple[str, str | os.PathLike[str] | None]) -> Storage | None:
+    """The storage at the first place that is given, if one is.
+
+    Args:
+        named: where a place may be given, and what is given there.
+
+    Raises:
+        UserError: if that is no place for results.
+    """
+    for source, place in named:
+        if place:
+            if problem := checks.storage(place):
+                raise SweepError([replace(problem, where=source)], "this command")
+            return storage_at(place)
+    return None

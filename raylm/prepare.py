@@ -45,7 +45,7 @@ class Prepared:
     def models_used(self) -> list[dict[str, Any]]:
         """What the models are, for the record."""
         return [
-            {"model": model, "pretrained": pretrained, "commit": source.commit}
+            {"model": model, "pretrained": pretrained, "revision": source.revision}
             for (model, pretrained), source in self.sources.items()
         ]
 
@@ -97,16 +97,16 @@ def _check_unchanged(folder: Storage, prepared: Prepared) -> None:
     """Rows on changed data or weights must not stand beside rows on the old."""
     for launch in record.launches(folder):
         corpora = {(one["dataset"], one["model"]): one["fingerprint"] for one in launch["data"]}
-        models = {(one["model"], one["pretrained"]): one["commit"] for one in launch["models"]}
+        models = {(one["model"], one["pretrained"]): one["revision"] for one in launch["models"]}
         changed = [
             f"the text or the tokenizer of {dataset} with {model}"
             for (dataset, model), corpus in prepared.corpora.items()
             if corpora.get((dataset, model), corpus.fingerprint) != corpus.fingerprint
         ]
         changed += [
-            f"the repository of {model}"
+            f"the files of {model}"
             for (model, pretrained), source in prepared.sources.items()
-            if models.get((model, pretrained), source.commit) != source.commit
+            if models.get((model, pretrained), source.revision) != source.revision
         ]
         if changed:
             what = f"{' and '.join(changed)} has changed since launch {launch['number']} of this sweep"

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raylm import checks, record, report, results
+from raylm import record, report, results
 from raylm.config import Sweep, TrialConfig
 from raylm.console import Screen
-from raylm.errors import Pause, SweepError, UserError, WorkError, counted
+from raylm.errors import Pause, UserError, WorkError, counted
 from raylm.launch import How, launch
-from raylm.place import storage_at
+from raylm.place import first_named, storage_at
 from raylm.plan import plan_trial
 from raylm.results import Results
 from raylm.storage import Folder, Storage
@@ -131,12 +131,8 @@ def results_folder(sweep: Sweep, place: str | None) -> Storage:
         UserError: if that is no place for results.
     """
     given = os.environ.get("RAYLM_STORAGE")
-    for source, named in (("--storage", place), ("storage", sweep.storage), ("RAYLM_STORAGE", given)):
-        if named:
-            if problem := checks.storage(named):
-                raise SweepError([replace(problem, where=source)], "this command")
-            return storage_at(named).inside(sweep.name)
-    return storage_at(DEFAULT_STORAGE).inside(sweep.name)
+    named = first_named(("--storage", place), ("storage", sweep.storage), ("RAYLM_STORAGE", given))
+    return (named or storage_at(DEFAULT_STORAGE)).inside(sweep.name)
 
 
 def _finish(found: Results, screen: Screen, *, retried: bool, paused: Pause | None = None) -> Outcome:

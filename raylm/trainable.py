@@ -18,7 +18,7 @@ import torch
 from ray import tune
 from ray._private.state import state as ray_state
 
-from raylm import checks, memory, models, peers, results
+from raylm import carried, checks, memory, models, peers, results
 from raylm.config import TrialConfig
 from raylm.errors import Pause, UserError, WorkError, disk_is_full
 from raylm.guard import Guard, machine_memory
@@ -45,6 +45,10 @@ class Job:
     """Ray reference to the corpus of (dataset, model): each node holds one copy, which its trials share."""
     sources: Mapping[tuple[str, bool], models.ModelSource]
     """The model of (name, pretrained)."""
+    home: str
+    """The node that the sources were found on."""
+    carried: Mapping[tuple[str, bool], Any]
+    """Ray reference to the files of those in a local folder, for the other nodes."""
     precision: str
     device: str
     """`cpu` or `cuda`."""
@@ -212,7 +216,7 @@ def _train(trial: TrialConfig, job: Job, contact: Contact) -> None:
     """Trains a trial to its end, or until it is to pause."""
     if problem := checks.windows_for_all("batch_size", [trial.batch_size], job.ranks):  # a search may come to this
         raise UserError(str(problem))
-    source = job.sources[trial.model, trial.pretrained]
+    source = _source(trial, job)
     precision = resolved_precision(job.precision, job.device)
     corpus, within = job.corpora[trial.dataset, trial.model], partial(_within_its_part, job, trial.run_name)
 
@@ -234,6 +238,14 @@ def _train(trial: TrialConfig, job: Job, contact: Contact) -> None:
                 corpus=ray.get(corpus), ranks=ranks, on_step=contact.on_step, checkpoint_due=contact.checkpoint_due
             )
             _report(evaluations, contact)
+
+
+def _source(trial: TrialConfig, job: Job) -> models.ModelSource:
+    """The model of a trial, its files on this machine."""
+    source, packed = job.sources[trial.model, trial.pretrained], job.carried.get((trial.model, trial.pretrained))
+    if packed is None or ray.get_runtime_context().get_node_id() == job.home:
+        return source
+    return carried.unpack(source, ray.get(packed))
 
 
 def _report(evaluations: Iterator[Evaluation], contact: Contact) -> None:

@@ -17,7 +17,7 @@ import ray
 from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raylm import cluster, memory, models
+from raylm import carried, cluster, memory, models
 from raylm.bridge import FromLineup, StepsShown, StopsEarly, Watcher, config_of
 from raylm.config import Sweep, TrialConfig
 from raylm.console import Live
@@ -106,14 +106,17 @@ def launch(
         WorkError: if Tune itself gives up.
     """
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(PENDING_TRIALS)
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    lasting = {"max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}  # no lost node takes it along
+    here = ray.get_runtime_context().get_node_id()
+    there = NodeAffinitySchedulingStrategy(here, soft=False)  # no lost node takes it along
+    lasting = {"max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": there}
     board = ray.remote(num_cpus=0, **lasting)(Board).remote()
     ranks = ranks_of(resources)
     job = Job(
         folder=folder,
         corpora={key: ray.put(corpus) for key, corpus in prepared.corpora.items()},
         sources=prepared.sources,
+        home=here,
+        carried=_carried(prepared),
         precision=sweep.precision,
         device=device_of(resources),
         ranks=ranks,
@@ -167,6 +170,14 @@ def launch(
                 raise WorkError(f"Ray Tune gave up: {lines[-1]}") from error
             watcher.out_of_memory(alone)
     return Launched(lineup.complete, watcher.pause_reason, list(watcher.set_aside.values()))
+
+
+def _carried(prepared: Prepared) -> dict[tuple[str, bool], Any]:
+    """Models in local folders, put where other nodes reach them, if there are or may be any."""
+    if sum(number for _, number in cluster.offers()) == 1:
+        return {}
+    packed = {key: carried.pack(source) for key, source in prepared.sources.items()}
+    return {key: ray.put(files) for key, files in packed.items() if files is not None}
 
 
 def _metric_for(scheduler: Any) -> dict[str, str]:

@@ -46,6 +46,16 @@ def test_a_bucket_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert "there is no bucket not-there" in done.stderr
 
 
+def test_what_is_no_place_for_results_is_no_folder(tmp_path: Path) -> None:
+    for arguments, more, where in (
+        (["--storage", "ftp://a/b"], {}, "storage"),
+        ([], {"RAYLM_STORAGE": "ftp://a/b"}, "RAYLM_STORAGE"),
+    ):
+        done = doctor(tmp_path, "--address", "local", *arguments, **more)
+        assert done.returncode == 2
+        assert where in done.stderr and "expected the path of a folder, or s3://bucket/path" in done.stderr
+
+
 def test_a_cluster_that_has_died_is_not_waited_for(tmp_path: Path) -> None:
     (tmp_path / "ray").mkdir()
     (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:9")

@@ -50,9 +50,9 @@ def test_a_text_that_is_validated_on_itself_is_pointed_out(small_text: Path, tmp
 
 def test_a_repository_that_moved_on_is_not_mixed_with_the_old(small_text: Path, tmp_path: Path) -> None:
     trial = TrialConfig(dataset=str(small_text), context_length=32)
-    used = {"model": "gpt2-nano", "pretrained": True, "commit": "another"}
+    used = {"model": "gpt2-nano", "pretrained": True, "revision": "another"}
     record.write(Folder(tmp_path), Record("s", [trial], launches=[{"number": 3, "models": [used], "data": []}]))
-    with pytest.raises(UserError, match=r"the repository of gpt2-nano has changed since launch 3"):
+    with pytest.raises(UserError, match=r"the files of gpt2-nano has changed since launch 3"):
         prepare([trial], Folder(tmp_path), screen())
 
 
