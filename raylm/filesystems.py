@@ -55,10 +55,12 @@ class S3(fs.S3FileSystem):
 
 
 class Gcs(fs.GcsFileSystem):
-    """Google Cloud Storage."""
+    """Google Cloud Storage, or what stands in for it at `STORAGE_EMULATOR_HOST`."""
 
     def __init__(self, place: str, minutes: float) -> None:
-        super().__init__(retry_time_limit=datetime.timedelta(minutes=minutes))
+        scheme, _, host = os.environ.get("STORAGE_EMULATOR_HOST", "").rpartition("://")
+        elsewhere = {"endpoint_override": host, "scheme": scheme or "http", "anonymous": True} if host else {}
+        super().__init__(retry_time_limit=datetime.timedelta(minutes=minutes), **elsewhere)
         self._place = place
 
     def __reduce__(self) -> Any:

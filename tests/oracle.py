@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -58,6 +59,12 @@ def wait_for(condition: Callable[[], object], seconds: float = 120, between: flo
     while not condition():
         assert time.monotonic() < end, "it did not come to this in time"
         time.sleep(between)
+
+
+def answers(host: str, port: int) -> bool:
+    """Whether something listens at a port."""
+    with socket.socket() as probe:
+        return probe.connect_ex((host, port)) == 0
 
 
 def trial_processes(driver: int) -> list[psutil.Process]:

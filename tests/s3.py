@@ -16,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import boto3
-from oracle import wait_for
+from oracle import answers, wait_for
 
 BUCKET = "tests"
 SECRET = "canary-secret-key-of-the-bucket"
@@ -51,7 +51,7 @@ def served_s3(log: Path, host: str = "127.0.0.1") -> Iterator[Server]:
     command = [sys.executable, "-m", "moto.server", "-H", host, "-p", str(port)]
     with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
         try:
-            wait_for(lambda: _answers(host, port))
+            wait_for(lambda: answers(host, port))
             client = boto3.client(
                 "s3",
                 endpoint_url=url,
@@ -63,11 +63,6 @@ def served_s3(log: Path, host: str = "127.0.0.1") -> Iterator[Server]:
             yield Server(process, url)
         finally:
             process.kill()
-
-
-def _answers(host: str, port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex((host, port)) == 0
 
 
 @dataclass

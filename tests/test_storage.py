@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from conftest import sweep_arguments
+from gcs import served_gcs
 from oracle import best_weights, started, table, wait_for
 from pyarrow import fs
 from s3 import BUCKET, SECRET, Server, busy, environment, served_s3
@@ -45,7 +46,19 @@ def bucket(s3: Server, tmp_path: Path) -> Bucket:
     return Bucket(f"s3://{BUCKET}/{tmp_path.name}")
 
 
-@pytest.fixture(params=["folder", "bucket"])
+@pytest.fixture(scope="module")
+def gcs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with served_gcs(tmp_path_factory.mktemp("gcs") / "log") as settings, environment(settings):
+        yield
+
+
+@pytest.fixture
+def google_bucket(gcs: None, tmp_path: Path) -> Bucket:
+    """As `bucket`, of Google's."""
+    return Bucket(f"gs://{BUCKET}/{tmp_path.name}")
+
+
+@pytest.fixture(params=["folder", "bucket", "google_bucket"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     if request.param == "folder":
         return Folder(tmp_path / "storage")
@@ -271,16 +284,22 @@ sweep = Sweep(name="small", space={{
 STALL_SECONDS = 20.0
 
 
+@pytest.fixture(scope="module")
+def undisturbed(small_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the sweep file and its results in `small`."""
+    place = tmp_path_factory.mktemp("undisturbed")
+    (place / "small.py").write_text(SWEEP.format(text=str(small_text)))
+    done = subprocess.run(sweep_arguments(place / "small.py", place), check=False, capture_output=True)
+    assert done.returncode == 0
+    return place
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_sweep_in_a_bucket_that_is_killed_refused_and_stalled_ends_as_an_undisturbed_one(
-    s3: Server, bucket: Bucket, small_text: Path, tmp_path: Path
+    s3: Server, bucket: Bucket, undisturbed: Path, tmp_path: Path
 ) -> None:
-    file = tmp_path / "small.py"
-    file.write_text(SWEEP.format(text=str(small_text)))
-    assert subprocess.run(sweep_arguments(file, tmp_path), check=False, capture_output=True).returncode == 0
-
-    command = [*sweep_arguments(file, Path())[:-1], bucket.place]
+    command = [*sweep_arguments(undisturbed / "small.py", Path())[:-1], bucket.place]
     with busy(s3, every=5) as proxy, environment({"AWS_ENDPOINT_URL": proxy.url}):
         with started(command, tmp_path / "first") as first:
             wait_for(lambda: (tmp_path / "first").read_text().count("  epoch ") >= 2, 300)
@@ -295,8 +314,23 @@ def test_a_sweep_in_a_bucket_that_is_killed_refused_and_stalled_ends_as_an_undis
 
     whole = bucket.inside("small")
     with whole.local("") as copy:
-        assert table(copy) == table(tmp_path / "small")
-        assert best_weights(copy) == best_weights(tmp_path / "small")
+        assert table(copy) == table(undisturbed / "small")
+        assert best_weights(copy) == best_weights(undisturbed / "small")
         holders = [path for path in copy.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
         assert holders == []
     assert SECRET not in (tmp_path / "first").read_text() + (tmp_path / "second").read_text()
+
+
+@pytest.mark.slow
+def test_a_sweep_in_googles_bucket_that_is_killed_goes_on(
+    google_bucket: Bucket, undisturbed: Path, tmp_path: Path
+) -> None:
+    command = [*sweep_arguments(undisturbed / "small.py", Path())[:-1], google_bucket.place]
+    with started(command, tmp_path / "first") as first:
+        wait_for(lambda: (tmp_path / "first").read_text().count("  epoch ") >= 2 or first.poll() is not None, 300)
+        first.kill()
+    with started(command, tmp_path / "second") as second:
+        assert second.wait(timeout=300) == 0, (tmp_path / "second").read_text()
+    with google_bucket.inside("small").local("") as copy:
+        assert table(copy) == table(undisturbed / "small")
+        assert best_weights(copy) == best_weights(undisturbed / "small")
