@@ -60,6 +60,14 @@ def test_from_ray_up_to_ray_down(tmp_path: Path) -> None:
         said = lab.ray("job", "submit", "--", "python", "-c", script)
         assert f"code /root/raylm/raylm/__init__.py storage {lab.storage}" in said and "succeeded" in said
 
+        # each node is looked at, and finds what it needs
+        try:
+            said = lab.host(0, "bash", "-c", ". ~/.raylm_environment; raylm doctor")
+        except RuntimeError as error:  # what this machine lacks, such as room on its disk, is told too
+            said = str(error)
+        assert f"3 nodes at {head}" in said
+        assert said.count("read, written and removed") == 3, said
+
         lab.ray("down", "-y", str(lab.config))
         for worker in (1, 2):  # which `ray down` leaves alone: docs/cluster.md
             lab.host(worker, "bash", "-c", ". ~/.raylm_environment; ray stop --force")
