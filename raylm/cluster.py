@@ -23,7 +23,7 @@ from raylm.errors import UserError, WorkError
 from raylm.storage import ELSEWHERE, Storage
 
 WORKER_ENVIRONMENT = {
-    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",  # a worker that still writes a checkpoint can be used again after it
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "3600",  # a worker whose trial was stopped in the middle of a step is waited for
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a checkpoint on the way has no loss
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "TOKENIZERS_PARALLELISM": "false",

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from raylm import data, models, record
+from raylm import data, models, record, results
 from raylm.config import TrialConfig
 from raylm.console import Screen
 from raylm.data import Corpus
 from raylm.errors import UserError
 from raylm.models import ModelSource
-from raylm.storage import Storage
+from raylm.results import Results
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,12 @@ class Prepared:
         ]
 
 
-def prepare(trials: Sequence[TrialConfig], folder: Storage, screen: Screen) -> Prepared:
+def prepare(trials: Sequence[TrialConfig], found: Results, screen: Screen) -> Prepared:
     """Fetches each model and tokenises each dataset of these trials.
 
     Args:
         trials: what is going to run, or what stands for it.
-        folder: the sweep's results folder, to compare the data with that of its earlier launches.
+        found: how the sweep stands, to compare data and weights with those that its rows come from.
         screen: told what takes long.
 
     Raises:
@@ -75,7 +75,7 @@ def prepare(trials: Sequence[TrialConfig], folder: Storage, screen: Screen) -> P
                 screen.say(f"warning: {trial.dataset} is validated on the text that it is trained on")
         _check_fit(trial, sources[model], corpora[spoken])
     prepared = Prepared(corpora, sources)
-    _check_unchanged(folder, prepared)
+    _check_unchanged(found, prepared)
     return prepared
 
 
@@ -93,9 +93,12 @@ def _check_fit(trial: TrialConfig, source: ModelSource, corpus: Corpus) -> None:
         )
 
 
-def _check_unchanged(folder: Storage, prepared: Prepared) -> None:
-    """Rows on changed data or weights must not stand beside rows on the old."""
-    for launch in record.launches(folder):
+def _check_unchanged(found: Results, prepared: Prepared) -> None:
+    """Rows on changed data or weights must not stand beside rows on the old.
+
+    A model all of whose rows have failed may be another now: they may have failed because of its files.
+    """
+    for launch in record.launches(found.storage):
         corpora = {(one["dataset"], one["model"]): one["fingerprint"] for one in launch["data"]}
         models = {(one["model"], one["pretrained"]): one["revision"] for one in launch["models"]}
         changed = [
@@ -107,8 +110,15 @@ def _check_unchanged(folder: Storage, prepared: Prepared) -> None:
             f"the files of {model}"
             for (model, pretrained), source in prepared.sources.items()
             if models.get((model, pretrained), source.revision) != source.revision
+            and not _in_vain(model, pretrained, found)
         ]
         if changed:
             what = f"{' and '.join(changed)} has changed since launch {launch['number']} of this sweep"
             advice = "give the sweep another name, or choose another place with --storage"
             raise UserError(f"{what}: its rows could not be compared; {advice}")
+
+
+def _in_vain(model: str, pretrained: bool, found: Results) -> bool:
+    """Whether all rows of a model have failed before their first checkpoint."""
+    rows = [row for row in found.rows if (row.config.model, row.config.pretrained) == (model, pretrained)]
+    return bool(rows) and all(row.status == results.FAILED and row.latest is None for row in rows)

@@ -74,7 +74,7 @@ def run(sweep: Sweep, *, storage: str | None = None, how: How | None = None, scr
         with screen.working("loading torch and transformers"):
             from raylm.prepare import prepare
         wanted = _to_prepare(sweep, found, unfinished)
-        prepared = prepare(wanted, folder, screen)
+        prepared = prepare(wanted, found, screen)
         for (dataset, model), corpus in prepared.corpora.items():
             sizes = [f"{name} {len(s.tokens):,} tokens, {s.words:,} words" for name, s in corpus.splits()]
             screen.say(f"{dataset} in {model}'s tokens: {'; '.join(sizes)}")

@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import enum
 import gc
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -22,6 +20,7 @@ from raylm import carried, checks, memory, models, peers, results
 from raylm.config import TrialConfig
 from raylm.errors import Pause, UserError, WorkError, disk_is_full
 from raylm.guard import Guard, machine_memory
+from raylm.reporter import Reporter
 from raylm.storage import Storage
 from raylm.train import Evaluation, finetune, resolved_precision
 
@@ -233,11 +232,16 @@ def _train(trial: TrialConfig, job: Job, contact: Contact) -> None:
             micro_batch_size=_micro_batch_size(trial, source, job, precision),
             resume_from=checkpoint,
         )
-        with peers.joined(work, corpus, within, job.ranks, job.device, note) as ranks:
+        with Reporter() as reporter, peers.joined(work, corpus, within, job.ranks, job.device, note) as ranks:
+
+            def on_step(step: int, total_steps: int, loss: float) -> None:
+                reporter.look()
+                contact.on_step(step, total_steps, loss)
+
             evaluations = work(
-                corpus=ray.get(corpus), ranks=ranks, on_step=contact.on_step, checkpoint_due=contact.checkpoint_due
+                corpus=ray.get(corpus), ranks=ranks, on_step=on_step, checkpoint_due=contact.checkpoint_due
             )
-            _report(evaluations, contact)
+            _report(evaluations, reporter, contact)
 
 
 def _source(trial: TrialConfig, job: Job) -> models.ModelSource:
@@ -248,17 +252,16 @@ def _source(trial: TrialConfig, job: Job) -> models.ModelSource:
     return carried.unpack(source, ray.get(packed))
 
 
-def _report(evaluations: Iterator[Evaluation], contact: Contact) -> None:
+def _report(evaluations: Iterator[Evaluation], reporter: Reporter, contact: Contact) -> None:
     """Hands Tune each evaluation with its checkpoint, which it carries into storage."""
     for evaluation in evaluations:
         if evaluation.diverged:
+            reporter.wait()
             tune.report(evaluation.metrics())
             return
         metrics = evaluation.metrics()
         metrics["checkpoint_score"] = metrics.get("val_loss", SCORE_ON_THE_WAY)
-        with tempfile.TemporaryDirectory() as folder:
-            evaluation.save(Path(folder))
-            tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(folder))
+        reporter.hand_over(metrics, evaluation.save)
         contact.saved()
         if contact.word is not Word.GO_ON and not evaluation.trial.progress.finished:
             contact.left = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 from pathlib import Path
@@ -10,11 +11,12 @@ import datasets
 import pytest
 from rich.console import Console
 
-from raylm import TrialConfig, corpus, record
+from raylm import TrialConfig, corpus, record, results
 from raylm.console import Screen
 from raylm.errors import UserError
 from raylm.prepare import prepare
 from raylm.record import Record
+from raylm.results import Results, Row
 from raylm.storage import Folder
 
 
@@ -25,14 +27,14 @@ def screen() -> Screen:
 def test_a_dataset_too_small_for_one_window_is_named(small_text: Path, tmp_path: Path) -> None:
     trial = TrialConfig(dataset=str(small_text), max_train_tokens=100, context_length=128)
     with pytest.raises(UserError, match=r"gives 100 tokens to train on; context_length 128 needs at least 127"):
-        prepare([trial], Folder(tmp_path), screen())
+        prepare([trial], Results(Folder(tmp_path), []), screen())
     fits = TrialConfig(dataset=str(small_text), max_train_tokens=127, context_length=128)
-    assert list(prepare([fits], Folder(tmp_path), screen()).corpora) == [(str(small_text), "gpt2-nano")]
+    assert list(prepare([fits], Results(Folder(tmp_path), []), screen()).corpora) == [(str(small_text), "gpt2-nano")]
 
 
 def test_corpora_and_models_are_prepared_once_for_all_trials(small_text: Path, tmp_path: Path) -> None:
     trials = [TrialConfig(dataset=str(small_text), context_length=32, batch_size=size) for size in (1, 2, 4)]
-    prepared = prepare(trials, Folder(tmp_path), screen())
+    prepared = prepare(trials, Results(Folder(tmp_path), []), screen())
     assert list(prepared.corpora) == [(str(small_text), "gpt2-nano")]
     assert list(prepared.sources) == [("gpt2-nano", True)]
 
@@ -42,18 +44,20 @@ def test_a_text_that_is_validated_on_itself_is_pointed_out(small_text: Path, tmp
         (tmp_path / name).write_text((small_text / "train.txt").read_text())
     for dataset, warned in ((tmp_path, True), (small_text, False)):
         shown = screen()
-        prepare([TrialConfig(dataset=str(dataset), context_length=32)], Folder(tmp_path / "runs"), shown)
+        prepare([TrialConfig(dataset=str(dataset), context_length=32)], Results(Folder(tmp_path / "runs"), []), shown)
         assert isinstance(shown.console.file, io.StringIO)
         said = " ".join(shown.console.file.getvalue().split())
         assert ("is validated on the text that it is trained on" in said) == warned
 
 
-def test_a_repository_that_moved_on_is_not_mixed_with_the_old(small_text: Path, tmp_path: Path) -> None:
+def test_what_has_changed_is_not_mixed_with_the_old(small_text: Path, tmp_path: Path) -> None:
     trial = TrialConfig(dataset=str(small_text), context_length=32)
     used = {"model": "gpt2-nano", "pretrained": True, "revision": "another"}
     record.write(Folder(tmp_path), Record("s", [trial], launches=[{"number": 3, "models": [used], "data": []}]))
-    with pytest.raises(UserError, match=r"the files of gpt2-nano has changed since launch 3"):
-        prepare([trial], Folder(tmp_path), screen())
+    for status, mixed in ((results.DIVERGED, True), (results.FAILED, False)):
+        found = Results(Folder(tmp_path), [Row(trial, status, "", None, None)])
+        with pytest.raises(UserError, match="the files of gpt2-nano") if mixed else contextlib.nullcontext():
+            prepare([trial], found, screen())
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,8 @@ LOWEST_TO_HIGHEST = """
     errors catalog progress manifest cache memory checks spaces config __init__ loading
     hub tokenizer corpus data plan storage filesystems bucket place record results halving lineup reference table report
     figures importance drawing page console
-    optim models carried checkpoint ranks train evaluate prepare search guard cluster peers trainable bridge tuner
-    launch run doctor submit notices cli sweep
+    optim models carried checkpoint ranks train evaluate prepare search guard cluster peers reporter trainable bridge
+    tuner launch run doctor submit notices cli sweep
 """
 ORDER = LOWEST_TO_HIGHEST.split()
 """A module imports only from those before it. `__init__` stands for the package's own names."""
@@ -77,7 +77,7 @@ def test_a_module_imports_only_from_modules_below_it(module: str) -> None:
 @pytest.mark.parametrize(
     ("package", "users"),
     [
-        ("ray", ["bridge", "cluster", "peers", "search", "submit", "trainable", "tuner"]),
+        ("ray", ["bridge", "cluster", "peers", "reporter", "search", "submit", "trainable", "tuner"]),
         ("optuna", ["importance", "search"]),
     ],
 )
