@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +17,8 @@ TELL_ABOVE = 0.80
 """Share of the machine's memory in use above which a process that takes more than its part tells of it."""
 END_ABOVE = 0.92
 """And above which it ends itself: Ray ends a process at 0.95, and with it the whole of Tune."""
+GROWN = 0.25
+"""Share of a process's part that it may hold more after a trial than after its first one; then a fresh one follows."""
 CGROUPS = Path("/sys/fs/cgroup")
 GIB = 2**30
 
@@ -91,3 +96,25 @@ class Guard(threading.Thread):
                 self._told = True
             if used > END_ABOVE * total:
                 os._exit(1)
+
+
+class Footprint:
+    """What a process holds between two trials: a worker that runs many keeps what one of them has leaked."""
+
+    def __init__(self) -> None:
+        self._first: int | None = None
+        self.grown_bytes = 0
+        """At the last look, more than at the first."""
+
+    def look(self, device_bytes: int = 0) -> None:
+        """Frees what can be freed, and looks.
+
+        Args:
+            device_bytes: held on a GPU besides.
+        """
+        gc.collect()
+        if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
+            library.malloc_trim(0)  # else glibc keeps freed blocks, which are no leak
+        now = psutil.Process().memory_info().rss + device_bytes
+        self._first = now if self._first is None else min(now, self._first)
+        self.grown_bytes = now - self._first

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import gc
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from ray._private.state import state as ray_state
 from raylm import carried, checks, memory, models, peers, results
 from raylm.config import TrialConfig
 from raylm.errors import Pause, UserError, WorkError, disk_is_full
-from raylm.guard import Guard, machine_memory
+from raylm.guard import GIB, GROWN, Footprint, Guard, machine_memory
 from raylm.reporter import Reporter
 from raylm.storage import Storage
 from raylm.train import Evaluation, finetune, resolved_precision
@@ -77,8 +76,12 @@ class Word(enum.Enum):
     """Save itself and go on elsewhere: its node is about to leave the cluster, as a spot machine after its notice."""
 
 
-class LeavingNodeError(WorkError):
-    """A trial leaves a node that is about to leave the cluster, which is no error of it."""
+class ElsewhereError(WorkError):
+    """A trial is to go on in another process or on another node, which is no error of it."""
+
+
+FOOTPRINT = Footprint()
+"""Of this process, which Tune gives one trial after another."""
 
 
 class Board:
@@ -163,6 +166,8 @@ class Contact:
 def train_gpt2(config: dict[str, Any], job: Job) -> None:
     """One trial. What no retry mends is reported as the trial's end; all else is raised, and Tune starts it again."""
     trial = TrialConfig.recorded(config)
+    if FOOTPRINT.grown_bytes > GROWN * job.part * machine_memory()[1]:
+        raise ElsewhereError(f"its process has grown by {FOOTPRINT.grown_bytes / GIB:.1f} GiB; a fresh one follows")
     contact = Contact(job.board, trial.run_name)
     if eaten := ray.get(job.board.out_of_memory.remote(trial.run_name)):
         tune.report({"reason": f"{eaten}, alone on its machine"} if job.alone else {"memory": eaten})
@@ -186,7 +191,7 @@ def train_gpt2(config: dict[str, Any], job: Job) -> None:
             else:
                 raise
     if contact.left and contact.word is Word.MOVE:
-        raise LeavingNodeError("its machine is about to be taken away; it was saved")
+        raise ElsewhereError("its machine is about to be taken away; it was saved")
     if contact.left:
         tune.report({"paused": Pause.INTERRUPTED})
 
@@ -201,8 +206,9 @@ def _within_its_part(job: Job, run: str) -> Iterator[None]:
         yield
     finally:
         guard.stop()
-        gc.collect()
-        if job.device == "cuda":
+        on_gpu = job.device == "cuda"
+        FOOTPRINT.look(torch.cuda.memory_allocated() if on_gpu else 0)
+        if on_gpu:
             torch.cuda.empty_cache()
 
 

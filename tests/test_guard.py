@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
@@ -53,3 +54,54 @@ def test_a_process_ends_where_memory_is_short_and_it_takes_more_than_its_part(
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == status, done.stderr
     assert [line.split(" 0.")[0] for line in done.stdout.splitlines()] == said
+
+
+def test_what_a_process_keeps_between_two_trials_is_noticed_and_what_it_frees_is_not() -> None:
+    footprint = guard.Footprint()
+    kept = [np.ones(2**22)]
+    footprint.look()
+    assert footprint.grown_bytes == 0
+    kept += [np.ones(2**22) for _ in range(3)]  # 32 MiB each
+    footprint.look()
+    assert footprint.grown_bytes == pytest.approx(3 * 2**25, rel=0.2)
+    footprint.look(device_bytes=2**30)
+    assert footprint.grown_bytes == pytest.approx(3 * 2**25 + 2**30, rel=0.1)
+    del kept[1:]
+    footprint.look()
+    assert footprint.grown_bytes < 2**25
+
+
+LEAKS = """
+import sys
+import numpy as np
+from raylm import trainable, tuner
+from raylm.cli import app
+train_gpt2, kept = tuner.train_gpt2, []
+
+def leaking(config, job):
+    kept.append(np.ones(2**25))  # 256 MiB
+    trainable.GROWN = 0.01
+    train_gpt2(config, job)
+
+tuner.train_gpt2 = leaking
+app(["run", *sys.argv[1:]])
+"""
+SWEEP = """
+from ray import tune
+from raylm import Resources, Sweep
+sweep = Sweep(name="leaks", space={{
+    "dataset": {text!r}, "model": "gpt2-nano", "context_length": 32, "max_train_tokens": 500,
+    "learning_rate": tune.grid_search([1e-3, 2e-3, 3e-3]),
+}}, resources=Resources(cpus=1))
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_that_has_grown_is_followed_by_a_fresh_one(small_text: Path, tmp_path: Path) -> None:
+    """Nothing of raylm leaks; the trials of this one do."""
+    (tmp_path / "leaks.py").write_text(SWEEP.format(text=str(small_text)))
+    options = ["--storage", str(tmp_path / "runs"), "--max-concurrent", "1", "--address", "local"]
+    command = [sys.executable, "-c", LEAKS, str(tmp_path / "leaks.py"), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "its process has grown by 0." in done.stdout and "3 rows: 3 done" in done.stdout
