@@ -1,0 +1,88 @@
+"""What a sweep costs besides its optimizer steps: seconds per trial, and the share of its slots that is steps.
+
+    python bench/sweep.py [--trials 20] [--tokens 100000] [--slots 2]
+
+Two sweeps of `gpt2-nano` on the text of Python's documentation. The first has one slot and short trials with a text of
+a few words to validate on: the time between the ends of two trials less that of their steps is the overhead of a warm
+worker, with loading the model and writing its checkpoint. The second has trials as long as asked for, on all slots.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from pydoc_data.topics import topics
+
+SWEEP = """
+from ray import tune
+from raylm import Resources, Sweep
+sweep = Sweep(name="bench", space={{
+    "dataset": {dataset!r}, "model": "gpt2-nano", "context_length": 128, "max_train_tokens": {tokens},
+    "learning_rate": tune.grid_search([number * 1e-4 for number in range(1, {trials} + 1)]),
+}}, resources=Resources(cpus=1))
+"""
+
+
+def text(folder: Path, *, validation: str) -> Path:
+    """A dataset in a folder."""
+    folder.mkdir()
+    (folder / "train.txt").write_text("\n".join(topics[name] for name in sorted(topics)))
+    (folder / "validation.txt").write_text(validation)
+    return folder
+
+
+def run(folder: Path, dataset: Path, trials: int, tokens: int, slots: int) -> tuple[list[float], list[float], float]:
+    """When each trial started and ended, in seconds, and the seconds of all optimizer steps."""
+    file = folder / "bench.py"
+    file.write_text(SWEEP.format(dataset=str(dataset), tokens=tokens, trials=trials))
+    command = [sys.executable, "-m", "raylm.sweep", str(file), "--storage", str(folder)]
+    command += ["--address", "local", "--max-concurrent", str(slots)]
+    starts, ends = [], []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.rstrip().endswith("  started"):
+                starts.append(time.perf_counter())
+            elif line.rstrip().endswith("  done"):
+                ends.append(time.perf_counter())
+    if process.returncode or len(ends) != trials:
+        raise SystemExit(f"the sweep did not end well: exit code {process.returncode}, {len(ends)} trials done")
+    with (folder / "bench" / "results.csv").open() as rows:
+        return starts, ends, sum(float(row["training_seconds"]) for row in csv.DictReader(rows))
+
+
+def overhead_seconds(folder: Path) -> float:
+    """Of a trial in a warm worker."""
+    trials, dataset = 12, text(folder / "text", validation="A few words.")
+    _, ends, step_seconds = run(folder, dataset, trials, 5_000, 1)
+    return (ends[-1] - ends[0]) / (trials - 1) - step_seconds / trials
+
+
+def busy_share(folder: Path, trials: int, tokens: int, slots: int) -> tuple[float, float]:
+    """Of the slots' time from the first trial's start to the last one's end; the mean seconds of a trial's steps."""
+    dataset = text(folder / "text", validation=topics["while"])
+    starts, ends, step_seconds = run(folder, dataset, trials, tokens, slots)
+    return step_seconds / (slots * (ends[-1] - starts[0])), step_seconds / trials
+
+
+def main() -> None:
+    """Runs both sweeps and prints a line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=20)
+    parser.add_argument("--tokens", type=int, default=100_000)
+    parser.add_argument("--slots", type=int, default=2)
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
+        overhead = overhead_seconds(Path(one))
+        share, seconds = busy_share(Path(other), asked.trials, asked.tokens, asked.slots)
+    print(json.dumps({"overhead_seconds": overhead, "busy_share": share, "step_seconds_per_trial": seconds}))
+
+
+if __name__ == "__main__":
+    main()
