@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -86,18 +87,37 @@ def run(
         raise typer.Exit(outcome.exit_code)
 
 
-def plan(file: SweepFile, storage: Storage = None, overrides: Overrides = None) -> None:
-    """Show what a sweep would run and what it takes; nothing is started, fetched or written."""
+def plan(
+    file: SweepFile,
+    storage: Storage = None,
+    overrides: Overrides = None,
+    gpu: Annotated[
+        str | None, typer.Option(metavar="NAME", help="As on this GPU, a100-80gb or 8xh100; default: this machine.")
+    ] = None,
+    price_per_hour: Annotated[
+        float | None, typer.Option(metavar="PRICE", help="Of one GPU, or of a machine without: what it all costs.")
+    ] = None,
+) -> None:
+    """Show what a sweep would run and what it takes; nothing is started, fetched or written.
+
+    raylm plan sweeps/imdb_grid.py --gpu 8xa100-80gb --price-per-hour 1.80
+    """
     with _exit_codes():
-        from raylm import results
+        from raylm import hardware, results
         from raylm.console import Screen
         from raylm.loading import load_sweep
         from raylm.plan import plan as planned
+        from raylm.plan import told
         from raylm.run import results_folder
 
+        if price_per_hour is not None and not 0 <= price_per_hour < math.inf:
+            raise UserError(f"--price-per-hour: got {price_per_hour:g}; expected a number from 0 up, as 1.80")
         sweep = load_sweep(file, overrides or ())
+        slot = hardware.slot(sweep.resources, sweep.precision, gpu)
         found = results.standing(sweep, results_folder(sweep, storage))
-        Screen().plan(found, planned([row.config for row in found.rows]), sweep.num_samples)
+        plans = planned([row.config for row in found.rows], slot)
+        left = [one for row, one in zip(found.rows, plans, strict=True) if not row.ended]
+        Screen().plan(found, plans, told(sweep, plans, left, slot, price_per_hour))
 
 
 def report(
@@ -123,7 +143,9 @@ def report(
         known = load_reference(reference)
         found = load_results(results_folder)
         if form == "table":
-            Screen().table(found, known)
+            screen = Screen()
+            screen.table(found, known)
+            screen.say(reporting.summary(found))
         elif form == "html":
             from raylm import page
 

@@ -13,10 +13,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from raylm.errors import counted
+from raylm.errors import duration
 from raylm.plan import TrialPlan
 from raylm.reference import Reference
-from raylm.results import DONE, Results
+from raylm.results import DONE, MISSING, Results
 from raylm.table import build
 
 PLAIN_WIDTH = 250
@@ -98,36 +98,19 @@ class Screen:
         for note in made.notes:
             self.say(note)
 
-    def plan(self, results: Results, plans: Sequence[TrialPlan | None], samples: int | None = None) -> None:
-        """What each trial takes, and all that are still to be done together; of a search, those that it has suggested.
-
-        Args:
-            samples: trials of the search.
-        """
-        if samples is not None:
-            ended = sum(row.ended for row in results.rows)
-            self.say(
-                f"a search of {counted(samples, 'trial')}, {ended} ended; which come next follows from their results"
-            )
-            if not results.rows:
-                return
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for heading in ("tokens", "steps", "PFLOPs", "GiB at least", "GiB on disk"):
+    def plan(self, results: Results, plans: Sequence[TrialPlan | None], after: Sequence[str]) -> None:
+        """What each trial takes, and below it what there is to say of all of them."""
+        table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+        for heading in ("params", "tokens", "steps", "PFLOPs", "micro", "GiB", "disk", "time"):
             table.add_column(heading, justify="right", no_wrap=True)
-        table.add_column("status", no_wrap=True)
         table.add_column("run", overflow="fold")
         for row, one in zip(results.rows, plans, strict=True):
-            style = "dim" if row.ended else None
-            table.add_row(*_plan_cells(one), row.status, escape(row.config.run_name), style=style)
-        self.console.print(table, soft_wrap=False)
-        todo = [one for row, one in zip(results.rows, plans, strict=True) if not row.ended]
-        known = [one for one in todo if one is not None]
-        tokens, steps = sum(one.tokens for one in known), sum(one.steps for one in known)
-        about = "" if all(one is not None and one.exact for one in todo) else "about "
-        work = f"{about}{tokens:,} tokens in {steps:,} steps" if known or not todo else "how much is not known yet"
-        self.say(f"{counted(len(results.rows), 'trial')}, {len(todo)} to be done: {work}")
-        if about:
-            self.say("~ about right, as known before the dataset is fetched; ? unknown until then")
+            name = row.config.run_name + ("" if row.status == MISSING else f" ({row.status})")
+            table.add_row(*_plan_cells(one), escape(name), style="dim" if row.ended else None)
+        if results.rows:
+            self.console.print(table, soft_wrap=False)
+        for text in after:
+            self.say(text)
 
     @contextlib.contextmanager
     def live(self, trials: int) -> Iterator[Live]:
@@ -234,20 +217,28 @@ class Bars:
 
 
 def _plan_cells(plan: TrialPlan | None) -> list[str]:
-    """Tokens, steps, PFLOPs, GiB of the device with one window at a time in float32, GiB of disk."""
+    """Parameters, tokens, steps, PFLOPs, windows at a time, GiB of the device, GiB of disk, time."""
     if plan is None:
-        return ["?"] * 5
-    about = "" if plan.exact else "~"
-    needed = plan.device_bytes(1, "float32")
-    measures = [
-        "?" if amount is None else f"{amount / unit:.{digits}f}"
-        for amount, unit, digits in (
-            (plan.flops, 1e15, 3),
-            (needed, 2**30, 1),
-            (plan.checkpoint_bytes, 2**30, 2),
-        )
+        return ["?"] * 8
+    about, fit = "" if plan.exact else "~", plan.fit
+    return [
+        _in_units(plan.shape.parameters) if plan.shape else "?",
+        about + _in_units(plan.tokens),
+        f"{about}{plan.steps:,}",
+        "?" if plan.flops is None else f"{plan.flops / 1e15:,.3g}",
+        "?" if fit is None else f"{fit.micro_batch_size}{'r' if fit.recompute else ''}",
+        "?" if plan.peak_bytes is None else f"{plan.peak_bytes / 2**30:.1f}",
+        "?" if plan.checkpoint_bytes is None else f"{plan.checkpoint_bytes / 2**30:.2f}",
+        "?" if plan.seconds is None else f"~{duration(plan.seconds)}",
     ]
-    return [f"{about}{plan.tokens:,}", f"{about}{plan.steps:,}", *measures]
+
+
+def _in_units(number: int) -> str:
+    """`950`, `13.4k`, `124M`, `1.56G`."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return str(number)
 
 
 def _evaluation(metrics: Mapping[str, Any]) -> str:

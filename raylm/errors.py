@@ -67,6 +67,12 @@ def counted(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
+def duration(seconds: float) -> str:
+    """`8.1 s`, `95 s`, `4.2 min`, `3.1 h`, `12 d`."""
+    unit, size = next(((u, s) for u, s in (("s", 1), ("min", 60), ("h", 3600)) if seconds < 99.5 * s), ("d", 86400))
+    return f"{seconds / size:,.{1 if seconds < 9.95 * size else 0}f} {unit}"
+
+
 def printable(text: str) -> str:
     """A text in one line, without what a terminal would act on."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import importlib.metadata
 import math
@@ -13,10 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from raylm import record, results
-from raylm.config import Sweep, TrialConfig
+from raylm import hardware, record, results
+from raylm.config import Resources, Sweep, TrialConfig
 from raylm.console import Screen
 from raylm.errors import Pause, counted
+from raylm.hardware import Slot
 from raylm.lineup import Lineup
 from raylm.record import Record
 from raylm.results import Results, Row
@@ -94,7 +96,8 @@ def _run_lineup(
     proposals = _proposals(sweep)
     lag = _lag(sweep, past, cluster.slots(resources, how.max_concurrent))
     lineup = _lineup(sweep, prepared, found, past, lag, proposals, how)
-    this = _launch_record(sweep, prepared, results.launch_number(number), resources)
+    slot = _slot(sweep, how, resources)
+    this = _launch_record(sweep, prepared, results.launch_number(number), resources, slot)
 
     last_study = -math.inf
 
@@ -186,7 +189,18 @@ def _in_order(trials: Sequence[TrialConfig], folder: Storage) -> Lineup:
     )
 
 
-def _launch_record(sweep: Sweep, prepared: Prepared, number: int, resources: Mapping[str, float]) -> dict[str, Any]:
+def _slot(sweep: Sweep, how: How, resources: Mapping[str, float]) -> Slot | None:
+    """What a trial runs on, for the estimate of its time; None where that is elsewhere, or not known."""
+    from raylm import cluster
+
+    if cluster.known_address(how.address) != "local":
+        return None
+    return hardware.slot(Resources(gpus=resources["gpu"], cpus=int(resources["cpu"])), sweep.precision)
+
+
+def _launch_record(
+    sweep: Sweep, prepared: Prepared, number: int, resources: Mapping[str, float], slot: Slot | None
+) -> dict[str, Any]:
     """What a launch runs with: all that its numbers could depend on besides the trials' configs."""
     return {
         "number": number,
@@ -197,6 +211,7 @@ def _launch_record(sweep: Sweep, prepared: Prepared, number: int, resources: Map
         "hardware": {"machine": platform.machine(), "system": platform.platform(), "cpus": os.cpu_count()},
         "precision": sweep.precision,
         "resources_per_trial": dict(resources),
+        "slot": dataclasses.asdict(slot) if slot else None,
         "models": prepared.models_used(),
         "data": prepared.data_used(),
     }

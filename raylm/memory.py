@@ -1,24 +1,34 @@
-"""Bytes that a trial needs on its device, and the largest micro-batch that fits. No torch."""
+"""Bytes that a trial needs on its device, and how it is made to fit. No torch."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
+from dataclasses import dataclass
 
 from raylm.catalog import Shape
+from raylm.config import TrialConfig
 
-ACTIVATION_BYTES = {"float32": 120, "bfloat16": 80}
-"""Saved for the backward pass, per token, layer and unit of width: 112 and 72 bytes counted with
-`torch.autograd.graph.saved_tensors_hooks` on GPT-2 with SDPA attention and eager GELU, and the dropout masks."""
-ATTENTION_BYTES = {"float32": 8, "bfloat16": 0}
-"""Per token, layer, head and position attended to: the probabilities before and after dropout, which attention keeps
-where it is not fused, as on a CPU with dropout. With it, the peaks of bench/four_sizes.py are met within 12 %."""
+# What autograd keeps for the backward pass. Tests count it with `torch.autograd.graph.saved_tensors_hooks`.
+SAVED_BYTES = {"float32": 64, "bfloat16": 36}
+"""Per token, layer and unit of width, on GPT-2 with fused attention and fused GELU, by precision."""
+INPUT_BYTES = 4
+"""Per token, layer and unit of width: a block's input, in float32 in either precision; all of it that recomputing
+keeps."""
+DROPOUT_BYTES = {
+    "cpu": {"float32": 8, "bfloat16": 10},
+    "cuda": {"float32": 2, "bfloat16": 2},
+}
+"""More of them with dropout: its masks, a byte for each value on a GPU; on a CPU numbers of the full type."""
+ATTENTION_BYTES = {"cpu": 12, "cuda": 0}
+"""Per token, layer, head and position attended to, with dropout: the probabilities and their mask, which attention
+keeps where it is not fused."""
 OPTIMIZER_BYTES = {"adafactor": 0, "adamw": 8}
 """State per parameter; Adafactor's rows and columns are some ten MB even for gpt2-xl."""
-LOGITS_ROWS = 2048
-"""Positions whose logits exist at a time (`models.TRAINING_ROWS`, the larger one)."""
-RUNTIME_BYTES = 600 * 2**20
-"""A process with torch and transformers, before any model: resident memory on a CPU, the context's on a GPU."""
+LOGITS_ROWS = {"cpu": 256, "cuda": 2048}
+"""Positions whose logits exist at a time in training (`models.TRAINING_ROWS`)."""
+RUNTIME_BYTES = {"cpu": 520 * 2**20, "cuda": 600 * 2**20}
+"""A trial's process before any model: with torch, transformers and Ray on a CPU, the context's part of a GPU."""
 RESERVE = 0.85
 """Share of a device's memory that is planned with; the rest is the allocator's and the runtime's."""
 M_MMAP_THRESHOLD = -3
@@ -27,39 +37,55 @@ MAPPED_BYTES = 2**20
 """That size where memory is short."""
 
 
-def training_bytes(shape: Shape, context_length: int, micro_batch_size: int, precision: str, optimizer: str) -> int:
-    """Peak bytes of a training step: the runtime, weights, gradients, optimizer, activations, head.
+@dataclass(frozen=True)
+class Fit:
+    """How a batch goes through the model, so that it fits. It changes no number of the row but by rounding."""
 
-    Args:
-        precision: `float32` or `bfloat16`; the weights are float32 in both.
-    """
-    head = shape.vocabulary * shape.width * 4
-    weights = shape.parameters * (4 + 4 + OPTIMIZER_BYTES[optimizer] + (2 if precision == "bfloat16" else 0))
-    tokens = context_length * micro_batch_size
-    activations = tokens * shape.layers * shape.width * ACTIVATION_BYTES[precision] + tokens * shape.width * 16
-    activations += tokens * shape.layers * shape.heads * context_length * ATTENTION_BYTES[precision]
-    logits = 3 * 4 * min(tokens, LOGITS_ROWS) * shape.vocabulary
-    return RUNTIME_BYTES + weights + activations + logits + 2 * head  # the head's own gradient, the optimizer's update
+    micro_batch_size: int
+    """Windows at a time."""
+    recompute: bool = False
+    """Whether a block's activations are computed again in the backward pass (activation checkpointing)."""
 
 
-def micro_batch_size(
-    shape: Shape, context_length: int, batch_size: int, precision: str, optimizer: str, available_bytes: float
-) -> int:
-    """Windows that go through the model at a time: as many as fit, in equal parts of the batch, at least one."""
-    sizes = [-(-batch_size // parts) for parts in range(1, batch_size + 1)]
-    return next(
-        (
-            size
-            for size in sizes
-            if training_bytes(shape, context_length, size, precision, optimizer) <= available_bytes * RESERVE
-        ),
-        1,
-    )
+@dataclass(frozen=True)
+class Workload:
+    """What the memory of a trial follows from."""
 
+    shape: Shape
+    trial: TrialConfig
+    device: str
+    """`cpu` or `cuda`."""
+    precision: str
+    """`float32` or `bfloat16`; the weights are float32 in both."""
+    ranks: int = 1
+    """Processes that share each batch."""
 
-def bucket_bytes(shape: Shape) -> int:
-    """What gradients take once more where several ranks exchange them, while a step's micro-batches add up."""
-    return shape.parameters * 4
+    @property
+    def share(self) -> int:
+        """Windows of a batch that a rank has, at most."""
+        return -(-self.trial.batch_size // self.ranks)
+
+    def peak_bytes(self, fit: Fit) -> int:
+        """Peak of a training step on the device: the runtime, weights, gradients, optimizer, activations, head."""
+        shape, trial = self.shape, self.trial
+        tokens = fit.micro_batch_size * trial.context_length
+        block = tokens * shape.width * SAVED_BYTES[self.precision]
+        if trial.dropout != 0:  # None is the model's own
+            block += tokens * shape.width * DROPOUT_BYTES[self.device][self.precision]
+            block += tokens * shape.heads * trial.context_length * ATTENTION_BYTES[self.device]
+        kept = shape.layers * (tokens * shape.width * INPUT_BYTES if fit.recompute else block)
+        per_parameter = 4 + 4 + OPTIMIZER_BYTES[trial.optimizer] + (2 if self.precision == "bfloat16" else 0)
+        per_parameter += 4 if self.ranks > 1 else 0  # the buckets in which gradients are exchanged
+        head = 2 * 4 * shape.vocabulary * shape.width  # its gradient while it is made; the optimizer's update
+        logits = 3 * 4 * min(tokens, LOGITS_ROWS[self.device]) * shape.vocabulary
+        passing = max(logits, block) if fit.recompute else logits  # the loss is behind when a block is run again
+        return RUNTIME_BYTES[self.device] + per_parameter * shape.parameters + kept + head + passing
+
+    def fit(self, available_bytes: float) -> Fit:
+        """As many windows at a time as fit, in equal parts of the batch, at least one; recomputed where none fits."""
+        sizes = dict.fromkeys(-(-self.share // parts) for parts in range(1, self.share + 1))
+        fits = [Fit(size, recompute) for recompute in (False, True) for size in sizes]
+        return next((fit for fit in fits if self.peak_bytes(fit) <= available_bytes * RESERVE), fits[-1])
 
 
 def return_freed_blocks() -> None:

@@ -5,6 +5,7 @@ B is the batch, T the context length, D the model's width, V its vocabulary, N =
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from raylm import hub
 from raylm.catalog import MODELS, NANO, Shape, positions
@@ -209,6 +211,15 @@ def _set_dropout(config: PretrainedConfig, dropout: float | None, name: str) -> 
         raise UserError(f"model {name}: has no dropout in its config.json; leave dropout at None")
     for setting in settings:
         setattr(config, setting, dropout)
+
+
+def recompute_activations(model: PreTrainedModel) -> None:
+    """Has each block keep its input alone and run again in the backward pass, with the same dropout."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    for block in model.modules():
+        if isinstance(block, GradientCheckpointingLayer):
+            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
 
 
 # ---- the loss -----------------------------------------------------------------------------------------------------

@@ -69,6 +69,8 @@ class Progress:
     evaluations: list[Measured] = field(default_factory=list)
     ranks: int = 1
     """Processes that share each step; each draws dropout masks of its own."""
+    recompute: bool = False
+    """Whether activations are computed again in the backward pass; kept, as the micro-batch is."""
 
     @property
     def best(self) -> Measured | None:
@@ -130,7 +132,7 @@ class Progress:
         return _of_its_types(cls(**{**data, "curve": curve, "evaluations": evaluations}))
 
 
-KINDS: dict[Any, Any] = {"int": int, "float": (int, float), "float | None": (int, float, type(None))}
+KINDS: dict[Any, Any] = {"bool": bool, "int": int, "float": (int, float), "float | None": (int, float, type(None))}
 """What JSON may hold for a field, by the name of its type."""
 T = TypeVar("T", Measured, Progress)
 

@@ -7,10 +7,11 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from raylm import table
-from raylm.errors import counted
+from raylm import hardware, plan, table
+from raylm.errors import counted, duration
+from raylm.record import launches
 from raylm.reference import LOSSES, Reference, load_reference
-from raylm.results import DIVERGED, DONE, FAILED, STOPPED, Results, Row
+from raylm.results import DIVERGED, DONE, FAILED, STOPPED, Results, Row, launch_number
 
 
 def markdown(results: Results, reference: Reference | None = None) -> str:
@@ -51,7 +52,9 @@ def latex(results: Results, reference: Reference | None = None) -> str:
     return "\n".join([*text, ""])
 
 
-def record(row: Row, results: Results, reference: Reference | None = None) -> dict[str, Any]:
+def record(
+    row: Row, results: Results, reference: Reference | None = None, estimated_seconds: float | None = None
+) -> dict[str, Any]:
     """All that is known of a row, by column of results.csv; empty for what there is not."""
     config, measured = row.config, row.measured
     progress = row.latest.progress if row.latest else None
@@ -75,7 +78,9 @@ def record(row: Row, results: Results, reference: Reference | None = None) -> di
         "tokens_seen": progress.tokens_seen if progress else None,
         "first_loss": progress.first_loss if progress else None,
         "training_seconds": progress.training_seconds if progress else None,
+        "estimated_seconds": estimated_seconds,
         "micro_batch_size": progress.micro_batch_size if progress else None,
+        "recompute": progress.recompute if progress else None,
         "checkpoint": row.best.folder if row.best else None,
         "going_up": progress.going_up if progress else None,
     }
@@ -88,7 +93,8 @@ def record(row: Row, results: Results, reference: Reference | None = None) -> di
 
 def csv_text(results: Results, reference: Reference | None = None) -> str:
     """The rows as CSV, one for each trial, numbers in full."""
-    records = [record(row, results, reference) for row in table.ordered(results)]
+    known = estimates(results)
+    records = [record(row, results, reference, known.get(row.config.id)) for row in table.ordered(results)]
     out = io.StringIO()
     writer = csv.DictWriter(out, fieldnames=list(records[0]), lineterminator="\n")
     writer.writeheader()
@@ -115,4 +121,21 @@ def summary(results: Results) -> str:
         "failed": results.count(FAILED),
         "to be done": sum(not row.ended for row in results.rows),
     }
-    return f"{counted(len(results.rows), 'row')}: " + ", ".join(f"{n} {what}" for what, n in numbers.items() if n)
+    standing = f"{counted(len(results.rows), 'row')}: " + ", ".join(f"{n} {what}" for what, n in numbers.items() if n)
+    known = estimates(results)
+    taken = sum(row.latest.progress.training_seconds for row in results.rows if row.latest and row.config.id in known)
+    if not taken:
+        return standing
+    return f"{standing}; training took {duration(taken)}, where ~{duration(sum(known.values()))} were estimated"
+
+
+def estimates(results: Results) -> dict[str, float]:
+    """Seconds that the steps done should have taken, by trial id, where it is known what they ran on."""
+    slots = {one.get("number"): hardware.recorded(one.get("slot")) for one in launches(results.storage)}
+    found = {}
+    for row in results.rows:
+        slot = slots.get(launch_number(row.latest.folder.split("/")[0])) if row.latest else None
+        seconds = plan.estimated_seconds(row.config, row.latest.progress, slot) if row.latest and slot else None
+        if seconds is not None:
+            found[row.config.id] = seconds
+    return found

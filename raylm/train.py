@@ -166,6 +166,7 @@ def finetune(
     device: str = "cpu",
     precision: str = "float32",
     micro_batch_size: int | None = None,
+    recompute: bool = False,
     resume_from: Path | None = None,
     on_step: OnStep = lambda step, total_steps, loss: None,
     checkpoint_due: CheckpointDue = lambda: False,
@@ -181,6 +182,8 @@ def finetune(
         device: `cpu` or `cuda`.
         precision: `float32` or `bfloat16` (weights, loss and optimizer stay float32).
         micro_batch_size: windows that go through a rank's model at a time; None: all of a batch that it has.
+        recompute: whether a block's activations are computed again in the backward pass, to the same numbers in less
+            memory and more time.
         resume_from: a checkpoint of this trial to go on from.
         on_step: told how it is going.
         checkpoint_due: asked whether to yield between two evaluations; of several ranks, the first one's is asked.
@@ -197,16 +200,19 @@ def finetune(
     """
     steps_per_epoch = -(-len(training_windows(config, corpus)) // config.batch_size)
     micro_batch_size = micro_batch_size or ranks.largest_share(config.batch_size)
-    progress = Progress(steps_per_epoch * config.epochs, micro_batch_size, ranks=ranks.size)
+    progress = Progress(steps_per_epoch * config.epochs, micro_batch_size, ranks=ranks.size, recompute=recompute)
     if resume_from is None:
         model = models.load(source, vocabulary=corpus.vocabulary, dropout=config.dropout, seed=config.seed)
     else:
         progress = _progress_of(resume_from, config, progress.total_steps)
         if progress.ranks != ranks.size:  # other bits in any case, and another need of memory
-            progress.ranks, progress.micro_batch_size = ranks.size, micro_batch_size
+            progress.ranks, progress.micro_batch_size, progress.recompute = ranks.size, micro_batch_size, recompute
         model = models.load_weights(resume_from, config.run_name)
-    if device == "cpu" and progress.micro_batch_size < ranks.largest_share(config.batch_size):  # memory is short
+    short_of_memory = progress.recompute or progress.micro_batch_size < ranks.largest_share(config.batch_size)
+    if device == "cpu" and short_of_memory:
         memory.return_freed_blocks()
+    if progress.recompute:
+        models.recompute_activations(model)
     model.to(device).train()
     optimizer = optim.make(config, model)
     if resume_from is not None:
@@ -258,7 +264,7 @@ def resolved_precision(asked: str, device: str) -> str:
     """The precision that `auto` means on a device: bfloat16 on GPUs that have it, else float32."""
     if asked != "auto":
         return asked
-    return "bfloat16" if device == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+    return "bfloat16" if device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
 
 
 def _nll(loss: Loss, windows: Windows, indices: Indices, device: torch.device, precision: str) -> Tensor:

@@ -228,6 +228,7 @@ def _train(trial: TrialConfig, job: Job, contact: Contact) -> None:
     def note(error: Exception) -> None:
         ray.get(job.board.error.remote(trial.run_name, _told(error)), timeout=5)
 
+    fit = _fit(trial, source, job, precision)
     with results.newest_verified(job.folder, trial) as checkpoint:
         work = partial(
             finetune,
@@ -235,7 +236,8 @@ def _train(trial: TrialConfig, job: Job, contact: Contact) -> None:
             source=source,
             device=job.device,
             precision=precision,
-            micro_batch_size=_micro_batch_size(trial, source, job, precision),
+            micro_batch_size=fit.micro_batch_size,
+            recompute=fit.recompute,
             resume_from=checkpoint,
         )
         with Reporter() as reporter, peers.joined(work, corpus, within, job.ranks, job.device, note) as ranks:
@@ -274,13 +276,11 @@ def _report(evaluations: Iterator[Evaluation], reporter: Reporter, contact: Cont
             return
 
 
-def _micro_batch_size(trial: TrialConfig, source: models.ModelSource, job: Job, precision: str) -> int:
+def _fit(trial: TrialConfig, source: models.ModelSource, job: Job, precision: str) -> memory.Fit:
     """What fits into a rank's share of its device; all that it has of a batch where the model's shape is not known."""
-    shape, share = models.shape(source), -(-trial.batch_size // job.ranks)
+    shape = models.shape(source)
     if shape is None:
-        return share
+        return memory.Fit(-(-trial.batch_size // job.ranks))
     on_gpu = job.device == "cuda"
     available = torch.cuda.mem_get_info()[1] * job.gpus if on_gpu else machine_memory()[1] * job.part
-    if job.ranks > 1:
-        available -= memory.bucket_bytes(shape)
-    return memory.micro_batch_size(shape, trial.context_length, share, precision, trial.optimizer, available)
+    return memory.Workload(shape, trial, job.device, precision, job.ranks).fit(available)

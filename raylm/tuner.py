@@ -64,8 +64,7 @@ def card_gib(trial: TrialConfig, prepared: Prepared, precision: str, largest: fl
     if shape is None:
         return int(largest)
     kind = "float32" if precision == "float32" else "bfloat16"
-    needed = memory.training_bytes(shape, trial.context_length, 1, kind, trial.optimizer)
-    needed += memory.bucket_bytes(shape) if ranks > 1 else 0
+    needed = memory.Workload(shape, trial, "cuda", kind, ranks).peak_bytes(memory.Fit(micro_batch_size=1))
     return min(math.ceil(needed / memory.RESERVE / 2**30), int(largest))
 
 

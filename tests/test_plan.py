@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from ray import tune
 
-from raylm import TrialConfig, data, memory, models
+from raylm import Resources, Sweep, TrialConfig, data, hardware, models
 from raylm.catalog import MODELS, Shape
-from raylm.plan import plan, plan_trial
+from raylm.errors import duration
+from raylm.hardware import Slot
+from raylm.plan import plan, plan_trial, told
 from raylm.train import finetune
 
 
@@ -37,7 +40,7 @@ def test_what_only_the_hub_knows_is_left_open() -> None:
     assert unknown is None
     (known,) = plan([TrialConfig(dataset="wikitext2", model="someone/some-model")])
     assert known is not None
-    assert (known.flops, known.checkpoint_bytes, known.device_bytes(8, "float32")) == (None, None, None)
+    assert (known.flops, known.checkpoint_bytes, known.fit, known.seconds) == (None, None, None, None)
 
 
 def test_flops_follow_the_formula() -> None:
@@ -46,22 +49,44 @@ def test_flops_follow_the_formula() -> None:
     assert MODELS["gpt2-xl"].shape.training_flops_per_token(256) / 1e9 == pytest.approx(9.448, abs=0.001)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("gib", [1, 8, 24, 80])
-@pytest.mark.parametrize("name", ["gpt2-nano", "gpt2", "gpt2-xl"])
-def test_the_micro_batch_is_the_largest_that_fits(name: str, gib: int, precision: str) -> None:
-    shape, available = MODELS[name].shape, gib * 2**30
-    size = memory.micro_batch_size(shape, 1024, 64, precision, "adafactor", available)
-    parts = -(-64 // size)
-    needed = memory.training_bytes(shape, 1024, size, precision, "adafactor")
-    assert 1 <= size <= 64
-    assert size == 1 or needed <= available * memory.RESERVE
-    if size < 64:  # one part less would not have fitted
-        larger = -(-64 // (parts - 1))
-        assert memory.training_bytes(shape, 1024, larger, precision, "adafactor") > available * memory.RESERVE
-
-
 def test_a_shape_is_read_from_any_familys_config() -> None:
     sizes = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 99}
     assert Shape.of({**sizes, "max_position_embeddings": 77}) == Shape(2, 64, 4, 99, 77)
     assert Shape.of(sizes) is None
+
+
+def on(gpu: str) -> Slot:
+    slot = hardware.slot(Resources(), "auto", gpu)
+    assert slot is not None
+    return slot
+
+
+def test_a_plan_on_a_card_names_micro_batch_memory_and_time() -> None:
+    large, small = (plan_trial(TrialConfig(model="gpt2-xl"), 2_340_000, slot=on(gpu)) for gpu in ("h100", "a10g"))
+    assert large.fit is not None and small.fit is not None
+    assert not large.fit.recompute and small.fit.recompute
+    assert small.peak_bytes is not None and small.peak_bytes < 22 * 2**30
+    assert large.seconds is not None and small.seconds is not None and small.seconds > 10 * large.seconds
+
+
+def test_the_plan_of_a_sweep_adds_up() -> None:
+    sweep = Sweep(name="s", space={"model": "gpt2", "batch_size": tune.grid_search([8, 16, 64])})
+    plans = [plan_trial(trial, 1_000_000, slot=on("4xa100")) for trial in sweep.trials()]
+    seconds = [one.seconds or 0 for one in plans]
+    lines = told(sweep, plans, plans[1:], on("4xa100"), 3.6)
+    assert lines[0].startswith("3 trials, 2 to be done: 2,000,000 tokens in 78 steps, 1.6 PFLOPs, 0.9 GiB on disk")
+    assert lines[1].startswith(f"~{duration(max(seconds[1:]))} of training, 4 at a time; ~0.00 GPU-hours, ~")
+    assert lines[1].endswith(f"~{sum(seconds[1:]) / 1000:.2f} at 3.60 an hour")
+
+
+def test_the_plan_of_a_search_is_from_its_shortest_to_its_longest_trial() -> None:
+    space = {"dataset": "wikitext2", "evals_per_epoch": 9, "model": tune.choice(["gpt2", "gpt2-xl"])}
+    sweep = Sweep(name="s", space=space, search="random", num_samples=10, scheduler="asha")
+    short, long = (
+        plan_trial(TrialConfig(model=name), 2_340_000, slot=on("h100")).seconds for name in ("gpt2", "gpt2-xl")
+    )
+    assert short is not None and long is not None
+    first, second, *_ = told(sweep, [], [], on("h100"), None)
+    assert first == "a search of 10 trials, 0 ended; each follows from earlier results"
+    assert second.startswith(f"each takes ~{duration(short)} to ~{duration(long)} of training, 10 trials of the mean")
+    assert second.endswith("less, where trials are stopped early")

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from raylm import manifest, record, report, results
+from raylm import Resources, hardware, manifest, record, report, results
+from raylm.catalog import MODELS
 from raylm.config import TrialConfig
+from raylm.memory import Fit, Workload
 from raylm.progress import Measured, Progress
 from raylm.reference import load_reference
 from raylm.results import Results
@@ -80,8 +84,8 @@ def test_a_bar_in_a_name_does_not_end_a_cell(found: Results) -> None:
 COLUMNS = """
     dataset context_length model batch_size train_loss val_loss adj_val_loss best_epoch run status reason trial_id
     epochs optimizer learning_rate lr_schedule warmup_ratio weight_decay max_grad_norm dropout seed pretrained
-    max_train_tokens evals_per_epoch steps tokens_seen first_loss training_seconds micro_batch_size checkpoint
-    going_up reference_train_loss reference_val_loss reference_adj_val_loss
+    max_train_tokens evals_per_epoch steps tokens_seen first_loss training_seconds estimated_seconds
+    micro_batch_size recompute checkpoint going_up reference_train_loss reference_val_loss reference_adj_val_loss
 """
 
 
@@ -123,6 +127,19 @@ def test_write_puts_both_tables_into_the_results_folder(found: Results) -> None:
 def test_summary_counts_the_rows(found: Results) -> None:
     assert report.summary(found) == "5 rows: 1 done, 1 diverged, 1 failed, 2 to be done"
     assert report.summary(Results(found.storage, found.rows[:2])) == "2 rows: 1 done, 1 diverged"
+
+
+def test_the_estimate_stands_beside_what_it_took_where_it_is_known_what_a_trial_ran_on(found: Results) -> None:
+    slot = hardware.slot(Resources(), "auto", "a100")
+    assert slot is not None
+    file = Path(found.storage.where(record.NAME))
+    launch = {"number": 1, "slot": dataclasses.asdict(slot)}
+    file.write_text(json.dumps({**json.loads(file.read_text()), "launches": [launch]}))
+    done, *_, missing = csv.DictReader(report.csv_text(found).splitlines())
+    work = Workload(MODELS[DONE.model].shape, DONE, "cuda", slot.precision)
+    assert float(done["estimated_seconds"]) == slot.training_seconds(work, Fit(4), 10_000, 20)
+    assert missing["estimated_seconds"] == ""
+    assert re.search(r"; training took \d+ s, where ~[\d.]+ s were estimated$", report.summary(found))
 
 
 def test_summary_counts_rows_that_were_stopped_early(found: Results) -> None:

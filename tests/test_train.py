@@ -76,6 +76,17 @@ def test_micro_batches_change_nothing_but_rounding(corpus: Corpus) -> None:
         assert other.measured.val_loss == pytest.approx(whole.measured.val_loss, abs=1e-4)
 
 
+def test_recomputed_activations_change_no_bit(corpus: Corpus, tmp_path: Path) -> None:
+    config = trial(dropout=0.1, max_train_tokens=1000, evals_per_epoch=2)
+    kept = evaluations(config, corpus, micro_batch_size=3)
+    begun = finetune(config, corpus, NANO, micro_batch_size=3, recompute=True)
+    next(begun).save(tmp_path)
+    resumed = evaluations(config, corpus, resume_from=tmp_path, micro_batch_size=8)  # it goes on as it began
+    for last in (*begun, *resumed):
+        assert last.measured == kept[-1].measured and last.trial.progress.recompute
+        assert all(torch.equal(value, weights(kept[-1])[name]) for name, value in weights(last).items())
+
+
 def test_a_trial_is_a_function_of_its_config(corpus: Corpus) -> None:
     config = trial(dropout=0.1, max_train_tokens=800)
     one, same = (evaluations(config, corpus)[-1] for _ in range(2))

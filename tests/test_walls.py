@@ -20,10 +20,10 @@ MODULES = {path.stem: path for path in sorted((ROOT / "raylm").glob("*.py"))}
 SWEEPS = ROOT / "sweeps"
 
 LOWEST_TO_HIGHEST = """
-    errors catalog progress manifest cache memory checks spaces config __init__ loading
+    errors catalog progress manifest cache checks spaces config __init__ loading memory guard hardware
     hub tokenizer corpus data plan storage filesystems bucket place record results halving lineup reference table report
     figures importance drawing page console
-    optim models carried checkpoint ranks train evaluate prepare search guard cluster peers reporter trainable bridge
+    optim models carried checkpoint ranks train evaluate prepare search cluster peers reporter trainable bridge
     tuner launch run doctor submit notices cli sweep
 """
 ORDER = LOWEST_TO_HIGHEST.split()
@@ -88,7 +88,20 @@ def test_only_these_modules_import(package: str, users: list[str]) -> None:
 HEAVY = ("torch", "ray", "transformers", "datasets", "optuna")
 
 
-LIGHT = ["", ".config", ".loading", ".results", ".lineup", ".report", ".plan", ".console", ".page", ".launch", ".cli"]
+LIGHT = [
+    "",
+    ".config",
+    ".loading",
+    ".results",
+    ".lineup",
+    ".report",
+    ".hardware",
+    ".plan",
+    ".console",
+    ".page",
+    ".launch",
+    ".cli",
+]
 
 
 @pytest.mark.parametrize("name", LIGHT)

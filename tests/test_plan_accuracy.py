@@ -1,4 +1,4 @@
-"""GPT-2 at its true shape: bench/four_sizes.py, which covers all four sizes, on the smallest of them."""
+"""GPT-2 at its true shape: bench/plan_accuracy.py on the smallest size."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from raylm.catalog import MODELS
 
-SCRIPT = Path(__file__).resolve().parents[1] / "bench" / "four_sizes.py"
+SCRIPT = Path(__file__).resolve().parents[1] / "bench" / "plan_accuracy.py"
 PARAMETERS = {"gpt2": 124_439_808, "gpt2-medium": 354_823_168, "gpt2-large": 774_030_080, "gpt2-xl": 1_557_611_200}
 """As transformers counts them, the head tied to the embedding."""
 
@@ -24,7 +24,7 @@ def test_the_catalog_knows_the_parameters_of_each_size(model: str, parameters: i
 
 @pytest.mark.slow
 def test_gpt2_takes_real_steps_and_learns_from_the_first(hub_environment: dict[str, str]) -> None:
-    command = [sys.executable, str(SCRIPT), "--one", "gpt2", "--steps", "2", "--memory-gib", "22"]
+    command = [sys.executable, str(SCRIPT), "--one", "gpt2:256:8", "--steps", "2"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=hub_environment)
     assert done.returncode == 0, done.stderr
     measured = json.loads(done.stdout.splitlines()[-1])
@@ -32,4 +32,4 @@ def test_gpt2_takes_real_steps_and_learns_from_the_first(hub_environment: dict[s
     first, second = measured["losses"]
     assert first == pytest.approx(math.log(50257), abs=0.2)
     assert second < first - 0.5
-    assert measured["peak_gib"] == pytest.approx(measured["predicted_gib"], rel=0.15)
+    assert measured["peak_gib"] == pytest.approx(measured["predicted_gib"], rel=0.1)

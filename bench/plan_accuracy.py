@@ -1,0 +1,145 @@
+"""What `raylm plan` says of a trial beside what it takes: peak memory and seconds of real optimizer steps.
+
+    python bench/plan_accuracy.py [CASE ...] [--steps 4]
+
+A case is MODEL:CONTEXT_LENGTH:BATCH_SIZE, or with :GIB behind it, which the trial is fitted into as if the device had
+no more. The models have their true shapes and random weights: the hub is asked for configurations and tokenizers alone.
+Each case runs in a process of its own with what a trial's has imported, on real text, with Adafactor and the model's
+own dropout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from pydoc_data.topics import topics
+
+GIB = 2**30
+CASES = [
+    "gpt2-nano:128:8",
+    "gpt2:256:8",
+    "gpt2:256:8:3.5",
+    "gpt2:1024:2",
+    "gpt2:1024:2:2.6",
+    "gpt2-medium:256:4",
+    "gpt2-medium:256:8:5.5",
+]
+"""Whole batches, micro-batches and recomputed activations, within some 8 GiB."""
+
+
+def cpu_name() -> str:
+    """The processor's own name, where Linux tells it."""
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def measure(case: str, steps: int) -> dict[str, object]:
+    """Trains a case for some steps in this process."""
+    import torch
+
+    import raylm.trainable  # noqa: F401 (its memory is part of a trial's)
+    from raylm import Resources, TrialConfig, data, hardware, models
+    from raylm.memory import Workload
+    from raylm.train import finetune
+
+    model, context_length, batch_size, *gib = case.split(":")
+    on_gpu = torch.cuda.is_available()
+    slot = hardware.slot(Resources(cpus=os.cpu_count() or 1), "auto")
+    assert slot is not None, "this GPU is not in hardware.CARDS"
+    slot = replace(slot, card=replace(slot.card, gib=float(gib[0]))) if gib else slot
+    source = models.locate(model, pretrained=False)
+    shape = models.shape(source)
+    assert shape is not None
+    with tempfile.TemporaryDirectory() as folder:
+        texts = [topics[name] for name in sorted(topics)]
+        Path(folder, "train.txt").write_text("\n".join(texts[:-1]))
+        Path(folder, "validation.txt").write_text(topics["while"][:500])  # the steps are measured, not the evaluation
+        trial = TrialConfig(
+            dataset=folder,
+            model=model,
+            pretrained=False,
+            context_length=int(context_length),
+            batch_size=int(batch_size),
+            learning_rate=2e-5,
+            warmup_ratio=0.0,
+            max_train_tokens=steps * int(batch_size) * (int(context_length) - 1),
+        )
+        work = Workload(shape, trial, slot.card.device, slot.precision)
+        fit = work.fit(slot.available_bytes)
+        corpus = data.prepare(folder, source.files(), model)
+        losses: list[float] = []
+        times = [time.perf_counter()]
+
+        def on_step(step: int, total_steps: int, loss: float) -> None:
+            losses.append(loss)
+            times.append(time.perf_counter())
+            print(f"{case} step {step} of {total_steps}: loss {loss:.3f}", file=sys.stderr, flush=True)
+
+        (last,) = finetune(
+            trial,
+            corpus,
+            source,
+            device=slot.card.device,
+            precision=slot.precision,
+            micro_batch_size=fit.micro_batch_size,
+            recompute=fit.recompute,
+            on_step=on_step,
+        )
+    used = torch.cuda.mem_get_info() if on_gpu else (0, 0)
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    assert sum(p.numel() for p in last.trial.model.parameters()) == shape.parameters
+    return {
+        "parameters": shape.parameters,
+        "micro_batch_size": fit.micro_batch_size,
+        "recompute": fit.recompute,
+        "predicted_gib": work.peak_bytes(fit) / GIB,
+        "peak_gib": (used[1] - used[0] if on_gpu else resident) / GIB,
+        "estimated_seconds": slot.training_seconds(work, fit, last.measured.tokens_seen, steps) / steps,
+        "seconds": statistics.median(later - before for before, later in itertools.pairwise(times[1:])),
+        "losses": losses,
+        "device": torch.cuda.get_device_name() if on_gpu else f"{cpu_name()}, {torch.get_num_threads()} threads",
+        "precision": slot.precision,
+        "tflops": slot.card.tflops(slot.precision),
+    }
+
+
+def main() -> None:
+    """Measures each case in a process of its own and prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="*", metavar="CASE", default=CASES, help=f"default: {' '.join(CASES)}")
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.one:
+        print(json.dumps(measure(asked.cases[0], asked.steps)))
+        return
+    print("| case | micro-batch | predicted GiB | peak GiB | ratio | estimated s per step | taken | ratio |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
+    for case in asked.cases:
+        command = [sys.executable, __file__, "--one", case, "--steps", str(asked.steps)]
+        one = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
+        gib, peak, estimate, taken = (
+            one[name] for name in ("predicted_gib", "peak_gib", "estimated_seconds", "seconds")
+        )
+        print(
+            f"| {case} | {one['micro_batch_size']}{', recomputed' if one['recompute'] else ''} "
+            f"| {gib:.2f} | {peak:.2f} | {gib / peak:.2f} | {estimate:.2f} | {taken:.2f} | {estimate / taken:.2f} |",
+            flush=True,
+        )
+    print(f"\n{one['device']}, {one['precision']}, {one['tflops']:.2f} TFLOP/s in matrix products")
+
+
+if __name__ == "__main__":
+    main()
