@@ -34,6 +34,7 @@ CASES = [
     "gpt2:1024:2:2.6",
     "gpt2-medium:256:4",
     "gpt2-medium:256:8:5.5",
+    "gpt2-medium:256:8:4.4",
 ]
 """Whole batches, micro-batches and recomputed activations, within some 8 GiB."""
 

@@ -29,6 +29,9 @@ LOGITS_ROWS = {"cpu": 256, "cuda": 2048}
 """Positions whose logits exist at a time in training (`models.TRAINING_ROWS`)."""
 RUNTIME_BYTES = {"cpu": 520 * 2**20, "cuda": 600 * 2**20}
 """A trial's process before any model: with torch, transformers and Ray on a CPU, the context's part of a GPU."""
+GRADIENTS_BESIDE = 0.75
+"""Share of the gradients that comes to all activations where a batch goes through at once. Gradients take the place of
+activations, but an allocator does not fill every gap: bench/plan_accuracy.py has 0.5 to 1."""
 RESERVE = 0.85
 """Share of a device's memory that is planned with; the rest is the allocator's and the runtime's."""
 M_MMAP_THRESHOLD = -3
@@ -65,21 +68,36 @@ class Workload:
         """Windows of a batch that a rank has, at most."""
         return -(-self.trial.batch_size // self.ranks)
 
-    def peak_bytes(self, fit: Fit) -> int:
-        """Peak of a training step on the device: the runtime, weights, gradients, optimizer, activations, head."""
+    def _block_bytes(self, fit: Fit) -> int:
+        """What autograd keeps of one layer for the backward pass, the copies of its weights in bfloat16 aside."""
         shape, trial = self.shape, self.trial
         tokens = fit.micro_batch_size * trial.context_length
-        block = tokens * shape.width * SAVED_BYTES[self.precision]
-        if trial.dropout != 0:  # None is the model's own
-            block += tokens * shape.width * DROPOUT_BYTES[self.device][self.precision]
-            block += tokens * shape.heads * trial.context_length * ATTENTION_BYTES[self.device]
-        kept = shape.layers * (tokens * shape.width * INPUT_BYTES if fit.recompute else block)
-        per_parameter = 4 + 4 + OPTIMIZER_BYTES[trial.optimizer] + (2 if self.precision == "bfloat16" else 0)
+        if trial.dropout == 0:  # None is the model's own
+            return tokens * shape.width * SAVED_BYTES[self.precision]
+        masked = SAVED_BYTES[self.precision] + DROPOUT_BYTES[self.device][self.precision]
+        return tokens * (shape.width * masked + shape.heads * trial.context_length * ATTENTION_BYTES[self.device])
+
+    def kept_bytes(self, fit: Fit) -> int:
+        """What autograd keeps of all layers."""
+        inputs = fit.micro_batch_size * self.trial.context_length * self.shape.width * INPUT_BYTES
+        return self.shape.layers * (inputs if fit.recompute else self._block_bytes(fit))
+
+    def peak_bytes(self, fit: Fit) -> int:
+        """Peak of a training step on the device: at the loss, in the backward pass, or in the optimizer's update."""
+        shape, tokens = self.shape, fit.micro_batch_size * self.trial.context_length
+        per_parameter = 4 + OPTIMIZER_BYTES[self.trial.optimizer] + (2 if self.precision == "bfloat16" else 0)
         per_parameter += 4 if self.ranks > 1 else 0  # the buckets in which gradients are exchanged
-        head = 2 * 4 * shape.vocabulary * shape.width  # its gradient while it is made; the optimizer's update
+        gradients, kept = 4 * shape.parameters, self.kept_bytes(fit)
+        head = 2 * 4 * shape.vocabulary * shape.width  # its gradient while it is made; the optimizer's update of it
         logits = 3 * 4 * min(tokens, LOGITS_ROWS[self.device]) * shape.vocabulary
-        passing = max(logits, block) if fit.recompute else logits  # the loss is behind when a block is run again
-        return RUNTIME_BYTES[self.device] + per_parameter * shape.parameters + kept + head + passing
+        if fit.micro_batch_size < self.share:  # gradients of the micro-batch before are there
+            beside = gradients
+        else:
+            beside = 0 if fit.recompute else int(GRADIENTS_BESIDE * gradients)
+        at_the_loss = kept + head + logits + beside
+        in_backward = gradients + kept + self._block_bytes(fit) if fit.recompute else 0
+        in_update = gradients + head
+        return RUNTIME_BYTES[self.device] + per_parameter * shape.parameters + max(at_the_loss, in_backward, in_update)
 
     def fit(self, available_bytes: float) -> Fit:
         """As many windows at a time as fit, in equal parts of the batch, at least one; recomputed where none fits."""

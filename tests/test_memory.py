@@ -43,17 +43,11 @@ def kept_bytes(folder: Path, layers: int, precision: str, dropout: float, recomp
 def test_a_layer_keeps_what_the_plan_says(tmp_path: Path, precision: str, dropout: float, recompute: bool) -> None:
     two, three = (kept_bytes(tmp_path, layers, precision, dropout, recompute) for layers in (2, 3))
 
-    def planned(layers: int) -> int:
-        shape = Shape(layers, WIDTH, HEADS, VOCABULARY, LENGTH)
-        trial = TrialConfig(context_length=LENGTH, batch_size=BATCH, dropout=dropout)
-        work = Workload(shape, trial, "cpu", precision)
-        weights = 8 * shape.parameters  # with their gradients; the copy in bfloat16 is kept as an activation is
-        return work.peak_bytes(Fit(BATCH, recompute)) - weights
-
-    expected = planned(3) - planned(2)
-    if precision == "bfloat16" and recompute:  # the copies are made again, block by block
-        expected -= 2 * (12 * WIDTH**2 + 13 * WIDTH)
-    assert three - two == pytest.approx(expected, rel=0.02)
+    shape = Shape(1, WIDTH, HEADS, VOCABULARY, LENGTH)
+    trial = TrialConfig(context_length=LENGTH, batch_size=BATCH, dropout=dropout)
+    planned = Workload(shape, trial, "cpu", precision).kept_bytes(Fit(BATCH, recompute))
+    copies = 2 * 12 * WIDTH**2 if precision == "bfloat16" and not recompute else 0  # of its matrices
+    assert three - two == pytest.approx(planned + copies, rel=0.02)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -78,7 +72,7 @@ def test_the_micro_batch_is_the_largest_that_fits_and_nothing_is_recomputed_with
 
 def test_the_largest_model_fits_a_card_of_24_gb_by_recomputation() -> None:
     work = Workload(MODELS["gpt2-xl"].shape, TrialConfig(model="gpt2-xl"), "cuda", "bfloat16")
-    assert work.fit(22 * 2**30) == Fit(4, recompute=True)  # an A10G: 24 GB with error correction
+    assert work.fit(22 * 2**30) == Fit(8, recompute=True)  # an A10G: 24 GB with error correction
     assert not work.fit(79 * 2**30).recompute
 
 
@@ -86,7 +80,7 @@ def test_ranks_share_the_batch_and_need_room_to_exchange_gradients() -> None:
     shape, trial = MODELS["gpt2"].shape, TrialConfig(model="gpt2", batch_size=9)
     alone, shared = (Workload(shape, trial, "cuda", "float32", ranks) for ranks in (1, 2))
     assert (alone.share, shared.share) == (9, 5)
-    assert shared.peak_bytes(Fit(5)) == alone.peak_bytes(Fit(5)) + 4 * shape.parameters
+    assert shared.peak_bytes(Fit(3)) == alone.peak_bytes(Fit(3)) + 4 * shape.parameters
     assert shared.fit(200 * 2**30) == Fit(5)
 
 
