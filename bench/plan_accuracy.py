@@ -14,7 +14,6 @@ import argparse
 import itertools
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -37,13 +36,6 @@ CASES = [
     "gpt2-medium:256:8:4.4",
 ]
 """Whole batches, micro-batches and recomputed activations, within some 8 GiB."""
-
-
-def cpu_name() -> str:
-    """The processor's own name, where Linux tells it."""
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def measure(case: str, steps: int) -> dict[str, object]:
@@ -110,7 +102,7 @@ def measure(case: str, steps: int) -> dict[str, object]:
         "estimated_seconds": slot.training_seconds(work, fit, last.measured.tokens_seen, steps) / steps,
         "seconds": statistics.median(later - before for before, later in itertools.pairwise(times[1:])),
         "losses": losses,
-        "device": torch.cuda.get_device_name() if on_gpu else f"{cpu_name()}, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name() if on_gpu else f"{slot.card.name}, {torch.get_num_threads()} threads",
         "precision": slot.precision,
         "tflops": slot.card.tflops(slot.precision),
     }

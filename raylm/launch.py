@@ -208,7 +208,12 @@ def _launch_record(
         "versions": {name: importlib.metadata.version(name) for name in RECORDED_VERSIONS},
         "python": platform.python_version(),
         "git_commit": _git_commit(),
-        "hardware": {"machine": platform.machine(), "system": platform.platform(), "cpus": os.cpu_count()},
+        "hardware": {
+            "machine": platform.machine(),
+            "system": platform.platform(),
+            "cpus": os.cpu_count(),
+            "trials_on": slot.card.name if slot else None,
+        },
         "precision": sweep.precision,
         "resources_per_trial": dict(resources),
         "slot": dataclasses.asdict(slot) if slot else None,

@@ -185,7 +185,7 @@ def _launches(launches: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
         rest = {
             name.replace("_", " "): plain(value)
             for name, value in launch.items()
-            if name not in ("number", "started", "data")
+            if name not in ("number", "started", "data", "slot")
         }
         group = groups.setdefault(str(rest), {"launch": "", "started": "", **rest})
         for name, key in (("launch", "number"), ("started", "started")):

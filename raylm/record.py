@@ -64,7 +64,7 @@ def _record(content: dict[str, Any]) -> Record:
         failed=frozenset(one["id"] for one in trials if one.get("failed")),
         lag=content.get("lag"),
         exhausted=bool(content.get("exhausted")),
-        launches=list(content.get("launches", [])),
+        launches=[dict(one) for one in content.get("launches", [])],
     )
 
 

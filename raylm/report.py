@@ -131,10 +131,10 @@ def summary(results: Results) -> str:
 
 def estimates(results: Results) -> dict[str, float]:
     """Seconds that the steps done should have taken, by trial id, where it is known what they ran on."""
-    slots = {one.get("number"): hardware.recorded(one.get("slot")) for one in launches(results.storage)}
+    slots = {str(one.get("number")): hardware.recorded(one.get("slot")) for one in launches(results.storage)}
     found = {}
     for row in results.rows:
-        slot = slots.get(launch_number(row.latest.folder.split("/")[0])) if row.latest else None
+        slot = slots.get(str(launch_number(row.latest.folder.split("/")[0]))) if row.latest else None
         seconds = plan.estimated_seconds(row.config, row.latest.progress, slot) if row.latest and slot else None
         if seconds is not None:
             found[row.config.id] = seconds
