@@ -118,10 +118,10 @@ def test_the_time_grows_with_the_work_and_falls_with_the_card() -> None:
     assert 1.2 < seconds(fit=Fit(8, recompute=True)) / seconds() < 4 / 3
 
 
-def test_a_published_run_is_not_faster_than_the_estimate_by_much_nor_slower() -> None:
-    """llm.c trains gpt2 with 218,500 tokens/s on an A100, in batches of 64 windows (its scripts/run_gpt2_124M.sh)."""
-    estimated = 1_000_000 / seconds(model="gpt2", context_length=1024, batch_size=64)
-    assert estimated == pytest.approx(218_500, rel=0.25)
+def test_the_estimate_is_what_good_kernels_take() -> None:
+    """llm.c: 218,500 tokens/s of gpt2 on each A100, in batches of 64 windows (its scripts/run_gpt2_124M.sh)."""
+    estimated = 1_000_000 / seconds("a100-80gb", model="gpt2", context_length=1024, batch_size=64)
+    assert estimated == pytest.approx(218_500, rel=0.1)
 
 
 def test_a_slot_is_read_again_as_it_was_written_and_nonsense_is_none() -> None:
