@@ -25,7 +25,10 @@ from raylm.train import finetune, training_windows, validation_loss
 
 
 class WindowDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
-    """raylm's training windows in raylm's order, as Trainer takes them: labels are inputs, shifted by the model."""
+    """raylm's training windows in raylm's order, as Trainer takes them: labels are inputs, shifted by the model.
+
+    The first one is no target. Were it labelled, Trainer would count it, and its losses would be too small.
+    """
 
     def __init__(self, config: TrialConfig, corpus: Corpus) -> None:
         self.windows = training_windows(config, corpus)
@@ -40,6 +43,7 @@ class WindowDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         inputs = np.full(self.length, self.windows.end_of_text)
         labels = np.full(self.length, IGNORED)
         inputs[: inputs_1T.shape[1]] = labels[: inputs_1T.shape[1]] = inputs_1T[0]
+        labels[0] = IGNORED
         return {"input_ids": torch.from_numpy(inputs), "labels": torch.from_numpy(labels)}
 
 

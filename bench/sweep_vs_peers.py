@@ -1,0 +1,203 @@
+"""The same grid by raylm and by what else there is, each a process of its own, from its start to its end.
+
+    python bench/sweep_vs_peers.py [--trials 12] [--tokens 50000] [--only raylm trainer-ray trainer-loop trainer-optuna]
+
+`gpt2-nano` from the same random weights on the text of Python's documentation, the same windows in the same order, the
+same schedule and optimizer, an evaluation and a checkpoint per trial, over learning rates:
+
+- `raylm`: `raylm run`, two trials at a time with a processor each;
+- `trainer-ray`: transformers' `Trainer.hyperparameter_search(backend="ray")`, two at a time likewise;
+- `trainer-loop`: a loop over `Trainer`, one trial after another on both processors;
+- `trainer-optuna`: `Trainer.hyperparameter_search(backend="optuna")`, likewise.
+
+The corpus is made before. Prints seconds, ratios to raylm and each trial's val loss side by side. Needs `accelerate`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+SWEEP = """
+from ray import tune
+from raylm import Resources, Sweep
+sweep = Sweep(name="bench", space={{
+    "dataset": "pydocs", "model": "gpt2-nano", "context_length": {context}, "max_train_tokens": {tokens},
+    "learning_rate": tune.grid_search({rates}),
+}}, resources=Resources(cpus=1))
+"""
+CONTEXT, BATCH = 128, 8
+
+Losses = dict[float, float]
+"""Val loss by learning rate."""
+
+
+def learning_rates(trials: int) -> list[float]:
+    """The grid."""
+    return [number * 1e-4 for number in range(1, trials + 1)]
+
+
+def by_raylm(rates: list[float], tokens: int, folder: Path) -> Losses:
+    """`raylm run`, as a user starts it."""
+    file = folder / "bench.py"
+    file.write_text(SWEEP.format(context=CONTEXT, tokens=tokens, rates=rates))
+    command = [sys.executable, "-m", "raylm.sweep", str(file), "--storage", str(folder), "--address", "local"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    with (folder / "bench" / "results.csv").open() as rows:
+        return {float(row["learning_rate"]): float(row["val_loss"]) for row in csv.DictReader(rows)}
+
+
+# ---- transformers -------------------------------------------------------------------------------------------------
+
+
+def trainer(tokens: int, folder: Path, threads: int) -> Any:
+    """A Trainer for the trials, whose rate is set later."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel, TrainingArguments
+    from vs_trainer import InOrder, WindowDataset
+
+    from raylm import TrialConfig, data
+    from raylm.catalog import MODELS
+    from raylm.data import Windows
+
+    config = TrialConfig(dataset="pydocs", context_length=CONTEXT, batch_size=BATCH, max_train_tokens=tokens)
+    corpus, shape = data.prepare("pydocs", None, "gpt2-nano"), MODELS["gpt2-nano"].shape
+    validation = WindowDataset(config, corpus)
+    validation.windows = Windows(corpus.validation.tokens, CONTEXT, corpus.end_of_text)
+    validation.order = range(len(validation.windows))  # type: ignore[assignment]
+
+    def model_init() -> GPT2LMHeadModel:
+        torch.set_num_threads(threads)
+        torch.manual_seed(config.seed)
+        sizes = {"n_positions": shape.positions, "n_embd": shape.width, "n_layer": shape.layers, "n_head": shape.heads}
+        dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+        return GPT2LMHeadModel(
+            GPT2Config(vocab_size=corpus.vocabulary, bos_token_id=0, eos_token_id=0, **sizes, **dropout)
+        )
+
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=BATCH,
+        per_device_eval_batch_size=64,
+        num_train_epochs=1,
+        optim="adafactor",
+        max_grad_norm=config.max_grad_norm,
+        weight_decay=0.0,
+        report_to="none",
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        prediction_loss_only=True,
+        disable_tqdm=True,
+    )
+    return InOrder(
+        config,
+        model_init=model_init,
+        args=arguments,
+        train_dataset=WindowDataset(config, corpus),
+        eval_dataset=validation,
+    )
+
+
+def by_trainer_loop(rates: list[float], tokens: int, folder: Path) -> Losses:
+    """One Trainer after another, with all processors."""
+    losses = {}
+    for rate in rates:
+        one = trainer(tokens, folder / f"{rate}", threads=os.cpu_count() or 1)
+        one.args.learning_rate = rate
+        one.train()
+        losses[rate] = [entry["eval_loss"] for entry in one.state.log_history if "eval_loss" in entry][-1]
+    return losses
+
+
+def by_trainer_ray(rates: list[float], tokens: int, folder: Path) -> Losses:
+    """The search of transformers by Ray Tune."""
+    import ray
+    from ray import tune
+
+    ray.init("local", logging_level="ERROR", log_to_driver=False)
+    found = trainer(tokens, folder / "out", threads=1).hyperparameter_search(
+        hp_space=lambda trial: {"learning_rate": tune.grid_search(rates)},
+        compute_objective=lambda metrics: metrics["eval_loss"],
+        n_trials=1,
+        backend="ray",
+        resources_per_trial={"cpu": 1},
+        storage_path=str(folder / "tune"),
+        verbose=0,
+    )
+    results = found.run_summary.results.values()
+    return {float(one["config"]["learning_rate"]): float(one["objective"]) for one in results}
+
+
+def by_trainer_optuna(rates: list[float], tokens: int, folder: Path) -> Losses:
+    """The search of transformers by Optuna, in one process."""
+    import optuna
+
+    losses = {}
+    searched = trainer(tokens, folder / "out", threads=os.cpu_count() or 1)
+
+    def objective(metrics: dict[str, float]) -> float:
+        losses[float(searched.args.learning_rate)] = metrics["eval_loss"]
+        return metrics["eval_loss"]
+
+    searched.hyperparameter_search(
+        hp_space=lambda trial: {"learning_rate": trial.suggest_categorical("learning_rate", rates)},
+        compute_objective=objective,
+        n_trials=len(rates),
+        backend="optuna",
+        sampler=optuna.samplers.GridSampler({"learning_rate": rates}, seed=0),
+    )
+    return losses
+
+
+SIDES: dict[str, Callable[[list[float], int, Path], Losses]] = {
+    "raylm": by_raylm,
+    "trainer-ray": by_trainer_ray,
+    "trainer-loop": by_trainer_loop,
+    "trainer-optuna": by_trainer_optuna,
+}
+
+
+def timed(side: str, trials: int, tokens: int) -> tuple[float, Losses]:
+    """Seconds of a side's whole process, and what it came to."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, __file__, "--side", side, "--folder", folder]
+        command += ["--trials", str(trials), "--tokens", str(tokens)]
+        started = time.perf_counter()
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        seconds = time.perf_counter() - started
+    return seconds, {float(rate): loss for rate, loss in json.loads(done.stdout.splitlines()[-1]).items()}
+
+
+def main() -> None:
+    """Runs each side and prints a table; or, with `--side`, is one of them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=12)
+    parser.add_argument("--tokens", type=int, default=50_000)
+    parser.add_argument("--only", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    rates = learning_rates(asked.trials)
+    if asked.side:
+        print(json.dumps(SIDES[asked.side](rates, asked.tokens, asked.folder)))
+        return
+    from raylm import data
+
+    data.prepare("pydocs", None, "gpt2-nano")
+    measured = {side: timed(side, asked.trials, asked.tokens) for side in asked.only}
+    base = measured[asked.only[0]][0]
+    for side, (seconds, losses) in measured.items():
+        print(f"{side:16}{seconds:8.1f} s {seconds / base:6.2f}   " + " ".join(f"{losses[r]:.4f}" for r in rates))
+
+
+if __name__ == "__main__":
+    main()
