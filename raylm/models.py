@@ -1,6 +1,6 @@
 """The models: found, loaded or made at random, and the loss of a window.
 
-B is the batch, T the context length, D the model's width, V its vocabulary, N = B * T.
+B is the batch, T the context length, D the model's width, V its vocabulary.
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -21,14 +21,10 @@ from raylm import hub
 from raylm.catalog import MODELS, NANO, Shape, positions
 from raylm.data import IGNORED
 from raylm.errors import UserError
+from raylm.head import linear_cross_entropy
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
-
-TRAINING_ROWS = {"cpu": 256, "cuda": 2048}
-"""Positions whose logits exist at a time in training: enough to be worth an addition to the weight's gradient."""
-EVALUATION_ROWS = {"cpu": 64, "cuda": 2048}
-"""And in evaluation: what stays in a CPU's cache, what fills a GPU."""
 
 
 @dataclass(frozen=True)
@@ -238,56 +234,3 @@ def summed_loss(model: PreTrainedModel, inputs_BT: Tensor, targets_BT: Tensor) -
     return torch.nn.functional.cross_entropy(
         logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), ignore_index=IGNORED, reduction="sum"
     )
-
-
-def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
-    """Summed cross-entropy of `hidden @ weight.T` against the targets, without the logits as a whole."""
-    if torch.is_grad_enabled():
-        return cast(Tensor, _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N))  # type: ignore[no-untyped-call]
-    total = hidden_ND.new_zeros((), dtype=torch.float32)
-    for block in _blocks(hidden_ND, EVALUATION_ROWS):
-        total += _block_loss(_logits(hidden_ND[block], weight_VD), targets_N[block])[0]
-    return total
-
-
-def _blocks(hidden_ND: Tensor, rows: Mapping[str, int]) -> list[slice]:
-    size = rows[hidden_ND.device.type]
-    return [slice(start, start + size) for start in range(0, len(hidden_ND), size)]
-
-
-def _logits(hidden_ND: Tensor, weight_VD: Tensor) -> Tensor:
-    return (hidden_ND @ weight_VD.T).float()
-
-
-def _block_loss(logits_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
-    """The summed loss of a block, and the logarithm of each position's normaliser (N, 1)."""
-    normaliser_N1 = logits_NV.logsumexp(dim=-1, keepdim=True)
-    picked_N1 = logits_NV.gather(1, targets_N.clamp(min=0).unsqueeze(-1))
-    return ((normaliser_N1 - picked_N1).squeeze(-1) * (targets_N != IGNORED)).sum(), normaliser_N1
-
-
-class _LinearCrossEntropy(torch.autograd.Function):
-    """Head and loss in blocks of positions; the gradients are made while a block's logits are at hand."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
-        total = hidden_ND.new_zeros((), dtype=torch.float32)
-        grad_hidden_ND = torch.empty_like(hidden_ND)
-        grad_weight_VD = torch.zeros_like(weight_VD)
-        for block in _blocks(hidden_ND, TRAINING_ROWS):
-            logits_NV, targets = _logits(hidden_ND[block], weight_VD), targets_N[block]
-            loss, normaliser_N1 = _block_loss(logits_NV, targets)
-            total += loss
-            # d loss / d logits = softmax - one-hot, and nothing where there is no target
-            counted_N1 = (targets != IGNORED).unsqueeze(-1).float()
-            grad_NV = logits_NV.sub_(normaliser_N1).exp_().mul_(counted_N1)
-            grad_NV.scatter_add_(1, targets.clamp(min=0).unsqueeze(-1), -counted_N1)
-            grad_hidden_ND[block] = grad_NV @ weight_VD
-            grad_weight_VD += grad_NV.T @ hidden_ND[block]
-        ctx.save_for_backward(grad_hidden_ND, grad_weight_VD)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:
-        grad_hidden_ND, grad_weight_VD = ctx.saved_tensors
-        return grad_hidden_ND * grad_outputs[0], grad_weight_VD * grad_outputs[0], None

@@ -23,7 +23,7 @@ LOWEST_TO_HIGHEST = """
     errors catalog progress manifest cache checks spaces config __init__ loading memory guard hardware
     hub tokenizer corpus data plan storage filesystems bucket place record results halving lineup reference table report
     figures importance drawing page console
-    optim models carried checkpoint ranks train evaluate prepare search cluster peers reporter trainable bridge
+    optim head models carried checkpoint ranks train evaluate prepare search cluster peers reporter trainable bridge
     tuner launch run doctor submit notices cli sweep
 """
 ORDER = LOWEST_TO_HIGHEST.split()
