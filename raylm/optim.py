@@ -18,6 +18,9 @@ ADAFACTOR_EPS = 1e-30
 ADAFACTOR_CLIP = 1.0
 """Largest root mean square of a step, in units of the learning rate."""
 
+CACHED_NUMBERS = 2**19
+"""A part of a matrix that a processor's cache holds, several times."""
+
 
 class Adafactor(torch.optim.Optimizer):
     """Adafactor (Shazeer and Stern 2018, arXiv:1804.04235) whose step has the size of the learning rate.
@@ -47,36 +50,57 @@ class Adafactor(torch.optim.Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    state = self.state[parameter]
-                    update = self._update(parameter.grad, state)
                     if group["weight_decay"]:
-                        parameter.mul_(1 - group["weight_decay"] * group["lr"])
-                    parameter.sub_(update.mul_(group["lr"]))
+                        parameter.sub_(parameter, alpha=group["weight_decay"] * group["lr"])
+                    self._update(parameter, group["lr"])
         return loss
 
-    @staticmethod
-    def _update(grad: Tensor, state: dict[str, Any]) -> Tensor:
-        """The gradient over the root of its running second moment, its root mean square clipped at 1."""
-        state["step"] = state.get("step", 0) + 1
+    def _update(self, parameter: Tensor, rate: float) -> None:
+        state, grad = self.state[parameter], parameter.grad
+        assert grad is not None
+        if not state and grad.dim() < 2:
+            state.update(step=0, second_moment=torch.zeros_like(grad))
+        elif not state:
+            state.update(step=0, row=torch.zeros_like(grad[..., 0]), column=torch.zeros_like(grad[..., 0, :]))
+        state["step"] += 1
         fresh = float(state["step"]) ** -ADAFACTOR_DECAY
-        squared = grad.square().add_(ADAFACTOR_EPS)
         if grad.dim() < 2:
-            update = _average(state, "second_moment", squared, fresh).rsqrt().mul_(grad)
+            _update_vector(parameter, grad, state["second_moment"], rate, fresh)
         else:
-            row = _average(state, "row", squared.mean(dim=-1), fresh)
-            column = _average(state, "column", squared.mean(dim=-2), fresh)
-            row_factor = (row / row.mean(dim=-1, keepdim=True)).rsqrt_().unsqueeze(-1)
-            update = torch.mul(grad, row_factor, out=squared).mul_(column.rsqrt().unsqueeze(-2))
-        rms = torch.linalg.vector_norm(update) / update.numel() ** 0.5
-        return update.div_((rms / ADAFACTOR_CLIP).clamp_(min=1.0))
+            _update_matrix(parameter, grad, state["row"], state["column"], rate, fresh)
 
 
-def _average(state: dict[str, Any], name: str, value: Tensor, fresh: float) -> Tensor:
-    """The running mean under a name, with a share of `fresh` of this value."""
-    if name not in state:
-        state[name] = torch.zeros_like(value)
-    mean: Tensor = state[name]
-    return mean.lerp_(value, fresh)
+def _update_vector(value: Tensor, grad: Tensor, moment: Tensor, rate: float, fresh: float) -> None:
+    """Subtracts the gradient over the root of its second moment, to whose running mean it adds a share of `fresh`."""
+    moment.lerp_(grad.square().add_(ADAFACTOR_EPS), fresh)
+    update = moment.rsqrt().mul_(grad)
+    value.sub_(update.mul_(_clipped(rate, update.square().mean())))
+
+
+def _update_matrix(value: Tensor, grad: Tensor, row: Tensor, column: Tensor, rate: float, fresh: float) -> None:
+    """The same, the second moment (..., R, C) being the product of the means of its rows (..., R) and columns (..., C).
+
+    Three times through the gradient, in blocks of rows that a processor's cache holds, so that no tensor of the size of
+    the parameter is made: for the moments, for the size of the update, for the update.
+    """
+    length = grad.shape[-2]
+    size = max(1, CACHED_NUMBERS * length // grad.numel()) if grad.is_cpu else length
+    blocks = torch.split(grad, size, dim=-2)
+    squared = map(torch.square, blocks)  # one at a time
+    means, sums = zip(*((block.mean(dim=-1), block.sum(dim=-2)) for block in squared), strict=True)
+    row.lerp_(torch.cat(means, dim=-1).add_(ADAFACTOR_EPS), fresh)
+    column.lerp_(torch.stack(sums).sum(dim=0).div_(length).add_(ADAFACTOR_EPS), fresh)
+    row_factor, column_factor = (row / row.mean(dim=-1, keepdim=True)).rsqrt_(), column.rsqrt()
+    squares = torch.cat([block.square() @ column_factor.square().unsqueeze(-1) for block in blocks], dim=-2)
+    mean_square = (squares * row_factor.square().unsqueeze(-1)).mean() / grad.shape[-1]
+    scaled = torch.split((row_factor * _clipped(rate, mean_square)).unsqueeze(-1), size, dim=-2)
+    for part, block, factor in zip(torch.split(value, size, dim=-2), blocks, scaled, strict=True):
+        part.addcmul_(block * column_factor.unsqueeze(-2), factor, value=-1)
+
+
+def _clipped(rate: float, mean_square: Tensor) -> Tensor:
+    """The rate for an update of this mean square, which is to be at most `ADAFACTOR_CLIP`'s."""
+    return rate / (mean_square.sqrt() / ADAFACTOR_CLIP).clamp_(min=1.0)
 
 
 def make(config: TrialConfig, model: nn.Module) -> torch.optim.Optimizer:

@@ -13,7 +13,8 @@ from raylm import TrialConfig, optim
 
 def parameters() -> list[torch.nn.Parameter]:
     torch.manual_seed(1)
-    return [torch.nn.Parameter(torch.randn(shape) * 0.1) for shape in [(6, 4), (5,), (1, 7), (2, 3, 4), (3, 3)]]
+    shapes = [(6, 4), (5,), (1, 7), (2, 3, 4), (3, 3), (2100, 257)]  # the last is larger than a block
+    return [torch.nn.Parameter(torch.randn(shape) * 0.1) for shape in shapes]
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
