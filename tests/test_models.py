@@ -50,15 +50,6 @@ def test_other_families_go_through_their_own_head() -> None:
     assert ours.item() == pytest.approx(model(input_ids=inputs_BT, labels=inputs_BT).loss.item(), abs=1e-6)
 
 
-def test_gelu_is_one_kernel_of_the_same_function_and_keeps_its_name(gpt2_folder: Path, tmp_path: Path) -> None:
-    ours, theirs = load(gpt2_folder).eval(), GPT2LMHeadModel.from_pretrained(gpt2_folder).eval()
-    assert all(isinstance(block.mlp.act, torch.nn.GELU) for block in ours.transformer.h)
-    inputs_BT = torch.arange(128).view(2, 64)
-    assert torch.allclose(ours(inputs_BT).logits, theirs(inputs_BT).logits, rtol=1e-5, atol=1e-5)
-    ours.save_pretrained(tmp_path / "saved")
-    assert json.loads((tmp_path / "saved" / "config.json").read_text())["activation_function"] == "gelu_new"
-
-
 def test_random_weights_follow_from_the_seed() -> None:
     source = models.locate(NANO, pretrained=False)
     one, same, other = (models.load(source, vocabulary=4096, dropout=None, seed=seed) for seed in (1, 1, 2))

@@ -119,6 +119,11 @@ UNEVEN = {
 }
 
 
+ROUNDING = 5e-6
+"""Relative. Adafactor steps as far on a gradient that is rounding alone, as that of a key's bias: after a last batch of one
+window, micro-batches of 8, 4, 3, 2 and 1 windows of one process come to losses 2e-6 apart."""
+
+
 @pytest.mark.parametrize("fields", UNEVEN.values(), ids=UNEVEN.keys())
 @pytest.mark.parametrize(("size", "micro_batch_size"), [(2, None), (2, 3), (3, 2)])
 def test_ranks_come_to_the_losses_and_weights_of_one_process(
@@ -129,11 +134,11 @@ def test_ranks_come_to_the_losses_and_weights_of_one_process(
     several = train(size, config, micro_batch_size=micro_batch_size)
     for seen in several:
         assert_identical(seen, several[0])
-    assert several[0].losses == pytest.approx(one.losses, rel=2e-6)
+    assert several[0].losses == pytest.approx(one.losses, rel=ROUNDING)
     for ours, theirs in zip(several[0].measured, one.measured, strict=True):
         assert (ours.step, ours.tokens_seen) == (theirs.step, theirs.tokens_seen)
-        assert ours.train_loss == pytest.approx(theirs.train_loss, rel=2e-6)
-        assert ours.val_loss == pytest.approx(theirs.val_loss, rel=2e-6)
+        assert ours.train_loss == pytest.approx(theirs.train_loss, rel=ROUNDING)
+        assert ours.val_loss == pytest.approx(theirs.val_loss, rel=ROUNDING)
     for name, value in one.weights.items():
         if not name.endswith("c_attn.bias"):  # no loss depends on a key's bias: its gradient is rounding alone
             np.testing.assert_allclose(several[0].weights[name], value, atol=2e-4, err_msg=name)
