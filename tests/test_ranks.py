@@ -120,8 +120,8 @@ UNEVEN = {
 
 
 ROUNDING = 5e-6
-"""Relative. Adafactor steps as far on a gradient that is rounding alone, as that of a key's bias: after a last batch of one
-window, micro-batches of 8, 4, 3, 2 and 1 windows of one process come to losses 2e-6 apart."""
+"""Relative. Adafactor steps as far on a gradient that is rounding alone, as that of a key's bias: after a last batch of
+one window, micro-batches of 8, 4, 3, 2 and 1 windows of one process come to losses 2e-6 apart."""
 
 
 @pytest.mark.parametrize("fields", UNEVEN.values(), ids=UNEVEN.keys())
