@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import torch
 
-from raylm import data, manifest, models, record, results
+from raylm import data, manifest, models, precision, record, results
 from raylm.config import TrialConfig
 from raylm.data import Corpus
 from raylm.errors import UserError
 from raylm.results import Results, Row
-from raylm.train import resolved_precision, validation_loss
+from raylm.train import validation_loss
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,11 @@ def _losses(found: Results, row: Row, context_lengths: Sequence[int]) -> Iterato
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)
     longest = models.longest_context(model)
-    precision = resolved_precision(record.launches(found.storage)[-1]["precision"], device)
+    asked = record.launches(found.storage)[-1]["precision"]
+    kind = precision.resolved("float32" if asked == "float32" else "auto", device)  # this machine may lack bfloat16
     for length in context_lengths:
         if longest is None or length <= longest:
-            yield length, validation_loss(model, corpus, length, micro_batch_size=1, precision=precision)
+            yield length, validation_loss(model, corpus, length, micro_batch_size=1, precision=kind)
 
 
 def _corpus(found: Results, config: TrialConfig) -> Corpus:

@@ -57,9 +57,10 @@ def launch(sweep: Sweep, prepared: Prepared, found: Results, left: int, how: How
         left: trials to be run.
     """
     with screen.working("starting Ray"):
-        from raylm import cluster, tuner
+        from raylm import cluster, precision, tuner
     with cluster.started_ray(how.address, how.verbose) as dashboard:
         resources = cluster.resolved_resources(sweep.resources)
+        precision.resolved(sweep.precision, tuner.device_of(resources))  # may refuse; processors are taken to be alike
         cluster.check_storage(found.storage)
         screen.say(f"dashboard: {dashboard} (its token: ray get-auth-token)" if dashboard else "dashboard: not running")
         launched = _run_lineup(sweep, prepared, found, left, how, resources, screen)

@@ -260,13 +260,6 @@ def validation_loss(
     return ranks.add_up(total).item() / len(windows.tokens)
 
 
-def resolved_precision(asked: str, device: str) -> str:
-    """The precision that `auto` means on a device: bfloat16 on GPUs that have it, else float32."""
-    if asked != "auto":
-        return asked
-    return "bfloat16" if device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-
-
 def _nll(loss: Loss, windows: Windows, indices: Indices, device: torch.device, precision: str) -> Tensor:
     """Summed loss of these windows."""
     inputs_BT, targets_BT = (torch.from_numpy(array).to(device) for array in windows.batch(indices))

@@ -15,13 +15,13 @@ import torch
 from ray import tune
 from ray._private.state import state as ray_state
 
-from raylm import carried, checks, memory, models, peers, results
+from raylm import carried, checks, memory, models, peers, precision, results
 from raylm.config import TrialConfig
 from raylm.errors import Pause, UserError, WorkError, disk_is_full
 from raylm.guard import GIB, GROWN, Footprint, Guard, machine_memory
 from raylm.reporter import Reporter
 from raylm.storage import Storage
-from raylm.train import Evaluation, finetune, resolved_precision
+from raylm.train import Evaluation, finetune
 
 SECONDS_BETWEEN_WORDS = 0.5
 """Time between two words to the driver on how far a trial is."""
@@ -222,20 +222,20 @@ def _train(trial: TrialConfig, job: Job, contact: Contact) -> None:
     if problem := checks.windows_for_all("batch_size", [trial.batch_size], job.ranks):  # a search may come to this
         raise UserError(str(problem))
     source = _source(trial, job)
-    precision = resolved_precision(job.precision, job.device)
+    kind = precision.resolved(job.precision, job.device)
     corpus, within = job.corpora[trial.dataset, trial.model], partial(_within_its_part, job, trial.run_name)
 
     def note(error: Exception) -> None:
         ray.get(job.board.error.remote(trial.run_name, _told(error)), timeout=5)
 
-    fit = _fit(trial, source, job, precision)
+    fit = _fit(trial, source, job, kind)
     with results.newest_verified(job.folder, trial) as checkpoint:
         work = partial(
             finetune,
             trial,
             source=source,
             device=job.device,
-            precision=precision,
+            precision=kind,
             micro_batch_size=fit.micro_batch_size,
             recompute=fit.recompute,
             resume_from=checkpoint,
