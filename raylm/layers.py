@@ -6,6 +6,8 @@ that they see.
 
 from __future__ import annotations
 
+import importlib.util
+import shutil
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -35,6 +37,18 @@ def refit(model: PreTrainedModel) -> PreTrainedModel:
         AttentionInterface.register("raylm", attention)
         model.config._attn_implementation = "raylm"
     return model
+
+
+def can_compile(model: PreTrainedModel) -> bool:
+    """Whether a model's blocks can be compiled for a GPU: it takes Triton, and Triton takes a C compiler."""
+    tools = importlib.util.find_spec("triton") and any(map(shutil.which, ("gcc", "clang", "cc")))
+    return model.config.model_type == "gpt2" and bool(tools)
+
+
+def compile_blocks(model: PreTrainedModel) -> None:
+    """Fuses what a block of GPT-2 does, once for all blocks: inductor's cache on disk keeps it for other processes."""
+    for block in model.base_model.h:
+        block.compile()
 
 
 class Dropout(nn.Dropout):

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from raylm.config import TrialConfig
 
+Share = float | Tensor
+"""Of the new in a running mean."""
+
 ADAFACTOR_DECAY = 0.8
 """The share of the old second moment is 1 - step^-0.8."""
 ADAFACTOR_EPS = 1e-30
@@ -33,8 +36,18 @@ class Adafactor(torch.optim.Optimizer):
     device.
     """
 
-    def __init__(self, params: Any, lr: float, weight_decay: float = 0.0) -> None:
+    def __init__(self, params: Any, lr: float, weight_decay: float = 0.0, compiled: bool = False) -> None:
+        """As torch's optimizers.
+
+        Args:
+            compiled: fuse the operations on a parameter with `torch.compile`, once for all shapes.
+        """
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+        self.compiled = compiled
+        self._update_vector, self._update_matrix = _update_vector, _update_matrix
+        if compiled:
+            self._update_vector = torch.compile(_update_vector, dynamic=True)
+            self._update_matrix = torch.compile(_update_matrix, dynamic=True)
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -63,28 +76,33 @@ class Adafactor(torch.optim.Optimizer):
         elif not state:
             state.update(step=0, row=torch.zeros_like(grad[..., 0]), column=torch.zeros_like(grad[..., 0, :]))
         state["step"] += 1
-        fresh = float(state["step"]) ** -ADAFACTOR_DECAY
+        share = float(state["step"]) ** -ADAFACTOR_DECAY
+        fresh: Share = grad.new_full((), share) if self.compiled else share  # a number would be compiled in
+        value = parameter.detach()  # the shape of a parameter would be, too
         if grad.dim() < 2:
-            _update_vector(parameter, grad, state["second_moment"], rate, fresh)
+            self._update_vector(value, grad, state["second_moment"], rate, fresh)
         else:
-            _update_matrix(parameter, grad, state["row"], state["column"], rate, fresh)
+            self._update_matrix(value, grad, state["row"], state["column"], rate, fresh)
 
 
-def _update_vector(value: Tensor, grad: Tensor, moment: Tensor, rate: float, fresh: float) -> None:
+def _update_vector(value: Tensor, grad: Tensor, moment: Tensor, rate: float, fresh: Share) -> None:
     """Subtracts the gradient over the root of its second moment, to whose running mean it adds a share of `fresh`."""
     moment.lerp_(grad.square().add_(ADAFACTOR_EPS), fresh)
     update = moment.rsqrt().mul_(grad)
     value.sub_(update.mul_(_clipped(rate, update.square().mean())))
 
 
-def _update_matrix(value: Tensor, grad: Tensor, row: Tensor, column: Tensor, rate: float, fresh: float) -> None:
+def _update_matrix(
+    value: Tensor, grad: Tensor, row: Tensor, column: Tensor, rate: float, fresh: float | Tensor
+) -> None:
     """The same, the second moment (..., R, C) being the product of the means of its rows (..., R) and columns (..., C).
 
     Three times through the gradient, in blocks of rows that a processor's cache holds, so that no tensor of the size of
     the parameter is made: for the moments, for the size of the update, for the update.
     """
     length = grad.shape[-2]
-    size = max(1, CACHED_NUMBERS * length // grad.numel()) if grad.is_cpu else length
+    whole = torch.compiler.is_compiling() or not grad.is_cpu
+    size = length if whole else max(1, CACHED_NUMBERS * length // grad.numel())
     blocks = torch.split(grad, size, dim=-2)
     squared = map(torch.square, blocks)  # one at a time
     means, sums = zip(*((block.mean(dim=-1), block.sum(dim=-2)) for block in squared), strict=True)
@@ -103,7 +121,7 @@ def _clipped(rate: float, mean_square: Tensor) -> Tensor:
     return rate / (mean_square.sqrt() / ADAFACTOR_CLIP).clamp_(min=1.0)
 
 
-def make(config: TrialConfig, model: nn.Module) -> torch.optim.Optimizer:
+def make(config: TrialConfig, model: nn.Module, compiled: bool = False) -> torch.optim.Optimizer:
     """The optimizer of a trial. Only matrices decay: a decayed bias or norm loses what it is for."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
@@ -112,7 +130,7 @@ def make(config: TrialConfig, model: nn.Module) -> torch.optim.Optimizer:
     ]
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.learning_rate)
-    return Adafactor(groups, lr=config.learning_rate)
+    return Adafactor(groups, lr=config.learning_rate, compiled=compiled)
 
 
 def learning_rate(config: TrialConfig, step: int, total_steps: int) -> float:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raylm import checkpoint, manifest, memory, models, optim
+from raylm import checkpoint, layers, manifest, memory, models, optim
 from raylm.config import TrialConfig
 from raylm.data import Corpus, Windows
 from raylm.errors import WorkError
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 LOOK_EVERY_STEPS = {"cpu": 1, "cuda": 10}
 """Steps between two looks at the loss: each makes a GPU wait; a diverged trial is noticed at the next."""
+COMPILED_FROM_STEPS = 2000
+"""Trials on a GPU of so many steps are compiled: estimated from half a minute of compiling, not measured."""
 EVALUATION_TOKENS = 8192
 """Tokens that go through the model at a time in an evaluation, at least."""
 
@@ -214,7 +216,10 @@ def finetune(
     if progress.recompute:
         models.recompute_activations(model)
     model.to(device).train()
-    optimizer = optim.make(config, model)
+    compiled = device == "cuda" and progress.total_steps >= COMPILED_FROM_STEPS and layers.can_compile(model)
+    if compiled:
+        layers.compile_blocks(model)
+    optimizer = optim.make(config, model, compiled)
     if resume_from is not None:
         checkpoint.load_optimizer(resume_from, optimizer)
     trial = Trial(config, corpus, model, optimizer, progress, precision, on_step, ranks, ranks.loss_of(model))
@@ -262,7 +267,10 @@ def validation_loss(
 
 def _nll(loss: Loss, windows: Windows, indices: Indices, device: torch.device, precision: str) -> Tensor:
     """Summed loss of these windows."""
-    inputs_BT, targets_BT = (torch.from_numpy(array).to(device) for array in windows.batch(indices))
+    tensors = [torch.from_numpy(array) for array in windows.batch(indices)]
+    if device.type == "cuda":  # pinned, so that nothing waits for the copy
+        tensors = [tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors]
+    inputs_BT, targets_BT = tensors
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         return loss(inputs_BT, targets_BT)
 

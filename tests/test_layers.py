@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from raylm import layers
+from raylm.models import summed_loss
+from raylm.optim import Adafactor
 
 
 def models(dropout: float) -> tuple[GPT2LMHeadModel, GPT2LMHeadModel]:
@@ -85,3 +88,27 @@ def test_attention_with_dropout_is_the_plain_one_with_the_same_mask(length: int)
     direction = torch.randn_like(expected)
     ours, theirs = (torch.autograd.grad(result, [query, key, value], direction) for result in (mixed, expected))
     assert all(torch.allclose(mine, plain) for mine, plain in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_compiled_for_all_shapes_at_once_it_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, here by inductor's code for processors."""
+    monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", True)
+    _, plain = models(dropout=0.0)
+    _, compiled = models(dropout=0.0)
+    layers.compile_blocks(compiled)
+    both = [
+        (plain, Adafactor(plain.parameters(), lr=1e-3)),
+        (compiled, Adafactor(compiled.parameters(), lr=1e-3, compiled=True)),
+    ]
+    for step in range(3):
+        inputs_BT = torch.randint(0, 300, (3, 64), generator=torch.Generator().manual_seed(step))
+        losses = []
+        for model, optimizer in both:
+            loss = summed_loss(model, inputs_BT, inputs_BT.roll(-1, 1)) / inputs_BT.numel()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
