@@ -1,0 +1,119 @@
+"""A whole training step of GPT-2, raylm's against transformers' own: forward and backward pass, Adafactor.
+
+    python bench/step.py [--vocabulary 50257 4096] [--dropout 0.1 0.0] [--profile]
+    python bench/step.py --device cuda --model gpt2 --context-length 1024 --batch-size 16
+
+On a CPU both compute in float32, and transformers with its eager attention; on a GPU both under bfloat16 autocast, and
+transformers with SDPA, as its run_clm does. Same weights, same random tokens. `--profile` prints what share is
+matrix products.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+import torch
+from race import arguments, machine, race
+from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.optimization import Adafactor as TransformersAdafactor
+
+from raylm import layers
+from raylm.catalog import MODELS
+from raylm.data import IGNORED
+from raylm.models import summed_loss
+from raylm.optim import Adafactor
+
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm", "aten::baddbmm_")
+SMALL = {"n_embd": 256, "n_layer": 4, "n_head": 4}
+
+
+def configuration(asked: argparse.Namespace, vocabulary: int, dropout: float) -> GPT2Config:
+    """The small GPT-2 of these benchmarks, or one of the catalogue's shapes."""
+    sizes = SMALL
+    if asked.model:
+        shape = MODELS[asked.model].shape
+        sizes = {"n_embd": shape.width, "n_layer": shape.layers, "n_head": shape.heads}
+    rates = dict.fromkeys(("attn_pdrop", "resid_pdrop", "embd_pdrop"), dropout)
+    special = {"bos_token_id": 0, "eos_token_id": 0}
+    return GPT2Config(vocab_size=vocabulary, n_positions=asked.context_length, **sizes, **rates, **special)
+
+
+def steps(asked: argparse.Namespace, vocabulary: int, dropout: float) -> dict[str, Callable[[], Tensor]]:
+    """A step of each, which gives its loss per token."""
+    torch.manual_seed(0)
+    theirs, ours = (GPT2LMHeadModel(configuration(asked, vocabulary, dropout)) for _ in range(2))
+    ours.load_state_dict(theirs.state_dict())
+    theirs.set_attn_implementation("sdpa" if asked.device == "cuda" else "eager")
+    layers.refit(ours)
+    if asked.compile:
+        layers.compile_blocks(ours)
+    inputs_BT = torch.randint(0, vocabulary, (asked.batch_size, asked.context_length)).to(asked.device)
+    targets_BT = torch.nn.functional.pad(inputs_BT[:, 1:], (0, 1), value=IGNORED)
+    tokens = asked.batch_size * (asked.context_length - 1)
+    theirs.to(asked.device).train()
+    ours.to(asked.device).train()
+
+    def peer_loss() -> Tensor:
+        loss: Tensor = theirs(input_ids=inputs_BT, labels=inputs_BT, use_cache=False).loss
+        return loss
+
+    def own_loss() -> Tensor:
+        return summed_loss(ours, inputs_BT, targets_BT) / tokens
+
+    def step(loss_of: Callable[[], Tensor], optimizer: torch.optim.Optimizer) -> Tensor:
+        with torch.autocast(asked.device, torch.bfloat16, enabled=asked.device == "cuda"):
+            loss = loss_of()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
+
+    absolute = {"scale_parameter": False, "relative_step": False, "warmup_init": False}
+    peer = TransformersAdafactor(theirs.parameters(), lr=5e-5, **absolute)
+    own = Adafactor(ours.parameters(), lr=5e-5, compiled=asked.compile)
+    return {"transformers": lambda: step(peer_loss, peer), "raylm": lambda: step(own_loss, own)}
+
+
+def profile(name: str, step: Callable[[], object]) -> None:
+    """Prints what share of the operations' time are matrix products, and what the rest is."""
+    step()
+    with torch.profiler.profile() as profiler:
+        for _ in range(3):
+            step()
+    events = profiler.key_averages()
+    total = sum(event.self_cpu_time_total for event in events)
+    products = sum(event.self_cpu_time_total for event in events if event.key in PRODUCTS)
+    others = sorted((e for e in events if e.key not in PRODUCTS), key=lambda event: -event.self_cpu_time_total)[:6]
+    rest = ", ".join(f"{event.key.removeprefix('aten::')} {event.self_cpu_time_total / total:.1%}" for event in others)
+    print(f"  {name}: {products / total:.0%} matrix products; {rest}", flush=True)
+
+
+def main() -> None:
+    """Lets both take turns, for each vocabulary and each dropout."""
+    parser = arguments(__doc__)
+    parser.add_argument("--model", choices=[name for name in MODELS if name != "gpt2-nano"])
+    parser.add_argument("--vocabulary", type=int, nargs="+", default=[50257])
+    parser.add_argument("--dropout", type=float, nargs="+", default=[0.1, 0.0])
+    parser.add_argument("--context-length", type=int, default=256)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--compile", action="store_true", help="compile raylm's blocks and optimizer")
+    parser.add_argument("--profile", action="store_true", help="of a CPU")
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    for vocabulary in asked.vocabulary:
+        for dropout in asked.dropout:
+            both = steps(asked, vocabulary, dropout)
+            losses = {name: step().item() for name, step in both.items()}
+            what = f"{asked.model or '4 x 256'}, {vocabulary} tokens, dropout {dropout}"
+            race(what, asked.device, asked.rounds, both)
+            print("  first losses " + ", ".join(f"{name} {loss:.5f}" for name, loss in losses.items()))
+            if asked.profile:
+                for name, step in both.items():
+                    profile(name, step)
+    print(f"context {asked.context_length}, batch {asked.batch_size}; {machine(asked.device)}")
+
+
+if __name__ == "__main__":
+    main()
