@@ -35,8 +35,14 @@ def test_two_hundred_steps_have_the_losses_of_transformers_in_eager_float32() ->
 
     At a rate of 1e-3, ten times as much, rounding grows: float32 and float64 then are up to 0.02 apart.
     """
-    sizes: dict[str, int] = {"context_length": 64, "batch_size": 4, "max_train_tokens": 200 * 4 * 63}
-    config = TrialConfig(dataset="pydocs", learning_rate=1e-4, dropout=0.0, **sizes)
+    config = TrialConfig(
+        dataset="pydocs",
+        context_length=64,
+        batch_size=4,
+        learning_rate=1e-4,
+        dropout=0.0,
+        max_train_tokens=200 * 4 * 63,
+    )
     corpus, source = data.prepare("pydocs", None, config.model), models.locate(config.model, pretrained=True)
     ours: list[float] = []
     list(finetune(config, corpus, source, on_step=lambda step, total, loss: ours.append(loss)))
