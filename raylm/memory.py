@@ -15,18 +15,19 @@ SAVED_BYTES = {"float32": 64, "bfloat16": 36}
 INPUT_BYTES = 4
 """Per token, layer and unit of width: a block's input, in float32 in either precision; all of it that recomputing
 keeps."""
-DROPOUT_BYTES = {
-    "cpu": {"float32": 8, "bfloat16": 10},
-    "cuda": {"float32": 2, "bfloat16": 2},
-}
-"""More of them with dropout: its masks, a byte for each value on a GPU; on a CPU numbers of the full type."""
-ATTENTION_BYTES = {"cpu": 12, "cuda": 0}
-"""Per token, layer, head and position attended to, with dropout: the probabilities and their mask, which attention
+DROPOUT_BYTES = 2
+"""More of them with dropout: its masks, a byte for each value."""
+ATTENTION_BYTES = {"cpu": {"float32": 5, "bfloat16": 3}, "cuda": {"float32": 0, "bfloat16": 0}}
+"""Per token, layer, head and position looked at, with dropout: the probabilities and their mask, which attention
 keeps where it is not fused."""
+QUERY_ROWS = 128
+"""Positions that look at all those up to the last of them (`layers.QUERY_ROWS`)."""
 OPTIMIZER_BYTES = {"adafactor": 0, "adamw": 8}
 """State per parameter; Adafactor's rows and columns are some ten MB even for gpt2-xl."""
-LOGITS_ROWS = {"cpu": 256, "cuda": 2048}
-"""Positions whose logits exist at a time in training (`models.TRAINING_ROWS`)."""
+LOGITS_ROWS = {"cpu": 512, "cuda": 2048}
+"""Positions whose logits exist at a time (`head.BLOCK_ROWS`)."""
+LOGITS_BYTES = {"float32": 4, "bfloat16": 6}
+"""For each of them: the logits, and in bfloat16 the same in float32."""
 RUNTIME_BYTES = {"cpu": 520 * 2**20, "cuda": 600 * 2**20}
 """A trial's process before any model: with torch, transformers and Ray on a CPU, the context's part of a GPU."""
 GRADIENTS_BESIDE = 0.75
@@ -74,8 +75,9 @@ class Workload:
         tokens = fit.micro_batch_size * trial.context_length
         if trial.dropout == 0:  # None is the model's own
             return tokens * shape.width * SAVED_BYTES[self.precision]
-        masked = SAVED_BYTES[self.precision] + DROPOUT_BYTES[self.device][self.precision]
-        return tokens * (shape.width * masked + shape.heads * trial.context_length * ATTENTION_BYTES[self.device])
+        seen = min(trial.context_length, (trial.context_length + QUERY_ROWS) // 2)  # in the mean
+        attention = shape.heads * seen * ATTENTION_BYTES[self.device][self.precision]
+        return tokens * (shape.width * (SAVED_BYTES[self.precision] + DROPOUT_BYTES) + attention)
 
     def kept_bytes(self, fit: Fit) -> int:
         """What autograd keeps of all layers."""
@@ -89,7 +91,7 @@ class Workload:
         per_parameter += 4 if self.ranks > 1 else 0  # the buckets in which gradients are exchanged
         gradients, kept = 4 * shape.parameters, self.kept_bytes(fit)
         head = 2 * 4 * shape.vocabulary * shape.width  # its gradient while it is made; the optimizer's update of it
-        logits = 3 * 4 * min(tokens, LOGITS_ROWS[self.device]) * shape.vocabulary
+        logits = LOGITS_BYTES[self.precision] * min(tokens, LOGITS_ROWS[self.device]) * shape.vocabulary
         if fit.micro_batch_size < self.share:  # gradients of the micro-batch before are there
             beside = gradients
         else:

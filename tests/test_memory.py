@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import GPT2Config
 
-from raylm import TrialConfig, memory, models
+from raylm import TrialConfig, head, layers, memory, models
 from raylm.catalog import MODELS, Shape
 from raylm.memory import Fit, Workload
 
-WIDTH, HEADS, LENGTH, BATCH, VOCABULARY = 64, 2, 64, 2, 64
+WIDTH, HEADS, LENGTH, BATCH, VOCABULARY = 64, 2, 256, 2, 64
 
 
 def kept_bytes(folder: Path, layers: int, precision: str, dropout: float, recompute: bool) -> int:
@@ -84,5 +84,6 @@ def test_ranks_share_the_batch_and_need_room_to_exchange_gradients() -> None:
     assert shared.fit(200 * 2**30) == Fit(5)
 
 
-def test_the_logits_are_those_of_the_loss() -> None:
-    assert memory.LOGITS_ROWS == models.TRAINING_ROWS
+def test_blocks_are_those_of_the_loss_and_of_attention() -> None:
+    assert memory.LOGITS_ROWS == head.BLOCK_ROWS
+    assert memory.QUERY_ROWS == layers.QUERY_ROWS
