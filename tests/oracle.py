@@ -22,9 +22,8 @@ def table(folder: Path) -> dict[str, dict[str, str]]:
     """The rows of results.csv by run, without what depends on time and launch."""
     with (folder / "results.csv").open() as file:
         rows = {row["run"]: row for row in csv.DictReader(file)}
-    return {
-        run: {k: v for k, v in row.items() if k not in ("training_seconds", "checkpoint")} for run, row in rows.items()
-    }
+    timely = ("training_seconds", "estimated_seconds", "checkpoint")
+    return {run: {k: v for k, v in row.items() if k not in timely} for run, row in rows.items()}
 
 
 def best_weights(folder: Path) -> dict[str, str]:
@@ -59,6 +58,14 @@ def wait_for(condition: Callable[[], object], seconds: float = 120, between: flo
     while not condition():
         assert time.monotonic() < end, "it did not come to this in time"
         time.sleep(between)
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port that nothing listens at now."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+    return port
 
 
 def answers(host: str, port: int) -> bool:
