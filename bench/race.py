@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import torch
 import transformers
+
+from raylm.hardware import cpu_name
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:
@@ -57,9 +57,5 @@ def machine(device: str) -> str:
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
     if device == "cuda":
         return f"{torch.cuda.get_device_name()}, {versions}"
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    processor = names[0] if names else platform.machine()
     capability = torch.backends.cpu.get_cpu_capability()
-    return f"{processor}, {capability}, {torch.get_num_threads()} threads, {versions}"
+    return f"{cpu_name()}, {capability}, {torch.get_num_threads()} threads, {versions}"

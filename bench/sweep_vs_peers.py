@@ -62,8 +62,8 @@ def by_raylm(rates: list[float], tokens: int, folder: Path) -> Losses:
 def trainer(tokens: int, folder: Path, threads: int) -> Any:
     """A Trainer for the trials, whose rate is set later."""
     import torch
-    from transformers import GPT2Config, GPT2LMHeadModel, TrainingArguments
-    from vs_trainer import InOrder, WindowDataset
+    from transformers import GPT2Config, GPT2LMHeadModel
+    from vs_trainer import InOrder, WindowDataset, training_arguments, training_set
 
     from raylm import TrialConfig, data
     from raylm.catalog import MODELS
@@ -71,9 +71,7 @@ def trainer(tokens: int, folder: Path, threads: int) -> Any:
 
     config = TrialConfig(dataset="pydocs", context_length=CONTEXT, batch_size=BATCH, max_train_tokens=tokens)
     corpus, shape = data.prepare("pydocs", None, "gpt2-nano"), MODELS["gpt2-nano"].shape
-    validation = WindowDataset(config, corpus)
-    validation.windows = Windows(corpus.validation.tokens, CONTEXT, corpus.end_of_text)
-    validation.order = range(len(validation.windows))  # type: ignore[assignment]
+    validation = Windows(corpus.validation.tokens, CONTEXT, corpus.end_of_text)
 
     def model_init() -> GPT2LMHeadModel:
         torch.set_num_threads(threads)
@@ -84,26 +82,14 @@ def trainer(tokens: int, folder: Path, threads: int) -> Any:
             GPT2Config(vocab_size=corpus.vocabulary, bos_token_id=0, eos_token_id=0, **sizes, **dropout)
         )
 
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        per_device_train_batch_size=BATCH,
-        per_device_eval_batch_size=64,
-        num_train_epochs=1,
-        optim="adafactor",
-        max_grad_norm=config.max_grad_norm,
-        weight_decay=0.0,
-        report_to="none",
-        eval_strategy="epoch",
-        save_strategy="epoch",
-        prediction_loss_only=True,
-        disable_tqdm=True,
-    )
+    checked = {"eval_strategy": "epoch", "save_strategy": "epoch", "prediction_loss_only": True}
+    arguments = training_arguments(config, str(folder), per_device_eval_batch_size=64, **checked)
     return InOrder(
         config,
         model_init=model_init,
         args=arguments,
-        train_dataset=WindowDataset(config, corpus),
-        eval_dataset=validation,
+        train_dataset=training_set(config, corpus),
+        eval_dataset=WindowDataset(validation, range(len(validation))),
     )
 
 

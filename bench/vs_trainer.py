@@ -12,6 +12,7 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,31 +21,51 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainingArguments
 
 from raylm import TrialConfig, data, models, optim
-from raylm.data import IGNORED, Corpus
+from raylm.data import IGNORED, Corpus, Windows
 from raylm.train import finetune, training_windows, validation_loss
 
 
 class WindowDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
-    """raylm's training windows in raylm's order, as Trainer takes them: labels are inputs, shifted by the model.
+    """raylm's windows in an order, as Trainer takes them: labels are inputs, shifted by the model.
 
     The first one is no target. Were it labelled, Trainer would count it, and its losses would be too small.
     """
 
-    def __init__(self, config: TrialConfig, corpus: Corpus) -> None:
-        self.windows = training_windows(config, corpus)
-        self.length = config.context_length
-        self.order = np.random.default_rng([config.seed, 0]).permutation(len(self.windows))
+    def __init__(self, windows: Windows, order: Sequence[int]) -> None:
+        self.windows, self.order = windows, order
 
     def __len__(self) -> int:
         return len(self.order)
 
     def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
         inputs_1T, _ = self.windows.batch([self.order[number]])
-        inputs = np.full(self.length, self.windows.end_of_text)
-        labels = np.full(self.length, IGNORED)
+        inputs = np.full(self.windows.context_length, self.windows.end_of_text)
+        labels = np.full(self.windows.context_length, IGNORED)
         inputs[: inputs_1T.shape[1]] = labels[: inputs_1T.shape[1]] = inputs_1T[0]
         labels[0] = IGNORED
         return {"input_ids": torch.from_numpy(inputs), "labels": torch.from_numpy(labels)}
+
+
+def training_set(config: TrialConfig, corpus: Corpus) -> WindowDataset:
+    """The training windows in the order of raylm's first epoch."""
+    windows = training_windows(config, corpus)
+    return WindowDataset(windows, np.random.default_rng([config.seed, 0]).permutation(len(windows)).tolist())
+
+
+def training_arguments(config: TrialConfig, folder: str, **more: Any) -> TrainingArguments:
+    """An epoch with Adafactor as raylm's, and no report to anybody."""
+    return TrainingArguments(
+        output_dir=folder,
+        per_device_train_batch_size=config.batch_size,
+        num_train_epochs=1,
+        learning_rate=config.learning_rate,
+        optim="adafactor",
+        max_grad_norm=config.max_grad_norm,
+        weight_decay=0.0,
+        report_to="none",
+        disable_tqdm=True,
+        **more,
+    )
 
 
 class InOrder(Trainer):
@@ -76,20 +97,8 @@ def by_trainer(config: TrialConfig, corpus: Corpus) -> tuple[float, float]:
         seed=config.seed,
     )
     with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            output_dir=folder,
-            per_device_train_batch_size=config.batch_size,
-            num_train_epochs=1,
-            learning_rate=config.learning_rate,
-            optim="adafactor",
-            max_grad_norm=config.max_grad_norm,
-            weight_decay=0.0,
-            report_to="none",
-            save_strategy="no",
-            logging_strategy="no",
-            disable_tqdm=True,
-        )
-        trainer = InOrder(config, model=model, args=arguments, train_dataset=WindowDataset(config, corpus))
+        arguments = training_arguments(config, folder, save_strategy="no", logging_strategy="no")
+        trainer = InOrder(config, model=model, args=arguments, train_dataset=training_set(config, corpus))
         started = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - started

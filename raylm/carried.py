@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -32,5 +31,5 @@ def unpack(source: ModelSource, packed: Packed) -> ModelSource:
         for name, content in packed.items():
             content.tofile(folder / name)
 
-    key = hashlib.sha256(f"{source.revision} {source.weights}".encode()).hexdigest()[:20]
-    return replace(source, folder=str(cache.made("models", key, build)))
+    assert source.revision is not None, "a model in a local folder has one"
+    return replace(source, folder=str(cache.made("models", source.revision, build)))

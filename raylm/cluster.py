@@ -109,13 +109,14 @@ def nodes() -> list[dict[str, Any]]:
 
 def offers() -> list[tuple[Amounts, int]]:
     """Resources of the nodes that are there or may be started, and how many there may be of each kind."""
-    return [*((resources, 1) for resources in _lasting()), *_kinds()[0]]
+    kinds, _ = _kinds()
+    return [*((resources, 1) for resources in _lasting(bool(kinds))), *kinds]
 
 
-def _lasting() -> list[Amounts]:
+def _lasting(autoscaled: bool) -> list[Amounts]:
     """Resources of the nodes that no autoscaler starts or ends: all, or the head where it does so with the others."""
-    heads = [node for node in nodes() if "node:__internal_head__" in node["Resources"]]
-    return [node["Resources"] for node in (heads if _kinds()[0] else nodes())]
+    there: list[Amounts] = [node["Resources"] for node in nodes()]
+    return [resources for resources in there if not autoscaled or "node:__internal_head__" in resources]
 
 
 def _kinds() -> tuple[list[tuple[Amounts, int]], int]:
@@ -165,7 +166,7 @@ def slots(resources: Mapping[str, float], max_concurrent: int | None) -> int:
 
     kinds, most = _kinds()
     started = sorted((fits(kind) for kind, number in kinds for _ in range(number)), reverse=True)
-    found = sum(map(fits, _lasting())) + sum(started[:most])
+    found = sum(map(fits, _lasting(bool(kinds)))) + sum(started[:most])
     return max(1, min(found, max_concurrent or found))
 
 

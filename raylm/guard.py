@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+
+from raylm import memory
 
 SECONDS_BETWEEN_LOOKS = 0.1
 TELL_ABOVE = 0.80
@@ -113,8 +113,7 @@ class Footprint:
             device_bytes: held on a GPU besides.
         """
         gc.collect()
-        if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
-            library.malloc_trim(0)  # else glibc keeps freed blocks, which are no leak
+        memory.trim_heap()  # what was freed is no leak
         now = psutil.Process().memory_info().rss + device_bytes
         self._first = now if self._first is None else min(now, self._first)
         self.grown_bytes = now - self._first

@@ -32,7 +32,7 @@ def write_text(path: Path, text: str) -> None:
 def write(folder: Path, content: dict[str, Any]) -> None:
     """Hashes every file of a checkpoint and writes its manifest, the last of them."""
     files = {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
         for path in _files(folder)
     }
     write_text(folder / NAME, json.dumps({"version": VERSION, **content, "files": files}, indent=2, allow_nan=False))
@@ -60,13 +60,14 @@ def verify(folder: Path) -> dict[str, Any] | None:
         sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in _files(folder)}
         content = parsed((folder / NAME).read_text(encoding="utf-8"), sizes)
         whole = content is not None and all(
-            _sha256(folder / name) == file["sha256"] for name, file in content["files"].items()
+            sha256(folder / name) == file["sha256"] for name, file in content["files"].items()
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return content if whole else None
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Of a file's content, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

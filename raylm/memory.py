@@ -115,5 +115,14 @@ def return_freed_blocks() -> None:
     fit into: gpt2-xl at micro-batch 2 then takes more than 24 GB on a CPU, where 18 are in use. Mapping costs time, so
     this is for trials whose memory is short. Nothing happens where the library is another one.
     """
-    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
-        library.mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES)
+    _ask_glibc("mallopt", M_MMAP_THRESHOLD, MAPPED_BYTES)
+
+
+def trim_heap() -> None:
+    """Gives freed blocks that glibc keeps for itself back to the system, now."""
+    _ask_glibc("malloc_trim", 0)
+
+
+def _ask_glibc(function: str, *arguments: int) -> None:
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), function):
+        getattr(library, function)(*arguments)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from raylm import hub, layers
+from raylm import hub, layers, manifest
 from raylm.catalog import MODELS, NANO, Shape, positions
 from raylm.data import IGNORED
 from raylm.errors import UserError
@@ -78,8 +78,7 @@ def _digest(files: Sequence[Path]) -> str:
     """A sha256 over files, their names and their contents."""
     together = hashlib.sha256()
     for path in files:
-        with path.open("rb") as file:
-            together.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()} ".encode())
+        together.update(f"{path.name} {manifest.sha256(path)} ".encode())
     return together.hexdigest()
 
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -54,6 +55,15 @@ def served_hub(*options: str) -> Iterator[str]:
             yield server.stdout.readline().strip().removeprefix("HF_ENDPOINT=")
         finally:
             server.terminate()
+
+
+@pytest.fixture
+def ray_place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where Ray keeps what it notes of a cluster: no other command is to take this one's for its own."""
+    place = tempfile.mkdtemp(prefix="raylm", dir="/tmp")  # short enough for Ray's sockets
+    monkeypatch.setenv("RAY_TMPDIR", place)
+    yield Path(place)
+    shutil.rmtree(place, ignore_errors=True)
 
 
 DATASET, MODEL = "raylm-test/topics", "raylm-test/gpt2-tiny"

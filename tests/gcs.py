@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from oracle import answers, wait_for
+from oracle import answers, free_port, wait_for
 
 BUCKET = "tests"
 SERVE = """
@@ -23,9 +22,7 @@ threading.Event().wait()
 @contextlib.contextmanager
 def served_gcs(log: Path) -> Iterator[dict[str, str]]:
     """The environment of a process that uses it, while it runs."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-c", SERVE, str(port), BUCKET]
     with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -16,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import boto3
-from oracle import answers, wait_for
+from oracle import answers, free_port, wait_for
 
 BUCKET = "tests"
 SECRET = "canary-secret-key-of-the-bucket"
@@ -44,9 +43,7 @@ class Server:
 @contextlib.contextmanager
 def served_s3(log: Path, host: str = "127.0.0.1") -> Iterator[Server]:
     """An S3 with one bucket, while it is entered."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        port = probe.getsockname()[1]
+    port = free_port(host)
     url = f"http://{host}:{port}"
     command = [sys.executable, "-m", "moto.server", "-H", host, "-p", str(port)]
     with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:

@@ -75,7 +75,7 @@ sweep = Sweep(name="own", space={{
 
 @pytest.mark.slow
 def test_a_sweep_on_nodes_without_the_folder(
-    folder: Path, small_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, small_text: Path, ray_place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only the command sees it, in a mount namespace of its own."""
     alone = ["unshare", "--mount"]
@@ -88,9 +88,7 @@ def test_a_sweep_on_nodes_without_the_folder(
     local = sweep_arguments(file, tmp_path / "local", "--address", "local")
     subprocess.run([*alone, *mounted, *local], check=True)
 
-    place, here = Path("/tmp") / f"raylm{os.getpid()}", os.environ["RAYLM_CACHE"]  # short enough for Ray's sockets
-    place.mkdir()
-    monkeypatch.setenv("RAY_TMPDIR", str(place))
+    here = os.environ["RAYLM_CACHE"]
     monkeypatch.setenv("RAYLM_CACHE", str(tmp_path / "cache"))
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
@@ -106,7 +104,6 @@ def test_a_sweep_on_nodes_without_the_folder(
         assert done.returncode == 0, done.stdout + done.stderr
     finally:
         cluster.shutdown()
-        shutil.rmtree(place, ignore_errors=True)
     (unpacked,) = [path for path in (tmp_path / "cache" / "models").iterdir() if path.is_dir()]
     assert (unpacked / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
     assert table(tmp_path / "runs" / "own") == table(tmp_path / "local" / "own")

@@ -559,12 +559,10 @@ def test_a_cache_that_is_full_is_named_and_holds_no_half_of_a_corpus(
 
 @pytest.mark.chaos
 def test_a_lost_node_is_not_seen_in_the_results(
-    search: Undisturbed, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    search: Undisturbed, start: Start, tmp_path: Path, ray_place: Path
 ) -> None:
     from ray.cluster_utils import Cluster
 
-    place = tempfile.mkdtemp(prefix="raylm", dir="/tmp")  # no other command is to take this cluster for its own
-    monkeypatch.setenv("RAY_TMPDIR", place)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
         nodes = {_raylet(node): node for node in (cluster.add_node(num_cpus=1), cluster.add_node(num_cpus=1))}
@@ -577,7 +575,6 @@ def test_a_lost_node_is_not_seen_in_the_results(
         assert_same(tmp_path / "runs" / "chaos", search[1])
     finally:
         cluster.shutdown()
-        shutil.rmtree(place, ignore_errors=True)
 
 
 def _raylet(node: Any) -> int:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import datetime
 import http.server
 import json
-import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,15 +80,6 @@ def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setenv(notices.GOOGLE[0], server.place if server.cloud == "Google" else nobody)
         yield server
         server.shutdown()
-
-
-@pytest.fixture
-def ray_place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where Ray keeps what it notes of a cluster: no other command is to take this one's for its own."""
-    place = tempfile.mkdtemp(prefix="raylm", dir="/tmp")  # short enough for Ray's sockets
-    monkeypatch.setenv("RAY_TMPDIR", place)
-    yield Path(place)
-    shutil.rmtree(place, ignore_errors=True)
 
 
 @pytest.mark.parametrize("machine", ["AWS"], indirect=True)

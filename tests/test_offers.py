@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +22,7 @@ started.shutdown()
 """
 
 
-def test_an_autoscalers_own_limit_counts(tmp_path: Path) -> None:
+def test_an_autoscalers_own_limit_counts(ray_place: Path, tmp_path: Path) -> None:
     """Three workers at most, of two kinds of which there may be eight and two: the most that three can run."""
     small, large = {"CPU": 4, "GPU": 1, "gpu_gib": 22}, {"CPU": 16, "GPU": 2, "gpu_gib": 158}
     kinds = {
@@ -33,12 +32,7 @@ def test_an_autoscalers_own_limit_counts(tmp_path: Path) -> None:
     }
     content = {"max_workers": 3, "head_node_type": "head", "available_node_types": kinds}
     (tmp_path / "ray_bootstrap_config.yaml").write_text(yaml.safe_dump(content))
-    place = Path("/tmp") / f"raylm{os.getpid()}o"  # short enough for Ray's sockets
-    place.mkdir()
-    environment = {**os.environ, "HOME": str(tmp_path), "RAY_TMPDIR": str(place)}
-    try:
-        command = [sys.executable, "-c", HEAD]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120, env=environment)
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    command = [sys.executable, "-c", HEAD]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120, env=environment)
     assert done.stdout.splitlines()[-1] == "5 18 3 79.0"
