@@ -45,6 +45,7 @@ def measure(case: str, steps: int) -> dict[str, object]:
     import raylm.trainable  # noqa: F401 (its memory is part of a trial's)
     from raylm import Resources, TrialConfig, data, hardware, models
     from raylm.memory import Workload
+    from raylm.progress import Step
     from raylm.train import finetune
 
     model, context_length, batch_size, *gib = case.split(":")
@@ -75,10 +76,10 @@ def measure(case: str, steps: int) -> dict[str, object]:
         losses: list[float] = []
         times = [time.perf_counter()]
 
-        def on_step(step: int, total_steps: int, loss: float) -> None:
-            losses.append(loss)
+        def on_step(step: Step) -> None:
+            losses.append(step.loss)
             times.append(time.perf_counter())
-            print(f"{case} step {step} of {total_steps}: loss {loss:.3f}", file=sys.stderr, flush=True)
+            print(f"{case} step {step.step} of {step.total_steps}: loss {step.loss:.3f}", file=sys.stderr, flush=True)
 
         (last,) = finetune(
             trial,

@@ -21,9 +21,9 @@ from ray.tune.search import Searcher
 
 from raylm import results
 from raylm.config import TrialConfig
-from raylm.console import Live
 from raylm.errors import Pause
 from raylm.lineup import Lineup
+from raylm.live import Live
 from raylm.storage import Storage
 
 PAUSE_SECONDS = 25.0
@@ -247,5 +247,5 @@ class StepsShown:
                 steps = ray.get(self._board.steps.remote(), timeout=10)
             except (ray.exceptions.RayError, TimeoutError):
                 continue  # no display is worth a trial; the next look may succeed
-            for run, (step, total_steps, loss) in steps.items():
-                self._live.stepped(run, step, total_steps, loss)
+            for run, step in steps.items():
+                self._live.stepped(run, step)

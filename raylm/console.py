@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -14,7 +14,9 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from raylm.errors import duration
+from raylm.live import Live
 from raylm.plan import TrialPlan
+from raylm.progress import Step
 from raylm.reference import Reference
 from raylm.results import DONE, MISSING, Results
 from raylm.table import build
@@ -25,28 +27,6 @@ PLAIN_SECONDS = 30.0
 """Time between two plain lines about the steps of one run."""
 
 PAUSING = "running trials save themselves, which may take 25 s; Ctrl-C leaves at once"
-
-
-class Live(Protocol):
-    """What is told of the trials while they run."""
-
-    def started(self, run: str) -> None:
-        """A trial begins, for the first time or again."""
-
-    def stepped(self, run: str, step: int, total_steps: int, loss: float) -> None:
-        """A trial is at this step."""
-
-    def evaluated(self, run: str, metrics: Mapping[str, Any]) -> None:
-        """A trial was evaluated."""
-
-    def retried(self, run: str, reason: str) -> None:
-        """A trial's attempt ended badly, or its machine is to go; it is started again."""
-
-    def ended(self, run: str, status: str, reason: str) -> None:
-        """A trial is done, stopped, diverged or failed, or paused."""
-
-    def pausing(self, reason: str) -> None:
-        """All running trials are to save themselves and end."""
 
 
 class Screen:
@@ -134,12 +114,12 @@ class Lines:
         self._last[run] = time.monotonic(), 0
         self._say(f"{run}  started")
 
-    def stepped(self, run: str, step: int, total_steps: int, loss: float) -> None:
+    def stepped(self, run: str, step: Step) -> None:
         """See `Live`."""
         told, told_step = self._last.get(run, (math.inf, 0))
-        if time.monotonic() - told > PLAIN_SECONDS and step > told_step:
-            self._last[run] = time.monotonic(), step
-            self._say(f"{run}  step {step:,} of {total_steps:,}, train loss {loss:.3f}")
+        if time.monotonic() - told > PLAIN_SECONDS and step.step > told_step:
+            self._last[run] = time.monotonic(), step.step
+            self._say(f"{run}  step {step.step:,} of {step.total_steps:,}, train loss {step.loss:.3f}")
 
     def evaluated(self, run: str, metrics: Mapping[str, Any]) -> None:
         """See `Live`."""
@@ -190,10 +170,11 @@ class Bars:
         if run not in self._tasks:
             self._tasks[run] = self._progress.add_task(escape(run), total=1, note="starting")
 
-    def stepped(self, run: str, step: int, total_steps: int, loss: float) -> None:
+    def stepped(self, run: str, step: Step) -> None:
         """See `Live`."""
         if run in self._tasks:
-            self._progress.update(self._tasks[run], completed=step, total=total_steps, note=f"train loss {loss:.3f}")
+            note = f"train loss {step.loss:.3f}"
+            self._progress.update(self._tasks[run], completed=step.step, total=step.total_steps, note=note)
 
     def evaluated(self, run: str, metrics: Mapping[str, Any]) -> None:
         """See `Live`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import importlib.metadata
@@ -20,6 +21,7 @@ from raylm.console import Screen
 from raylm.errors import Pause, counted
 from raylm.hardware import Slot
 from raylm.lineup import Lineup
+from raylm.live import Several
 from raylm.record import Record
 from raylm.results import Results, Row
 from raylm.storage import Storage
@@ -114,7 +116,8 @@ def _run_lineup(
 
     lineup.look_ahead()
     write_down()
-    with screen.live(left) as live:
+    with contextlib.ExitStack() as listening:
+        live = Several([listening.enter_context(one) for one in (screen.live(left),)])
         launched = tuner.launch(
             sweep, prepared, folder, number, resources, how.max_concurrent, lineup, write_down, live
         )

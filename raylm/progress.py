@@ -41,6 +41,22 @@ class Measured:
         return all(map(math.isfinite, (self.train_loss, self.val_loss, self.adj_val_loss)))
 
 
+@dataclass(frozen=True)
+class Step:
+    """How a trial is going, at a look at its loss."""
+
+    step: int
+    """Optimizer steps done."""
+    total_steps: int
+    """Of the whole trial."""
+    loss: float
+    """Training loss of the last step, in nats per token."""
+    tokens_seen: int
+    """Tokens trained on so far, over all epochs."""
+    tokens_per_second: float
+    """Over all optimizer steps so far."""
+
+
 @dataclass
 class Progress:
     """How far a trial is."""
@@ -86,6 +102,11 @@ class Progress:
     def train_loss(self) -> float:
         """Mean training loss per token over the epoch so far."""
         return self.epoch_nll / self.epoch_tokens
+
+    def at_step(self, loss: float) -> Step:
+        """What there is to tell now, the last step having had this loss."""
+        rate = self.tokens_seen / self.training_seconds
+        return Step(self.step, self.total_steps, loss, self.tokens_seen, rate)
 
     @property
     def going_up(self) -> bool:

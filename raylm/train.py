@@ -22,7 +22,7 @@ from raylm import checkpoint, layers, manifest, memory, models, optim
 from raylm.config import TrialConfig
 from raylm.data import Corpus, Windows
 from raylm.errors import WorkError
-from raylm.progress import Measured, Progress
+from raylm.progress import Measured, Progress, Step
 from raylm.ranks import ALONE, Indices, Ranks, exchanging
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ EVALUATION_TOKENS = 8192
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """The summed loss of inputs and targets, (B, T) each."""
-OnStep = Callable[[int, int, float], None]
-"""Told (steps done, steps in all, training loss per token) at each look at the loss."""
+OnStep = Callable[[Step], None]
+"""Told how the trial is going at each look at its loss."""
 CheckpointDue = Callable[[], bool]
 """Asked after each look at the loss whether the trial is to be saved now, before its next evaluation."""
 
@@ -122,7 +122,7 @@ class Trial:
                 if not math.isfinite(nll):
                     return False
                 self.progress.add_step(nll, tokens)
-            self.on_step(self.progress.step, self.progress.total_steps, losses[-1] / unread[-1][1])
+            self.on_step(self.progress.at_step(losses[-1] / unread[-1][1]))
             unread.clear()
             if step != steps[-1] and self.ranks.agree(checkpoint_due()):
                 break
@@ -170,7 +170,7 @@ def finetune(
     micro_batch_size: int | None = None,
     recompute: bool = False,
     resume_from: Path | None = None,
-    on_step: OnStep = lambda step, total_steps, loss: None,
+    on_step: OnStep = lambda step: None,
     checkpoint_due: CheckpointDue = lambda: False,
     ranks: Ranks = ALONE,
 ) -> Iterator[Evaluation]:

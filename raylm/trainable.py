@@ -19,6 +19,7 @@ from raylm import carried, checks, memory, models, peers, precision, results
 from raylm.config import TrialConfig
 from raylm.errors import Pause, UserError, WorkError, disk_is_full
 from raylm.guard import GIB, GROWN, Footprint, Guard, machine_memory
+from raylm.progress import Step
 from raylm.reporter import Reporter
 from raylm.storage import Storage
 from raylm.train import Evaluation, finetune
@@ -90,14 +91,14 @@ class Board:
     def __init__(self) -> None:
         self._leaving: set[str] = set()
         self._looked = 0.0
-        self._steps: dict[str, tuple[int, int, float]] = {}
+        self._steps: dict[str, Step] = {}
         self._errors: dict[str, list[str]] = {}
         self._memory: dict[str, str] = {}
         self._paused = False
 
-    def step(self, run: str, node: str, step: int, total_steps: int, loss: float) -> Word:
+    def step(self, run: str, node: str, step: Step) -> Word:
         """Takes down how far a run is; says what a run on this node is to do."""
-        self._steps[run] = (step, total_steps, loss)
+        self._steps[run] = step
         return self.word(node)
 
     def word(self, node: str) -> Word:
@@ -108,8 +109,8 @@ class Board:
             self._leaving, self._looked = set(ray_state.get_draining_nodes()), time.monotonic()
         return Word.MOVE if node in self._leaving else Word.GO_ON
 
-    def steps(self) -> dict[str, tuple[int, int, float]]:
-        """(steps done, steps in all, training loss) of each run."""
+    def steps(self) -> dict[str, Step]:
+        """How each run is going."""
         return self._steps
 
     def error(self, run: str, told: str) -> int:
@@ -146,13 +147,13 @@ class Contact:
         self._answer: Any = None
         self._told = self._saved = time.monotonic()
 
-    def on_step(self, step: int, total_steps: int, loss: float) -> None:
+    def on_step(self, step: Step) -> None:
         """Says how far the trial is, now and then."""
         if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
             self.word, self._answer = ray.get(self._answer), None
         if self._answer is None and time.monotonic() - self._told > SECONDS_BETWEEN_WORDS:
             self._told = time.monotonic()
-            self._answer = self._board.step.remote(self._run, self._node, step, total_steps, loss)
+            self._answer = self._board.step.remote(self._run, self._node, step)
 
     def checkpoint_due(self) -> bool:
         """Whether the trial is to be saved now."""
@@ -242,9 +243,9 @@ def _train(trial: TrialConfig, job: Job, contact: Contact) -> None:
         )
         with Reporter() as reporter, peers.joined(work, corpus, within, job.ranks, job.device, note) as ranks:
 
-            def on_step(step: int, total_steps: int, loss: float) -> None:
+            def on_step(step: Step) -> None:
                 reporter.look()
-                contact.on_step(step, total_steps, loss)
+                contact.on_step(step)
 
             evaluations = work(
                 corpus=ray.get(corpus), ranks=ranks, on_step=on_step, checkpoint_due=contact.checkpoint_due

@@ -20,9 +20,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from raylm import carried, cluster, memory, models
 from raylm.bridge import FromLineup, StepsShown, StopsEarly, Watcher, config_of
 from raylm.config import Sweep, TrialConfig
-from raylm.console import Live
 from raylm.errors import Pause, WorkError
 from raylm.lineup import Lineup
+from raylm.live import Live
 from raylm.prepare import Prepared
 from raylm.storage import Storage
 from raylm.trainable import Board, Job, train_gpt2

@@ -45,7 +45,7 @@ def test_two_hundred_steps_have_the_losses_of_transformers_in_eager_float32() ->
     )
     corpus, source = data.prepare("pydocs", None, config.model), models.locate(config.model, pretrained=True)
     ours: list[float] = []
-    list(finetune(config, corpus, source, on_step=lambda step, total, loss: ours.append(loss)))
+    list(finetune(config, corpus, source, on_step=lambda step: ours.append(step.loss)))
 
     start = models.load(source, vocabulary=corpus.vocabulary, dropout=0.0, seed=config.seed)
     model = GPT2LMHeadModel(start.config)

@@ -47,7 +47,7 @@ def seen_by(ranks: Ranks, config: TrialConfig, corpus: Corpus, save_at: int, fol
         corpus,
         models.locate("gpt2-nano", pretrained=True),
         ranks=ranks,
-        on_step=lambda step, total, loss: seen.losses.append(loss),
+        on_step=lambda step: seen.losses.append(step.loss),
         checkpoint_due=lambda: ranks.rank == 0 and len(seen.losses) == save_at,  # the first one's answer is for all
         **options,
     )

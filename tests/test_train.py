@@ -127,7 +127,7 @@ def test_a_trial_saved_between_two_evaluations_goes_on_bit_for_bit(corpus: Corpu
             config,
             corpus,
             NANO,
-            on_step=lambda step, total, loss: steps.append(step),
+            on_step=lambda step: steps.append(step.step),
             checkpoint_due=lambda: steps[-1] == due_at,
         )
         if one.trial.progress.step == due_at

@@ -1,0 +1,78 @@
+"""The verbs for a results folder: `raylm report`, `evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from raylm.errors import UserError
+from raylm.exits import exit_codes
+
+ResultsFolder = Annotated[
+    str, typer.Argument(metavar="RESULTS", help="A results folder, as runs/quickstart or s3://bucket/path/quickstart.")
+]
+
+
+def report(
+    results_folder: ResultsFolder,
+    form: Annotated[str, typer.Option("--format", help="table, markdown, latex, csv, or html: a file.")] = "table",
+    reference: Annotated[
+        Path | None, typer.Option(metavar="CSV", help="Table to compare with; default: the 21 rows that raylm ships.")
+    ] = None,
+) -> None:
+    """Show the table of a results folder, finished or not, beside the reference where that has the row.
+
+    raylm report runs/imdb-grid --format latex
+    """
+    with exit_codes():
+        from raylm import report as reporting
+        from raylm.console import Screen
+        from raylm.reference import load_reference
+        from raylm.results import load_results
+
+        texts = {"markdown": reporting.markdown, "latex": reporting.latex, "csv": reporting.csv_text}
+        if form not in ("table", "html", *texts):
+            raise UserError(f"--format: got {form!r}; expected one of table, {', '.join(texts)}, html")
+        known = load_reference(reference)
+        found = load_results(results_folder)
+        if form == "table":
+            screen = Screen()
+            screen.table(found, known)
+            screen.say(reporting.summary(found))
+        elif form == "html":
+            from raylm import page
+
+            print(page.write(found, known))
+        else:
+            print(texts[form](found, known), end="")
+
+
+def evaluate(
+    results_folder: ResultsFolder,
+    context_lengths: Annotated[str, typer.Option(metavar="N,N,...", help="Tokens, as 256,512,1024.")],
+) -> None:
+    """Evaluate each best checkpoint at other context lengths, and add the columns to the table.
+
+    raylm evaluate runs/quickstart --context-lengths 64,128,256
+    """
+    with exit_codes():
+        from raylm import report as reporting
+        from raylm.console import Screen
+        from raylm.reference import load_reference
+        from raylm.results import load_results
+
+        lengths = [int(text) if text.strip().isdecimal() else 0 for text in context_lengths.split(",")]
+        if min(lengths) < 2:
+            raise UserError(f"--context-lengths: got {context_lengths!r}; expected tokens, at least 2, as in 256,512")
+        screen, found = Screen(), load_results(results_folder)
+        with screen.working("loading torch and transformers"):
+            from raylm import page
+            from raylm.evaluate import evaluate as evaluated
+        for one in evaluated(found, lengths):
+            screen.say(f"{one.config.run_name}  at {one.context_length}: val loss {one.val_loss:.3f}")
+        found, known = load_results(results_folder), load_reference()
+        reporting.write(found)
+        page.write(found, known)
+        screen.table(found, known)

@@ -1,0 +1,155 @@
+"""The verbs for a sweep's file: `raylm run`, `plan`, `doctor`."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from raylm.errors import UserError, counted
+from raylm.exits import exit_codes
+
+SweepFile = Annotated[Path, typer.Argument(metavar="FILE", help="Python file that ends in `sweep = Sweep(...)`.")]
+Storage = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PLACE",
+        help="Where the results folders are: a folder, s3://bucket/path or gs://bucket/path; "
+        "default: the sweep's own, else $RAYLM_STORAGE, else ./runs.",
+    ),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        help="Ray cluster: HOST:PORT on one of its nodes, http://HOST:PORT of its dashboard from elsewhere, "
+        "local for none; default: the cluster that this machine is a node of, else none."
+    ),
+]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="A field for all trials; may be repeated.")
+]
+
+
+def run(
+    file: SweepFile,
+    storage: Storage = None,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would run, as `raylm plan`.")] = False,
+    max_concurrent: Annotated[int | None, typer.Option(min=1, help="Trials at a time, at most.")] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try failed rows again, from their latest checkpoints.")
+    ] = False,
+    address: Address = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the table.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Ray's own messages too.")] = False,
+) -> None:
+    """Run what is missing of a sweep, then show its table.
+
+    raylm run sweeps/quickstart.py
+
+    raylm run sweeps/imdb_grid.py --set batch_size=4 --set max_train_tokens=200000
+
+    Running the same command again does only what is not done yet.
+    """
+    if dry_run:
+        plan(file, storage, overrides)
+        return
+    if address and address.startswith(("http://", "https://")):
+        _submit(address, file, storage, overrides, max_concurrent, retry_failed, quiet, verbose)
+    with exit_codes():
+        from raylm import run as running
+        from raylm.console import Screen
+        from raylm.launch import How
+        from raylm.loading import load_sweep
+
+        outcome = running.run(
+            load_sweep(file, overrides or ()),
+            storage=storage,
+            how=How(retry_failed, max_concurrent, address, verbose),
+            screen=Screen(quiet=quiet),
+        )
+        raise typer.Exit(outcome.exit_code)
+
+
+def plan(
+    file: SweepFile,
+    storage: Storage = None,
+    overrides: Overrides = None,
+    gpu: Annotated[
+        str | None, typer.Option(metavar="NAME", help="As on this GPU, a100-80gb or 8xh100; default: this machine.")
+    ] = None,
+    price_per_hour: Annotated[
+        float | None, typer.Option(metavar="PRICE", help="Of one GPU, or of a machine without: what it all costs.")
+    ] = None,
+) -> None:
+    """Show what a sweep would run and what it takes; nothing is started, fetched or written.
+
+    raylm plan sweeps/imdb_grid.py --gpu 8xa100-80gb --price-per-hour 1.80
+    """
+    with exit_codes():
+        from raylm import hardware, results
+        from raylm.console import Screen
+        from raylm.loading import load_sweep
+        from raylm.plan import plan as planned
+        from raylm.plan import told
+        from raylm.run import results_folder
+
+        if price_per_hour is not None and not 0 <= price_per_hour < math.inf:
+            raise UserError(f"--price-per-hour: got {price_per_hour:g}; expected a number from 0 up, as 1.80")
+        sweep = load_sweep(file, overrides or ())
+        slot = hardware.slot(sweep.resources, sweep.precision, gpu)
+        found = results.standing(sweep, results_folder(sweep, storage))
+        plans = planned([row.config for row in found.rows], slot)
+        left = [one for row, one in zip(found.rows, plans, strict=True) if not row.ended]
+        Screen().plan(found, plans, told(sweep, plans, left, slot, price_per_hour))
+
+
+def doctor(address: Address = None, storage: Storage = None) -> None:
+    """Look at what sweeps need: versions, token, disks, the hub; of a cluster each node, its GPUs and the storage.
+
+    raylm doctor --storage s3://bucket/raylm
+    """
+    with exit_codes():
+        from raylm.console import Screen
+        from raylm.place import first_named
+
+        screen = Screen()
+        place = first_named(("--storage", storage), ("RAYLM_STORAGE", os.environ.get("RAYLM_STORAGE")))
+        with screen.working("loading torch and Ray"):
+            from raylm.doctor import examine
+        problems = 0
+        for finding in examine(address, place):
+            screen.finding(finding.where, finding.what, finding.found, finding.advice)
+            problems += bool(finding.advice)
+        screen.say(f"{counted(problems, 'problem')} found" if problems else "all is well")
+        raise typer.Exit(1 if problems else 0)
+
+
+def _submit(
+    address: str,
+    file: Path,
+    storage: str | None,
+    overrides: list[str] | None,
+    max_concurrent: int | None,
+    retry_failed: bool,
+    quiet: bool,
+    verbose: bool,
+) -> NoReturn:
+    """Runs the same command as a job on a cluster."""
+    with exit_codes("the sweep goes on there"):
+        from raylm.console import Screen
+
+        if not file.is_file():
+            raise UserError(f"{file}: no such file; expected a Python file that ends in `sweep = Sweep(...)`")
+        arguments = [f"--storage={storage}"] if storage else []
+        arguments += [f"--set={override}" for override in overrides or ()]
+        arguments += [f"--max-concurrent={max_concurrent}"] if max_concurrent else []
+        flags = {"--retry-failed": retry_failed, "--quiet": quiet, "--verbose": verbose}
+        arguments += [flag for flag, given in flags.items() if given]
+        with Screen().working("loading Ray"):
+            from raylm.submit import submit
+        raise typer.Exit(submit(address, file, arguments, functools.partial(print, end="", flush=True)))

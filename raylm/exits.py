@@ -1,0 +1,35 @@
+"""How a command ends: one message and an exit code. The package raises."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+from raylm.errors import UserError, WorkError, disk_is_full
+
+
+@contextmanager
+def exit_codes(on_interrupt: str = "the same command goes on from here") -> Iterator[None]:
+    """Mistakes of the user end with one message and exit code 2, failures of the work with 1, Ctrl-C with 130."""
+    from raylm.console import Screen
+
+    try:
+        yield
+    except UserError as error:
+        Screen().error(str(error))
+        raise typer.Exit(2) from None
+    except WorkError as error:
+        Screen().error(str(error))
+        raise typer.Exit(1) from None
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        if disk_is_full(error):
+            Screen().error(f"the disk is full{where}; free some space, then the same command goes on")
+        else:
+            Screen().error(f"{error.strerror or error}{where}; what is done is kept, the same command goes on")
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        Screen().error(f"interrupted; {on_interrupt}")
+        raise typer.Exit(130) from None
