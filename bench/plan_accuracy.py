@@ -87,8 +87,7 @@ def measure(case: str, steps: int) -> dict[str, object]:
             source,
             device=slot.card.device,
             precision=slot.precision,
-            micro_batch_size=fit.micro_batch_size,
-            recompute=fit.recompute,
+            fit=fit,
             on_step=on_step,
         )
     used = torch.cuda.mem_get_info() if on_gpu else (0, 0)

@@ -22,7 +22,8 @@ from transformers import Trainer, TrainingArguments
 
 from raylm import TrialConfig, data, models, optim
 from raylm.data import IGNORED, Corpus, Windows
-from raylm.train import finetune, training_windows, validation_loss
+from raylm.losses import training_windows, validation_loss
+from raylm.train import finetune
 
 
 class WindowDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from raylm import manifest
 from raylm.config import TrialConfig
+from raylm.errors import WorkError
 from raylm.progress import Progress
 
 if TYPE_CHECKING:
@@ -103,3 +104,19 @@ tags: [raylm]
 
 def _lines(cells: Mapping[str, object]) -> str:
     return "\n".join(f"| {name} | {value} |" for name, value in cells.items())
+
+
+def load_progress(folder: Path, config: TrialConfig, total_steps: int) -> Progress:
+    """How far a trial of so many steps was when it was saved.
+
+    Raises:
+        WorkError: if this is no checkpoint of such a trial.
+    """
+    content = manifest.verify(folder)
+    if content is None or content["trial_id"] != config.id:
+        raise WorkError(f"{folder} is no checkpoint of trial {config.run_name}")
+    progress = Progress.from_dict(content["progress"])
+    if progress.total_steps != total_steps:
+        was, now = progress.total_steps, total_steps
+        raise WorkError(f"{folder} is of a trial of {was:,} steps, not {now:,}: its data changed since")
+    return progress

@@ -22,6 +22,10 @@ class WorkError(Exception):
     """The work itself failed, although what was asked for made sense."""
 
 
+class RestartError(WorkError):
+    """A trial is to go on from its newest checkpoint in another way or in another place, which is no error of it."""
+
+
 class Pause(enum.StrEnum):
     """Why a launch ended with trials left, which the same command goes on with."""
 
@@ -53,6 +57,11 @@ class SweepError(UserError):
         self.source = source
         head = f"{source} has {counted(len(self.problems), 'mistake')}:"
         Exception.__init__(self, "\n  ".join([printable(head), *map(str, self.problems)]))
+
+
+def memory_is_out(error: BaseException) -> bool:
+    """Whether an error of torch says so: that of a GPU has a type of its own, that of a CPU a text alone."""
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
 def disk_is_full(error: BaseException) -> bool:

@@ -12,8 +12,8 @@ from raylm import data, manifest, models, precision, record, results
 from raylm.config import TrialConfig
 from raylm.data import Corpus
 from raylm.errors import UserError
+from raylm.losses import validation_loss
 from raylm.results import Results, Row
-from raylm.train import validation_loss
 
 
 @dataclass(frozen=True)

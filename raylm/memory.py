@@ -28,11 +28,11 @@ LOGITS_ROWS = {"cpu": 512, "cuda": 2048}
 """Positions whose logits exist at a time (`head.BLOCK_ROWS`)."""
 LOGITS_BYTES = {"float32": 4, "bfloat16": 6}
 """For each of them: the logits, and in bfloat16 the same in float32."""
-RUNTIME_BYTES = {"cpu": 520 * 2**20, "cuda": 600 * 2**20}
+RUNTIME_BYTES = {"cpu": 530 * 2**20, "cuda": 600 * 2**20}
 """A trial's process before any model: with torch, transformers and Ray on a CPU, the context's part of a GPU."""
-GRADIENTS_BESIDE = 0.75
-"""Share of the gradients that comes to all activations where a batch goes through at once. Gradients take the place of
-activations, but an allocator does not fill every gap: bench/plan_accuracy.py has 0.5 to 1."""
+GRADIENTS_BESIDE = 1.1
+"""What comes to all activations where a batch goes through at once, in sizes of the gradients. Gradients take the place
+of activations, but an allocator does not fill every gap: bench/plan_accuracy.py has 0.5 to 1.4, by the machine."""
 RESERVE = 0.85
 """Share of a device's memory that is planned with; the rest is the allocator's and the runtime's."""
 M_MMAP_THRESHOLD = -3
@@ -49,6 +49,23 @@ class Fit:
     """Windows at a time."""
     recompute: bool = False
     """Whether a block's activations are computed again in the backward pass (activation checkpointing)."""
+
+    @property
+    def smaller(self) -> Fit | None:
+        """What needs less memory: half the windows at a time; of one window, its activations again; else nothing."""
+        if self.micro_batch_size > 1:
+            return Fit(-(-self.micro_batch_size // 2), self.recompute)
+        return None if self.recompute else Fit(1, recompute=True)
+
+    def within(self, limit: Fit | None) -> Fit:
+        """This, but for what would need more memory than the limit."""
+        if limit is None:
+            return self
+        return Fit(min(self.micro_batch_size, limit.micro_batch_size), self.recompute or limit.recompute)
+
+    def __str__(self) -> str:
+        """In words, for a person."""
+        return f"micro-batch {self.micro_batch_size}{', activations recomputed' if self.recompute else ''}"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""How far a trial is, as plain data: what its row says and what a resumed trial goes on from. Standard library only."""
+"""How far a trial is, as plain data: what its row says and what a resumed trial goes on from. No torch, no Ray."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
+
+from raylm.memory import Fit
 
 CURVE_POINTS = 100
 """Points of the training-loss curve that is kept of a trial."""
@@ -102,6 +104,15 @@ class Progress:
     def train_loss(self) -> float:
         """Mean training loss per token over the epoch so far."""
         return self.epoch_nll / self.epoch_tokens
+
+    @property
+    def fit(self) -> Fit:
+        """How a batch goes through the model."""
+        return Fit(self.micro_batch_size, self.recompute)
+
+    @fit.setter
+    def fit(self, fit: Fit) -> None:
+        self.micro_batch_size, self.recompute = fit.micro_batch_size, fit.recompute
 
     def at_step(self, loss: float) -> Step:
         """What there is to tell now, the last step having had this loss."""

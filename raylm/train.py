@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,10 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raylm import checkpoint, layers, manifest, memory, models, optim
+from raylm import checkpoint, layers, memory, models, optim
 from raylm.config import TrialConfig
 from raylm.data import Corpus, Windows
-from raylm.errors import WorkError
+from raylm.errors import RestartError, memory_is_out
+from raylm.losses import summed_nll, training_windows, validation_loss
+from raylm.memory import Fit
 from raylm.progress import Measured, Progress, Step
 from raylm.ranks import ALONE, Indices, Ranks, exchanging
 
@@ -32,13 +33,11 @@ LOOK_EVERY_STEPS = {"cpu": 1, "cuda": 10}
 """Steps between two looks at the loss: each makes a GPU wait; a diverged trial is noticed at the next."""
 COMPILED_FROM_STEPS = 2000
 """Trials on a GPU of so many steps are compiled: estimated from half a minute of compiling, not measured."""
-EVALUATION_TOKENS = 8192
-"""Tokens that go through the model at a time in an evaluation, at least."""
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""The summed loss of inputs and targets, (B, T) each."""
 OnStep = Callable[[Step], None]
 """Told how the trial is going at each look at its loss."""
+OnSmaller = Callable[[Fit], None]
+"""Told what a trial is to go on with that has run out of memory."""
 CheckpointDue = Callable[[], bool]
 """Asked after each look at the loss whether the trial is to be saved now, before its next evaluation."""
 
@@ -89,6 +88,8 @@ class Trial:
     ranks: Ranks
     loss: nn.Module
     """The model's summed loss, with gradients."""
+    compiled: bool
+    on_smaller: OnSmaller
 
     @property
     def device(self) -> torch.device:
@@ -130,18 +131,9 @@ class Trial:
 
     def _step(self, windows: Windows, indices: Indices, step: int) -> tuple[Tensor, int]:
         """One optimizer step on one batch: this rank's summed loss of it, on the device, and all its tokens."""
-        entropy = [self.config.seed, step, self.ranks.rank]  # for rank 0, the same as without it
-        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
         tokens = windows.token_count(indices)
-        total = torch.zeros((), device=self.device)
-        mine, size = self.ranks.share(indices), self.progress.micro_batch_size
-        starts = range(0, max(1, len(mine)), size)  # a rank without windows takes part all the same
-        for start in starts:
-            with exchanging(self.loss, last=start == starts[-1]):
-                # of the gradients the ranks take the mean
-                nll = _nll(self.loss, windows, mine[start : start + size], self.device, self.precision)
-                (self.ranks.size * nll / tokens).backward()  # type: ignore[no-untyped-call]
-            total += nll.detach()
+        while (total := self._gradients(windows, indices, step, tokens)) is None:
+            self._make_smaller()
         if self.config.max_grad_norm > 0:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
         for group in self.optimizer.param_groups:
@@ -149,6 +141,47 @@ class Trial:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return total, tokens
+
+    def _gradients(self, windows: Windows, indices: Indices, step: int, tokens: int) -> Tensor | None:
+        """Makes those of a batch with so many tokens; this rank's summed loss of it, or None where memory ran out."""
+        entropy = [self.config.seed, step, self.ranks.rank]  # for rank 0, the same as without it
+        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
+        total = torch.zeros((), device=self.device)
+        mine, size = self.ranks.share(indices), self.progress.micro_batch_size
+        starts = range(0, max(1, len(mine)), size)  # a rank without windows takes part all the same
+        try:
+            for start in starts:
+                with exchanging(self.loss, last=start == starts[-1]):
+                    # of the gradients the ranks take the mean
+                    nll = summed_nll(self.loss, windows, mine[start : start + size], self.device, self.precision)
+                    (self.ranks.size * nll / tokens).backward()  # type: ignore[no-untyped-call]
+                total += nll.detach()
+        except RuntimeError as error:
+            if not memory_is_out(error) or self.progress.fit.smaller is None:
+                raise
+            return None  # the error holds tensors of the frames that it came through, until here
+        return total
+
+    def _make_smaller(self) -> None:
+        """Has the step that ran out of memory begin again with less, and all after it take no more.
+
+        Raises:
+            RestartError: if that cannot be in this place: other ranks are in the midst of the step, or its blocks are
+                compiled.
+        """
+        smaller = self.progress.fit.smaller
+        assert smaller is not None
+        self.on_smaller(smaller)
+        if self.ranks.size > 1 or (self.compiled and smaller.recompute):
+            raise RestartError(f"out of memory with {self.progress.fit}; it goes on with {smaller}")
+        self.optimizer.zero_grad(set_to_none=True)
+        if smaller.recompute and not self.progress.recompute:
+            models.recompute_activations(self.model)
+        self.progress.fit = smaller
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        else:
+            memory.return_freed_blocks()
 
     def measure(self, epoch: int) -> Measured:
         """The losses now, in an epoch counted from 0."""
@@ -167,10 +200,11 @@ def finetune(
     *,
     device: str = "cpu",
     precision: str = "float32",
-    micro_batch_size: int | None = None,
-    recompute: bool = False,
+    fit: Fit | None = None,
     resume_from: Path | None = None,
+    limit: Fit | None = None,
     on_step: OnStep = lambda step: None,
+    on_smaller: OnSmaller = lambda fit: None,
     checkpoint_due: CheckpointDue = lambda: False,
     ranks: Ranks = ALONE,
 ) -> Iterator[Evaluation]:
@@ -183,11 +217,12 @@ def finetune(
         source: where the model comes from.
         device: `cpu` or `cuda`.
         precision: `float32` or `bfloat16` (weights, loss and optimizer stay float32).
-        micro_batch_size: windows that go through a rank's model at a time; None: all of a batch that it has.
-        recompute: whether a block's activations are computed again in the backward pass, to the same numbers in less
-            memory and more time.
+        fit: how a rank's share of a batch goes through its model; None: all at once. A resumed trial goes on as it
+            began, with as many ranks.
         resume_from: a checkpoint of this trial to go on from.
+        limit: what others like it have run out of memory above; it holds for a resumed trial too.
         on_step: told how it is going.
+        on_smaller: told what the trial goes on with where it runs out of memory.
         checkpoint_due: asked whether to yield between two evaluations; of several ranks, the first one's is asked.
         ranks: with whom this process trains the trial. All must call this alike, and go on to its end: each yields the
             same, and one saves it.
@@ -199,17 +234,21 @@ def finetune(
     Raises:
         UserError: if the model cannot be loaded.
         WorkError: if `resume_from` is no checkpoint of this trial.
+        RestartError: if it ran out of memory, and can go on with less of it from a checkpoint alone.
     """
     steps_per_epoch = -(-len(training_windows(config, corpus)) // config.batch_size)
-    micro_batch_size = micro_batch_size or ranks.largest_share(config.batch_size)
-    progress = Progress(steps_per_epoch * config.epochs, micro_batch_size, ranks=ranks.size, recompute=recompute)
+    fit = fit or Fit(ranks.largest_share(config.batch_size))
+    progress = Progress(
+        steps_per_epoch * config.epochs, fit.micro_batch_size, ranks=ranks.size, recompute=fit.recompute
+    )
     if resume_from is None:
         model = models.load(source, vocabulary=corpus.vocabulary, dropout=config.dropout, seed=config.seed)
     else:
-        progress = _progress_of(resume_from, config, progress.total_steps)
+        progress = checkpoint.load_progress(resume_from, config, progress.total_steps)
         if progress.ranks != ranks.size:  # other bits in any case, and another need of memory
-            progress.ranks, progress.micro_batch_size, progress.recompute = ranks.size, micro_batch_size, recompute
+            progress.ranks, progress.fit = ranks.size, fit
         model = models.load_weights(resume_from, config.run_name)
+    progress.fit = progress.fit.within(limit)
     short_of_memory = progress.recompute or progress.micro_batch_size < ranks.largest_share(config.batch_size)
     if device == "cpu" and short_of_memory:
         memory.return_freed_blocks()
@@ -222,7 +261,8 @@ def finetune(
     optimizer = optim.make(config, model, compiled)
     if resume_from is not None:
         checkpoint.load_optimizer(resume_from, optimizer)
-    trial = Trial(config, corpus, model, optimizer, progress, precision, on_step, ranks, ranks.loss_of(model))
+    loss = ranks.loss_of(model)
+    trial = Trial(config, corpus, model, optimizer, progress, precision, on_step, ranks, loss, compiled, on_smaller)
 
     stops = _evaluation_steps(steps_per_epoch, config.evals_per_epoch)
     while not progress.finished:
@@ -242,44 +282,6 @@ def finetune(
             return
 
 
-def validation_loss(
-    model: PreTrainedModel,
-    corpus: Corpus,
-    context_length: int,
-    micro_batch_size: int,
-    precision: str,
-    ranks: Ranks = ALONE,
-) -> float:
-    """Mean negative log-likelihood of the validation split's tokens, each counted once, in windows of this length."""
-    windows = Windows(corpus.validation.tokens, context_length, corpus.end_of_text)
-    at_once = max(micro_batch_size, EVALUATION_TOKENS // context_length)
-    device = next(model.parameters()).device
-    loss, mine = partial(models.summed_loss, model), ranks.share(np.arange(len(windows)))
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
-        for start in range(0, len(mine), at_once):
-            total += _nll(loss, windows, mine[start : start + at_once], device, precision)
-    model.train(was_training)
-    return ranks.add_up(total).item() / len(windows.tokens)
-
-
-def _nll(loss: Loss, windows: Windows, indices: Indices, device: torch.device, precision: str) -> Tensor:
-    """Summed loss of these windows."""
-    tensors = [torch.from_numpy(array) for array in windows.batch(indices)]
-    if device.type == "cuda":  # pinned, so that nothing waits for the copy
-        tensors = [tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors]
-    inputs_BT, targets_BT = tensors
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-        return loss(inputs_BT, targets_BT)
-
-
-def training_windows(config: TrialConfig, corpus: Corpus) -> Windows:
-    """The part of the train split that a trial is trained on."""
-    return Windows(corpus.train.tokens[: config.max_train_tokens], config.context_length, corpus.end_of_text)
-
-
 def _not_measured(epoch: int, progress: Progress) -> Measured:
     return Measured(epoch + 1, progress.step, progress.tokens_seen, math.nan, math.nan, math.nan)
 
@@ -287,14 +289,3 @@ def _not_measured(epoch: int, progress: Progress) -> Measured:
 def _evaluation_steps(steps_per_epoch: int, evaluations: int) -> list[int]:
     """The steps of an epoch after which to evaluate, evenly spaced, the last one always."""
     return sorted({-(-steps_per_epoch * number // evaluations) for number in range(1, evaluations + 1)})
-
-
-def _progress_of(folder: Path, config: TrialConfig, total_steps: int) -> Progress:
-    content = manifest.verify(folder)
-    if content is None or content["trial_id"] != config.id:
-        raise WorkError(f"{folder} is no checkpoint of trial {config.run_name}")
-    progress = Progress.from_dict(content["progress"])
-    if progress.total_steps != total_steps:
-        was, now = progress.total_steps, total_steps
-        raise WorkError(f"{folder} is of a trial of {was:,} steps, not {now:,}: its data changed since")
-    return progress

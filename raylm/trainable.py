@@ -15,10 +15,11 @@ import torch
 from ray import tune
 from ray._private.state import state as ray_state
 
-from raylm import carried, checks, memory, models, peers, precision, results
+from raylm import carried, checks, models, peers, precision, results
 from raylm.config import TrialConfig
-from raylm.errors import Pause, UserError, WorkError, disk_is_full
+from raylm.errors import Pause, RestartError, UserError, disk_is_full
 from raylm.guard import GIB, GROWN, Footprint, Guard, machine_memory
+from raylm.memory import Fit, Workload
 from raylm.progress import Step
 from raylm.reporter import Reporter
 from raylm.storage import Storage
@@ -77,10 +78,6 @@ class Word(enum.Enum):
     """Save itself and go on elsewhere: its node is about to leave the cluster, as a spot machine after its notice."""
 
 
-class ElsewhereError(WorkError):
-    """A trial is to go on in another process or on another node, which is no error of it."""
-
-
 FOOTPRINT = Footprint()
 """Of this process, which Tune gives one trial after another."""
 
@@ -94,6 +91,7 @@ class Board:
         self._steps: dict[str, Step] = {}
         self._errors: dict[str, list[str]] = {}
         self._memory: dict[str, str] = {}
+        self._limits: dict[str, Fit] = {}
         self._paused = False
 
     def step(self, run: str, node: str, step: Step) -> Word:
@@ -129,6 +127,12 @@ class Board:
     def out_of_memory(self, run: str) -> str:
         """What was taken down of a run's memory: of one that begins again, why it ended."""
         return self._memory.get(run, "")
+
+    def limit(self, shape: str, fit: Fit | None = None) -> Fit | None:
+        """What trials of a shape have run out of memory above, taking down another of them if there is one."""
+        if fit is not None:
+            self._limits[shape] = fit.within(self._limits.get(shape))
+        return self._limits.get(shape)
 
     def pause(self) -> None:
         """Has all runs save themselves and end."""
@@ -168,7 +172,7 @@ def train_gpt2(config: dict[str, Any], job: Job) -> None:
     """One trial. What no retry mends is reported as the trial's end; all else is raised, and Tune starts it again."""
     trial = TrialConfig.recorded(config)
     if FOOTPRINT.grown_bytes > GROWN * job.part * machine_memory()[1]:
-        raise ElsewhereError(f"its process has grown by {FOOTPRINT.grown_bytes / GIB:.1f} GiB; a fresh one follows")
+        raise RestartError(f"its process has grown by {FOOTPRINT.grown_bytes / GIB:.1f} GiB; a fresh one follows")
     contact = Contact(job.board, trial.run_name)
     if eaten := ray.get(job.board.out_of_memory.remote(trial.run_name)):
         tune.report({"reason": f"{eaten}, alone on its machine"} if job.alone else {"memory": eaten})
@@ -182,7 +186,7 @@ def train_gpt2(config: dict[str, Any], job: Job) -> None:
                 _train(trial, job, contact)
         except UserError as error:
             tune.report({"reason": str(error)})
-        except peers.DeadRankError:
+        except (peers.DeadRankError, RestartError):
             raise
         except Exception as error:
             if disk_is_full(error):  # not the trial's fault
@@ -192,7 +196,7 @@ def train_gpt2(config: dict[str, Any], job: Job) -> None:
             else:
                 raise
     if contact.left and contact.word is Word.MOVE:
-        raise ElsewhereError("its machine is about to be taken away; it was saved")
+        raise RestartError("its machine is about to be taken away; it was saved")
     if contact.left:
         tune.report({"paused": Pause.INTERRUPTED})
 
@@ -229,7 +233,7 @@ def _train(trial: TrialConfig, job: Job, contact: Contact) -> None:
     def note(error: Exception) -> None:
         ray.get(job.board.error.remote(trial.run_name, _told(error)), timeout=5)
 
-    fit = _fit(trial, source, job, kind)
+    fit, shape = _fit(trial, source, job, kind), f"{trial.model} at {trial.context_length}"
     with results.newest_verified(job.folder, trial) as checkpoint:
         work = partial(
             finetune,
@@ -237,8 +241,9 @@ def _train(trial: TrialConfig, job: Job, contact: Contact) -> None:
             source=source,
             device=job.device,
             precision=kind,
-            micro_batch_size=fit.micro_batch_size,
-            recompute=fit.recompute,
+            fit=fit,
+            limit=ray.get(job.board.limit.remote(shape)),
+            on_smaller=lambda smaller: ray.get(job.board.limit.remote(shape, smaller)),
             resume_from=checkpoint,
         )
         with Reporter() as reporter, peers.joined(work, corpus, within, job.ranks, job.device, note) as ranks:
@@ -277,11 +282,11 @@ def _report(evaluations: Iterator[Evaluation], reporter: Reporter, contact: Cont
             return
 
 
-def _fit(trial: TrialConfig, source: models.ModelSource, job: Job, precision: str) -> memory.Fit:
+def _fit(trial: TrialConfig, source: models.ModelSource, job: Job, precision: str) -> Fit:
     """What fits into a rank's share of its device; all that it has of a batch where the model's shape is not known."""
     shape = models.shape(source)
     if shape is None:
-        return memory.Fit(-(-trial.batch_size // job.ranks))
+        return Fit(-(-trial.batch_size // job.ranks))
     on_gpu = job.device == "cuda"
     available = torch.cuda.mem_get_info()[1] * job.gpus if on_gpu else machine_memory()[1] * job.part
-    return memory.Workload(shape, trial, job.device, precision, job.ranks).fit(available)
+    return Workload(shape, trial, job.device, precision, job.ranks).fit(available)

@@ -14,7 +14,8 @@ from transformers import GPT2LMHeadModel
 from transformers.optimization import Adafactor
 
 from raylm import TrialConfig, data, models, optim
-from raylm.train import finetune, training_windows
+from raylm.losses import training_windows
+from raylm.train import finetune
 
 pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).resolve().parents[1] / "bench" / "vs_trainer.py"

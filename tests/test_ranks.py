@@ -17,6 +17,7 @@ import torch
 
 from raylm import TrialConfig, data, models
 from raylm.data import Corpus
+from raylm.memory import Fit
 from raylm.progress import Measured
 from raylm.ranks import ALONE, Ranks, joined, meeting_place
 from raylm.train import finetune
@@ -131,7 +132,7 @@ def test_ranks_come_to_the_losses_and_weights_of_one_process(
 ) -> None:
     config = trial(**fields)
     (one,) = train(1, config)
-    several = train(size, config, micro_batch_size=micro_batch_size)
+    several = train(size, config, fit=micro_batch_size and Fit(micro_batch_size))
     for seen in several:
         assert_identical(seen, several[0])
     assert several[0].losses == pytest.approx(one.losses, rel=ROUNDING)
@@ -148,9 +149,9 @@ def test_ranks_come_to_the_losses_and_weights_of_one_process(
 @pytest.mark.parametrize("save_at", [4, 7])
 def test_ranks_go_on_from_a_checkpoint_bit_for_bit(train: Train, tmp_path: Path, size: int, save_at: int) -> None:
     config = trial(max_train_tokens=31 * 30, epochs=2, evals_per_epoch=2, dropout=0.1)  # 4 steps an epoch
-    undisturbed = train(size, config, micro_batch_size=2)
-    before = train(size, config, micro_batch_size=2, save_at=save_at)
-    after = train(size, config, micro_batch_size=8, resume_from=tmp_path)  # the recorded 2 holds
+    undisturbed = train(size, config, fit=Fit(2))
+    before = train(size, config, fit=Fit(2), save_at=save_at)
+    after = train(size, config, fit=Fit(8), resume_from=tmp_path)  # the recorded 2 holds
     assert len(before[0].losses) == save_at
     assert [*before[0].losses, *after[0].losses] == undisturbed[0].losses
     for one, other in zip(after, undisturbed, strict=True):
@@ -161,8 +162,8 @@ def test_ranks_go_on_from_a_checkpoint_bit_for_bit(train: Train, tmp_path: Path,
 def test_a_trial_goes_on_with_another_number_of_ranks(train: Train, tmp_path: Path, first: int, then: int) -> None:
     config = trial(max_train_tokens=31 * 30, epochs=2)
     (undisturbed,) = train(1, config)
-    before = train(first, config, save_at=3, micro_batch_size=1)
-    after = train(then, config, resume_from=tmp_path, micro_batch_size=2)
+    before = train(first, config, save_at=3, fit=Fit(1))
+    after = train(then, config, resume_from=tmp_path, fit=Fit(2))
     assert {one.micro_batch_size for one in after} == {2}  # what fits now
     assert [*before[0].losses, *after[-1].losses] == pytest.approx(undisturbed.losses, rel=2e-6)
     assert after[0].measured[-1].val_loss == pytest.approx(undisturbed.measured[-1].val_loss, rel=2e-6)

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from raylm import TrialConfig, data, manifest, models
 from raylm.data import Corpus, Windows
 from raylm.errors import WorkError
+from raylm.memory import Fit
 from raylm.train import Evaluation, finetune
 
 NANO = models.locate("gpt2-nano", pretrained=True)
@@ -70,7 +71,7 @@ def test_losses_are_means_over_tokens_each_counted_once(corpus: Corpus) -> None:
 
 def test_micro_batches_change_nothing_but_rounding(corpus: Corpus) -> None:
     config = trial(max_train_tokens=1000)
-    whole, halves, ones = (evaluations(config, corpus, micro_batch_size=size)[-1] for size in (8, 4, 1))
+    whole, halves, ones = (evaluations(config, corpus, fit=Fit(size))[-1] for size in (8, 4, 1))
     for other in (halves, ones):
         assert other.measured.train_loss == pytest.approx(whole.measured.train_loss, abs=1e-4)
         assert other.measured.val_loss == pytest.approx(whole.measured.val_loss, abs=1e-4)
@@ -78,10 +79,10 @@ def test_micro_batches_change_nothing_but_rounding(corpus: Corpus) -> None:
 
 def test_recomputed_activations_change_no_bit(corpus: Corpus, tmp_path: Path) -> None:
     config = trial(dropout=0.1, max_train_tokens=1000, evals_per_epoch=2)
-    kept = evaluations(config, corpus, micro_batch_size=3)
-    begun = finetune(config, corpus, NANO, micro_batch_size=3, recompute=True)
+    kept = evaluations(config, corpus, fit=Fit(3))
+    begun = finetune(config, corpus, NANO, fit=Fit(3, recompute=True))
     next(begun).save(tmp_path)
-    resumed = evaluations(config, corpus, resume_from=tmp_path, micro_batch_size=8)  # it goes on as it began
+    resumed = evaluations(config, corpus, resume_from=tmp_path, fit=Fit(8))  # it goes on as it began
     for last in (*begun, *resumed):
         assert last.measured == kept[-1].measured and last.trial.progress.recompute
         assert all(torch.equal(value, weights(kept[-1])[name]) for name, value in weights(last).items())
@@ -102,13 +103,13 @@ def test_a_resumed_trial_ends_bit_for_bit_as_an_undisturbed_one(
     corpus: Corpus, tmp_path: Path, optimizer: str, stopped_after: int
 ) -> None:
     config = trial(epochs=2, evals_per_epoch=2, dropout=0.1, optimizer=optimizer, max_train_tokens=1200)
-    undisturbed = evaluations(config, corpus, micro_batch_size=3)
-    disturbed = finetune(config, corpus, NANO, micro_batch_size=3)
+    undisturbed = evaluations(config, corpus, fit=Fit(3))
+    disturbed = finetune(config, corpus, NANO, fit=Fit(3))
     for _ in range(stopped_after):
         stopped = next(disturbed)
     stopped.save(tmp_path)
     torch.manual_seed(12345)
-    resumed = evaluations(config, corpus, resume_from=tmp_path, micro_batch_size=8)  # the recorded 3 holds
+    resumed = evaluations(config, corpus, resume_from=tmp_path, fit=Fit(8))  # the recorded 3 holds
     assert [one.measured for one in resumed] == [one.measured for one in undisturbed[stopped_after:]]
     final, expected = resumed[-1], undisturbed[-1]
     assert all(torch.equal(value, weights(expected)[name]) for name, value in weights(final).items())

@@ -1,0 +1,74 @@
+"""Summed losses of windows, and the validation loss. Knows no Ray.
+
+B is the batch, T the context length. Losses are in nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raylm import models
+from raylm.config import TrialConfig
+from raylm.data import Corpus, Windows
+from raylm.errors import memory_is_out
+from raylm.ranks import ALONE, Indices, Ranks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+EVALUATION_TOKENS = 8192
+"""Tokens that go through the model at a time in an evaluation, at least."""
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""The summed loss of inputs and targets, (B, T) each."""
+
+
+def validation_loss(
+    model: PreTrainedModel,
+    corpus: Corpus,
+    context_length: int,
+    micro_batch_size: int,
+    precision: str,
+    ranks: Ranks = ALONE,
+) -> float:
+    """Mean negative log-likelihood of the validation split's tokens, each counted once, in windows of this length."""
+    windows = Windows(corpus.validation.tokens, context_length, corpus.end_of_text)
+    at_once = max(micro_batch_size, EVALUATION_TOKENS // context_length)
+    device = next(model.parameters()).device
+    loss, mine = partial(models.summed_loss, model), ranks.share(np.arange(len(windows)))
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        start = 0
+        while start < len(mine):
+            try:
+                total += summed_nll(loss, windows, mine[start : start + at_once], device, precision)
+                start += at_once
+            except RuntimeError as error:
+                if at_once == 1 or not memory_is_out(error):
+                    raise
+                at_once = -(-at_once // 2)
+    model.train(was_training)
+    return ranks.add_up(total).item() / len(windows.tokens)
+
+
+def summed_nll(loss: Loss, windows: Windows, indices: Indices, device: torch.device, precision: str) -> Tensor:
+    """Summed loss of these windows."""
+    tensors = [torch.from_numpy(array) for array in windows.batch(indices)]
+    if device.type == "cuda":  # pinned, so that nothing waits for the copy
+        tensors = [tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors]
+    inputs_BT, targets_BT = tensors
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        return loss(inputs_BT, targets_BT)
+
+
+def training_windows(config: TrialConfig, corpus: Corpus) -> Windows:
+    """The part of the train split that a trial is trained on."""
+    return Windows(corpus.train.tokens[: config.max_train_tokens], config.context_length, corpus.end_of_text)
