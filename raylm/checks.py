@@ -231,19 +231,19 @@ def storage(place: object) -> Problem | None:
 def resources(gpus: object, cpus: object) -> list[Problem]:
     """What is wrong with a request for resources."""
     problems = []
-    amount = 0.0 if gpus is None else typed(float, gpus)
+    amount = 0.0 if gpus is None or gpus == "auto" else typed(float, gpus)
     if amount is None or not (0 <= amount <= 1 or amount in range(2, MOST_GPUS + 1)):
-        what = f"got {show(gpus)}; expected 0, a fraction of one GPU, or a whole number of GPUs"
+        what = f"got {show(gpus)}; expected 0, a fraction of one GPU, a whole number of GPUs, or 'auto'"
         problems.append(Problem("resources.gpus", what))
     if (typed(int, cpus) or 0) < 1:
         problems.append(Problem("resources.cpus", f"got {show(cpus)}; expected a whole number, at least 1"))
     return problems
 
 
-def windows_for_all(where: str, batch_sizes: Iterable[int], gpus: float | None) -> Problem | None:
+def windows_for_all(where: str, batch_sizes: Iterable[int], gpus: float | str | None) -> Problem | None:
     """What is wrong with these batch sizes where a batch's windows are shared by so many GPUs."""
     least = min(batch_sizes)
-    if gpus is None or least >= gpus:
+    if not isinstance(gpus, int | float) or least >= gpus:
         return None
     what = f"got {least}; a trial's {gpus:.0f} GPUs share the windows of a batch: expected at least {gpus:.0f} of them"
     return Problem(where, f"{what}, or fewer resources.gpus")

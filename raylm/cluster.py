@@ -20,6 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raylm.config import Resources
 from raylm.errors import UserError, WorkError
+from raylm.hardware import Card, known
 from raylm.storage import ELSEWHERE, Storage
 
 WORKER_ENVIRONMENT = {
@@ -32,6 +33,8 @@ AUTOSCALER_FILE = Path("~/ray_bootstrap_config.yaml")
 """What `ray up` lays down on the head: the kinds of nodes that it may start."""
 CARD_MEMORY = "gpu_gib"
 """The custom resource in which nodes tell the memory of their GPUs, in GiB, of all their cards together."""
+CARD_NAME = "accelerator_type:"
+"""How the resource begins by which Ray names a node's GPUs."""
 SECONDS_TO_ANSWER = 60.0
 """Time that a node has to answer a question; a process has to be started there first."""
 SECONDS_TO_CONNECT = 2.0
@@ -141,7 +144,7 @@ def resolved_resources(asked: Resources) -> dict[str, float]:
     """
     kinds = [resources for resources, _ in offers()]
     gpus = asked.gpus
-    if gpus is None:
+    if gpus is None or gpus == "auto":
         gpus = 1.0 if any(kind.get("GPU", 0) for kind in kinds) else 0.0
     cpus = max(asked.cpus, int(gpus))  # one per rank at least
     if not any(kind.get("CPU", 0) >= cpus and kind.get("GPU", 0) >= gpus for kind in kinds):
@@ -151,6 +154,22 @@ def resolved_resources(asked: Resources) -> dict[str, float]:
             f"{there}; ask for less with resources=Resources(gpus=..., cpus=...)"
         )
     return {"cpu": cpus, "gpu": gpus}
+
+
+def cards_to_share(cpus: int) -> list[tuple[Card, int]]:
+    """The GPUs that there are or may be, each with how many trials of so many CPUs it has CPUs for.
+
+    None are shared where one of them is not known.
+    """
+    found: list[tuple[Card, int]] = []
+    for kind, _ in offers():
+        if kind.get("GPU", 0):
+            names = [name.removeprefix(CARD_NAME) for name in kind if name.startswith(CARD_NAME)]
+            card = known(names[0]) if names else None
+            if card is None:
+                return []
+            found.append((card, int(kind.get("CPU", 0) / kind["GPU"] / cpus)))
+    return found
 
 
 def largest_card_gib() -> float:

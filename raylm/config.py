@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 from raylm import checks, spaces
 from raylm.errors import Problem, SweepError, show, unknown
@@ -113,16 +113,18 @@ def _slug(name: str) -> str:
 class Resources:
     """What one trial gets of the cluster."""
 
-    gpus: float | None = None
+    gpus: float | Literal["auto"] | None = None
     """GPUs per trial: a fraction of one, or a whole number, all of one node; 0 for none; None: one where the cluster
-    has any, else none. Several train a trial together, each on its share of a batch's windows."""
+    has any, else none; `auto`: as None, but trials that leave a GPU idle share one. Several train a trial together,
+    each on its share of a batch's windows."""
     cpus: int = 1
     """CPU cores per trial, and its number of threads; of several GPUs each has a process, with its share of them."""
 
     def __post_init__(self) -> None:
         if problems := checks.resources(self.gpus, self.cpus):
             raise SweepError(problems)
-        object.__setattr__(self, "gpus", None if self.gpus is None else float(self.gpus))
+        if self.gpus is not None and self.gpus != "auto":
+            object.__setattr__(self, "gpus", float(self.gpus))
         object.__setattr__(self, "cpus", int(self.cpus))
 
 

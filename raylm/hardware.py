@@ -10,14 +10,15 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from raylm.config import Resources
+from raylm.catalog import Shape
+from raylm.config import Resources, TrialConfig
 from raylm.errors import UserError, nearest, show
 from raylm.guard import machine_memory
 from raylm.memory import Fit, Workload
@@ -34,6 +35,12 @@ TRAFFIC_BYTES = 116, 6
 """Moved besides the matrix products, in bfloat16: per token, layer and unit of width, per token and word."""
 PARAMETER_BYTES = 36
 """Moved once a step per parameter: gradients cleared, made and clipped, and the optimizer's passes."""
+MOST_SHARING = 8
+"""Trials that share a card, where that is left to raylm."""
+WORTH_SHARING = 1.1
+"""How much more must get done on a card for another trial to share it."""
+RAY_UNITS = 10_000
+"""Ray counts a GPU in so many parts."""
 MEASURING_SECONDS = 0.2
 """Time for each of the two peaks of a CPU."""
 GPU_FILES = Path("/proc/driver/nvidia/gpus")
@@ -99,6 +106,13 @@ class Slot:
     """Trials."""
     precision: str
     """`float32` or `bfloat16`."""
+    most_sharing: int = 1
+    """Trials that may share a card, where that is left to raylm."""
+
+    def of(self, work: Workload) -> Slot:
+        """This card for one trial, or shared by as many like it as `parts` says."""
+        number = parts(self, work)
+        return replace(self, share=self.share / number, at_a_time=self.at_a_time * number, most_sharing=1)
 
     @property
     def available_bytes(self) -> float:
@@ -110,6 +124,7 @@ class Slot:
         card, share = self.card, self.share
         measured = " (measured now)" if card.device == "cpu" else ""
         taken = "" if share == 1 else f", {share:g} of {'them' if share > 1 else 'it'} for a trial"
+        taken = ", shared by trials that leave it idle" if self.most_sharing > 1 else taken
         tflops = card.tflops(self.precision)
         return (
             f"{card.name}: {tflops:,.{0 if tflops >= 10 else 2}f} TFLOP/s in {self.precision}, "
@@ -136,6 +151,33 @@ class Slot:
         return max(computing, starting) if device == "cuda" else computing + starting
 
 
+def parts(slot: Slot, work: Workload) -> int:
+    """How many trials like this one a card is shared by: as few as get (nearly) the most done, if all fit.
+
+    A small trial leaves a GPU idle while its kernels are started, and others compute meanwhile. All go through the
+    model as one with the whole card does: no trial takes a smaller micro-batch for the sake of sharing.
+    """
+    whole, tokens = work.fit(slot.available_bytes), work.trial.batch_size * work.trial.context_length
+    numbers = range(1, slot.most_sharing + 1)
+    fitting = [1, *(number for number in numbers if work.fit(slot.available_bytes / number) == whole)]
+    shared = {number: replace(slot, share=slot.share / number) for number in fitting}
+    done = {number: number / one.training_seconds(work, whole, tokens, 1) for number, one in shared.items()}
+    return next(number for number in fitting if done[number] * WORTH_SHARING >= max(done.values()))
+
+
+def share(cards: Sequence[tuple[Card, int]], shape: Shape | None, trial: TrialConfig, precision: str) -> float:
+    """A trial's share of any of these cards, each with the number of trials that may share it."""
+    if shape is None or not cards:
+        return 1.0
+    slots = [Slot(card, 1.0, 1, _kind(card, precision), min(most, MOST_SHARING)) for card, most in cards]
+    number = min(parts(slot, Workload(shape, trial, "cuda", slot.precision)) for slot in slots)
+    return int(RAY_UNITS / number) / RAY_UNITS
+
+
+def _kind(card: Card, precision: str) -> str:
+    return precision if precision != "auto" else "bfloat16" if card.bfloat16 else "float32"
+
+
 def slot(resources: Resources, precision: str, gpu: str | None = None) -> Slot | None:
     """What a trial runs on: GPUs named on the command line, else those of this machine, else its CPU.
 
@@ -148,27 +190,28 @@ def slot(resources: Resources, precision: str, gpu: str | None = None) -> Slot |
     Raises:
         UserError: if `gpu` is not known, or trials cannot run on it.
     """
+    shared = resources.gpus == "auto"
+    share = resources.gpus if isinstance(resources.gpus, float) and resources.gpus else 1.0
     if gpu is not None:
         card, cards = named(gpu)
         if resources.gpus == 0:
             raise UserError(
                 f"--gpu: got {show(gpu)}, but trials of this sweep take no GPU: resources=Resources(gpus=0)"
             )
-        if (resources.gpus or 1) > cards:
-            wanted = f"{resources.gpus:g}x{card.option}"
-            raise UserError(f"--gpu: got {show(gpu)}, but a trial takes {resources.gpus:g} GPUs; say --gpu {wanted}")
+        if share > cards:
+            wanted = f"{share:g}x{card.option}"
+            raise UserError(f"--gpu: got {show(gpu)}, but a trial takes {share:g} GPUs; say --gpu {wanted}")
     else:
         names = gpus_here() if resources.gpus != 0 else []
-        if not names and not resources.gpus:
+        if not names and (shared or not resources.gpus):
             return _on_cpu(resources, precision)
         found, cards = known(names[0]) if names else None, len(names)
         if found is None:
             return None
         card = found
-    share = resources.gpus or 1.0
     at_a_time = cards * int(1 / share + 1e-9) if share < 1 else cards // int(share)
-    kind = precision if precision != "auto" else "bfloat16" if card.bfloat16 else "float32"
-    return Slot(card, share, at_a_time, kind)
+    of_cpus = MOST_SHARING if gpu is not None else (os.cpu_count() or 1) // cards // resources.cpus
+    return Slot(card, share, at_a_time, _kind(card, precision), max(1, min(of_cpus, MOST_SHARING)) if shared else 1)
 
 
 def _on_cpu(resources: Resources, precision: str) -> Slot:

@@ -199,7 +199,8 @@ def _slot(sweep: Sweep, how: How, resources: Mapping[str, float]) -> Slot | None
 
     if cluster.known_address(how.address) != "local":
         return None
-    return hardware.slot(Resources(gpus=resources["gpu"], cpus=int(resources["cpu"])), sweep.precision)
+    asked, cpus = sweep.resources.gpus, int(resources["cpu"])
+    return hardware.slot(Resources(gpus="auto" if asked == "auto" else resources["gpu"], cpus=cpus), sweep.precision)
 
 
 def _launch_record(

@@ -76,6 +76,16 @@ class TrialPlan:
         return self.work.peak_bytes(self.fit) if self.work and self.fit else None
 
     @property
+    def slot_seconds(self) -> float | None:
+        """Its part of the time of all trials, where as many as may run at a time."""
+        return self.seconds / self.slot.at_a_time if self.seconds is not None and self.slot else None
+
+    @property
+    def card_seconds(self) -> float | None:
+        """The time of cards that it takes: a trial on two of them takes twice its own."""
+        return self.seconds * self.slot.share if self.seconds is not None and self.slot else None
+
+    @property
     def seconds(self) -> float | None:
         """Time in optimizer steps, roughly."""
         if not (self.work and self.fit and self.slot):
@@ -89,6 +99,8 @@ def plan_trial(config: TrialConfig, train_tokens: int, exact: bool = True, slot:
     windows = -(-tokens // (config.context_length - 1))
     steps = -(-windows // config.batch_size)
     shape = shape_known(config.model)
+    if slot and shape:
+        slot = slot.of(Workload(shape, config, slot.card.device, slot.precision, slot.ranks))
     return TrialPlan(config, tokens * config.epochs, steps * config.epochs, exact, shape, slot)
 
 
@@ -127,7 +139,7 @@ def estimated_seconds(config: TrialConfig, progress: Progress, slot: Slot) -> fl
         return None
     work = Workload(shape, config, slot.card.device, slot.precision, progress.ranks)
     fit = Fit(progress.micro_batch_size, progress.recompute)
-    return slot.training_seconds(work, fit, progress.tokens_seen, progress.step)
+    return slot.of(work).training_seconds(work, fit, progress.tokens_seen, progress.step)
 
 
 # ---- all trials together ------------------------------------------------------------------------------------------
@@ -186,32 +198,36 @@ def _work(plans: Sequence[TrialPlan | None]) -> str:
 
 def _time(plans: Sequence[TrialPlan | None], slot: Slot, price_per_hour: float | None) -> str:
     """Time of these trials together, of the cards for them, and what that costs."""
-    seconds = _sum(plans, lambda one: one.seconds)
-    if seconds is None:
+    seconds, of_cards = _sum(plans, lambda one: one.slot_seconds), _sum(plans, lambda one: one.card_seconds)
+    if seconds is None or of_cards is None:
         return "how long is not known yet"
     longest = max((one.seconds or 0.0 for one in plans if one), default=0.0)
-    text = f"~{duration(max(longest, seconds / slot.at_a_time))} of training"
-    text += f", {slot.at_a_time} at a time" if slot.at_a_time > 1 else ""
-    return f"{text}; {_hours_in_words(seconds, slot, price_per_hour)}"
+    at_a_time = {one.slot.at_a_time for one in plans if one and one.slot}
+    text = f"~{duration(max(longest, seconds))} of training"
+    if max(at_a_time) > 1:
+        text += f", {' to '.join(map(str, sorted({min(at_a_time), max(at_a_time)})))} at a time"
+    return f"{text}; {_hours_in_words(of_cards, slot, price_per_hour)}"
 
 
 def _search_time(plans: Sequence[TrialPlan | None], sweep: Sweep, slot: Slot, price_per_hour: float | None) -> str:
     """Time of a search's trials by those that stand for them: each from shortest to longest, all by the mean."""
-    times = [one.seconds for one in plans if one is not None and one.seconds is not None]
-    if not times or len(times) < len(plans):
+    known = [one for one in plans if one is not None and one.seconds is not None and one.slot is not None]
+    if not known or len(known) < len(plans):
         return "how long its trials take is not known yet"
-    samples = sweep.num_samples or 0
+    samples, times = sweep.num_samples or 0, [one.seconds or 0.0 for one in known]
     shortest, longest = duration(min(times)), duration(max(times))
     each = f"~{shortest}" if shortest == longest else f"~{shortest} to ~{longest}"
-    total = statistics.fmean(times) * samples
-    text = f"each takes {each} of training, {counted(samples, 'trial')} of the mean length ~"
-    text += f"{duration(total / min(slot.at_a_time, samples))}; {_hours_in_words(total, slot, price_per_hour)}"
+    at_a_time = [min(one.slot.at_a_time, samples) for one in known if one.slot]
+    total = statistics.fmean(time / number for time, number in zip(times, at_a_time, strict=True)) * samples
+    of_cards = statistics.fmean(one.card_seconds or 0.0 for one in known) * samples
+    text = f"each takes {each} of training, {counted(samples, 'trial')} of the mean length ~{duration(total)}"
+    text += f"; {_hours_in_words(of_cards, slot, price_per_hour)}"
     return text + ("; less, where trials are stopped early" if sweep.scheduler is not None else "")
 
 
-def _hours_in_words(seconds: float, slot: Slot, price_per_hour: float | None) -> str:
+def _hours_in_words(seconds_of_cards: float, slot: Slot, price_per_hour: float | None) -> str:
     """GPU-hours, or hours of the machine, and their price."""
-    hours = seconds * slot.share / 3600
+    hours = seconds_of_cards / 3600
     what = "GPU-hours" if slot.card.device == "cuda" else "hours of the machine"
     cost = "" if price_per_hour is None else f", ~{hours * price_per_hour:,.2f} at {price_per_hour:,.2f} an hour"
     return f"~{hours:,.{2 if hours < 10 else 0}f} {what}{cost}"

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -19,10 +18,10 @@ from raylm import carried, checks, models, peers, precision, results
 from raylm.config import TrialConfig
 from raylm.errors import Pause, RestartError, UserError, disk_is_full
 from raylm.guard import GIB, GROWN, Footprint, Guard, machine_memory
+from raylm.job import Job
 from raylm.memory import Fit, Workload
 from raylm.progress import Step
 from raylm.reporter import Reporter
-from raylm.storage import Storage
 from raylm.train import Evaluation, finetune
 
 SECONDS_BETWEEN_WORDS = 0.5
@@ -33,39 +32,6 @@ SECONDS_BETWEEN_LOOKS = 1.0
 """Time between two questions to Ray, which nodes are about to leave."""
 SCORE_ON_THE_WAY = 1e9
 """Score of a checkpoint between two evaluations, so that Tune keeps the best evaluation's beside it."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """What all trials of a launch share."""
-
-    folder: Storage
-    """The sweep's results folder."""
-    corpora: Mapping[tuple[str, str], Any]
-    """Ray reference to the corpus of (dataset, model): each node holds one copy, which its trials share."""
-    sources: Mapping[tuple[str, bool], models.ModelSource]
-    """The model of (name, pretrained)."""
-    home: str
-    """The node that the sources were found on."""
-    carried: Mapping[tuple[str, bool], Any]
-    """Ray reference to the files of those in a local folder, for the other nodes."""
-    precision: str
-    device: str
-    """`cpu` or `cuda`."""
-    ranks: int
-    """Processes that train a trial."""
-    gpus: float
-    """Per process: one, a fraction of one, or none."""
-    threads: int
-    """Per process."""
-    part: float
-    """A process's part of its machine's memory."""
-    max_failures: int
-    """Errors of a trial after which it is given up."""
-    alone: bool
-    """Whether trials run one at a time, because they have run out of memory before."""
-    board: Any
-    """Actor between the trials and the driver."""
 
 
 class Word(enum.Enum):
@@ -171,6 +137,7 @@ class Contact:
 def train_gpt2(config: dict[str, Any], job: Job) -> None:
     """One trial. What no retry mends is reported as the trial's end; all else is raised, and Tune starts it again."""
     trial = TrialConfig.recorded(config)
+    job = job.of(trial)
     if FOOTPRINT.grown_bytes > GROWN * job.part * machine_memory()[1]:
         raise RestartError(f"its process has grown by {FOOTPRINT.grown_bytes / GIB:.1f} GiB; a fresh one follows")
     contact = Contact(job.board, trial.run_name)

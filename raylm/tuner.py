@@ -21,11 +21,13 @@ from raylm import carried, cluster, memory, models
 from raylm.bridge import FromLineup, StepsShown, StopsEarly, Watcher, config_of
 from raylm.config import Sweep, TrialConfig
 from raylm.errors import Pause, WorkError
+from raylm.hardware import Card
+from raylm.job import Job
 from raylm.lineup import Lineup
 from raylm.live import Live
 from raylm.prepare import Prepared
 from raylm.storage import Storage
-from raylm.trainable import Board, Job, train_gpt2
+from raylm.trainable import Board, train_gpt2
 
 KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
 """What Tune copies from the command's environment into that of the trials (ray/tune/execution/class_cache.py)."""
@@ -120,6 +122,7 @@ def launch(
         device=device_of(resources),
         ranks=ranks,
         gpus=resources["gpu"] / ranks,
+        cards=_cards(sweep, resources, alone),
         threads=int(resources["cpu"]) // ranks,
         part=cluster.part(resources) / ranks,
         max_failures=sweep.max_failures,
@@ -131,7 +134,8 @@ def launch(
 
     def request(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
         trial = TrialConfig.recorded(config)
-        return placement(resources, card_gib(trial, prepared, sweep.precision, largest, ranks) if largest else 0)
+        gib = card_gib(trial, prepared, sweep.precision, largest, ranks) if largest else 0
+        return placement({**resources, "gpu": resources["gpu"] * job.share(trial)}, gib)
 
     budget_seconds = sweep.time_budget_hours * 3600 if sweep.time_budget_hours else None
     watcher = Watcher(folder, number, lineup, live, board, budget_seconds)
@@ -169,6 +173,12 @@ def launch(
                 raise WorkError(f"Ray Tune gave up: {lines[-1]}") from error
             watcher.out_of_memory(alone)
     return Launched(lineup.complete, watcher.pause_reason, list(watcher.set_aside.values()))
+
+
+def _cards(sweep: Sweep, resources: Mapping[str, float], alone: bool) -> list[tuple[Card, int]]:
+    """GPUs that trials may share."""
+    asked = sweep.resources.gpus == "auto" and resources["gpu"] and not alone
+    return cluster.cards_to_share(int(resources["cpu"])) if asked else []
 
 
 def _carried(prepared: Prepared) -> dict[tuple[str, bool], Any]:

@@ -24,7 +24,7 @@ LOWEST_TO_HIGHEST = """
     hub tokenizer corpus data plan storage filesystems bucket place record results halving lineup reference table report
     figures importance drawing page live console
     optim precision head layers models carried checkpoint ranks losses train evaluate prepare search cluster peers
-    reporter trainable bridge tuner launch run doctor submit notices exits cli_sweeps cli_results cli sweep
+    reporter job trainable bridge tuner launch run doctor submit notices exits cli_sweeps cli_results cli sweep
 """
 ORDER = LOWEST_TO_HIGHEST.split()
 """A module imports only from those before it. `__init__` stands for the package's own names."""
