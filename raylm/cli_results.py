@@ -28,6 +28,7 @@ def report(
     """
     with exit_codes():
         from raylm import report as reporting
+        from raylm.advice import advice
         from raylm.console import Screen
         from raylm.reference import load_reference
         from raylm.results import load_results
@@ -41,6 +42,8 @@ def report(
             screen = Screen()
             screen.table(found, known)
             screen.say(reporting.summary(found))
+            for text in advice(found):
+                screen.say(f"next: {text}")
         elif form == "html":
             from raylm import page
 

@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 
 from raylm import drawing, figures, record, report, table
+from raylm.advice import advice
 from raylm.config import TrialConfig
 from raylm.importance import importances
 from raylm.reference import Reference, load_reference
@@ -98,6 +99,7 @@ def html(results: Results, reference: Reference | None = None) -> str:
         summary=report.summary(results),
         headings=[(heading, heading not in WORDS) for heading in made.headings],
         lines=list(zip(made.lines, _has_best(results, best), strict=True)),
+        advice=advice(results),
         notes=[*made.notes, *_unfinished(results)],
         sections=sections(figures.collect(results), importances(results) if kept.search else []),
         launches=_launches(kept.launches),

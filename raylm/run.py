@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raylm import record, report, results
+from raylm.advice import advice
 from raylm.config import Sweep, TrialConfig
 from raylm.console import Screen
 from raylm.errors import Pause, UserError, WorkError, counted
@@ -139,6 +140,8 @@ def _finish(found: Results, screen: Screen, *, retried: bool, paused: Pause | No
     """Shows the table, and writes the results' files where the rows have changed."""
     screen.table(found)
     screen.say(report.summary(found))
+    for text in advice(found):
+        screen.say(f"next: {text}")
     if report.write(found) or "report.html" not in found.storage.entries(deep=False):
         with screen.working("drawing the report"):
             from raylm import page
