@@ -28,9 +28,9 @@ def report(
     """
     with exit_codes():
         from raylm import report as reporting
+        from raylm.analysis import load_results
         from raylm.console import Screen
         from raylm.reference import load_reference
-        from raylm.results import load_results
 
         texts = {"markdown": reporting.markdown, "latex": reporting.latex, "csv": reporting.csv_text}
         if form not in ("table", "html", *texts):
@@ -59,9 +59,9 @@ def evaluate(
     """
     with exit_codes():
         from raylm import report as reporting
+        from raylm.analysis import load_results
         from raylm.console import Screen
         from raylm.reference import load_reference
-        from raylm.results import load_results
 
         lengths = [int(text) if text.strip().isdecimal() else 0 for text in context_lengths.split(",")]
         if min(lengths) < 2:

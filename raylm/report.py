@@ -55,7 +55,7 @@ def latex(results: Results, reference: Reference | None = None) -> str:
 def record(
     row: Row, results: Results, reference: Reference | None = None, estimated_seconds: float | None = None
 ) -> dict[str, Any]:
-    """All that is known of a row, by column of results.csv; empty for what there is not."""
+    """All that is known of a row, by column of results.csv; None for what there is not."""
     config, measured = row.config, row.measured
     progress = row.latest.progress if row.latest else None
     named: dict[str, Any] = {
@@ -69,7 +69,7 @@ def record(
         "best_epoch": measured.epoch if measured else None,
         "run": config.run_name,
         "status": row.status,
-        "reason": row.reason,
+        "reason": row.reason or None,
         "trial_id": config.id,
     }
     named |= {name: value for name, value in config.as_dict().items() if name not in named}
@@ -87,18 +87,22 @@ def record(
     lengths = sorted({length for one in results.rows for length in one.elsewhere})
     named |= {f"val_loss_at_{length}": row.elsewhere.get(length) for length in lengths}
     beside = reference.row(config) if reference else None
-    named |= {f"reference_{name}": getattr(beside, name, None) for name in LOSSES}
-    return {name: "" if value is None else value for name, value in named.items()}
+    return named | {f"reference_{name}": getattr(beside, name, None) for name in LOSSES}
+
+
+def records(results: Results, reference: Reference | None = None) -> list[dict[str, Any]]:
+    """All that is known of each row, in the table's order."""
+    known = estimates(results)
+    return [record(row, results, reference, known.get(row.config.id)) for row in table.ordered(results)]
 
 
 def csv_text(results: Results, reference: Reference | None = None) -> str:
-    """The rows as CSV, one for each trial, numbers in full."""
-    known = estimates(results)
-    records = [record(row, results, reference, known.get(row.config.id)) for row in table.ordered(results)]
+    """The rows as CSV, one for each trial, numbers in full; empty for what there is not."""
+    all_records = records(results, reference)
     out = io.StringIO()
-    writer = csv.DictWriter(out, fieldnames=list(records[0]), lineterminator="\n")
+    writer = csv.DictWriter(out, fieldnames=list(all_records[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(records)
+    writer.writerows(all_records)
     return out.getvalue()
 
 

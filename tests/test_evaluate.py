@@ -11,11 +11,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from raylm import Sweep, TrialConfig, UserError, data, models, record, report
+from raylm import Sweep, TrialConfig, UserError, data, load_results, models, record, report
 from raylm.data import Windows
 from raylm.evaluate import evaluate
 from raylm.record import Record
-from raylm.results import ELSEWHERE_FILE, Results, find_rows, load_results
+from raylm.results import ELSEWHERE_FILE, Results, find_rows
 from raylm.storage import Folder
 from raylm.train import finetune
 

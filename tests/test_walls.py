@@ -20,11 +20,11 @@ MODULES = {path.stem: path for path in sorted((ROOT / "raylm").glob("*.py"))}
 SWEEPS = ROOT / "sweeps"
 
 LOWEST_TO_HIGHEST = """
-    errors catalog progress manifest cache checks spaces config __init__ loading memory guard hardware
+    errors catalog progress manifest cache checks spaces config loading memory guard hardware
     hub tokenizer corpus data plan storage filesystems bucket place record results halving lineup reference table report
-    figures importance drawing page live console
+    figures importance drawing analysis page live console
     optim precision head layers models carried checkpoint ranks train evaluate prepare search cluster peers reporter
-    trainable bridge tuner launch run doctor submit notices exits cli_sweeps cli_results cli sweep
+    trainable bridge tuner launch runner __init__ doctor submit notices exits cli_sweeps cli_results cli sweep
 """
 ORDER = LOWEST_TO_HIGHEST.split()
 """A module imports only from those before it. `__init__` stands for the package's own names."""
@@ -93,6 +93,7 @@ LIGHT = [
     ".config",
     ".loading",
     ".results",
+    ".analysis",
     ".lineup",
     ".report",
     ".hardware",
