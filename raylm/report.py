@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from raylm import hardware, plan, table
@@ -17,10 +17,14 @@ from raylm.results import DIVERGED, DONE, FAILED, STOPPED, Results, Row, launch_
 def markdown(results: Results, reference: Reference | None = None) -> str:
     """The table, and below it what there is to say of its rows."""
     made = table.build(results, reference)
-    lines = [made.headings, ["---"] * len(made.headings), *made.lines]
-    text = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines]
+    rows = markdown_rows([made.headings, ["---"] * len(made.headings), *made.lines])
     notes = [f"- {note}" for note in made.notes]
-    return "\n".join([*text, *(["", *notes] if notes else []), ""])
+    return "\n".join([rows, *(["", *notes] if notes else []), ""])
+
+
+def markdown_rows(rows: Iterable[Sequence[str]]) -> str:
+    """Cells as rows of a table."""
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)
 
 
 LATEX = {

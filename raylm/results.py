@@ -106,8 +106,7 @@ class Results:
         if dataset is None and len(known) > 1:
             raise UserError(f"{self.storage.place} has a best row for each dataset; name one: {', '.join(known)}")
         if dataset is not None and dataset not in known:
-            hint = nearest(dataset, known) or f"; expected one of {', '.join(known)}"
-            raise UserError(f"{self.storage.place} has no dataset {show(dataset)}{hint}")
+            raise UserError(f"{self.storage.place} has no dataset {show(dataset)}; expected {' or '.join(known)}")
         best = self.best_by_dataset.get(dataset or "".join(known))
         if best is None:
             raise UserError(f"{self.storage.place} has no finished row{f' of {dataset}' if dataset else ''} yet")
@@ -238,6 +237,22 @@ def newest_verified(folder: Storage, config: TrialConfig) -> Iterator[Path | Non
                 yield local
                 return
     yield None
+
+
+@contextmanager
+def best_epoch(results: Results, row: Row) -> Iterator[Path]:
+    """The folder of a row's best epoch, on this machine for as long as it is entered.
+
+    Raises:
+        UserError: if there is none, or a file of it is not what its manifest says.
+    """
+    if row.best is None:
+        raise UserError(f"{row.config.run_name} ({row.status}) has no checkpoint of an evaluated epoch")
+    with results.storage.local(row.best.folder) as folder:
+        if manifest.verify(folder) is None:
+            where = results.storage.where(row.best.folder)
+            raise UserError(f"{where} is damaged; run the sweep again after moving it away")
+        yield folder
 
 
 def _row(

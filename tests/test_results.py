@@ -250,7 +250,11 @@ def test_of_several_datasets_one_is_named(tmp_path: Path) -> None:
     save(tmp_path, "launch-001/0", 3.0, of=1)
     found = results.find_rows(Folder(tmp_path), [TRIAL, TrialConfig(dataset="imdb")])
     assert found.best(TRIAL.dataset) is found.rows[0]
-    for dataset, words in ((None, "name one: pydocs, imdb"), ("imbd", "did you mean 'imdb'"), ("imdb", "row of imdb")):
+    for dataset, words in (
+        (None, "name one: pydocs, imdb"),
+        ("imbd", "no dataset 'imbd'; expected pydocs or imdb"),
+        ("imdb", "row of imdb"),
+    ):
         with pytest.raises(UserError, match=words):
             found.best(dataset)
 
