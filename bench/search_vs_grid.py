@@ -20,7 +20,7 @@ from rich.console import Console
 from raylm import Sweep, TrialConfig
 from raylm.console import Screen
 from raylm.results import Results, Row
-from raylm.run import run
+from raylm.runner import run
 
 LEARNING_RATES = [round(1e-5 * 10 ** (step / 4), 8) for step in range(12)]
 """1e-5 to 5.6e-3, four to a decade."""

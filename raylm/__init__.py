@@ -2,9 +2,41 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from raylm.config import Resources, Sweep, TrialConfig
 from raylm.errors import SweepError, UserError, WorkError
 
+if TYPE_CHECKING:
+    from raylm.analysis import load_results
+    from raylm.runner import run
+
 __version__ = "0.1.0"
 
-__all__ = ["Resources", "Sweep", "SweepError", "TrialConfig", "UserError", "WorkError", "__version__"]
+__all__ = [
+    "Resources",
+    "Sweep",
+    "SweepError",
+    "TrialConfig",
+    "UserError",
+    "WorkError",
+    "__version__",
+    "load_results",
+    "run",
+]
+
+_WHEN_ASKED_FOR = {"load_results": "raylm.analysis", "run": "raylm.runner"}
+"""Names whose modules take more than the standard library."""
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what takes its time when it is asked for, so that `import raylm` takes none."""
+    if name not in _WHEN_ASKED_FOR:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_WHEN_ASKED_FOR[name]), name)
+
+
+def __dir__() -> list[str]:
+    """All names, also before they were asked for."""
+    return sorted({*globals(), *__all__})

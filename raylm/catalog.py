@@ -61,6 +61,8 @@ class KnownModel:
     hub_id: str | None
     """Repository on the Hugging Face Hub; None: made here, with random weights."""
     shape: Shape
+    licence: str | None = None
+    """Of its weights, in the hub's words."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +84,10 @@ GPT2_VOCABULARY = 50257
 
 MODELS: dict[str, KnownModel] = {
     NANO: KnownModel(None, Shape(layers=2, width=128, heads=4, vocabulary=NANO_VOCABULARY, positions=1024)),
-    "gpt2": KnownModel("openai-community/gpt2", Shape(12, 768, 12, GPT2_VOCABULARY, 1024)),
-    "gpt2-medium": KnownModel("openai-community/gpt2-medium", Shape(24, 1024, 16, GPT2_VOCABULARY, 1024)),
-    "gpt2-large": KnownModel("openai-community/gpt2-large", Shape(36, 1280, 20, GPT2_VOCABULARY, 1024)),
-    "gpt2-xl": KnownModel("openai-community/gpt2-xl", Shape(48, 1600, 25, GPT2_VOCABULARY, 1024)),
+    "gpt2": KnownModel("openai-community/gpt2", Shape(12, 768, 12, GPT2_VOCABULARY, 1024), "mit"),
+    "gpt2-medium": KnownModel("openai-community/gpt2-medium", Shape(24, 1024, 16, GPT2_VOCABULARY, 1024), "mit"),
+    "gpt2-large": KnownModel("openai-community/gpt2-large", Shape(36, 1280, 20, GPT2_VOCABULARY, 1024), "mit"),
+    "gpt2-xl": KnownModel("openai-community/gpt2-xl", Shape(48, 1600, 25, GPT2_VOCABULARY, 1024), "mit"),
 }
 
 DATASETS: dict[str, KnownDataset] = {

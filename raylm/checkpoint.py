@@ -21,8 +21,6 @@ from raylm.progress import Progress
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-OPTIMIZER_FILE = "optimizer.safetensors"
-
 
 def save(
     folder: Path,
@@ -36,14 +34,14 @@ def save(
     model.save_pretrained(folder)
     for name, content in tokenizer_files.items():
         (folder / name).write_bytes(content)
-    save_file(_optimizer_tensors(optimizer), folder / OPTIMIZER_FILE)
+    save_file(_optimizer_tensors(optimizer), folder / manifest.OPTIMIZER)
     (folder / "README.md").write_text(_model_card(config, progress), encoding="utf-8")
     manifest.write(folder, {"trial_id": config.id, "config": config.as_dict(), "progress": progress.as_dict()})
 
 
 def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
     """Gives a fresh optimizer the state that `save` wrote."""
-    tensors = load_file(folder / OPTIMIZER_FILE)
+    tensors = load_file(folder / manifest.OPTIMIZER)
     for number, parameter in enumerate(_parameters(optimizer)):
         state = optimizer.state[parameter]
         for key in [key for key in tensors if key.startswith(f"{number}.")]:

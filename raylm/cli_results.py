@@ -1,13 +1,14 @@
-"""The verbs for a results folder: `raylm report`, `evaluate`."""
+"""The verbs for a results folder: `raylm report`, `evaluate`, `export`."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from raylm.errors import UserError
+from raylm.errors import UserError, show
 from raylm.exits import exit_codes
 
 ResultsFolder = Annotated[
@@ -29,9 +30,9 @@ def report(
     with exit_codes():
         from raylm import report as reporting
         from raylm.advice import advice
+        from raylm.analysis import load_results
         from raylm.console import Screen
         from raylm.reference import load_reference
-        from raylm.results import load_results
 
         texts = {"markdown": reporting.markdown, "latex": reporting.latex, "csv": reporting.csv_text}
         if form not in ("table", "html", *texts):
@@ -62,9 +63,9 @@ def evaluate(
     """
     with exit_codes():
         from raylm import report as reporting
+        from raylm.analysis import load_results
         from raylm.console import Screen
         from raylm.reference import load_reference
-        from raylm.results import load_results
 
         lengths = [int(text) if text.strip().isdecimal() else 0 for text in context_lengths.split(",")]
         if min(lengths) < 2:
@@ -79,3 +80,51 @@ def evaluate(
         reporting.write(found)
         page.write(found, known)
         screen.table(found, known)
+
+
+def export(
+    results_folder: ResultsFolder,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that is not there yet, or empty.")],
+    run: Annotated[str | None, typer.Option(metavar="NAME", help="The row of this run.")] = None,
+    best: Annotated[bool, typer.Option("--best", help="The row with the lowest adj val loss: the default.")] = False,
+    dataset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of which the best row is taken, where there are several.")
+    ] = None,
+    licence: Annotated[
+        str | None,
+        typer.Option("--license", metavar="ID", help="As apache-2.0; default: that of the model that was fine-tuned."),
+    ] = None,
+    push: Annotated[
+        str | None, typer.Option(metavar="REPO", help="Upload it to this repository of the Hugging Face Hub too.")
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="Let all see a repository that is made for it; default: you alone.")
+    ] = False,
+) -> None:
+    """Write the best epoch of a row as a folder that transformers opens, with a model card.
+
+    raylm export runs/quickstart ./model
+
+    raylm export runs/imdb-grid ./model --run imdb-gpt2-256x8-1a6acfc12d
+
+    raylm export runs/reference-table ./model --best --dataset imdb --push me/gpt2-imdb
+    """
+    with exit_codes():
+        from raylm.analysis import load_results
+        from raylm.console import Screen
+
+        if run and (best or dataset):
+            raise UserError("--run names the row; expected it without --best and --dataset")
+        if public and not push:
+            raise UserError("--public is for --push; expected both or neither")
+        if licence is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", licence):
+            raise UserError(f"--license: got {show(licence)}; expected the hub's name of it, as apache-2.0 or mit")
+        screen, found = Screen(), load_results(results_folder)
+        row = found.row(run) if run else found.best(dataset)
+        with screen.working(f"writing {row.config.run_name}" + (f", and to {push}" if push else "")):
+            from raylm.export import export as exported
+
+            made = exported(found, row, folder, licence=licence, repository=push, public=public)
+        screen.say(f"model: {folder}" + (f", {made.address}" if made.address else ""))
+        if made.licence is None:
+            screen.say("licence: not known, and the card says so; name it with --license, as --license apache-2.0")

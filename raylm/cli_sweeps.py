@@ -61,12 +61,12 @@ def run(
     if address and address.startswith(("http://", "https://")):
         _submit(address, file, storage, overrides, max_concurrent, retry_failed, quiet, verbose)
     with exit_codes():
-        from raylm import run as running
+        from raylm import runner
         from raylm.console import Screen
         from raylm.launch import How
         from raylm.loading import load_sweep
 
-        outcome = running.run(
+        outcome = runner.run(
             load_sweep(file, overrides or ()),
             storage=storage,
             how=How(retry_failed, max_concurrent, address, verbose),
@@ -96,7 +96,7 @@ def plan(
         from raylm.loading import load_sweep
         from raylm.plan import plan as planned
         from raylm.plan import told
-        from raylm.run import results_folder
+        from raylm.runner import results_folder
 
         if price_per_hour is not None and not 0 <= price_per_hour < math.inf:
             raise UserError(f"--price-per-hour: got {price_per_hour:g}; expected a number from 0 up, as 1.80")

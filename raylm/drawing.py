@@ -1,4 +1,4 @@
-"""The report's figures as SVG, with matplotlib: each panel of `figures` to one drawing that looks the same everywhere.
+"""The report's figures with matplotlib: each panel of `figures` to one that looks the same everywhere; and their SVG.
 
 Colours are those of Okabe and Ito (https://jfly.uni-koeln.de/color/), which colour-blind people can tell apart; line
 styles and markers differ too, for print in black and white. Letters are drawn as paths, so that no font is needed.
@@ -6,6 +6,7 @@ styles and markers differ too, for print in black and white. Letters are drawn a
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import io
 import math
@@ -85,12 +86,18 @@ def _start(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
     """The same text for the same figure: no date, no random names."""
     out = io.StringIO()
-    figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    with _style():
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     text = out.getvalue()
     return text[text.index("<svg") :]
+
+
+def svg_address(figure: Figure) -> str:
+    """Its SVG as a `data:` address: an image of its own, so that the names within do not meet those of another."""
+    return "data:image/svg+xml;base64," + base64.b64encode(svg(figure).encode()).decode()
 
 
 def _legend(figure: Figure, axes: Axes, title: str, labels: Sequence[str]) -> None:
@@ -103,7 +110,7 @@ def _legend(figure: Figure, axes: Axes, title: str, labels: Sequence[str]) -> No
         figure.legend(handles, labels, title=_wrapped(title), loc="outside lower center", ncols=columns, handlelength=3)
 
 
-def curves(panel: CurvesPanel) -> str:
+def curves(panel: CurvesPanel) -> Figure:
     """Training loss as lines, val loss as markers on a thin line, over epochs."""
     with _style():
         figure, axes = _start(WIDTH, HEIGHT)
@@ -122,10 +129,10 @@ def curves(panel: CurvesPanel) -> str:
         )
         axes.set_xlim(left=0)
         _legend(figure, axes, panel.legend, [curve.label for curve in panel.curves])
-        return _svg(figure)
+        return figure
 
 
-def lines(panel: LinesPanel) -> str:
+def lines(panel: LinesPanel) -> Figure:
     """Val loss against a field, whose values are a factor apart, so on a logarithmic axis."""
     with _style():
         figure, axes = _start(WIDTH, HEIGHT)
@@ -140,7 +147,7 @@ def lines(panel: LinesPanel) -> str:
         axes.set(title=_wrapped(panel.title), xlabel=FIELD_LABELS[panel.field], ylabel="val loss (nats per token)")
         axes.margins(0.08)
         _legend(figure, axes, panel.legend, [line.label for line in panel.lines])
-        return _svg(figure)
+        return figure
 
 
 def is_wide(panel: ParallelPanel) -> bool:
@@ -148,7 +155,7 @@ def is_wide(panel: ParallelPanel) -> bool:
     return len(panel.axes) > NARROW_AXES
 
 
-def parallel(panel: ParallelPanel) -> str:
+def parallel(panel: ParallelPanel) -> Figure:
     """Each trial a line through its fields' values to its val loss, the darker the lower; the best in front."""
     with _style():
         figure, axes = _start(2 * WIDTH if is_wide(panel) else WIDTH, HEIGHT)
@@ -173,27 +180,27 @@ def parallel(panel: ParallelPanel) -> str:
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0)
         axes.grid(False)
-        return _svg(figure)
+        return figure
 
 
-def seconds(bars: Bars) -> str:
+def seconds(bars: Bars) -> Figure:
     """Training time in a unit that gives numbers of few digits."""
     longest = max(bars.values)
     unit, size = ("h", 3600) if longest >= 3 * 3600 else ("min", 60) if longest >= 3 * 60 else ("s", 1)
     return _bars(bars, f"training time ({unit})", [value / size for value in bars.values])
 
 
-def tokens_per_second(bars: Bars) -> str:
+def tokens_per_second(bars: Bars) -> Figure:
     """Training tokens per second of training time."""
     return _bars(bars, "training tokens per second", bars.values)
 
 
-def importance(bars: Bars) -> str:
+def importance(bars: Bars) -> Figure:
     """Shares in percent."""
     return _bars(bars, "share (%)", bars.values)
 
 
-def _bars(bars: Bars, name: str, values: Sequence[float]) -> str:
+def _bars(bars: Bars, name: str, values: Sequence[float]) -> Figure:
     with _style():
         figure, axes = _start(WIDTH, 0.9 + BAR_ROW * len(values))
         digits = max(0, 2 - math.floor(math.log10(max(values))))
@@ -207,7 +214,7 @@ def _bars(bars: Bars, name: str, values: Sequence[float]) -> str:
         axes.tick_params(axis="y", length=0)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter("{x:,g}")
-        return _svg(figure)
+        return figure
 
 
 def _wrapped(text: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from raylm import data, manifest, models, precision, record, results
+from raylm import data, models, precision, record, results
 from raylm.config import TrialConfig
 from raylm.data import Corpus
 from raylm.errors import UserError
@@ -58,10 +58,7 @@ def _losses(found: Results, row: Row, context_lengths: Sequence[int]) -> Iterato
     if not context_lengths or row.best is None:
         return
     corpus = _corpus(found, row.config)
-    with found.storage.local(row.best.folder) as folder:
-        if manifest.verify(folder) is None:
-            where = found.storage.where(row.best.folder)
-            raise UserError(f"{where} is damaged; run the sweep again after moving it away")
+    with results.best_epoch(found, row) as folder:
         model = models.load_weights(folder, row.config.run_name)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)

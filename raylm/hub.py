@@ -1,10 +1,11 @@
-"""The Hugging Face Hub: which commit a repository is at, its files on this disk, and one clear message when it fails.
+"""The Hugging Face Hub: a repository's commit, its files on this disk, uploads, and one clear message when it fails.
 
 Every repository is resolved to a commit once a sweep and loaded from local files from then on.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import socket
@@ -109,6 +110,61 @@ def _patterns(weights: bool) -> list[str]:
 def model_files(folder: Path, *, weights: bool) -> list[Path]:
     """Those of a folder's files that a snapshot of it would have."""
     return sorted(file for pattern in _patterns(weights) for file in folder.glob(pattern) if file.is_file())
+
+
+def licence(repository: str) -> str | None:
+    """The licence that a model's card names, in the hub's words; None where it names none or cannot be asked for."""
+    from huggingface_hub import HfApi
+
+    try:
+        info = ask(lambda: HfApi().model_info(repository, timeout=TIMEOUT_SECONDS), f"model {repository}")
+    except UserError:
+        return None
+    named = getattr(info.card_data, "license", None)
+    return named if isinstance(named, str) else None
+
+
+def make_repository(repository: str, *, public: bool) -> str:
+    """A model repository to upload to, made where it is missing; its full name. One that is there keeps who sees it.
+
+    Raises:
+        UserError: if there is no token, it may not write there, or the hub cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    make = functools.partial(HfApi().create_repo, repository, private=not public, exist_ok=True)
+    return _written(make, f"--push {repository}").repo_id
+
+
+def upload(folder: Path, repository: str, message: str) -> str:
+    """Uploads all files of a folder to a model repository; says where they are.
+
+    Raises:
+        UserError: as `make_repository` does.
+    """
+    from huggingface_hub import HfApi, constants
+
+    send = functools.partial(HfApi().upload_folder, repo_id=repository, folder_path=folder, commit_message=message)
+    _written(send, f"--push {repository}")
+    return f"{constants.ENDPOINT}/{repository}"
+
+
+def _written(request: Callable[[], T], what: str) -> T:
+    """What the hub answers to something that takes a token with the right to write."""
+    from huggingface_hub import constants
+
+    try:
+        return ask(request, what)
+    except HubUnreachableError:
+        raise
+    except UserError as error:
+        hub, cause = constants.ENDPOINT, error.__cause__ or error
+        refused = {
+            401: f"{hub} asks for a token that it knows; log in with `hf auth login`, or set HF_TOKEN",
+            403: f"your token may not write there; make one that may at {hub}/settings/tokens",
+        }
+        said = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+        raise UserError(f"{what}: {refused.get(_status(error) or 0, said)}") from cause
 
 
 class HubUnreachableError(UserError):

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 NAME = "manifest.json"
+OPTIMIZER = "optimizer.safetensors"
+"""The file that going on takes, and that using the model does not."""
 VERSION = 1
 
 

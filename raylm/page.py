@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import jinja2
+from matplotlib.figure import Figure
 
 from raylm import drawing, figures, record, report, table
 from raylm.advice import advice
@@ -86,7 +86,7 @@ def html(results: Results, reference: Reference | None = None) -> str:
     """The page; the same text for the same folder."""
     kept = record.read(results.storage) or record.Record(results.storage.name, [])
     made = table.build(results, reference)
-    best = {row.config.id for row in results.best.values()}
+    best = {row.config.id for row in results.best_by_dataset.values()}
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("raylm", ""),
         autoescape=True,
@@ -172,9 +172,8 @@ def sections(found: figures.Figures, shares: Sequence[tuple[str, figures.Bars]] 
     return [section for section in all_sections if section.drawings]
 
 
-def _drawing(svg: str, description: str, wide: bool = False) -> Drawing:
-    """As an image of its own, so that the names within one SVG do not meet those of another."""
-    return Drawing("data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode(), description, wide)
+def _drawing(figure: Figure, description: str, wide: bool = False) -> Drawing:
+    return Drawing(drawing.svg_address(figure), description, wide)
 
 
 # ---- what ran where, and how to run it again ----------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from raylm import hardware, plan, table
@@ -17,10 +17,14 @@ from raylm.results import DIVERGED, DONE, FAILED, STOPPED, Results, Row, launch_
 def markdown(results: Results, reference: Reference | None = None) -> str:
     """The table, and below it what there is to say of its rows."""
     made = table.build(results, reference)
-    lines = [made.headings, ["---"] * len(made.headings), *made.lines]
-    text = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines]
+    rows = markdown_rows([made.headings, ["---"] * len(made.headings), *made.lines])
     notes = [f"- {note}" for note in made.notes]
-    return "\n".join([*text, *(["", *notes] if notes else []), ""])
+    return "\n".join([rows, *(["", *notes] if notes else []), ""])
+
+
+def markdown_rows(rows: Iterable[Sequence[str]]) -> str:
+    """Cells as rows of a table."""
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)
 
 
 LATEX = {
@@ -55,7 +59,7 @@ def latex(results: Results, reference: Reference | None = None) -> str:
 def record(
     row: Row, results: Results, reference: Reference | None = None, estimated_seconds: float | None = None
 ) -> dict[str, Any]:
-    """All that is known of a row, by column of results.csv; empty for what there is not."""
+    """All that is known of a row, by column of results.csv; None for what there is not."""
     config, measured = row.config, row.measured
     progress = row.latest.progress if row.latest else None
     named: dict[str, Any] = {
@@ -69,7 +73,7 @@ def record(
         "best_epoch": measured.epoch if measured else None,
         "run": config.run_name,
         "status": row.status,
-        "reason": row.reason,
+        "reason": row.reason or None,
         "trial_id": config.id,
     }
     named |= {name: value for name, value in config.as_dict().items() if name not in named}
@@ -87,18 +91,22 @@ def record(
     lengths = sorted({length for one in results.rows for length in one.elsewhere})
     named |= {f"val_loss_at_{length}": row.elsewhere.get(length) for length in lengths}
     beside = reference.row(config) if reference else None
-    named |= {f"reference_{name}": getattr(beside, name, None) for name in LOSSES}
-    return {name: "" if value is None else value for name, value in named.items()}
+    return named | {f"reference_{name}": getattr(beside, name, None) for name in LOSSES}
+
+
+def records(results: Results, reference: Reference | None = None) -> list[dict[str, Any]]:
+    """All that is known of each row, in the table's order."""
+    known = estimates(results)
+    return [record(row, results, reference, known.get(row.config.id)) for row in table.ordered(results)]
 
 
 def csv_text(results: Results, reference: Reference | None = None) -> str:
-    """The rows as CSV, one for each trial, numbers in full."""
-    known = estimates(results)
-    records = [record(row, results, reference, known.get(row.config.id)) for row in table.ordered(results)]
+    """The rows as CSV, one for each trial, numbers in full; empty for what there is not."""
+    all_records = records(results, reference)
     out = io.StringIO()
-    writer = csv.DictWriter(out, fieldnames=list(records[0]), lineterminator="\n")
+    writer = csv.DictWriter(out, fieldnames=list(all_records[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(records)
+    writer.writerows(all_records)
     return out.getvalue()
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,8 +16,7 @@ from typing import Any
 
 from raylm import manifest, record
 from raylm.config import Sweep, TrialConfig
-from raylm.errors import UserError
-from raylm.place import storage_at
+from raylm.errors import UserError, nearest, show
 from raylm.progress import Measured, Progress
 from raylm.storage import Storage
 
@@ -95,9 +93,28 @@ class Results:
     rows: list[Row]
     """In the order of the sweep file."""
 
+    def best(self, dataset: str | None = None) -> Row:
+        """The finished row with the lowest adj val loss.
+
+        Args:
+            dataset: among the rows of which; needed where the sweep has several.
+
+        Raises:
+            UserError: if it is needed, the sweep does not have it, or no row of it is finished.
+        """
+        known = list(dict.fromkeys(row.config.dataset for row in self.rows))
+        if dataset is None and len(known) > 1:
+            raise UserError(f"{self.storage.place} has a best row for each dataset; name one: {', '.join(known)}")
+        if dataset is not None and dataset not in known:
+            raise UserError(f"{self.storage.place} has no dataset {show(dataset)}; expected {' or '.join(known)}")
+        best = self.best_by_dataset.get(dataset or "".join(known))
+        if best is None:
+            raise UserError(f"{self.storage.place} has no finished row{f' of {dataset}' if dataset else ''} yet")
+        return best
+
     @property
-    def best(self) -> dict[str, Row]:
-        """By dataset, the finished row with the lowest adj val loss, which alone compares between tokenizers."""
+    def best_by_dataset(self) -> dict[str, Row]:
+        """Of each dataset the finished row with the lowest adj val loss, which alone compares between tokenizers."""
         best: dict[str, Row] = {}
         lowest: dict[str, float] = {}
         for row in self.rows:
@@ -106,24 +123,21 @@ class Results:
                 best[dataset], lowest[dataset] = row, measured.adj_val_loss
         return best
 
+    def row(self, run: str) -> Row:
+        """The row of a run name.
+
+        Raises:
+            UserError: if there is none.
+        """
+        found = {row.config.run_name: row for row in self.rows}
+        if run not in found:
+            hint = nearest(run, found) or "; `raylm report` shows their names"
+            raise UserError(f"{self.storage.place} has no run {show(run)}{hint}")
+        return found[run]
+
     def count(self, *statuses: str) -> int:
         """How many rows have one of these statuses."""
         return sum(row.status in statuses for row in self.rows)
-
-
-def load_results(place: str | os.PathLike[str]) -> Results:
-    """The results of a sweep from its folder, or from the URI of its folder in a bucket.
-
-    Raises:
-        UserError: if this is no results folder of raylm.
-    """
-    folder = storage_at(place)
-    content = record.read(folder)
-    if content is None:
-        raise UserError(
-            f"{place} is no results folder: it has no {record.NAME}; expected STORAGE/SWEEP, as in runs/quickstart"
-        )
-    return find_rows(folder, content.trials)
 
 
 def standing(sweep: Sweep, folder: Storage) -> Results:
@@ -223,6 +237,22 @@ def newest_verified(folder: Storage, config: TrialConfig) -> Iterator[Path | Non
                 yield local
                 return
     yield None
+
+
+@contextmanager
+def best_epoch(results: Results, row: Row) -> Iterator[Path]:
+    """The folder of a row's best epoch, on this machine for as long as it is entered.
+
+    Raises:
+        UserError: if there is none, or a file of it is not what its manifest says.
+    """
+    if row.best is None:
+        raise UserError(f"{row.config.run_name} ({row.status}) has no checkpoint of an evaluated epoch")
+    with results.storage.local(row.best.folder) as folder:
+        if manifest.verify(folder) is None:
+            where = results.storage.where(row.best.folder)
+            raise UserError(f"{where} is damaged; run the sweep again after moving it away")
+        yield folder
 
 
 def _row(

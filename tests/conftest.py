@@ -17,6 +17,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from raylm import load_results
+from raylm.analysis import SweepResults
+
 HUB = Path(__file__).resolve().parents[2] / "shared" / "hub"
 
 SweepCommand = Callable[..., subprocess.CompletedProcess[str]]
@@ -41,6 +44,36 @@ def small_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     (folder / "validation.txt").write_text(topics["while"] + topics["break"])
     return folder
+
+
+@pytest.fixture(scope="session")
+def _trained_once(small_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import torch
+
+    from raylm import Sweep, data, models, record
+    from raylm.storage import Folder
+    from raylm.train import finetune
+
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("trained") / "s"
+    fields = {"dataset": str(small_text), "context_length": 32, "learning_rate": 1e-3, "max_train_tokens": 1000}
+    sweep = Sweep(name="s", space=fields, seeds=(0, 1))
+    config = sweep.trials()[0]
+    corpus = data.prepare(str(small_text), None, "gpt2-nano")
+    (last,) = finetune(config, corpus, models.locate("gpt2-nano", pretrained=True))
+    checkpoint = folder / "launch-001" / config.run_name / "checkpoint_000000"
+    checkpoint.mkdir(parents=True)
+    last.save(checkpoint)
+    used = {"dataset": str(small_text), "model": "gpt2-nano", "fingerprint": corpus.fingerprint}
+    launch = {"number": 1, "precision": "float32", "data": [used], "models": []}
+    record.write(Folder(folder), record.Record("s", sweep.trials(), launches=[launch]))
+    return folder
+
+
+@pytest.fixture
+def trained(_trained_once: Path, tmp_path: Path) -> SweepResults:
+    """A results folder with a finished trial and one that was never begun, made without Ray; each test has its own."""
+    return load_results(shutil.copytree(_trained_once, tmp_path / "s"))
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from oracle import newest
 from ray import tune
 
-from raylm import manifest, record, results
+from raylm import load_results, manifest, record, results
 from raylm.checks import parse_overrides
 from raylm.config import Resources, Sweep, TrialConfig
 from raylm.console import Screen
@@ -31,7 +31,7 @@ from raylm.errors import SweepError, UserError
 from raylm.loading import load_sweep
 from raylm.place import storage_at
 from raylm.progress import Measured, Progress
-from raylm.run import results_folder, run
+from raylm.runner import results_folder, run
 from raylm.storage import Folder
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what a mutated file is warned of is not of interest
@@ -505,7 +505,7 @@ def test_results_are_not_read_where_no_folder_is(tmp_path: Path) -> None:
     (tmp_path / "record" / record.NAME).mkdir(parents=True)
     for name in ("file", "file/below", "loop", "record", "nul\0", "x" * 300, "\ud800"):
         with pytest.raises(UserError) as caught:
-            results.load_results(tmp_path / name)
+            load_results(tmp_path / name)
         assert_readable(caught.value)
 
 
@@ -530,7 +530,7 @@ def save(folder: Path, number: int, *val_losses: float, of: int = 3, trial: Tria
 
 def assert_rows_or_message(folder: Path) -> None:
     try:
-        found = results.load_results(folder)
+        found = load_results(folder)
     except UserError as error:
         assert_readable(error)
         return
@@ -554,7 +554,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_the_folder_is_as_the_next_tests_take_it(folder: Path) -> None:
-    assert [row.status for row in results.load_results(folder).rows] == [results.DONE, results.FAILED]
+    assert [row.status for row in load_results(folder).rows] == [results.DONE, results.FAILED]
 
 
 def test_a_record_cut_off_anywhere_is_damaged(folder: Path) -> None:
@@ -562,7 +562,7 @@ def test_a_record_cut_off_anywhere_is_damaged(folder: Path) -> None:
     for length in [*range(0, len(whole), 3), len(whole) - 1]:
         (folder / record.NAME).write_bytes(whole[:length])
         with pytest.raises(UserError, match="is damaged") as caught:
-            results.load_results(folder)
+            load_results(folder)
         assert_readable(caught.value)
 
 

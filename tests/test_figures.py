@@ -29,7 +29,7 @@ def row(val_loss: float | None = 3.0, *, status: str = DONE, seconds: float = 10
     for epoch in range(1, config.epochs + 1):
         loss = val_loss + config.epochs - epoch
         progress.evaluations.append(Measured(epoch, 10 * epoch, 1000 * epoch, loss, loss, loss))
-    saved = SavedCheckpoint(config.run_name, progress)
+    saved = SavedCheckpoint(f"launch-001/{config.run_name}/checkpoint_000000", progress)
     return Row(config, status, "", saved, saved)
 
 
@@ -182,7 +182,7 @@ def test_every_figure_is_drawn_the_same_each_time() -> None:
 
     def drawn() -> list[str]:
         assert found.seconds is not None and found.tokens_per_second is not None
-        return [
+        panels = [
             drawing.curves(found.curves[0]),
             drawing.lines(found.by_context_length[0]),
             drawing.lines(found.by_batch_size[0]),
@@ -190,6 +190,7 @@ def test_every_figure_is_drawn_the_same_each_time() -> None:
             drawing.seconds(found.seconds),
             drawing.tokens_per_second(found.tokens_per_second),
         ]
+        return [drawing.svg(panel) for panel in panels]
 
     once = drawn()
     assert once == drawn() and all(svg.startswith("<svg") and "<dc:date>" not in svg for svg in once)
@@ -198,4 +199,4 @@ def test_every_figure_is_drawn_the_same_each_time() -> None:
 def test_one_panel_of_one_loss_is_drawn() -> None:
     (panel,) = collect(row(2.0)).curves
     flat = replace(panel, losses=(2.0, 2.0))
-    assert drawing.curves(flat).rstrip().endswith("</svg>")
+    assert drawing.svg(drawing.curves(flat)).rstrip().endswith("</svg>")

@@ -204,7 +204,7 @@ import sys
 import ray
 from ray import tune
 
-from raylm import Resources, Sweep, run, tuner
+from raylm import Resources, Sweep, runner, tuner
 
 if __name__ == "__main__":
     _, text, storage, gpus = sys.argv
@@ -212,7 +212,7 @@ if __name__ == "__main__":
     tuner.device_of = lambda resources: "cpu"
     space = {"dataset": text, "context_length": 16, "batch_size": 4, "learning_rate": tune.grid_search([1e-4, 1e-3])}
     sweep = Sweep(name="small", space=space, resources=Resources(gpus=int(gpus)), max_failures=0)
-    sys.exit(run.run(sweep, storage=storage, how=run.How(address="local")).exit_code)
+    sys.exit(runner.run(sweep, storage=storage, how=runner.How(address="local")).exit_code)
 """
 
 

@@ -8,9 +8,10 @@ import pytest
 from simulated import row_of
 
 from raylm import TrialConfig
+from raylm.analysis import SweepResults
 from raylm.errors import Pause
-from raylm.results import DIVERGED, DONE, FAILED, INTERRUPTED, MISSING, STOPPED, Results
-from raylm.run import Outcome
+from raylm.results import DIVERGED, DONE, FAILED, INTERRUPTED, MISSING, STOPPED
+from raylm.runner import Outcome
 from raylm.storage import Folder
 
 
@@ -31,4 +32,4 @@ from raylm.storage import Folder
 )
 def test_a_command_ends_with(statuses: list[str], paused: Pause | None, code: int) -> None:
     rows = [row_of(TrialConfig(seed=seed), status) for seed, status in enumerate(statuses)]
-    assert Outcome(Results(Folder(Path()), rows), paused).exit_code == code
+    assert Outcome(SweepResults(Folder(Path()), rows), paused).exit_code == code

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from raylm import manifest, page, record, results
+from raylm import load_results, manifest, page, record, results
 from raylm.config import TrialConfig
 from raylm.loading import load_sweep
 from raylm.progress import Measured, Progress
@@ -72,7 +72,7 @@ def made(folder: Path, trials: list[TrialConfig], *launches: dict[str, Any]) -> 
     content["trials"] = [{"config": config.as_dict()} for config in trials]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / record.NAME).write_text(json.dumps(content))
-    return results.load_results(folder)
+    return load_results(folder)
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def test_the_same_folder_makes_the_same_bytes_and_is_written_once(found: Results
     path = Path(found.storage.place) / "report.html"
     assert page.write(found) == str(path)
     before = path.read_bytes(), path.stat().st_mtime_ns, path.stat().st_ino
-    assert page.write(results.load_results(found.storage.place)) == str(path)
+    assert page.write(load_results(found.storage.place)) == str(path)
     assert (path.read_bytes(), path.stat().st_mtime_ns, path.stat().st_ino) == before
     path.write_text("old")
     page.write(found)

@@ -25,7 +25,7 @@ import sys
 import ray
 from ray import tune
 
-from raylm import Resources, Sweep, run, tuner
+from raylm import Resources, Sweep, runner, tuner
 
 if __name__ == "__main__":
     _, text, storage, gpus = sys.argv
@@ -36,7 +36,7 @@ if __name__ == "__main__":
         "epochs": 4,
     }
     sweep = Sweep(name="shared", space=space, resources=Resources(gpus=int(gpus)))
-    sys.exit(run.run(sweep, storage=storage, how=run.How(address="local")).exit_code)
+    sys.exit(runner.run(sweep, storage=storage, how=runner.How(address="local")).exit_code)
 """
 """Two trials, each on as many GPUs as the command line says. At 1e-3, a hundred steps make 1e-3 of rounding."""
 

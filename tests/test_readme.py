@@ -40,13 +40,17 @@ def test_a_command_of_the_docs_is_one(line: str) -> None:
         done = subprocess.run(
             [sys.executable, "-c", code, *command[1:], *dry], cwd=ROOT, capture_output=True, text=True, check=False
         )
-        nothing_run_yet = command[1] in ("report", "evaluate") and "is no results folder" in done.stderr
+        nothing_run_yet = command[1] in ("report", "evaluate", "export") and "is no results folder" in done.stderr
         assert done.returncode == 0 or nothing_run_yet, done.stderr
     elif command[0] == "python":
         told = subprocess.run(
             [sys.executable, *command[1:2], "--help"], cwd=ROOT, capture_output=True, text=True, check=True
         )
         assert {word for word in command if word.startswith("--")} <= set(re.findall(r"--[\w-]+", told.stdout))
+    elif command[0] == "hf":
+        client = [sys.executable, "-m", "huggingface_hub.cli.hf"]
+        done = subprocess.run([*client, *command[1:], "--help"], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
     elif command[0] == "ray":
         verb: Any = ray_cli
         for word in itertools.takewhile(lambda word: word != "--", command[1:]):

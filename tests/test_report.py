@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from raylm import Resources, hardware, manifest, record, report, results
+from raylm import Resources, hardware, load_results, manifest, record, report, results
 from raylm.catalog import MODELS
 from raylm.config import TrialConfig
 from raylm.memory import Fit, Workload
@@ -49,7 +49,7 @@ def found(tmp_path: Path) -> Results:
     save(folder, GOING, 0, 30, Measured(1, 10, 700, 9.0, 7.0, 7.996))
     trials = [{"config": config.as_dict()} for config in (DONE, DIVERGED, FAILED, GOING, MISSING)]
     (folder / record.NAME).write_text(json.dumps({"version": manifest.VERSION, "name": "tried", "trials": trials}))
-    return results.load_results(folder)
+    return load_results(folder)
 
 
 GOLDEN = """\
@@ -144,7 +144,7 @@ def test_the_estimate_stands_beside_what_it_took_where_it_is_known_what_a_trial_
 
 def test_summary_counts_rows_that_were_stopped_early(found: Results) -> None:
     results.write_ending(found.storage, "launch-001", GOING, results.STOPPED, "it is not among the best third")
-    again = results.load_results(found.storage.place)
+    again = load_results(found.storage.place)
     assert report.summary(again) == "5 rows: 1 done, 1 stopped, 1 diverged, 1 failed, 1 to be done"
     assert f"- {GOING.run_name} stopped: it is not among the best third" in report.markdown(again)
 

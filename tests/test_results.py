@@ -10,7 +10,7 @@ import pytest
 from oracle import newest
 from ray.tune.search.sample import Categorical
 
-from raylm import manifest, record, results
+from raylm import load_results, manifest, record, results
 from raylm.config import Sweep, TrialConfig
 from raylm.errors import UserError
 from raylm.progress import Measured, Progress
@@ -234,19 +234,43 @@ def test_the_best_row_is_a_done_one(tmp_path: Path) -> None:
     save(tmp_path, "launch-001/0", 3.0, of=1, config=trials[2])
     save(tmp_path, "launch-001/0", 1.2, of=2, config=trials[4])
     results.write_ending(Folder(tmp_path), "launch-001", trials[4], STOPPED, "it is not among the best third")
-    assert results.find_rows(Folder(tmp_path), [*trials[:2], trials[4]]).best == {}
+    none = results.find_rows(Folder(tmp_path), [*trials[:2], trials[4]])
+    assert none.best_by_dataset == {}
+    with pytest.raises(UserError, match="no finished row yet"):
+        none.best()
     save(tmp_path, "launch-001/0", 2.0, of=1, config=trials[3])
     found = results.find_rows(Folder(tmp_path), trials)
-    assert found.best == {TRIAL.dataset: found.rows[3]}
+    assert found.best_by_dataset == {TRIAL.dataset: found.rows[3]}
+    assert found.best() is found.best(TRIAL.dataset) is found.rows[3]
     counts = [found.count(DONE), found.count(DIVERGED, INTERRUPTED), found.count(STOPPED), found.count(MISSING)]
     assert counts == [2, 2, 1, 0]
+
+
+def test_of_several_datasets_one_is_named(tmp_path: Path) -> None:
+    save(tmp_path, "launch-001/0", 3.0, of=1)
+    found = results.find_rows(Folder(tmp_path), [TRIAL, TrialConfig(dataset="imdb")])
+    assert found.best(TRIAL.dataset) is found.rows[0]
+    for dataset, words in (
+        (None, "name one: pydocs, imdb"),
+        ("imbd", "no dataset 'imbd'; expected pydocs or imdb"),
+        ("imdb", "row of imdb"),
+    ):
+        with pytest.raises(UserError, match=words):
+            found.best(dataset)
+
+
+def test_a_row_is_found_by_its_run_name(tmp_path: Path) -> None:
+    found = results.find_rows(Folder(tmp_path), [TRIAL, OTHER])
+    assert found.row(OTHER.run_name) is found.rows[1]
+    with pytest.raises(UserError, match=f"did you mean '{TRIAL.run_name}'"):
+        found.row(TRIAL.run_name[:-1])
 
 
 def test_a_folder_is_read_in_the_order_of_its_record(tmp_path: Path) -> None:
     save(tmp_path, "launch-001/0", 3.0, of=1)
     trials = [{"id": one.id, "run": one.run_name, "config": one.as_dict()} for one in (OTHER, TRIAL)]
     (tmp_path / record.NAME).write_text(json.dumps({"version": manifest.VERSION, "name": "s", "trials": trials}))
-    found = results.load_results(str(tmp_path))
+    found = load_results(str(tmp_path))
     assert Path(found.storage.place) == tmp_path
     assert [(one.config, one.status) for one in found.rows] == [(OTHER, MISSING), (TRIAL, DONE)]
 
@@ -282,7 +306,7 @@ def test_a_folder_without_a_record_is_no_results_folder(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "missing"):
         assert record.read(Folder(folder)) is None
         with pytest.raises(UserError, match="no results folder"):
-            results.load_results(folder)
+            load_results(folder)
 
 
 @pytest.mark.parametrize(
@@ -294,4 +318,4 @@ def test_a_folder_without_a_record_is_no_results_folder(tmp_path: Path) -> None:
 def test_a_damaged_record_or_one_of_another_version(tmp_path: Path, content: str, words: str) -> None:
     (tmp_path / record.NAME).write_text(content)
     with pytest.raises(UserError, match=words):
-        results.load_results(tmp_path)
+        load_results(tmp_path)

@@ -176,7 +176,7 @@ def test_the_token_of_ray_stands_in_one_file_that_only_its_owner_reads(swept: Pl
 
 def test_neither_ray_nor_the_hubs_client_tells_anybody_of_a_sweep() -> None:
     asks = """
-import raylm.run
+import raylm.runner
 from raylm import prepare, tuner
 from huggingface_hub import constants
 from ray._common.usage import usage_lib

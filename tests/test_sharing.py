@@ -76,7 +76,7 @@ import sys
 import ray
 from ray import tune
 
-from raylm import Resources, Sweep, run, tuner
+from raylm import Resources, Sweep, runner, tuner
 
 if __name__ == "__main__":
     _, text, storage, card = sys.argv
@@ -87,7 +87,7 @@ if __name__ == "__main__":
         "learning_rate": tune.grid_search([1e-4, 1e-3]),
     }
     sweep = Sweep(name="auto", space=space, resources=Resources(gpus="auto"))
-    sys.exit(run.run(sweep, storage=storage, how=run.How(address="local")).exit_code)
+    sys.exit(runner.run(sweep, storage=storage, how=runner.How(address="local")).exit_code)
 """
 
 

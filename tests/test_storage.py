@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 
 from raylm import bucket as buckets
 from raylm import manifest, record, report, results
+from raylm.analysis import load_results
 from raylm.bucket import Bucket
 from raylm.cli import app
 from raylm.config import TrialConfig
@@ -30,7 +31,6 @@ from raylm.errors import UserError
 from raylm.place import storage_at
 from raylm.progress import Measured, Progress
 from raylm.reference import load_reference
-from raylm.results import load_results
 from raylm.storage import Folder, Storage, this_process
 
 

@@ -19,8 +19,8 @@ from oracle import best_weights, table, trial_processes, wait_for
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from raylm import data, tokenizer
+from raylm.analysis import load_results
 from raylm.manifest import verify
-from raylm.results import load_results
 
 pytestmark = pytest.mark.slow
 

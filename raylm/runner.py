@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from raylm import record, report, results
 from raylm.advice import advice
+from raylm.analysis import SweepResults
 from raylm.config import Sweep, TrialConfig
 from raylm.console import Screen
 from raylm.errors import Pause, UserError, WorkError, counted
@@ -32,7 +33,7 @@ DEFAULT_STORAGE = "./runs"
 class Outcome:
     """How a command ended."""
 
-    results: Results
+    results: SweepResults
     """The rows as they stand now."""
     paused: Pause | None
     """Why trials are left that the same command would go on with, if there are."""
@@ -148,14 +149,14 @@ def _finish(found: Results, screen: Screen, *, retried: bool, paused: Pause | No
 
             page.write(found)
     screen.say(f"results: {found.storage.where('report.html')}, results.md, results.csv")
-    for dataset, row in found.best.items():
+    for dataset, row in found.best_by_dataset.items():
         if row.best is not None:
             screen.say(f"best checkpoint on {dataset}: {found.storage.where(row.best.folder)}")
     if paused:
         screen.say(f"{paused}: the same command goes on from here")
     elif found.count(results.FAILED) and not retried:
         screen.say("--retry-failed begins the failed rows again")
-    return Outcome(found, paused)
+    return Outcome(SweepResults.of(found), paused)
 
 
 # ---- before any trial ---------------------------------------------------------------------------------------------

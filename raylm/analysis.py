@@ -1,0 +1,132 @@
+"""A sweep's results for Python and notebooks: as a frame of pandas, as figures of matplotlib."""
+
+from __future__ import annotations
+
+import html
+import os
+import typing
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from raylm import record, report, table
+from raylm.config import TrialConfig
+from raylm.errors import UserError
+from raylm.place import storage_at
+from raylm.reference import load_reference
+from raylm.results import Results, find_rows
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+INTEGERS = ("best_epoch", "steps", "tokens_seen", "micro_batch_size")
+BOOLEANS = ("recompute", "going_up")
+TEXTS = ("run", "status", "reason", "trial_id", "checkpoint")
+"""Columns of results.csv that are neither losses, nor seconds, nor fields of a trial."""
+
+
+def load_results(place: str | os.PathLike[str]) -> SweepResults:
+    """The results of a sweep from its folder, or from the URI of its folder in a bucket.
+
+    Raises:
+        UserError: if this is no results folder of raylm.
+    """
+    folder = storage_at(place)
+    content = record.read(folder)
+    if content is None:
+        raise UserError(
+            f"{place} is no results folder: it has no {record.NAME}; expected STORAGE/SWEEP, as in runs/quickstart"
+        )
+    return SweepResults.of(find_rows(folder, content.trials))
+
+
+class SweepResults(Results):
+    """The rows of a sweep, in its order. A notebook shows their table."""
+
+    @classmethod
+    def of(cls, results: Results) -> SweepResults:
+        """The same rows."""
+        return cls(results.storage, results.rows)
+
+    def to_pandas(self) -> DataFrame:
+        """A row for each trial, in the table's order, with the columns of results.csv.
+
+        Each column has its type (`Int64`, `Float64`, `boolean`, `string`) whatever is in it; what is missing is NA.
+        """
+        import pandas
+
+        records = report.records(self, load_reference())
+        names = list(records[0]) if records else []
+        columns = {name: pandas.array([one[name] for one in records], dtype=_dtype(name)) for name in names}
+        return pandas.DataFrame(columns)
+
+    def plot_curves(self) -> Plots:
+        """Training loss and val losses of each trial over its epochs."""
+        from raylm import drawing, figures
+
+        return Plots(map(drawing.curves, figures.collect(self).curves))
+
+    def plot_context_length(self) -> Plots:
+        """Val loss against context length, done trials that are equal in all other fields being joined."""
+        from raylm import drawing, figures
+
+        return Plots(map(drawing.lines, figures.collect(self).by_context_length))
+
+    def plot_batch_size(self) -> Plots:
+        """Val loss against batch size, done trials that are equal in all other fields being joined."""
+        from raylm import drawing, figures
+
+        return Plots(map(drawing.lines, figures.collect(self).by_batch_size))
+
+    def plot_fields(self) -> Plots:
+        """Each done trial as a line through its values of the fields that differ, to its val loss."""
+        from raylm import drawing, figures
+
+        return Plots(map(drawing.parallel, figures.collect(self).parallel))
+
+    def plot_importance(self) -> Plots:
+        """Share of the spread of the val losses that each field accounts for, by dataset."""
+        from raylm import drawing, importance
+
+        return Plots(drawing.importance(bars) for _, bars in importance.importances(self))
+
+    def plot_time(self) -> Plots:
+        """Seconds in optimizer steps and training tokens per second, of each trial."""
+        from raylm import drawing, figures
+
+        found = figures.collect(self)
+        drawn = ((drawing.seconds, found.seconds), (drawing.tokens_per_second, found.tokens_per_second))
+        return Plots(draw(bars) for draw, bars in drawn if bars)
+
+    def _repr_html_(self) -> str:
+        """The table, for a notebook."""
+        made = table.build(self, load_reference())
+        rows = [f"<tr>{_cells('th', made.headings)}</tr>", *(f"<tr>{_cells('td', line)}</tr>" for line in made.lines)]
+        notes = "".join(f"<p>{html.escape(note)}</p>" for note in made.notes)
+        return f"<table>{''.join(rows)}</table>{notes}"
+
+
+class Plots(tuple["Figure", ...]):
+    """Figures of matplotlib, one for each panel; none where there is no data. A notebook shows them."""
+
+    def _repr_html_(self) -> str:
+        from raylm import drawing
+
+        return "".join(f'<img src="{drawing.svg_address(figure)}" alt="">' for figure in self)
+
+
+def _cells(tag: str, texts: Iterable[str]) -> str:
+    return "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in texts)
+
+
+def _dtype(column: str) -> str:
+    """The type of a column of results.csv, in pandas' words."""
+    hints = typing.get_type_hints(TrialConfig)
+    if column in hints:
+        kinds = typing.get_args(hints[column]) or (hints[column],)  # `int | None`
+        return next(name for kind, name in DTYPES.items() if kind in kinds)
+    kind = int if column in INTEGERS else bool if column in BOOLEANS else str if column in TEXTS else float
+    return DTYPES[kind]
+
+
+DTYPES: dict[type, str] = {bool: "boolean", int: "Int64", float: "Float64", str: "string"}
