@@ -8,10 +8,9 @@ import typer
 
 from raylm import __version__
 from raylm.cli_results import evaluate, export, report
-from raylm.cli_sweeps import doctor, plan, run
+from raylm.cli_sweeps import cp, doctor, ls, plan, run
 
 app = typer.Typer(
-    help="Ray Tune sweeps that fine-tune GPT-2 and end in one table.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -28,8 +27,19 @@ def _version(asked: bool) -> None:
 def _options(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
 ) -> None:
-    """Ray Tune sweeps that fine-tune GPT-2 and end in one table."""
+    """Ray Tune sweeps that fine-tune GPT-2 and end in one table.
+
+    raylm ls
+
+    raylm cp quickstart my_sweep.py
+
+    raylm plan my_sweep.py
+
+    raylm run my_sweep.py
+
+    raylm report runs/quickstart
+    """
 
 
-for command in (run, plan, report, evaluate, export, doctor):
+for command in (ls, cp, plan, run, report, evaluate, export, doctor):
     app.command()(command)

@@ -1,4 +1,4 @@
-"""The verbs for a sweep's file: `raylm run`, `plan`, `doctor`."""
+"""The verbs for a sweep's file: `raylm ls`, `cp`, `plan`, `run`, `doctor`."""
 
 from __future__ import annotations
 
@@ -106,6 +106,44 @@ def plan(
         plans = planned([row.config for row in found.rows], slot)
         left = [one for row, one in zip(found.rows, plans, strict=True) if not row.ended]
         Screen().plan(found, plans, told(sweep, plans, left, slot, price_per_hour))
+
+
+def ls() -> None:
+    """List the sweeps that come with raylm.
+
+    raylm ls
+    """
+    with exit_codes():
+        from raylm.console import Screen
+        from raylm.shipped import sweeps
+
+        Screen().listing([(one.name, one.about) for one in sweeps()])
+
+
+def _names() -> list[str]:
+    """For the completion of a shell."""
+    from raylm.shipped import sweeps
+
+    return [one.name for one in sweeps()]
+
+
+def cp(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As `raylm ls` lists it.", autocompletion=_names)],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to, or the folder for it.")] = Path(),
+) -> None:
+    """Copy a sweep that comes with raylm, to change and run it.
+
+    raylm cp imdb_grid my_sweep.py
+    """
+    with exit_codes():
+        from raylm.console import Screen
+        from raylm.shipped import copy
+
+        copied = copy(name, file)
+        Screen().say(
+            f"{copied}: give it a name of its own (name=...), so that its rows do not join those of {name}; then\n"
+            f"raylm plan {copied}\nraylm run {copied}"
+        )
 
 
 def doctor(address: Address = None, storage: Storage = None) -> None:

@@ -43,6 +43,13 @@ class Screen:
         if not self.quiet:
             self.console.print(escape(text))
 
+    def listing(self, lines: Sequence[tuple[str, str]]) -> None:
+        """Names, with what there is to say of each."""
+        view = Table.grid(padding=(0, 2, 0, 0))
+        for name, about in lines:
+            view.add_row(escape(name), escape(about))
+        self.console.print(view, soft_wrap=False)
+
     def finding(self, where: str, what: str, found: str, advice: str) -> None:
         """One thing that was looked at, and what to do where it does not serve."""
         line = f"{'!!' if advice else 'ok'}  {where}  {what}: {found}"

@@ -1,8 +1,25 @@
-"""All 21 rows of the reference table: those of wikitext2_grid.py and of imdb_grid.py, in its order."""
+"""All 21 rows of the reference table, in its order: those of wikitext2_grid.py and of imdb_grid.py."""
 
-from imdb_grid import sweep as imdb
-from wikitext2_grid import sweep as wikitext2
+from ray import tune
 
 from raylm import Sweep
 
-sweep = Sweep(name="reference-table", space=[*wikitext2.space, *imdb.space])
+sweep = Sweep(
+    name="reference-table",
+    space=[
+        {"dataset": "wikitext2", "model": "gpt2", "context_length": 256, "batch_size": tune.grid_search([8, 16])},
+        {
+            "dataset": "wikitext2",
+            "model": tune.grid_search(["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"]),
+            "context_length": tune.grid_search([256, 512, 1024]),
+            "batch_size": 8,
+        },
+        {"dataset": "imdb", "model": "gpt2", "context_length": 256, "batch_size": tune.grid_search([8, 16])},
+        {
+            "dataset": "imdb",
+            "model": tune.grid_search(["gpt2", "gpt2-medium"]),
+            "context_length": tune.grid_search([256, 512, 1024]),
+            "batch_size": 64,
+        },
+    ],
+)
