@@ -23,7 +23,7 @@ from raylm import results
 from raylm.config import TrialConfig
 from raylm.errors import Pause
 from raylm.lineup import Lineup
-from raylm.live import Live
+from raylm.live import PAUSED, SET_ASIDE, Live
 from raylm.storage import Storage
 
 PAUSE_SECONDS = 25.0
@@ -170,7 +170,7 @@ class Watcher(tune.Callback):
             self._end(config, results.DONE, "")
         elif config.run_name in self.set_aside or "paused" in last or self.pause_reason:
             self._running.pop(config.run_name, None)
-            self._live.ended(config.run_name, "set aside" if "memory" in last else "paused", last.get("memory", ""))
+            self._live.ended(config.run_name, SET_ASIDE if "memory" in last else PAUSED, last.get("memory", ""))
         else:
             reason = self._lineup.is_beyond_limit(config, row) or "by the scheduler"
             self._end(config, results.STOPPED, reason)

@@ -82,7 +82,7 @@ def run(sweep: Sweep, *, storage: str | None = None, how: How | None = None, scr
             screen.say(_work(unfinished, prepared))
         _check_disk(unfinished or wanted, left, folder)
         try:
-            paused = launch(sweep, prepared, found, left, how, screen)
+            paused = launch(sweep, prepared, found, how, screen)
         except (WorkError, OSError):
             screen.table(results.standing(sweep, folder))
             raise

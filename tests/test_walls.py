@@ -22,7 +22,7 @@ SWEEPS = ROOT / "sweeps"
 LOWEST_TO_HIGHEST = """
     errors catalog progress manifest cache checks spaces config __init__ loading memory guard hardware
     hub tokenizer corpus data plan storage filesystems bucket place record results halving lineup reference table report
-    figures importance drawing page live console
+    figures importance drawing page live state bars console
     optim precision head layers models carried checkpoint ranks train evaluate prepare search cluster peers reporter
     trainable bridge tuner launch run doctor submit notices exits cli_sweeps cli_results cli sweep
 """
