@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.live import Live as Redrawn
 from rich.markup import escape
 from rich.table import Table
 
@@ -99,6 +100,12 @@ class Screen:
                 yield bars
         else:
             yield Lines(self, watch)
+
+    @contextlib.contextmanager
+    def redrawn(self) -> Iterator[Callable[[State], None]]:
+        """Shows how a sweep stands, time and again in place."""
+        with Redrawn(console=self.console, transient=True) as place:
+            yield lambda state: place.update(view(state, self.console.width), refresh=True)
 
     def status(self, state: State, notes: Sequence[str]) -> None:
         """How a sweep stands, and what there is to say of it."""

@@ -24,6 +24,7 @@ from raylm.hardware import Slot
 from raylm.lineup import Lineup
 from raylm.live import Live, Several
 from raylm.plan import plan_trial
+from raylm.pulse import Pulse
 from raylm.record import Record
 from raylm.results import Results, Row
 from raylm.state import Watch
@@ -131,7 +132,7 @@ def _run_lineup(
 def _listening(
     sweep: Sweep, prepared: Prepared, how: How, lineup: Lineup, folder: Storage, screen: Screen
 ) -> Iterator[Live]:
-    """All who are told of the trials of a line-up, the watch first, which others ask."""
+    """All who are told of the trials of a line-up, the watch first, which the others ask."""
     found = results.standing(sweep, folder)
     known = {row.config.run_name: row.config for row in found.rows}
 
@@ -149,7 +150,7 @@ def _listening(
 
     total = sweep.num_samples or len(found.rows)
     watch = Watch(sweep.name, found, total, config_of, work, retry_failed=how.retry_failed)
-    with contextlib.ExitStack() as listening:
+    with contextlib.ExitStack() as listening, Pulse(folder, watch):
         yield Several([watch, *[listening.enter_context(one) for one in (screen.live(watch),)]])
 
 

@@ -144,10 +144,8 @@ def _finish(found: Results, screen: Screen, *, retried: bool, paused: Pause | No
             from raylm import page
 
             page.write(found)
-    screen.say(f"results: {found.storage.where('report.html')}, results.md, results.csv")
-    for dataset, row in found.best.items():
-        if row.best is not None:
-            screen.say(f"best checkpoint on {dataset}: {found.storage.where(row.best.folder)}")
+    for place in report.places(found):
+        screen.say(place)
     if paused:
         screen.say(f"{paused}: the same command goes on from here")
     elif found.count(results.FAILED) and not retried:

@@ -102,7 +102,7 @@ class State:
         return cls(**{**data, "running": running, "best": best})
 
 
-def at_rest(results: Results, sweep: str) -> State:
+def at_rest(results: Results) -> State:
     """How a sweep stands of which nothing runs."""
     counted = {state: results.count(state) for state in STATES}
     shares = [1.0 if row.ended else _share(row) for row in results.rows]
@@ -112,7 +112,15 @@ def at_rest(results: Results, sweep: str) -> State:
         if row.measured
     }
     counts = {state: number for state, number in counted.items() if number}
-    return State(sweep, len(results.rows), counts, (), best, math.fsum(shares) / max(len(shares), 1), told=time.time())
+    return State(
+        results.storage.name,
+        len(results.rows),
+        counts,
+        (),
+        best,
+        math.fsum(shares) / max(len(shares), 1),
+        told=time.time(),
+    )
 
 
 def _share(row: Row) -> float:
@@ -150,7 +158,7 @@ class Watch:
         self._work = {row.config.run_name: work(row.config) for row in results.rows}
         self._before = {row.config.run_name: _share(row) for row in results.rows}
         self._share = dict(self._before)
-        self._best = dict(at_rest(results, sweep).best)
+        self._best = dict(at_rest(results).best)
         self._running: dict[str, Running] = {}
         self._pausing = ""
         self._began: float | None = None

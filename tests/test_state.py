@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from raylm import state
 from raylm.config import TrialConfig
 from raylm.live import PAUSED, SET_ASIDE
 from raylm.progress import Step
@@ -55,7 +54,7 @@ def test_a_trial_goes_through_its_states() -> None:
 
 def test_the_time_left_follows_from_the_work_that_is_done_and_left(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr(state.time, "monotonic", lambda: now)
+    monkeypatch.setattr("raylm.state.time.monotonic", lambda: now)
     watch = watching(DONE, MISSING, MISSING)  # and one that a search has not suggested yet
     watch.started(RUNS[1])
     watch.stepped(RUNS[1], step(10))
@@ -71,7 +70,7 @@ def test_the_time_left_follows_from_the_work_that_is_done_and_left(monkeypatch: 
 
 def test_no_less_time_is_left_than_the_slowest_trial_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr(state.time, "monotonic", lambda: now)
+    monkeypatch.setattr("raylm.state.time.monotonic", lambda: now)
     watch = watching(MISSING, MISSING, total=2)
     for run, rate in zip(RUNS[:2], (1000.0, 0.1), strict=True):
         watch.started(run)

@@ -22,9 +22,10 @@ SWEEPS = ROOT / "sweeps"
 LOWEST_TO_HIGHEST = """
     errors catalog progress manifest cache checks spaces config __init__ loading memory guard hardware
     hub tokenizer corpus data plan storage filesystems bucket place record results halving lineup reference table report
-    figures importance drawing page live state bars console
+    figures importance drawing page live state pulse bars console
     optim precision head layers models carried checkpoint ranks train evaluate prepare search cluster peers reporter
-    trainable bridge tuner launch run doctor submit notices exits cli_sweeps cli_results cli sweep
+    trainable bridge tuner launch run doctor submit notices exits cli_sweeps cli_results
+    cli_watching cli sweep
 """
 ORDER = LOWEST_TO_HIGHEST.split()
 """A module imports only from those before it. `__init__` stands for the package's own names."""
