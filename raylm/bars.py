@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raylm.errors import duration
-from raylm.live import PAUSING
+from raylm.live import PAUSING, evaluation
 from raylm.progress import Step
 from raylm.results import DIVERGED, DONE, FAILED, INTERRUPTED, STOPPED
 from raylm.state import RUNNING, Running, State, Watch
@@ -156,9 +156,3 @@ def _all(state: State) -> Table:
 def shortened(text: str, most: int) -> str:
     """A run's name in so many characters at most, its middle left out: what it is stays in front, its id behind."""
     return text if len(text) <= most else f"{text[: most - ID_LETTERS - 1]}…{text[-ID_LETTERS:]}"
-
-
-def evaluation(metrics: Mapping[str, Any]) -> str:
-    """What an evaluation has given."""
-    losses = f"train loss {metrics['train_loss']:.3f}, val loss {metrics['val_loss']:.3f}"
-    return f"epoch {metrics['epoch']}: {losses}, adj val loss {metrics['adj_val_loss']:.3f}"

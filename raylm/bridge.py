@@ -156,7 +156,9 @@ class Watcher(tune.Callback):
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial failed and is started again."""
-        self._live.retried(config_of(trial).run_name, failure_reason(trial))
+        run, reason = config_of(trial).run_name, failure_reason(trial)
+        self._board.recovered.remote(run, reason)
+        self._live.retried(run, reason)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial's function returned, or a scheduler stopped it."""

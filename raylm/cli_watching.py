@@ -1,4 +1,4 @@
-"""The verbs to watch a sweep from another terminal, running or not: `raylm status`."""
+"""The verbs to watch a sweep from another terminal, running or not: `raylm status`, `logs`."""
 
 from __future__ import annotations
 
@@ -47,3 +47,23 @@ def status(
         else:
             notes = [] if alive else [reporting.summary(found)]
             screen.status(state, [*([told.words] if told else []), *notes, *reporting.places(found)])
+
+
+def logs(
+    results_folder: ResultsFolder,
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Its name in the table, how that begins, or its id.")],
+) -> None:
+    """Show what a trial has printed in all its attempts: warnings, evaluations, errors with where they were raised.
+
+    raylm logs runs/imdb-grid imdb-gpt2-256x8
+    """
+    with exit_codes():
+        from raylm import logs as kept
+        from raylm.console import Screen
+        from raylm.results import load_results
+
+        found = load_results(results_folder)
+        row = kept.row_of(found, run)
+        for name, text in kept.of(found, row):
+            print(f"==> {found.storage.where(name)} <==\n{text}")
+        Screen().say(f"{row.config.run_name}  {row.status}{': ' + row.reason if row.reason else ''}")

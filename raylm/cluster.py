@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import secrets
 import socket
+import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read at import
 
@@ -27,6 +30,7 @@ WORKER_ENVIRONMENT = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a checkpoint on the way has no loss
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",  # a log is no place for bars
 }
 AUTOSCALER_FILE = Path("~/ray_bootstrap_config.yaml")
 """What `ray up` lays down on the head: the kinds of nodes that it may start."""
@@ -35,6 +39,8 @@ CARD_MEMORY = "gpu_gib"
 SECONDS_TO_ANSWER = 60.0
 """Time that a node has to answer a question; a process has to be started there first."""
 SECONDS_TO_CONNECT = 2.0
+RAYLETS_THREAD = "ray_listen_error_messages"
+"""Of the command's own process; it prints what raylets say (ray/_private/worker.py)."""
 SEEN = ".seen"
 """Folder in which nodes show each other that they see the storage."""
 
@@ -75,9 +81,41 @@ def started_ray(address: str | None, verbose: bool) -> Iterator[str | None]:
         ) from error
     try:
         url = context.dashboard_url
-        yield f"http://{url}" if url else None
+        with contextlib.nullcontext() if verbose else contextlib.redirect_stdout(_WithoutRaylet(sys.stdout)):
+            yield f"http://{url}" if url else None
     finally:
         ray.shutdown()
+
+
+class _WithoutRaylet(io.TextIOBase):
+    """Standard output without what a thread of Ray's prints there, whatever is asked of it, when a process has died.
+
+    What raylm says of it in a line is enough; Ray's own logs have the rest.
+    """
+
+    def __init__(self, output: TextIO) -> None:
+        self._output = output
+
+    def write(self, text: str) -> int:
+        """Writes what others print."""
+        return len(text) if threading.current_thread().name == RAYLETS_THREAD else self._output.write(text)
+
+    def flush(self) -> None:
+        """See `io.IOBase`."""
+        self._output.flush()
+
+    def isatty(self) -> bool:
+        """See `io.IOBase`."""
+        return self._output.isatty()
+
+    def fileno(self) -> int:
+        """See `io.IOBase`."""
+        return self._output.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """Of what is written."""
+        return self._output.encoding
 
 
 def known_address(asked: str | None) -> str:

@@ -13,9 +13,9 @@ from rich.live import Live as Redrawn
 from rich.markup import escape
 from rich.table import Table
 
-from raylm.bars import Bars, evaluation, view
+from raylm.bars import Bars, view
 from raylm.errors import duration
-from raylm.live import PAUSING, Live
+from raylm.live import PAUSING, Live, evaluation
 from raylm.plan import TrialPlan
 from raylm.progress import Step
 from raylm.reference import Reference
@@ -143,6 +143,7 @@ class Lines:
 
     def retried(self, run: str, reason: str) -> None:
         """See `Live`."""
+        self._last.pop(run, None)
         self._say(f"{run}  starts again from its latest checkpoint: {reason}")
 
     def ended(self, run: str, status: str, reason: str) -> None:

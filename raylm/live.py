@@ -34,6 +34,12 @@ class Live(Protocol):
         """All running trials are to save themselves and end."""
 
 
+def evaluation(metrics: Mapping[str, Any]) -> str:
+    """What an evaluation has given, in a line."""
+    losses = f"train loss {metrics['train_loss']:.3f}, val loss {metrics['val_loss']:.3f}"
+    return f"epoch {metrics['epoch']}: {losses}, adj val loss {metrics['adj_val_loss']:.3f}"
+
+
 class Several:
     """Tells each of several what it is told, in their order."""
 

@@ -39,10 +39,11 @@ class Running:
     """Training loss at some steps of this attempt."""
 
     def stepped(self, step: Step) -> Running:
-        """The same after a step; nothing is added where it is the one before."""
-        if self.step is not None and step.step <= self.step.step:
+        """The same after a step; a word of an attempt that has died may come late, and be ahead."""
+        if self.step is not None and step.step == self.step.step:
             return self
-        curve = (*self.curve, (step.step, step.loss))
+        behind = self.step is not None and step.step < self.step.step
+        curve = (*(() if behind else self.curve), (step.step, step.loss))
         return replace(self, step=step, curve=curve if len(curve) < 2 * CURVE_POINTS else curve[::2])
 
 

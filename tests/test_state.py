@@ -99,6 +99,15 @@ def test_the_curve_of_a_running_trial_stays_short_and_whole() -> None:
     assert len(steps) < 2 * CURVE_POINTS and steps == sorted(set(steps)) and steps[0] == 1 and steps[-1] > 900
 
 
+def test_a_trial_that_is_behind_an_earlier_word_begins_its_curve_anew() -> None:
+    watch = watching(MISSING)
+    watch.started(RUNS[0])
+    for number in (30, 31, 10, 11):
+        watch.stepped(RUNS[0], step(number))
+    assert watch.state().running[0].step == step(11)
+    assert [number for number, _ in watch.state().running[0].curve] == [10, 11]
+
+
 def test_a_state_is_the_same_after_a_way_through_json() -> None:
     watch = watching(DONE, MISSING, MISSING)
     watch.started(RUNS[1])
