@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import os
 import secrets
 import socket
-import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read at import
 
@@ -21,6 +18,7 @@ import yaml
 from ray._private.services import find_bootstrap_address
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raylm import quiet
 from raylm.config import Resources
 from raylm.errors import UserError, WorkError
 from raylm.storage import ELSEWHERE, Storage
@@ -39,8 +37,6 @@ CARD_MEMORY = "gpu_gib"
 SECONDS_TO_ANSWER = 60.0
 """Time that a node has to answer a question; a process has to be started there first."""
 SECONDS_TO_CONNECT = 2.0
-RAYLETS_THREAD = "ray_listen_error_messages"
-"""Of the command's own process; it prints what raylets say (ray/_private/worker.py)."""
 SEEN = ".seen"
 """Folder in which nodes show each other that they see the storage."""
 
@@ -81,41 +77,10 @@ def started_ray(address: str | None, verbose: bool) -> Iterator[str | None]:
         ) from error
     try:
         url = context.dashboard_url
-        with contextlib.nullcontext() if verbose else contextlib.redirect_stdout(_WithoutRaylet(sys.stdout)):
+        with contextlib.nullcontext() if verbose else quiet.raylets():
             yield f"http://{url}" if url else None
     finally:
         ray.shutdown()
-
-
-class _WithoutRaylet(io.TextIOBase):
-    """Standard output without what a thread of Ray's prints there, whatever is asked of it, when a process has died.
-
-    What raylm says of it in a line is enough; Ray's own logs have the rest.
-    """
-
-    def __init__(self, output: TextIO) -> None:
-        self._output = output
-
-    def write(self, text: str) -> int:
-        """Writes what others print."""
-        return len(text) if threading.current_thread().name == RAYLETS_THREAD else self._output.write(text)
-
-    def flush(self) -> None:
-        """See `io.IOBase`."""
-        self._output.flush()
-
-    def isatty(self) -> bool:
-        """See `io.IOBase`."""
-        return self._output.isatty()
-
-    def fileno(self) -> int:
-        """See `io.IOBase`."""
-        return self._output.fileno()
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        """Of what is written."""
-        return self._output.encoding
 
 
 def known_address(asked: str | None) -> str:

@@ -23,7 +23,7 @@ LOWEST_TO_HIGHEST = """
     errors catalog progress manifest cache checks spaces config __init__ loading memory guard hardware
     hub tokenizer corpus data plan storage filesystems bucket place record results logs halving lineup reference table
     report figures importance drawing page live state pulse bars console
-    optim precision head layers models carried checkpoint ranks train evaluate prepare search cluster peers reporter
+    optim precision head layers models carried checkpoint ranks train evaluate prepare search quiet cluster peers reporter
     board trainable bridge tuner launch run doctor submit notices exits cli_sweeps cli_results
     cli_watching cli sweep
 """
