@@ -23,7 +23,7 @@ from raylm import results
 from raylm.config import TrialConfig
 from raylm.errors import Pause
 from raylm.lineup import Lineup
-from raylm.live import Live
+from raylm.live import PAUSED, SET_ASIDE, Live
 from raylm.storage import Storage
 
 PAUSE_SECONDS = 25.0
@@ -156,7 +156,9 @@ class Watcher(tune.Callback):
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial failed and is started again."""
-        self._live.retried(config_of(trial).run_name, failure_reason(trial))
+        run, reason = config_of(trial).run_name, failure_reason(trial)
+        self._board.recovered.remote(run, reason)
+        self._live.retried(run, reason)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial's function returned, or a scheduler stopped it."""
@@ -170,7 +172,7 @@ class Watcher(tune.Callback):
             self._end(config, results.DONE, "")
         elif config.run_name in self.set_aside or "paused" in last or self.pause_reason:
             self._running.pop(config.run_name, None)
-            self._live.ended(config.run_name, "set aside" if "memory" in last else "paused", last.get("memory", ""))
+            self._live.ended(config.run_name, SET_ASIDE if "memory" in last else PAUSED, last.get("memory", ""))
         else:
             reason = self._lineup.is_beyond_limit(config, row) or "by the scheduler"
             self._end(config, results.STOPPED, reason)

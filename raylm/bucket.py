@@ -33,6 +33,8 @@ CHUNK_BYTES = 64 * 2**20
 HOLDERS = ".running"
 """Folder of the commands that use a results folder, a file each, written anew with each beat."""
 BEAT_SECONDS = 15.0
+SEND_SECONDS = 10.0
+"""Between two times that a file is sent that is being added to."""
 DEAD_AFTER_SECONDS = 90.0
 """A command of another machine without a beat for so long has died."""
 
@@ -125,6 +127,33 @@ class Bucket(Storage):
                 stream.write(text.encode())
 
         self._patiently(write)
+
+    @contextmanager
+    def appended(self, name: str) -> Iterator[int]:
+        """A descriptor of a file on this machine, which is sent as a whole now and then, and in the end."""
+        with tempfile.TemporaryFile("a+b") as file:
+            with contextlib.suppress(FileNotFoundError):
+                file.write(self.read(name).encode())
+                file.flush()
+            finished = threading.Event()
+            sending = threading.Thread(target=self._send, args=(file.fileno(), name, finished), daemon=True)
+            sending.start()
+            try:
+                yield file.fileno()
+            finally:
+                finished.set()
+                sending.join()
+
+    def _send(self, descriptor: int, name: str, finished: threading.Event) -> None:
+        """Writes a file anew whenever there is more in it, until it is finished."""
+        hasty, sent, last = self.hasty(), 0, False
+        while not last:
+            last = finished.wait(SEND_SECONDS)
+            size = os.fstat(descriptor).st_size
+            if size > sent:
+                with contextlib.suppress(OSError):  # the bucket is away; it may be back at the next try
+                    hasty.write(name, os.pread(descriptor, size, 0).decode(errors="replace"))
+                    sent = size
 
     def remove(self, name: str) -> None:
         """Removes a file, or a folder with all that is below it."""

@@ -18,6 +18,7 @@ import yaml
 from ray._private.services import find_bootstrap_address
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raylm import quiet
 from raylm.config import Resources
 from raylm.errors import UserError, WorkError
 from raylm.hardware import Card, known
@@ -28,6 +29,7 @@ WORKER_ENVIRONMENT = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a checkpoint on the way has no loss
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",  # a log is no place for bars
 }
 AUTOSCALER_FILE = Path("~/ray_bootstrap_config.yaml")
 """What `ray up` lays down on the head: the kinds of nodes that it may start."""
@@ -78,7 +80,8 @@ def started_ray(address: str | None, verbose: bool) -> Iterator[str | None]:
         ) from error
     try:
         url = context.dashboard_url
-        yield f"http://{url}" if url else None
+        with contextlib.nullcontext() if verbose else quiet.raylets():
+            yield f"http://{url}" if url else None
     finally:
         ray.shutdown()
 

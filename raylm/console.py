@@ -5,28 +5,28 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.live import Live as Redrawn
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from raylm.bars import Bars, view
 from raylm.errors import duration
-from raylm.live import Live
+from raylm.live import PAUSING, Live, evaluation
 from raylm.plan import TrialPlan
 from raylm.progress import Step
 from raylm.reference import Reference
-from raylm.results import DONE, MISSING, Results
+from raylm.results import MISSING, Results
+from raylm.state import State, Watch
 from raylm.table import build
 
 PLAIN_WIDTH = 250
 """Characters of a line where there is no terminal: a table in a file is never cut."""
 PLAIN_SECONDS = 30.0
 """Time between two plain lines about the steps of one run."""
-
-PAUSING = "running trials save themselves, which may take 25 s; Ctrl-C leaves at once"
 
 
 class Screen:
@@ -100,20 +100,32 @@ class Screen:
             self.say(text)
 
     @contextlib.contextmanager
-    def live(self, trials: int) -> Iterator[Live]:
-        """Progress of so many trials."""
+    def live(self, watch: Watch) -> Iterator[Live]:
+        """Progress of the trials that are watched, which is told of everything before this is."""
         if self.console.is_terminal and not self.quiet:
-            with Bars(self.console, trials) as bars:
+            with Bars(self.console, watch) as bars:
                 yield bars
         else:
-            yield Lines(self)
+            yield Lines(self, watch)
+
+    @contextlib.contextmanager
+    def redrawn(self) -> Iterator[Callable[[State], None]]:
+        """Shows how a sweep stands, time and again in place."""
+        with Redrawn(console=self.console, transient=True) as place:
+            yield lambda state: place.update(view(state, self.console.width), refresh=True)
+
+    def status(self, state: State, notes: Sequence[str]) -> None:
+        """How a sweep stands, and what there is to say of it."""
+        self.console.print(view(state, self.console.width), soft_wrap=False)
+        for note in notes:
+            self.say(note)
 
 
 class Lines:
     """Progress as plain lines: one for each thing that happens, and now and then one for a run's steps."""
 
-    def __init__(self, screen: Screen) -> None:
-        self._say = screen.say
+    def __init__(self, screen: Screen, watch: Watch) -> None:
+        self._say, self._watch = screen.say, watch
         self._last: dict[str, tuple[float, int]] = {}  # when a line was printed of a run, at which step
 
     def started(self, run: str) -> None:
@@ -126,82 +138,31 @@ class Lines:
         told, told_step = self._last.get(run, (math.inf, 0))
         if time.monotonic() - told > PLAIN_SECONDS and step.step > told_step:
             self._last[run] = time.monotonic(), step.step
-            self._say(f"{run}  step {step.step:,} of {step.total_steps:,}, train loss {step.loss:.3f}")
+            self._say(
+                f"{run}  step {step.step:,} of {step.total_steps:,}, train loss {step.loss:.3f}, "
+                f"{step.tokens_per_second:,.0f} tokens/s, ~{duration(step.seconds_left)} left"
+            )
 
     def evaluated(self, run: str, metrics: Mapping[str, Any]) -> None:
         """See `Live`."""
         self._last[run] = time.monotonic(), metrics["step"]
-        self._say(f"{run}  {_evaluation(metrics)}")
+        self._say(f"{run}  {evaluation(metrics)}")
 
     def retried(self, run: str, reason: str) -> None:
         """See `Live`."""
+        self._last.pop(run, None)
         self._say(f"{run}  starts again from its latest checkpoint: {reason}")
 
     def ended(self, run: str, status: str, reason: str) -> None:
         """See `Live`."""
         self._last.pop(run, None)
-        self._say(f"{run}  {status}{': ' + reason if reason else ''}")
+        state = self._watch.state()
+        left = f", ~{duration(state.seconds_left)} left" if state.seconds_left else ""
+        self._say(f"{run}  {status}{': ' + reason if reason else ''} ({state.ended:,} of {state.total:,}{left})")
 
     def pausing(self, reason: str) -> None:
         """See `Live`."""
         self._say(f"{reason}: {PAUSING}")
-
-
-class Bars:
-    """Progress as a bar for each running trial and one for the sweep; what happened scrolls by above."""
-
-    def __init__(self, console: Console, trials: int) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[note]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-        )
-        self._sweep = self._progress.add_task("trials", total=trials, note="")
-        self._tasks: dict[str, TaskID] = {}
-
-    def __enter__(self) -> Bars:
-        """Shows the bars."""
-        self._progress.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        """Takes the bars away."""
-        self._progress.stop()
-
-    def started(self, run: str) -> None:
-        """See `Live`."""
-        if run not in self._tasks:
-            self._tasks[run] = self._progress.add_task(escape(run), total=1, note="starting")
-
-    def stepped(self, run: str, step: Step) -> None:
-        """See `Live`."""
-        if run in self._tasks:
-            note = f"train loss {step.loss:.3f}"
-            self._progress.update(self._tasks[run], completed=step.step, total=step.total_steps, note=note)
-
-    def evaluated(self, run: str, metrics: Mapping[str, Any]) -> None:
-        """See `Live`."""
-        self._progress.console.print(escape(f"{run}  {_evaluation(metrics)}"))
-
-    def retried(self, run: str, reason: str) -> None:
-        """See `Live`."""
-        self._progress.console.print(escape(f"{run}  starts again from its latest checkpoint: {reason}"))
-
-    def ended(self, run: str, status: str, reason: str) -> None:
-        """See `Live`."""
-        if run in self._tasks:
-            self._progress.remove_task(self._tasks.pop(run))
-        self._progress.advance(self._sweep)
-        if status != DONE:
-            self._progress.console.print(escape(f"{run}  {status}{': ' + reason if reason else ''}"))
-
-    def pausing(self, reason: str) -> None:
-        """See `Live`."""
-        self._progress.console.print(escape(f"{reason}: {PAUSING}"))
 
 
 def _plan_cells(plan: TrialPlan | None) -> list[str]:
@@ -227,8 +188,3 @@ def _in_units(number: int) -> str:
         if number >= size:
             return f"{number / size:.3g}{unit}"
     return str(number)
-
-
-def _evaluation(metrics: Mapping[str, Any]) -> str:
-    losses = f"train loss {metrics['train_loss']:.3f}, val loss {metrics['val_loss']:.3f}"
-    return f"epoch {metrics['epoch']}: {losses}, adj val loss {metrics['adj_val_loss']:.3f}"

@@ -18,6 +18,8 @@ class Job:
 
     folder: Storage
     """The sweep's results folder."""
+    launch: str
+    """The name of this launch's folder in it."""
     corpora: Mapping[tuple[str, str], Any]
     """Ray reference to the corpus of (dataset, model): each node holds one copy, which its trials share."""
     sources: Mapping[tuple[str, bool], models.ModelSource]

@@ -11,19 +11,23 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from raylm import hardware, record, results
+from raylm import hardware, plan, record, results
+from raylm.catalog import MODELS
 from raylm.config import Resources, Sweep, TrialConfig
 from raylm.console import Screen
 from raylm.errors import Pause, counted
 from raylm.hardware import Slot
 from raylm.lineup import Lineup
-from raylm.live import Several
+from raylm.live import Live, Several
+from raylm.plan import plan_trial
+from raylm.pulse import Pulse
 from raylm.record import Record
 from raylm.results import Results, Row
+from raylm.state import Watch
 from raylm.storage import Storage
 
 if TYPE_CHECKING:
@@ -51,12 +55,11 @@ class How:
     """Show Ray's own messages."""
 
 
-def launch(sweep: Sweep, prepared: Prepared, found: Results, left: int, how: How, screen: Screen) -> Pause | None:
+def launch(sweep: Sweep, prepared: Prepared, found: Results, how: How, screen: Screen) -> Pause | None:
     """One launch through Ray; says why it was paused, if it was.
 
     Args:
         found: how the sweep stands.
-        left: trials to be run.
     """
     with screen.working("starting Ray"):
         from raylm import cluster, precision, tuner
@@ -65,12 +68,12 @@ def launch(sweep: Sweep, prepared: Prepared, found: Results, left: int, how: How
         precision.resolved(sweep.precision, tuner.device_of(resources))  # may refuse; processors are taken to be alike
         cluster.check_storage(found.storage)
         screen.say(f"dashboard: {dashboard} (its token: ray get-auth-token)" if dashboard else "dashboard: not running")
-        launched = _run_lineup(sweep, prepared, found, left, how, resources, screen)
+        launched = _run_lineup(sweep, prepared, found, how, resources, screen)
         while launched.set_aside and not launched.pause_reason:
             alone = launched.set_aside
             screen.say(f"{counted(len(alone), 'trial')} out of memory: now one at a time, alone")
             lineup = _in_order(alone, found.storage)
-            with screen.live(len(alone)) as live:
+            with _listening(sweep, prepared, how, lineup, found.storage, screen) as live:
                 number = results.next_launch(found.storage)
                 launched = tuner.launch(
                     sweep, prepared, found.storage, number, resources, None, lineup, lambda: None, live, alone=True
@@ -78,7 +81,7 @@ def launch(sweep: Sweep, prepared: Prepared, found: Results, left: int, how: How
             found = results.standing(sweep, found.storage)
             if not launched.pause_reason and any(not row.ended for row in found.rows):
                 once = replace(how, retry_failed=False)  # what has just failed alone is not begun again
-                launched = _run_lineup(sweep, prepared, found, left, once, resources, screen)
+                launched = _run_lineup(sweep, prepared, found, once, resources, screen)
         return launched.pause_reason or (None if launched.complete else Pause.INTERRUPTED)
 
 
@@ -86,7 +89,6 @@ def _run_lineup(
     sweep: Sweep,
     prepared: Prepared,
     found: Results,
-    left: int,
     how: How,
     resources: Mapping[str, float],
     screen: Screen,
@@ -116,8 +118,7 @@ def _run_lineup(
 
     lineup.look_ahead()
     write_down()
-    with contextlib.ExitStack() as listening:
-        live = Several([listening.enter_context(one) for one in (screen.live(left),)])
+    with _listening(sweep, prepared, how, lineup, folder, screen) as live:
         launched = tuner.launch(
             sweep, prepared, folder, number, resources, how.max_concurrent, lineup, write_down, live
         )
@@ -125,6 +126,32 @@ def _run_lineup(
         proposals.tell(lineup.untold())  # nothing is suggested any more; the study is to be whole
     write_down(whole=True)
     return launched
+
+
+@contextlib.contextmanager
+def _listening(
+    sweep: Sweep, prepared: Prepared, how: How, lineup: Lineup, folder: Storage, screen: Screen
+) -> Iterator[Live]:
+    """All who are told of the trials of a line-up, the watch first, which the others ask."""
+    found = results.standing(sweep, folder)
+    known = {row.config.run_name: row.config for row in found.rows}
+
+    def config_of(run: str) -> TrialConfig:
+        if run not in known:
+            known.update((trial.run_name, trial) for trial in lineup.trials)  # a search has suggested it meanwhile
+        return known[run]
+
+    def work(trial: TrialConfig) -> float:
+        """Its FLOPs; a model whose shape is not known is taken for gpt2."""
+        corpus = prepared.corpora.get((trial.dataset, trial.model))
+        planned = plan_trial(trial, len(corpus.train.tokens)) if corpus else plan.plan([trial])[0]
+        shape = (planned and planned.shape) or MODELS["gpt2"].shape
+        return planned.tokens * shape.training_flops_per_token(trial.context_length) if planned else 0.0
+
+    total = sweep.num_samples or len(found.rows)
+    watch = Watch(sweep.name, found, total, config_of, work, retry_failed=how.retry_failed)
+    with contextlib.ExitStack() as listening, Pulse(folder, watch):
+        yield Several([watch, *[listening.enter_context(one) for one in (screen.live(watch),)]])
 
 
 def _proposals(sweep: Sweep) -> Proposals | None:

@@ -7,6 +7,10 @@ from typing import Any, Protocol
 
 from raylm.progress import Step
 
+PAUSED, SET_ASIDE = "paused", "set aside"
+"""How a trial can end that is to go on: in a later launch; or in this one, alone, as it ran out of memory."""
+PAUSING = "running trials save themselves, which may take 25 s; Ctrl-C leaves at once"
+
 
 class Live(Protocol):
     """What is told of the trials while they run."""
@@ -24,10 +28,16 @@ class Live(Protocol):
         """A trial's attempt ended badly, or its machine is to go; it is started again."""
 
     def ended(self, run: str, status: str, reason: str) -> None:
-        """A trial is done, stopped, diverged or failed, or paused."""
+        """A trial is done, stopped, diverged or failed, or paused or set aside."""
 
     def pausing(self, reason: str) -> None:
         """All running trials are to save themselves and end."""
+
+
+def evaluation(metrics: Mapping[str, Any]) -> str:
+    """What an evaluation has given, in a line."""
+    losses = f"train loss {metrics['train_loss']:.3f}, val loss {metrics['val_loss']:.3f}"
+    return f"epoch {metrics['epoch']}: {losses}, adj val loss {metrics['adj_val_loss']:.3f}"
 
 
 class Several:

@@ -1,7 +1,7 @@
 """`python -m raylm.notices`, on each spot machine: tells Ray when the cloud is about to take the machine away.
 
 AWS announces it two minutes before, Google half a minute, in the machine's own metadata. Ray does not look there by
-itself. Told, it places nothing there any more, and the trials save themselves and go on elsewhere (`trainable.Board`).
+itself. Told, it places nothing there any more, and the trials save themselves and go on elsewhere (`board.Board`).
 """
 
 from __future__ import annotations

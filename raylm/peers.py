@@ -25,8 +25,8 @@ GRACE_SECONDS = 15.0
 
 Work = Callable[..., Iterator[Evaluation]]
 """`train.finetune` of a trial, but for its corpus and its ranks."""
-Within = Callable[[], AbstractContextManager[None]]
-"""What a process of the trial works within."""
+Within = Callable[[int], AbstractContextManager[None]]
+"""What the process of a rank works within."""
 
 
 class DeadRankError(WorkError):
@@ -38,7 +38,7 @@ class Peer:
 
     def train(self, work: Work, corpus: Corpus, within: Within, rank: int, size: int, device: str, port: int) -> None:
         """Trains to the end of the trial; the first rank saves and reports."""
-        with within(), ranks.joined(rank, size, device, port) as group:
+        with within(rank), ranks.joined(rank, size, device, port) as group:
             for _ in work(corpus=corpus, ranks=group):
                 pass
 

@@ -58,6 +58,16 @@ class Step:
     tokens_per_second: float
     """Over all optimizer steps so far."""
 
+    @property
+    def share(self) -> float:
+        """Of the trial that is done, 0 to 1."""
+        return self.step / self.total_steps
+
+    @property
+    def seconds_left(self) -> float:
+        """In optimizer steps, at the rate so far."""
+        return self.tokens_seen * (1 / self.share - 1) / self.tokens_per_second
+
 
 @dataclass
 class Progress:

@@ -137,6 +137,17 @@ def summary(results: Results) -> str:
     return f"{standing}; training took {duration(taken)}, where ~{duration(sum(known.values()))} were estimated"
 
 
+def places(results: Results) -> list[str]:
+    """Where to look: the report, the best checkpoints."""
+    there = results.storage.entries(deep=False)
+    report = [results.storage.where("report.html"), "results.md", "results.csv"] if "report.html" in there else []
+    best = [(dataset, row.best) for dataset, row in results.best_by_dataset.items() if row.best is not None]
+    return [
+        *([f"results: {', '.join(report)}"] if report else []),
+        *(f"best checkpoint on {dataset}: {results.storage.where(saved.folder)}" for dataset, saved in best),
+    ]
+
+
 def estimates(results: Results) -> dict[str, float]:
     """Seconds that the steps done should have taken, by trial id, where it is known what they ran on."""
     slots = {str(one.get("number")): hardware.recorded(one.get("slot")) for one in launches(results.storage)}

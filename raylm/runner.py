@@ -84,7 +84,7 @@ def run(sweep: Sweep, *, storage: str | None = None, how: How | None = None, scr
             screen.say(_work(unfinished, prepared))
         _check_disk(unfinished or wanted, left, folder)
         try:
-            paused = launch(sweep, prepared, found, left, how, screen)
+            paused = launch(sweep, prepared, found, how, screen)
         except (WorkError, OSError):
             screen.table(results.standing(sweep, folder))
             raise
@@ -148,10 +148,8 @@ def _finish(found: Results, screen: Screen, *, retried: bool, paused: Pause | No
             from raylm import page
 
             page.write(found)
-    screen.say(f"results: {found.storage.where('report.html')}, results.md, results.csv")
-    for dataset, row in found.best_by_dataset.items():
-        if row.best is not None:
-            screen.say(f"best checkpoint on {dataset}: {found.storage.where(row.best.folder)}")
+    for place in report.places(found):
+        screen.say(place)
     if paused:
         screen.say(f"{paused}: the same command goes on from here")
     elif found.count(results.FAILED) and not retried:

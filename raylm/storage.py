@@ -73,6 +73,10 @@ class Storage(abc.ABC):
         """Writes a file whole or not at all, with the folders that it is in."""
 
     @abc.abstractmethod
+    def appended(self, name: str) -> AbstractContextManager[int]:
+        """A descriptor; what is written to it is added to a file, at once or soon."""
+
+    @abc.abstractmethod
     def remove(self, name: str) -> None:
         """Removes a file, or a folder with all that is below it; what a link leads to is left."""
 
@@ -165,6 +169,16 @@ class Folder(Storage):
         """Writes a file whole or not at all."""
         (self.path / name).parent.mkdir(parents=True, exist_ok=True)
         manifest.write_text(self.path / name, text)
+
+    @contextmanager
+    def appended(self, name: str) -> Iterator[int]:
+        """A descriptor of the file itself."""
+        (self.path / name).parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
 
     def remove(self, name: str) -> None:
         """Removes a file or folder, if no link leads there."""

@@ -18,6 +18,7 @@ from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raylm import carried, cluster, memory, models
+from raylm.board import Board
 from raylm.bridge import FromLineup, StepsShown, StopsEarly, Watcher, config_of
 from raylm.config import Sweep, TrialConfig
 from raylm.errors import Pause, WorkError
@@ -27,7 +28,7 @@ from raylm.lineup import Lineup
 from raylm.live import Live
 from raylm.prepare import Prepared
 from raylm.storage import Storage
-from raylm.trainable import Board, train_gpt2
+from raylm.trainable import train_gpt2
 
 KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
 """What Tune copies from the command's environment into that of the trials (ray/tune/execution/class_cache.py)."""
@@ -114,6 +115,7 @@ def launch(
     ranks = ranks_of(resources)
     job = Job(
         folder=folder,
+        launch=number,
         corpora={key: ray.put(corpus) for key, corpus in prepared.corpora.items()},
         sources=prepared.sources,
         home=here,

@@ -20,8 +20,8 @@ from ray._private.state import state
 from ray.cluster_utils import Cluster
 
 from raylm import notices
+from raylm.board import Board, Word
 from raylm.loading import load_sweep
-from raylm.trainable import Board, Word
 
 PATIENCE = 240
 

@@ -1,4 +1,4 @@
-"""`raylm ls`, `raylm cp`: each sweep that comes with raylm can be copied and stands by itself; shells complete names."""
+"""`raylm ls`, `raylm cp`: each sweep that comes with raylm can be copied and stands by itself; shells complete them."""
 
 from __future__ import annotations
 

@@ -107,6 +107,19 @@ def test_a_folder_is_on_this_machine_while_it_is_asked_for(storage: Storage) -> 
     assert folder.exists() == isinstance(storage, Folder)
 
 
+def test_what_is_added_to_a_file_is_soon_there_and_stays(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buckets, "SEND_SECONDS", 0.05)
+    for text in ("first é\n", "second\n"):
+        with storage.appended("launch-001/run/log.txt") as descriptor:
+            os.write(descriptor, text.encode())
+            deadline = time.monotonic() + 30
+            while text not in (storage.read("launch-001/run/log.txt") if storage.entries("launch-001/run") else ""):
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            os.write(descriptor, b"and its end\n")
+    assert storage.read("launch-001/run/log.txt") == "first é\nand its end\nsecond\nand its end\n"
+
+
 def test_rows_are_the_same_in_a_bucket(bucket: Bucket, tmp_path: Path) -> None:
     """Finished, interrupted, failed; a cut file and a foreign manifest do not count."""
     trials = [TrialConfig(seed=seed) for seed in range(4)]
