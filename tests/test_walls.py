@@ -20,9 +20,9 @@ MODULES = {path.stem: path for path in sorted((ROOT / "raylm").glob("*.py"))}
 SWEEPS = ROOT / "sweeps"
 
 LOWEST_TO_HIGHEST = """
-    errors catalog progress manifest cache checks spaces config __init__ loading memory guard hardware
+    errors destinations catalog progress manifest cache checks spaces config __init__ loading memory guard hardware
     hub tokenizer corpus data plan storage filesystems bucket place record results halving lineup reference table report
-    figures importance drawing page live console
+    figures importance drawing page live trackers wandb_runs tracker tracking console
     optim precision head layers models carried checkpoint ranks train evaluate prepare search cluster peers reporter
     trainable bridge tuner launch run doctor submit notices exits cli_sweeps cli_results cli sweep
 """
@@ -79,6 +79,10 @@ def test_a_module_imports_only_from_modules_below_it(module: str) -> None:
     [
         ("ray", ["bridge", "cluster", "peers", "reporter", "search", "submit", "trainable", "tuner"]),
         ("optuna", ["importance", "search"]),
+        ("wandb", ["wandb_runs"]),
+        ("tensorboardX", ["trackers"]),
+        ("mlflow", ["trackers"]),
+        ("trackio", ["trackers"]),
     ],
 )
 def test_only_these_modules_import(package: str, users: list[str]) -> None:
