@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from raylm.trackers import MLflow, Say, TensorBoard, Tracker, Trackio, in_a_line
@@ -31,6 +31,8 @@ NICENESS = 10
 """The processors are the trials' first."""
 SECONDS_BETWEEN_TRIES = 30.0
 """A tracker that gave an error is left alone for so long."""
+HASTE_SECONDS = 0.5
+"""In the end, a tracker that has just given an error has no longer than this."""
 MOST_WAITING = 100_000
 """Lines that are read ahead, so that the end of the command is noticed while a client hangs."""
 
@@ -44,7 +46,10 @@ class Told:
         self._handles: dict[str, Any] = {}
         self._resting_until = 0.0
         self._has_failed = False
-        self._lost = 0
+        self.failing = False
+        """Whether the tracker gave an error when it was last told something."""
+        self.lost = 0
+        """Events that the tracker did not take."""
 
     def all(self, lines: Iterable[str]) -> None:
         """Takes events until there are no more, then ends what is still open."""
@@ -52,20 +57,20 @@ class Told:
             self._hand_on(json.loads(line))
         for run in list(self._handles):
             self._hand_on({"event": "end", "run": run, "status": "interrupted", "reason": ""})
-        if self._lost:
-            self._say(f"{self._lost:,} events were not tracked")
 
     def _hand_on(self, event: Mapping[str, Any]) -> None:
         if event["event"] == "begin":  # the tracker hears of it with the trial's first numbers
             self._begun[event["run"]] = event
             return
         if time.monotonic() < self._resting_until:
-            self._lost += 1
+            self.lost += 1
             return
         try:
             self._take(event)
+            self.failing = False
         except Exception as error:  # of whatever class the client has
-            self._lost += 1
+            self.lost += 1
+            self.failing = True
             self._resting_until = time.monotonic() + SECONDS_BETWEEN_TRIES
             if not self._has_failed:
                 self._has_failed = True
@@ -98,23 +103,31 @@ def main() -> None:
 
     setup = json.loads(sys.stdin.readline())
     tracker = TRACKERS[sys.argv[1]](setup, say)
-    Told(tracker, say).all(_until_it_ends(setup["grace_seconds"]))
+    told = Told(tracker, say)
+
+    def leave(exit_code: int) -> None:
+        if told.lost:
+            say(f"{told.lost:,} events were not tracked")
+        os._exit(exit_code)  # no exit handler of a client is waited for
+
+    def leave_in_time() -> None:
+        time.sleep(HASTE_SECONDS if told.failing else setup["grace_seconds"])
+        leave(1)
+
+    told.all(_lines(leave_in_time))
     tracker.close()
-    os._exit(0)  # no exit handler of a client is waited for
+    leave(0)
 
 
-def _until_it_ends(grace_seconds: float) -> Iterable[str]:
-    """The lines of standard input. When it has ended, this process has so long, also where the command has died."""
-    import queue
-
+def _lines(on_end: Callable[[], None]) -> Iterator[str]:
+    """The lines of standard input, whose end is noticed at once, also where the command has died and a client hangs."""
     lines: queue.Queue[str | None] = queue.Queue(MOST_WAITING)
 
     def read() -> None:
         for line in sys.stdin:
             lines.put(line)
         lines.put(None)
-        time.sleep(grace_seconds)
-        os._exit(1)
+        on_end()
 
     threading.Thread(target=read, daemon=True).start()
     while (line := lines.get()) is not None:

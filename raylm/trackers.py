@@ -207,6 +207,9 @@ class Trackio:
 
 
 def in_a_line(error: BaseException) -> str:
-    """What went wrong, without the many lines that some clients make of it."""
+    """What went wrong in the end, without the many lines that some clients make of it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        error, cause = cause, cause.__cause__ or cause.__context__
     reason = getattr(error, "reason", None)  # urllib's
-    return " ".join(f"{reason if isinstance(reason, OSError) else error}".split())[:200] or type(error).__name__
+    return " ".join(f"{reason or error}".split())[:200] or type(error).__name__

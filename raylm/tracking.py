@@ -99,7 +99,9 @@ class Tracking:
                 if one.lost:
                     self._say(f"{one.name}: {one.lost:,} events were not taken in time")
             if "wandb" in self._setups and self._unsynced():
-                self._say(f"wandb: what is not on the server goes there by: wandb sync {self._folder}/wandb/*run-*")
+                self._say(
+                    f"wandb: wandb sync --include-online {self._folder}/wandb/*run-* brings the rest to the server"
+                )
         finally:
             for one in self._open:
                 one.kill()

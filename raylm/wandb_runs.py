@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -26,9 +27,9 @@ class Wandb:
 
         self._wandb, self._say = wandb, say
         self._sweep, self._folder, self._online = setup["sweep"], setup["folder"], setup["mode"] == "online"
-        self._told = not self._online
+        self._address_said = False
+        self._running: set[str] = set()
         self._finishing: dict[str, threading.Thread] = {}
-        self._row: dict[str, int] = {}
 
     def begin(self, trial: Mapping[str, Any]) -> Any:
         """One run; a second one with its id is the same one, going on."""
@@ -38,9 +39,11 @@ class Wandb:
             try:
                 answers(self._wandb.setup().settings.base_url)
                 return self._run(trial, "online")
-            except (self._wandb.Error, OSError, ValueError) as error:
+            except (self._wandb.Error, OSError) as error:
                 self._online = False
                 self._say(f"{in_a_line(error)}; runs are written offline from here on")
+                if not self._running:
+                    self._wandb.teardown()  # its service holds the id of a run that it could not begin
         return self._run(trial, "offline")
 
     def _run(self, trial: Mapping[str, Any], mode: Literal["online", "offline"]) -> Any:
@@ -70,16 +73,16 @@ class Wandb:
         for name in LIVE:  # each against both
             run.define_metric(name, step_metric="step", summary="none")
             run.define_metric(f"by_tokens/{name}", step_metric="tokens", summary="none")
-        if not self._told:
-            self._told = True
-            self._say(f"{run.project_url}/groups/{self._sweep}")
+        if mode == "online" and not self._address_said:
+            self._address_said = True
+            self._say(f"{run.project_url}/groups/{urllib.parse.quote(self._sweep)}")
+        self._running.add(trial["run"])
         return run
 
     def log(self, handle: Any, step: int, tokens: int, values: Values) -> None:
-        """A row of the history. Evaluations come late: rows are in the order of their coming, near their steps."""
-        row = self._row[handle.id] = max(self._row.get(handle.id, -1) + 1, handle.step, step)
+        """A row of the history; wandb's own count of rows goes on where a run is resumed."""
         by_tokens = {f"by_tokens/{name}": value for name, value in values.items()}
-        handle.log({"step": step, "tokens": tokens, **values, **by_tokens}, step=row, commit=True)
+        handle.log({"step": step, "tokens": tokens, **values, **by_tokens})
 
     def best(self, handle: Any, step: int, best: Values) -> None:
         """The run's summary."""
@@ -88,9 +91,16 @@ class Wandb:
     def end(self, handle: Any, status: str, reason: str) -> None:
         """The rest is brought away beside what the other trials tell."""
         handle.summary.update({"status": status, "reason": reason})
-        finishing = threading.Thread(target=handle.finish, args=(int(status == "failed"),), daemon=True)
+        finishing = threading.Thread(target=self._finish, args=(handle, int(status == "failed")), daemon=True)
         finishing.start()
         self._finishing[handle.name] = finishing
+
+    def _finish(self, handle: Any, exit_code: int) -> None:
+        try:
+            handle.finish(exit_code)
+        except Exception as error:  # of whatever class; its service may have died
+            self._say(f"{handle.name}: {in_a_line(error)}; what it has is in {self._folder}/wandb")
+        self._running.discard(handle.name)
 
     def close(self) -> None:
         """Waits until all of it has arrived."""
