@@ -27,8 +27,8 @@ TRACKERS: Mapping[str, Callable[[Mapping[str, Any], Say], Tracker]] = {
     "mlflow": MLflow,
     "trackio": Trackio,
 }
-NICENESS = 10
-"""The processors are the trials' first."""
+NICENESS = 19
+"""The processors are the trials' first; Ray's workers have 15."""
 SECONDS_BETWEEN_TRIES = 30.0
 """A tracker that gave an error is left alone for so long."""
 HASTE_SECONDS = 0.5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -51,6 +52,7 @@ class TensorBoard:
     """A folder of event files per trial, with its fields and best losses for the HParams view."""
 
     def __init__(self, setup: Mapping[str, Any], say: Say) -> None:
+        sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # tensorboardX would import it, for seconds
         import tensorboardX
         from tensorboardX import summary
 
@@ -71,7 +73,8 @@ class TensorBoard:
         return handle["writer"]
 
     def _summaries(self, handle: Any) -> Any:
-        fields = {name: value for name, value in handle["config"].items() if value is not None}
+        # one trial's experiment stands for all: each names every field
+        fields = {name: "none" if value is None else value for name, value in handle["config"].items()}
         return self._hparams(fields, {f"best/{name}": 0.0 for name in LOSSES})  # its names alone are written
 
     def log(self, handle: Any, step: int, tokens: int, values: Values) -> None:

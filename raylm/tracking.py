@@ -32,7 +32,7 @@ MOST_WAITING = 10_000
 """Events that wait for a tracker's process; those beyond are lost to it."""
 QUIET_SECONDS = 1.0
 """After this time it is said what is waited for."""
-GRACE_SECONDS = 10.0
+GRACE_SECONDS = 20.0
 """In the end, what is on its way to trackers has so long to arrive."""
 RECORDED = ("train_loss", "val_loss", "adj_val_loss", "tokens_per_second")
 """Numbers of an evaluation that are tracked."""
