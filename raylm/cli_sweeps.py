@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -44,6 +45,16 @@ def run(
         bool, typer.Option("--retry-failed", help="Try failed rows again, from their latest checkpoints.")
     ] = False,
     address: Address = None,
+    wandb: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODE", help="Weights & Biases: online, offline or disabled; default: online when logged in."
+        ),
+    ] = None,
+    mlflow: Annotated[
+        str | None, typer.Option(metavar="PLACE", help="Track in MLflow: a tracking URI, or a folder.")
+    ] = None,
+    trackio: Annotated[str | None, typer.Option(metavar="PROJECT", help="Track in this project of trackio.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the table.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Ray's own messages too.")] = False,
 ) -> None:
@@ -59,17 +70,21 @@ def run(
         plan(file, storage, overrides)
         return
     if address and address.startswith(("http://", "https://")):
-        _submit(address, file, storage, overrides, max_concurrent, retry_failed, quiet, verbose)
+        options = {"storage": storage, "max-concurrent": max_concurrent}
+        options |= {"wandb": wandb, "mlflow": mlflow, "trackio": trackio}
+        flags = {"retry-failed": retry_failed, "quiet": quiet, "verbose": verbose}
+        _submit(address, file, overrides or [], options, flags)
     with exit_codes():
         from raylm import runner
         from raylm.console import Screen
+        from raylm.destinations import chosen
         from raylm.launch import How
         from raylm.loading import load_sweep
 
         outcome = runner.run(
             load_sweep(file, overrides or ()),
             storage=storage,
-            how=How(retry_failed, max_concurrent, address, verbose),
+            how=How(retry_failed, max_concurrent, address, verbose, chosen(wandb, mlflow, trackio)),
             screen=Screen(quiet=quiet),
         )
         raise typer.Exit(outcome.exit_code)
@@ -168,14 +183,7 @@ def doctor(address: Address = None, storage: Storage = None) -> None:
 
 
 def _submit(
-    address: str,
-    file: Path,
-    storage: str | None,
-    overrides: list[str] | None,
-    max_concurrent: int | None,
-    retry_failed: bool,
-    quiet: bool,
-    verbose: bool,
+    address: str, file: Path, overrides: Sequence[str], options: Mapping[str, object], flags: Mapping[str, bool]
 ) -> NoReturn:
     """Runs the same command as a job on a cluster."""
     with exit_codes("the sweep goes on there"):
@@ -183,11 +191,9 @@ def _submit(
 
         if not file.is_file():
             raise UserError(f"{file}: no such file; expected a Python file that ends in `sweep = Sweep(...)`")
-        arguments = [f"--storage={storage}"] if storage else []
-        arguments += [f"--set={override}" for override in overrides or ()]
-        arguments += [f"--max-concurrent={max_concurrent}"] if max_concurrent else []
-        flags = {"--retry-failed": retry_failed, "--quiet": quiet, "--verbose": verbose}
-        arguments += [flag for flag, given in flags.items() if given]
+        arguments = [f"--{name}={value}" for name, value in options.items() if value]
+        arguments += [f"--set={override}" for override in overrides]
+        arguments += [f"--{name}" for name, given in flags.items() if given]
         with Screen().working("loading Ray"):
             from raylm.submit import submit
         raise typer.Exit(submit(address, file, arguments, functools.partial(print, end="", flush=True)))

@@ -9,16 +9,18 @@ import importlib.metadata
 import math
 import os
 import platform
+import secrets
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from raylm import hardware, plan, record, results
 from raylm.catalog import MODELS
 from raylm.config import Resources, Sweep, TrialConfig
 from raylm.console import Screen
+from raylm.destinations import Trackers, chosen
 from raylm.errors import Pause, counted
 from raylm.hardware import Slot
 from raylm.lineup import Lineup
@@ -29,6 +31,7 @@ from raylm.record import Record
 from raylm.results import Results, Row
 from raylm.state import Watch
 from raylm.storage import Storage
+from raylm.tracking import Tracking
 
 if TYPE_CHECKING:
     from raylm.prepare import Prepared
@@ -53,6 +56,8 @@ class How:
     """Of a Ray cluster; None: one that runs on this machine, else Ray is started."""
     verbose: bool = False
     """Show Ray's own messages."""
+    trackers: Trackers = field(default_factory=chosen)
+    """Which experiment trackers are told of it."""
 
 
 def launch(sweep: Sweep, prepared: Prepared, found: Results, how: How, screen: Screen) -> Pause | None:
@@ -68,20 +73,21 @@ def launch(sweep: Sweep, prepared: Prepared, found: Results, how: How, screen: S
         precision.resolved(sweep.precision, tuner.device_of(resources))  # may refuse; processors are taken to be alike
         cluster.check_storage(found.storage)
         screen.say(f"dashboard: {dashboard} (its token: ray get-auth-token)" if dashboard else "dashboard: not running")
-        launched = _run_lineup(sweep, prepared, found, how, resources, screen)
-        while launched.set_aside and not launched.pause_reason:
-            alone = launched.set_aside
-            screen.say(f"{counted(len(alone), 'trial')} out of memory: now one at a time, alone")
-            lineup = _in_order(alone, found.storage)
-            with _listening(sweep, prepared, how, lineup, found.storage, screen) as live:
-                number = results.next_launch(found.storage)
-                launched = tuner.launch(
-                    sweep, prepared, found.storage, number, resources, None, lineup, lambda: None, live, alone=True
-                )
-            found = results.standing(sweep, found.storage)
-            if not launched.pause_reason and any(not row.ended for row in found.rows):
-                once = replace(how, retry_failed=False)  # what has just failed alone is not begun again
-                launched = _run_lineup(sweep, prepared, found, once, resources, screen)
+        identity = record.identity(found.storage) or secrets.token_hex(4)
+        with Tracking(how.trackers, found.storage, identity, found.rows, screen.say) as tracked:
+            launched = _run_lineup(sweep, prepared, found, how, resources, screen, tracked, identity)
+            while launched.set_aside and not launched.pause_reason:
+                alone = launched.set_aside
+                screen.say(f"{counted(len(alone), 'trial')} out of memory: now one at a time, alone")
+                lineup, number = _in_order(alone, found.storage), results.next_launch(found.storage)
+                with _listening(sweep, prepared, how, lineup, found.storage, screen, tracked) as live:
+                    launched = tuner.launch(
+                        sweep, prepared, found.storage, number, resources, None, lineup, lambda: None, live, alone=True
+                    )
+                found = results.standing(sweep, found.storage)
+                if not launched.pause_reason and any(not row.ended for row in found.rows):
+                    once = replace(how, retry_failed=False)  # what has just failed alone is not begun again
+                    launched = _run_lineup(sweep, prepared, found, once, resources, screen, tracked, identity)
         return launched.pause_reason or (None if launched.complete else Pause.INTERRUPTED)
 
 
@@ -92,6 +98,8 @@ def _run_lineup(
     how: How,
     resources: Mapping[str, float],
     screen: Screen,
+    tracked: Tracking,
+    identity: str,
 ) -> Launched:
     """All that is missing through Tune once, what is known of the sweep being written down on the way."""
     from raylm import cluster, tuner
@@ -102,7 +110,7 @@ def _run_lineup(
     lag = _lag(sweep, past, cluster.slots(resources, how.max_concurrent))
     lineup = _lineup(sweep, prepared, found, past, lag, proposals, how)
     slot = _slot(sweep, how, resources)
-    this = _launch_record(sweep, prepared, results.launch_number(number), resources, slot)
+    this = _launch_record(sweep, prepared, results.launch_number(number), resources, slot, identity)
 
     last_study = -math.inf
 
@@ -116,9 +124,10 @@ def _run_lineup(
             proposals.write_study(folder)
             last_study = time.monotonic()
 
+    tracked.follow(lineup.trials)
     lineup.look_ahead()
     write_down()
-    with _listening(sweep, prepared, how, lineup, folder, screen) as live:
+    with _listening(sweep, prepared, how, lineup, folder, screen, tracked) as live:
         launched = tuner.launch(
             sweep, prepared, folder, number, resources, how.max_concurrent, lineup, write_down, live
         )
@@ -130,7 +139,7 @@ def _run_lineup(
 
 @contextlib.contextmanager
 def _listening(
-    sweep: Sweep, prepared: Prepared, how: How, lineup: Lineup, folder: Storage, screen: Screen
+    sweep: Sweep, prepared: Prepared, how: How, lineup: Lineup, folder: Storage, screen: Screen, tracked: Tracking
 ) -> Iterator[Live]:
     """All who are told of the trials of a line-up, the watch first, which the others ask."""
     found = results.standing(sweep, folder)
@@ -150,8 +159,8 @@ def _listening(
 
     total = sweep.num_samples or len(found.rows)
     watch = Watch(sweep.name, found, total, config_of, work, retry_failed=how.retry_failed)
-    with contextlib.ExitStack() as listening, Pulse(folder, watch):
-        yield Several([watch, *[listening.enter_context(one) for one in (screen.live(watch),)]])
+    with Pulse(folder, watch), screen.live(watch) as shown:
+        yield Several([watch, shown, tracked])
 
 
 def _proposals(sweep: Sweep) -> Proposals | None:
@@ -231,11 +240,12 @@ def _slot(sweep: Sweep, how: How, resources: Mapping[str, float]) -> Slot | None
 
 
 def _launch_record(
-    sweep: Sweep, prepared: Prepared, number: int, resources: Mapping[str, float], slot: Slot | None
+    sweep: Sweep, prepared: Prepared, number: int, resources: Mapping[str, float], slot: Slot | None, identity: str
 ) -> dict[str, Any]:
     """What a launch runs with: all that its numbers could depend on besides the trials' configs."""
     return {
         "number": number,
+        "sweep_id": identity,
         "started": now(),
         "versions": {name: importlib.metadata.version(name) for name in RECORDED_VERSIONS},
         "python": platform.python_version(),

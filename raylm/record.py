@@ -83,6 +83,11 @@ def launches(folder: Storage) -> list[dict[str, Any]]:
     return known.launches if known else []
 
 
+def identity(folder: Storage) -> str | None:
+    """What tells a results folder from all others, wherever it is moved; None before its first launch."""
+    return next((str(one["sweep_id"]) for one in launches(folder) if "sweep_id" in one), None)
+
+
 def write(folder: Storage, record: Record) -> None:
     """Writes the record into a results folder."""
     content = {

@@ -15,6 +15,7 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # read at import; the display 
 
 import ray
 from ray import tune
+from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raylm import carried, cluster, memory, models
@@ -108,6 +109,7 @@ def launch(
         WorkError: if Tune itself gives up.
     """
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(PENDING_TRIALS)
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # Tune's event files count reports, and know no step
     here = ray.get_runtime_context().get_node_id()
     there = NodeAffinitySchedulingStrategy(here, soft=False)  # no lost node takes it along
     lasting = {"max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": there}
@@ -162,7 +164,7 @@ def launch(
             checkpoint_config=tune.CheckpointConfig(
                 num_to_keep=1, checkpoint_score_attribute="checkpoint_score", checkpoint_score_order="min"
             ),
-            callbacks=[watcher],
+            callbacks=[watcher, JsonLoggerCallback(), CSVLoggerCallback()],
             verbose=0,
         ),
     )

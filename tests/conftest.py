@@ -27,9 +27,9 @@ SweepCommand = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Nothing that a user has prepared is read or overwritten, and nothing is asked of a hub."""
+    """Nothing that a user has prepared is read or overwritten, nothing is asked of a hub, and no tracker is told."""
     before = os.environ.copy()
-    os.environ.update(RAYLM_CACHE=str(tmp_path_factory.mktemp("cache")), HF_HUB_OFFLINE="1")
+    os.environ.update(RAYLM_CACHE=str(tmp_path_factory.mktemp("cache")), HF_HUB_OFFLINE="1", WANDB_MODE="disabled")
     yield
     os.environ.clear()
     os.environ.update(before)

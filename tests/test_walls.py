@@ -68,6 +68,10 @@ def test_a_module_imports_only_from_modules_below_it(module: str) -> None:
     [
         ("ray", ["board", "bridge", "cluster", "peers", "reporter", "search", "submit", "trainable", "tuner"]),
         ("optuna", ["importance", "search"]),
+        ("wandb", ["wandb_runs"]),
+        ("tensorboardX", ["trackers"]),
+        ("mlflow", ["trackers"]),
+        ("trackio", ["trackers"]),
     ],
 )
 def test_only_these_modules_import(package: str, users: list[str]) -> None:
