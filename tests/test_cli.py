@@ -158,7 +158,10 @@ def test_version(folder: Path, light: dict[str, str]) -> None:
     assert (done.returncode, done.stdout) == (0, f"raylm {__version__}\n")
 
 
-RUN_FLAGS = "--storage --set --dry-run --max-concurrent --retry-failed --address --quiet -q --verbose -v --help"
+RUN_FLAGS = (
+    "--storage --set --dry-run --max-concurrent --retry-failed --address --wandb --mlflow --trackio "
+    "--quiet -q --verbose -v --help"
+)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +220,7 @@ def test_plan_of_every_sweep_without_network_or_any_trace(folder: Path, file: st
     done = command([sys.executable, "-c", GUARDED, "plan", str(SWEEPS / file)], environment)
     assert done.returncode == 0, done.stderr
     assert f"{trials} trials, {trials} to be done" in done.stdout
-    rows = re.findall(r"^ *[\d.]+[MG] .* ~[\d.]+ (?:s|min|h|d) +[\w.-]+ *$", done.stdout, re.MULTILINE)
+    rows = re.findall(r"^ *[\d.]+[MG] .* ~[\d.,]+ (?:s|min|h|d) +[\w.-]+ *$", done.stdout, re.MULTILINE)
     assert len(rows) == trials
     assert [path.name for path in folder.rglob("*")] == ["good.py"]
 
