@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from raylm import __version__
-from raylm.cli_results import evaluate, export, report
+from raylm.cli_results import evaluate, export, generate, report
 from raylm.cli_sweeps import doctor, plan, run
 
 app = typer.Typer(
@@ -31,5 +31,5 @@ def _options(
     """Ray Tune sweeps that fine-tune GPT-2 and end in one table."""
 
 
-for command in (run, plan, report, evaluate, export, doctor):
+for command in (run, plan, report, evaluate, generate, export, doctor):
     app.command()(command)

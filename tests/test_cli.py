@@ -122,6 +122,7 @@ def test_a_bad_sweep_file(folder: Path, light: dict[str, str], name: str, start:
         (["evaluate", ".", "--context-lengths", "64"], ["no results folder"]),
         (["evaluate", ".", "--context-lengths", "64,x"], ["--context-lengths", "'64,x'", "256,512"]),
         (["report", ".", "--reference", "no.csv"], ["--reference no.csv cannot be read"]),
+        (["generate", ".", "--prompt", "a"], ["no results folder"]),
         (["export", ".", "model"], ["no results folder"]),
         (["export", ".", "model", "--run", "a", "--best"], ["--run", "without --best"]),
         (["export", ".", "model", "--public"], ["--public is for --push"]),
@@ -170,9 +171,10 @@ RUN_FLAGS = "--storage --set --dry-run --max-concurrent --retry-failed --address
         ([*RAYLM, "plan"], "--storage --set --gpu --price-per-hour --help"),
         ([*RAYLM, "report"], "--format --reference --help"),
         ([*RAYLM, "evaluate"], "--context-lengths --help"),
+        ([*RAYLM, "generate"], "--prompt --run --max-new-tokens --temperature --seed --help"),
         ([*RAYLM, "export"], "--run --best --dataset --license --push --public --help"),
     ],
-    ids=["raylm", "run", "module", "plan", "report", "evaluate", "export"],
+    ids=["raylm", "run", "module", "plan", "report", "evaluate", "generate", "export"],
 )
 def test_help_names_every_flag_and_no_other(folder: Path, light: dict[str, str], start: list[str], flags: str) -> None:
     done = command([*start, "--help"], light)

@@ -23,8 +23,8 @@ LOWEST_TO_HIGHEST = """
     errors catalog progress manifest cache checks spaces config loading memory guard hardware
     hub tokenizer corpus data plan storage filesystems bucket place record results halving lineup reference table report
     figures importance drawing analysis page card export live console
-    optim precision head layers models carried checkpoint ranks train evaluate prepare search cluster peers reporter
-    trainable bridge tuner launch runner __init__ doctor submit notices exits cli_sweeps cli_results cli sweep
+    optim precision head layers models carried checkpoint ranks train evaluate generate prepare search cluster peers
+    reporter trainable bridge tuner launch runner __init__ doctor submit notices exits cli_sweeps cli_results cli sweep
 """
 ORDER = LOWEST_TO_HIGHEST.split()
 """A module imports only from those before it. `__init__` stands for the package's own names."""
