@@ -25,10 +25,15 @@ def report(
     reference: Annotated[
         Path | None, typer.Option(metavar="CSV", help="Table to compare with; default: the 21 rows that raylm ships.")
     ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="All that is known, as JSON for scripts.")] = False,
 ) -> None:
     """Show the table of a results folder, finished or not, beside the reference where that has the row.
 
-    raylm report runs/imdb-grid --format latex
+    raylm report runs/quickstart
+
+    raylm report runs/imdb-grid --format latex > table.tex
+
+    raylm report runs/imdb-grid --json | jq '.rows[] | select(.status == "done") | .val_loss'
     """
     with exit_codes():
         from raylm import report as reporting
@@ -39,9 +44,15 @@ def report(
         texts = {"markdown": reporting.markdown, "latex": reporting.latex, "csv": reporting.csv_text}
         if form not in ("table", "html", *texts):
             raise UserError(f"--format: got {form!r}; expected one of table, {', '.join(texts)}, html")
+        if as_json and form != "table":
+            raise UserError(f"--json and --format {form}: expected one of them")
         known = load_reference(reference)
         found = load_results(results_folder)
-        if form == "table":
+        if as_json:
+            from raylm.for_scripts import report_json
+
+            print(report_json(found, known))
+        elif form == "table":
             screen = Screen()
             screen.table(found, known)
             screen.say(reporting.summary(found))
@@ -60,6 +71,10 @@ def evaluate(
     """Evaluate each best checkpoint at other context lengths, and add the columns to the table.
 
     raylm evaluate runs/quickstart --context-lengths 64,128,256
+
+    raylm evaluate s3://bucket/raylm/imdb-grid --context-lengths 512,1024
+
+    What is known already is not computed again.
     """
     with exit_codes():
         from raylm import report as reporting

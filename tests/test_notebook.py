@@ -1,6 +1,6 @@
 """The notebook of the docs runs as it stands, and what it shows there is what it gives.
 
-Its outputs are kept from `jupyter execute --inplace docs/notebook.ipynb`, without what libraries wrote to standard error.
+Its outputs are those of `jupyter execute --inplace docs/notebook.ipynb`, but for what libraries said on standard error.
 """
 
 from __future__ import annotations

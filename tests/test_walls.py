@@ -22,7 +22,7 @@ SWEEPS = ROOT / "sweeps"
 LOWEST_TO_HIGHEST = """
     errors catalog progress manifest cache checks spaces config loading memory guard hardware
     hub tokenizer corpus data plan storage filesystems bucket place record results halving lineup reference table report
-    figures importance drawing analysis page card export live console
+    for_scripts figures importance drawing analysis page card export live console
     optim precision head layers models carried checkpoint ranks train evaluate generate prepare search cluster peers
     reporter trainable bridge tuner launch runner __init__ doctor submit notices exits cli_sweeps cli_results cli sweep
 """
@@ -94,6 +94,7 @@ LIGHT = [
     ".loading",
     ".results",
     ".analysis",
+    ".for_scripts",
     ".lineup",
     ".report",
     ".hardware",
