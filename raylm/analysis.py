@@ -98,6 +98,10 @@ class SweepResults(Results):
         drawn = ((drawing.seconds, found.seconds), (drawing.tokens_per_second, found.tokens_per_second))
         return Plots(draw(bars) for draw, bars in drawn if bars)
 
+    def __repr__(self) -> str:
+        """How the rows stand: all of them would be pages."""
+        return f"<{self.storage.place}: {report.summary(self)}>"
+
     def _repr_html_(self) -> str:
         """The table, for a notebook."""
         made = table.build(self, load_reference())

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from raylm import __version__
-from raylm.cli_results import evaluate, export, report
+from raylm.cli_results import evaluate, export, generate, report
 from raylm.cli_sweeps import cp, doctor, ls, plan, run
 from raylm.cli_watching import logs, status
 
@@ -42,5 +42,5 @@ def _options(
     """
 
 
-for command in (ls, cp, plan, run, status, logs, report, evaluate, export, doctor):
+for command in (ls, cp, plan, run, status, logs, report, evaluate, generate, export, doctor):
     app.command()(command)

@@ -1,15 +1,18 @@
-"""The verbs for a results folder: `raylm report`, `evaluate`, `export`."""
+"""The verbs for a results folder: `raylm report`, `evaluate`, `generate`, `export`."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from raylm.errors import UserError, show
 from raylm.exits import exit_codes
+
+if TYPE_CHECKING:
+    from raylm.results import Row
 
 ResultsFolder = Annotated[
     str, typer.Argument(metavar="RESULTS", help="A results folder, as runs/quickstart or s3://bucket/path/quickstart.")
@@ -22,10 +25,15 @@ def report(
     reference: Annotated[
         Path | None, typer.Option(metavar="CSV", help="Table to compare with; default: the 21 rows that raylm ships.")
     ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="All that is known, as JSON for scripts.")] = False,
 ) -> None:
     """Show the table of a results folder, finished or not, beside the reference where that has the row.
 
-    raylm report runs/imdb-grid --format latex
+    raylm report runs/quickstart
+
+    raylm report runs/imdb-grid --format latex > table.tex
+
+    raylm report runs/imdb-grid --json | jq '.rows[] | select(.status == "done") | .val_loss'
     """
     with exit_codes():
         from raylm import report as reporting
@@ -37,9 +45,15 @@ def report(
         texts = {"markdown": reporting.markdown, "latex": reporting.latex, "csv": reporting.csv_text}
         if form not in ("table", "html", *texts):
             raise UserError(f"--format: got {form!r}; expected one of table, {', '.join(texts)}, html")
+        if as_json and form != "table":
+            raise UserError(f"--json and --format {form}: expected one of them")
         known = load_reference(reference)
         found = load_results(results_folder)
-        if form == "table":
+        if as_json:
+            from raylm.for_scripts import report_json
+
+            print(report_json(found, known))
+        elif form == "table":
             screen = Screen()
             screen.table(found, known)
             screen.say(reporting.summary(found))
@@ -60,6 +74,10 @@ def evaluate(
     """Evaluate each best checkpoint at other context lengths, and add the columns to the table.
 
     raylm evaluate runs/quickstart --context-lengths 64,128,256
+
+    raylm evaluate s3://bucket/raylm/imdb-grid --context-lengths 512,1024
+
+    What is known already is not computed again.
     """
     with exit_codes():
         from raylm import report as reporting
@@ -80,6 +98,46 @@ def evaluate(
         reporting.write(found)
         page.write(found, known)
         screen.table(found, known)
+
+
+def generate(
+    results_folder: ResultsFolder,
+    prompt: Annotated[str, typer.Option(metavar="TEXT", help="What each model goes on from.")],
+    runs: Annotated[
+        list[str] | None, typer.Option("--run", metavar="NAME", help="Of this run; may be repeated; default: all done.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens after the prompt, at most.")] = 60,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0: always the likeliest token.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same words.")] = 0,
+) -> None:
+    """Show what the best epochs of finished rows write after a prompt, side by side.
+
+    raylm generate runs/quickstart --prompt "The for statement"
+
+    raylm generate runs/imdb-grid --prompt "This film" --temperature 0.8 --seed 1
+    """
+    with exit_codes("no sample is kept"):
+        from raylm.analysis import load_results
+        from raylm.console import Screen
+        from raylm.results import DONE
+
+        screen, found = Screen(), load_results(results_folder)
+        rows = [found.row(run) for run in runs] if runs else [row for row in found.rows if row.status == DONE]
+        if not rows:
+            raise UserError(f"{found.storage.place} has no finished row yet; --run names one that is not finished")
+        for row in rows:
+            if row.measured is None:
+                raise UserError(f"{row.config.run_name} ({row.status}) has no evaluated epoch yet")
+        with screen.working("loading torch and transformers"):
+            from raylm.generate import generate as generated
+        samples = generated(found, rows, prompt, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+        screen.samples((_told(row) for row in rows), (sample.text for sample in samples))
+
+
+def _told(row: Row) -> str:
+    """A row above its sample."""
+    assert row.measured is not None
+    return f"{row.config.run_name}  val loss {row.measured.val_loss:.2f}"
 
 
 def export(

@@ -100,10 +100,15 @@ def plan(
     price_per_hour: Annotated[
         float | None, typer.Option(metavar="PRICE", help="Of one GPU, or of a machine without: what it all costs.")
     ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="All that is known, as JSON for scripts.")] = False,
 ) -> None:
     """Show what a sweep would run and what it takes; nothing is started, fetched or written.
 
+    raylm plan sweeps/quickstart.py
+
     raylm plan sweeps/imdb_grid.py --gpu 8xa100-80gb --price-per-hour 1.80
+
+    raylm plan sweeps/imdb_grid.py --gpu a100-80gb --json | jq .to_be_done.device_hours
     """
     with exit_codes():
         from raylm import hardware, results
@@ -119,6 +124,11 @@ def plan(
         slot = hardware.slot(sweep.resources, sweep.precision, gpu)
         found = results.standing(sweep, results_folder(sweep, storage))
         plans = planned([row.config for row in found.rows], slot)
+        if as_json:
+            from raylm.for_scripts import plan_json
+
+            print(plan_json(sweep, found, plans, slot, price_per_hour))
+            return
         left = [one for row, one in zip(found.rows, plans, strict=True) if not row.ended]
         Screen().plan(found, plans, told(sweep, plans, left, slot, price_per_hour))
 

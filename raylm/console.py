@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from raylm.bars import Bars, view
-from raylm.errors import duration
+from raylm.errors import duration, printable
 from raylm.live import PAUSING, Live, evaluation
 from raylm.plan import TrialPlan
 from raylm.progress import Step
@@ -27,6 +27,9 @@ PLAIN_WIDTH = 250
 """Characters of a line where there is no terminal: a table in a file is never cut."""
 PLAIN_SECONDS = 30.0
 """Time between two plain lines about the steps of one run."""
+
+COLUMN_WIDTH = 36
+"""Characters of a line in which a text can still be read beside others."""
 
 
 class Screen:
@@ -99,6 +102,19 @@ class Screen:
         for text in after:
             self.say(text)
 
+    def samples(self, headings: Iterable[str], texts: Iterable[str]) -> None:
+        """Texts side by side on a terminal that is wide enough, else one after another, each as it comes."""
+        names = list(headings)
+        if self.console.is_terminal and self.console.width // len(names) >= COLUMN_WIDTH:
+            view = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+            for name in names:
+                view.add_column(escape(name), ratio=1, overflow="fold")
+            view.add_row(*map(_shown, texts))
+            self.console.print(view, soft_wrap=False)
+            return
+        for name, text in zip(names, texts, strict=True):
+            self.console.print(f"[bold]{escape(name)}[/]\n{_shown(text)}\n")
+
     @contextlib.contextmanager
     def live(self, watch: Watch) -> Iterator[Live]:
         """Progress of the trials that are watched, which is told of everything before this is."""
@@ -163,6 +179,11 @@ class Lines:
     def pausing(self, reason: str) -> None:
         """See `Live`."""
         self._say(f"{reason}: {PAUSING}")
+
+
+def _shown(text: str) -> str:
+    """A text of several lines, without what a terminal would act on."""
+    return escape("\n".join(map(printable, text.splitlines())))
 
 
 def _plan_cells(plan: TrialPlan | None) -> list[str]:

@@ -16,6 +16,7 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # read at import; the display 
 import ray
 from ray import tune
 from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback
+from ray.tune.progress_reporter import IS_NOTEBOOK
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raylm import carried, cluster, memory, models
@@ -165,6 +166,8 @@ def launch(
                 num_to_keep=1, checkpoint_score_attribute="checkpoint_score", checkpoint_score_order="min"
             ),
             callbacks=[watcher, JsonLoggerCallback(), CSVLoggerCallback()],
+            # silent too; Tune's for notebooks would clear what is shown there already
+            progress_reporter=tune.CLIReporter() if IS_NOTEBOOK else None,
             verbose=0,
         ),
     )

@@ -71,6 +71,7 @@ def test_every_figure_of_the_report_is_there_to_plot(tmp_path: Path) -> None:
 def test_a_notebook_shows_the_table(tmp_path: Path) -> None:
     shown = found_in(tmp_path)._repr_html_()
     assert shown.count("<tr>") == 7 and "<th>adj val loss</th>" in shown
+    assert repr(found_in(tmp_path)) == f"<{tmp_path}: 7 rows: 4 done, 1 diverged, 1 failed, 1 to be done>"
     assert "<b>" not in shown and "&lt;b&gt;&amp;" in shown
 
 

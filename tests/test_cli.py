@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -122,10 +123,12 @@ def test_a_bad_sweep_file(folder: Path, light: dict[str, str], name: str, start:
         (["evaluate", ".", "--context-lengths", "64"], ["no results folder"]),
         (["evaluate", ".", "--context-lengths", "64,x"], ["--context-lengths", "'64,x'", "256,512"]),
         (["report", ".", "--reference", "no.csv"], ["--reference no.csv cannot be read"]),
+        (["generate", ".", "--prompt", "a"], ["no results folder"]),
         (["export", ".", "model"], ["no results folder"]),
         (["export", ".", "model", "--run", "a", "--best"], ["--run", "without --best"]),
         (["export", ".", "model", "--public"], ["--public is for --push"]),
         (["export", ".", "model", "--license", "MIT License"], ["--license", "'MIT License'", "apache-2.0"]),
+        (["report", ".", "--json", "--format", "csv"], ["--json and --format csv: expected one of them"]),
         (["report", ".", "--format", "pdf"], ["--format", "'pdf'", "table, markdown, latex, csv, html"]),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else None,
@@ -170,12 +173,13 @@ RUN_FLAGS = (
         (RAYLM, "--version --install-completion --show-completion --help"),
         ([*RAYLM, "run"], RUN_FLAGS),
         (MODULE, RUN_FLAGS),
-        ([*RAYLM, "plan"], "--storage --set --gpu --price-per-hour --help"),
-        ([*RAYLM, "report"], "--format --reference --help"),
+        ([*RAYLM, "plan"], "--storage --set --gpu --price-per-hour --json --help"),
+        ([*RAYLM, "report"], "--format --reference --json --help"),
         ([*RAYLM, "evaluate"], "--context-lengths --help"),
+        ([*RAYLM, "generate"], "--prompt --run --max-new-tokens --temperature --seed --help"),
         ([*RAYLM, "export"], "--run --best --dataset --license --push --public --help"),
     ],
-    ids=["raylm", "run", "module", "plan", "report", "evaluate", "export"],
+    ids=["raylm", "run", "module", "plan", "report", "evaluate", "generate", "export"],
 )
 def test_help_names_every_flag_and_no_other(folder: Path, light: dict[str, str], start: list[str], flags: str) -> None:
     done = command([*start, "--help"], light)
@@ -236,6 +240,28 @@ def test_a_plan_on_a_gpu_with_its_price(folder: Path, light: dict[str, str]) -> 
     done = command([*RAYLM, "plan", "good.py", "--gpu", "2xa100-80gb", "--price-per-hour", "1000"], light)
     assert done.returncode == 0 and "on A100 80GB: 312 TFLOP/s in bfloat16, 2,039 GB/s, 79.2 GiB" in done.stdout
     assert re.search(r"^~[\d.]+ s of training, 2 at a time; ~[\d.]+ GPU-hours, ~[\d.]+ at 1,000.00", done.stdout, re.M)
+
+
+def test_a_plan_for_a_script(folder: Path, light: dict[str, str]) -> None:
+    options = ["--gpu", "2xa100-80gb", "--price-per-hour", "1000", "--json"]
+    told = json.loads(command([*RAYLM, "plan", "good.py", *options], light).stdout)
+    assert [(row["status"], row["seed"], row["steps"]) for row in told["rows"]] == [
+        ("missing", 1, 13),
+        ("missing", 2, 13),
+    ]
+    assert told["to_be_done"]["trials"] == 2 and told["to_be_done"]["steps"] == 26
+    seconds = sum(row["estimated_seconds"] for row in told["rows"])
+    assert told["to_be_done"]["estimated_seconds"] == pytest.approx(seconds)
+    assert told["to_be_done"]["price"] == pytest.approx(seconds / 3600 * 1000)
+    assert told["device"] == {"name": "A100 80GB", "precision": "bfloat16", "per_trial": 1.0, "trials_at_a_time": 2}
+    assert told["search"] is None
+    searched = json.loads(command([*RAYLM, "plan", str(SWEEPS / "imdb_optuna.py"), *options]).stdout)
+    assert searched["rows"] == [] and searched["search"]["num_samples"] > 0
+    assert 0 < searched["search"]["shortest_seconds"] < searched["search"]["longest_seconds"]
+    unknown = GOOD.replace('"seed"', '"dataset": "owner/unknown", "seed"')
+    Path("unknown.py").write_text(unknown)
+    told = json.loads(command([*RAYLM, "plan", "unknown.py", "--json"], light).stdout)
+    assert told["to_be_done"] == dict.fromkeys(told["to_be_done"]) | {"trials": 2}
 
 
 def test_a_plan_with_overrides(folder: Path, light: dict[str, str]) -> None:

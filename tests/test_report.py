@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import math
 import re
 from pathlib import Path
 
 import pytest
 
-from raylm import Resources, hardware, load_results, manifest, record, report, results
+from raylm import Resources, for_scripts, hardware, load_results, manifest, record, report, results
 from raylm.catalog import MODELS
 from raylm.config import TrialConfig
 from raylm.memory import Fit, Workload
@@ -50,6 +51,25 @@ def found(tmp_path: Path) -> Results:
     trials = [{"config": config.as_dict()} for config in (DONE, DIVERGED, FAILED, GOING, MISSING)]
     (folder / record.NAME).write_text(json.dumps({"version": manifest.VERSION, "name": "tried", "trials": trials}))
     return load_results(folder)
+
+
+def test_a_script_gets_what_results_csv_has_with_types(found: Results) -> None:
+    told = json.loads(for_scripts.report_json(found, load_reference()))
+    rows = list(csv.DictReader(report.csv_text(found, load_reference()).splitlines()))
+    shown = [{name: "" if value is None else str(value) for name, value in row.items()} for row in told["rows"]]
+    assert shown == rows
+    assert told["counts"] == {"done": 1, "stopped": 0, "diverged": 1, "failed": 1, "interrupted": 1, "missing": 1}
+    assert told["best"] == {"wikitext2": DONE.run_name} and told["results"] == found.storage.place
+
+
+def test_a_loss_that_is_no_number_is_null_for_a_script(found: Results) -> None:
+    measured = Measured(1, 10, 5000, math.nan, math.inf, 1.5)
+    (row,) = [row for row in found.rows if row.config == DIVERGED]
+    assert row.latest is not None
+    latest = dataclasses.replace(row.latest, progress=Progress(30, 4, 10, 5000, evaluations=[measured]))
+    odd = Results(found.storage, [dataclasses.replace(row, latest=latest)])
+    (told,) = json.loads(for_scripts.report_json(odd))["rows"]
+    assert (told["train_loss"], told["val_loss"], told["adj_val_loss"]) == (None, None, 1.5)
 
 
 GOLDEN = """\

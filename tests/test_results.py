@@ -250,11 +250,12 @@ def test_of_several_datasets_one_is_named(tmp_path: Path) -> None:
     save(tmp_path, "launch-001/0", 3.0, of=1)
     found = results.find_rows(Folder(tmp_path), [TRIAL, TrialConfig(dataset="imdb")])
     assert found.best(TRIAL.dataset) is found.rows[0]
-    for dataset, words in (
+    told = [
         (None, "name one: pydocs, imdb"),
-        ("imbd", "no dataset 'imbd'; expected pydocs or imdb"),
-        ("imdb", "row of imdb"),
-    ):
+        ("imbd", "'imbd'; expected pydocs or imdb"),
+        ("imdb", "finished row of imdb"),
+    ]
+    for dataset, words in told:
         with pytest.raises(UserError, match=words):
             found.best(dataset)
 

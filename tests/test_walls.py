@@ -87,6 +87,7 @@ LIGHT = [
     ".loading",
     ".results",
     ".analysis",
+    ".for_scripts",
     ".lineup",
     ".report",
     ".hardware",
