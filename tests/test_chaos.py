@@ -282,7 +282,8 @@ def many(text: str, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
 # ---- kill -9 ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.chaos)])
+@pytest.mark.chaos
+@pytest.mark.parametrize("kills", [2, 10])
 def test_a_search_whose_command_is_killed_ends_as_an_undisturbed_one(
     search: Undisturbed, start: Start, tmp_path: Path, kills: int
 ) -> None:

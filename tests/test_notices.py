@@ -139,7 +139,7 @@ sweep = Sweep(name="spot", space={{
 """
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_a_trial_leaves_a_node_before_the_node_leaves_it(ray_place: Path, tmp_path: Path) -> None:
     """It is saved in the middle of its only epoch, without an evaluation on the way."""
     file, output, text = tmp_path / "spot.py", tmp_path / "output", tmp_path / "text"

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).resolve().parents[1] / "bench" / "vs_trainer.py"
 
 
+@pytest.mark.chaos
 def test_wikitext2_is_learnt_as_by_transformers_trainer(hub_environment: dict[str, str]) -> None:
     command = [sys.executable, str(SCRIPT), "--dataset", "wikitext2", "--max-train-tokens", "200000"]
     env = {**hub_environment, "OMP_NUM_THREADS": "1"}

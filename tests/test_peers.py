@@ -128,6 +128,7 @@ def test_a_killed_rank_is_not_seen_in_the_results(start: Start, undisturbed: Pat
     none_is_left(family)
 
 
+@pytest.mark.chaos
 def test_ranks_save_and_end_at_an_interrupt_and_go_on_later(start: Start, undisturbed: Path, tmp_path: Path) -> None:
     sweep = start(tmp_path)
     wait_for(lambda: peers(sweep.pid))

@@ -67,6 +67,7 @@ data.prepare("imdb", source.files(), source.name)
 """All for which a single trial asks the hub."""
 
 
+@pytest.mark.chaos
 def test_the_imdb_grid_asks_the_hub_as_often_as_one_trial(
     hub: str, hub_environment: dict[str, str], tmp_path: Path, sweep_command: SweepCommand
 ) -> None:

@@ -92,7 +92,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("card", "at_a_time"), [("H100", 2), ("unheard-of", 1)])
+@pytest.mark.parametrize(("card", "at_a_time"), [("H100", 2), pytest.param("unheard-of", 1, marks=pytest.mark.chaos)])
 def test_two_trials_share_the_one_gpu_that_ray_has(small_text: Path, tmp_path: Path, card: str, at_a_time: int) -> None:
     (tmp_path / "auto.py").write_text(SWEEP)
     code = [sys.executable, str(tmp_path / "auto.py"), str(small_text), str(tmp_path), card]

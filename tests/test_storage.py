@@ -334,7 +334,7 @@ def test_a_sweep_in_a_bucket_that_is_killed_refused_and_stalled_ends_as_an_undis
     assert SECRET not in (tmp_path / "first").read_text() + (tmp_path / "second").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_a_sweep_in_googles_bucket_that_is_killed_goes_on(
     google_bucket: Bucket, undisturbed: Path, tmp_path: Path
 ) -> None:
