@@ -67,7 +67,10 @@ class TensorBoard:
             folder = self._folder / handle["run"]
             if folder.is_symlink():
                 raise OSError(f"{folder} is a link, which is not followed")
-            writer = handle["writer"] = self._module.SummaryWriter(str(folder), purge_step=step, flush_secs=5)
+            suffix = f".{os.getpid()}"  # a file's name has its second, which two launches may share
+            writer = handle["writer"] = self._module.SummaryWriter(
+                str(folder), purge_step=step, flush_secs=5, filename_suffix=suffix
+            )
             for one in self._summaries(handle)[:2]:  # what the experiment is, and that this trial begins
                 writer.file_writer.add_summary(one)
         return handle["writer"]

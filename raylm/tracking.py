@@ -57,6 +57,7 @@ class Tracking:
             say: shows a note.
         """
         self._identity, self._say = identity, say
+        self._elsewhere = not isinstance(folder, Folder)
         self._folder = folder.path.resolve() if isinstance(folder, Folder) else _beside(folder, identity)
         self._trials = {row.config.run_name: row.config for row in rows}
         self._more: Sequence[TrialConfig] = ()
@@ -73,6 +74,8 @@ class Tracking:
 
     def __enter__(self) -> Tracking:
         """Starts the trackers' processes."""
+        if self._elsewhere:
+            self._say(f"trackers: their files are on this machine, in {self._folder}")
         for name, setup in self._setups.items():
             if (self._folder / name).is_symlink():
                 self._say(f"{name}: {self._folder / name} is a link, which is not followed; nothing is tracked there")

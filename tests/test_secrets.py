@@ -92,6 +92,7 @@ def place() -> Iterator[Place]:
         inherited = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "AWS_", "XDG_"))}
         settings = {"HOME": folder / "home", "TMPDIR": folder / "tmp", "RAY_TMPDIR": folder / "tmp"}
         settings |= {"RAYLM_CACHE": folder / "cache"}
+        settings |= {"WANDB_MODE": "online", "WANDB_BASE_URL": "http://127.0.0.1:9"}  # with its key, where nothing is
         yield Place(folder, {**inherited, **SECRETS, **{key: str(value) for key, value in settings.items()}})
 
 
@@ -161,6 +162,7 @@ def test_no_file_and_no_line_of_a_sweep_holds_a_secret_of_its_environment(swept:
     assert "1 done" in swept.said
     assert list(swept.results.glob("launch-*/tuner.pkl")), "this is a file that must be looked into"
     assert list(swept.folder.glob("tmp/ray/session_*/logs/*")), "and these are Ray's own"
+    assert list(swept.results.glob("wandb/offline-run-*/logs/*")), "and these are wandb's"
     assert holders(swept.folder, SECRETS[secret]) == []
     assert SECRETS[secret] not in swept.said
 

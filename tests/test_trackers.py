@@ -125,9 +125,11 @@ def test_wandb_offline_has_a_run_for_each_trial(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     told = tracked(tmp_path / "small", OFFLINE)
     runs = offline_runs(tmp_path / "small")
-    assert [run.id for run in runs] == [f"{trial.id}-abcd1234" for trial in TRIALS]
-    for run, trial in zip(runs, TRIALS, strict=True):
-        assert (run.name, run.group, run.project) == (trial.run_name, "small", "raylm")
+    assert len(runs) == 2
+    by_name = {run.name: run for run in runs}
+    for trial in TRIALS:
+        run = by_name[trial.run_name]
+        assert (run.id, run.group, run.project) == (f"{trial.id}-abcd1234", "small", "raylm")
         config = {**trial.as_dict(), "trial_id": trial.id}
         assert {name: run.config[name] for name in config} == config
         losses = [(row["step"], row["tokens"], row["loss"]) for row in run.history if "loss" in row]
@@ -250,7 +252,7 @@ def test_a_server_that_refuses_stalls_or_is_away_holds_nothing_up(
     assert len([line for line in told.said if "runs are written offline from here on" in line]) == 1
     assert len([line for line in told.said if line.startswith("mlflow: ")]) in (1, 2)  # why, and how much was lost
     runs = offline_runs(tmp_path / "small")
-    assert [run.id for run in runs] == [f"{trial.id}-abcd1234" for trial in TRIALS]
+    assert sorted(run.id for run in runs) == sorted(f"{trial.id}-abcd1234" for trial in TRIALS)
     assert {run.summary["best_epoch"] for run in runs} == {2}
     assert [len([row for row in run.history if "loss" in row]) for run in runs] == [30, 30]
     assert files_with(KEY, tmp_path) == []
@@ -360,15 +362,10 @@ def test_what_cannot_be_had_is_refused(arguments: dict[str, str], message: str) 
     assert "secret" not in str(refused.value)
 
 
-def test_a_tracker_that_is_not_installed_is_refused_before_anything_starts(tmp_path: Path) -> None:
-    """In a Python whose search path has everything but MLflow."""
+def test_a_tracker_that_is_not_installed_is_refused_before_anything_starts() -> None:
     code = """
 import sys
-class Hidden:
-    def find_spec(self, name, path=None, target=None):
-        if name == "mlflow":
-            raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Hidden())
+sys.modules["mlflow"] = None  # as if it were not there
 from raylm.cli import app
 app(["run", "sweeps/quickstart.py", "--mlflow", "x"])
 """

@@ -164,5 +164,5 @@ def values(items: Any) -> dict[str, Any]:
 
 
 def offline_runs(folder: Path) -> list[OfflineRun]:
-    """All offline runs below a results folder, oldest first."""
+    """All offline runs of a results folder."""
     return [OfflineRun(file) for file in sorted(folder.glob("wandb/offline-run-*/*.wandb"))]
