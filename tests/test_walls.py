@@ -23,8 +23,8 @@ LOWEST_TO_HIGHEST = """
     errors catalog progress manifest cache checks spaces config __init__ loading memory guard hardware
     hub tokenizer corpus data plan storage filesystems bucket place record results logs halving lineup reference table
     report figures importance drawing page live state pulse bars console
-    optim precision head layers models carried checkpoint ranks train evaluate prepare search quiet cluster peers reporter
-    board trainable bridge tuner launch run doctor submit notices exits cli_sweeps cli_results
+    optim precision head layers models carried checkpoint ranks train evaluate prepare search quiet cluster peers
+    reporter metrics board trainable bridge tuner launch run doctor submit notices exits cli_sweeps cli_results
     cli_watching cli sweep
 """
 ORDER = LOWEST_TO_HIGHEST.split()
@@ -78,7 +78,10 @@ def test_a_module_imports_only_from_modules_below_it(module: str) -> None:
 @pytest.mark.parametrize(
     ("package", "users"),
     [
-        ("ray", ["board", "bridge", "cluster", "peers", "reporter", "search", "submit", "trainable", "tuner"]),
+        (
+            "ray",
+            ["board", "bridge", "cluster", "metrics", "peers", "reporter", "search", "submit", "trainable", "tuner"],
+        ),
         ("optuna", ["importance", "search"]),
     ],
 )
