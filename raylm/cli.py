@@ -9,7 +9,7 @@ import typer
 from raylm import __version__
 from raylm.cli_results import evaluate, report
 from raylm.cli_sweeps import doctor, plan, run
-from raylm.cli_watching import logs, status
+from raylm.cli_watching import dashboard, logs, status
 
 app = typer.Typer(
     help="Ray Tune sweeps that fine-tune GPT-2 and end in one table.",
@@ -32,5 +32,5 @@ def _options(
     """Ray Tune sweeps that fine-tune GPT-2 and end in one table."""
 
 
-for command in (run, plan, status, logs, report, evaluate, doctor):
+for command in (run, plan, status, logs, dashboard, report, evaluate, doctor):
     app.command()(command)

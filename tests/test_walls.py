@@ -22,7 +22,7 @@ SWEEPS = ROOT / "sweeps"
 LOWEST_TO_HIGHEST = """
     errors catalog progress manifest cache checks spaces config __init__ loading memory guard hardware
     hub tokenizer corpus data plan storage filesystems bucket place record results logs halving lineup reference table
-    report figures importance drawing page live state pulse bars console
+    report figures importance drawing page live state pulse dashboard bars console
     optim precision head layers models carried checkpoint ranks train evaluate prepare search quiet cluster peers
     reporter metrics board trainable bridge tuner launch run doctor submit notices exits cli_sweeps cli_results
     cli_watching cli sweep
@@ -103,6 +103,7 @@ LIGHT = [
     ".plan",
     ".console",
     ".page",
+    ".dashboard",
     ".launch",
     ".cli",
 ]
