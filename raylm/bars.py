@@ -15,8 +15,8 @@ from rich.text import Text
 from raylm.errors import duration
 from raylm.live import PAUSING, evaluation
 from raylm.progress import Step
-from raylm.results import DIVERGED, DONE, FAILED, INTERRUPTED, STOPPED
-from raylm.state import RUNNING, Running, State, Watch
+from raylm.results import DIVERGED, DONE, FAILED, INTERRUPTED, RUNNING, STOPPED
+from raylm.state import Running, State, Watch
 
 COLOURS = {
     DONE: "green",

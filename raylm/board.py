@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import enum
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import ray
 from ray._private.state import state as ray_state
 
 from raylm.memory import Fit
+from raylm.metrics import Gauges
 from raylm.progress import Step
 
 SECONDS_BETWEEN_WORDS = 0.5
@@ -100,8 +102,9 @@ class Board:
 class Contact:
     """A running trial's end of the line to the board. It never waits for an answer."""
 
-    def __init__(self, board: Any, run: str) -> None:
-        self._board, self._run, self._node = board, run, ray.get_runtime_context().get_node_id()
+    def __init__(self, board: Any, run: str, gauges: Gauges) -> None:
+        self._run, self._gauges, self._node = run, gauges, ray.get_runtime_context().get_node_id()
+        self._board = board
         self.word: Word = ray.get(board.word.remote(self._node))
         """What the trial is to do."""
         self.left = self.word is not Word.GO_ON
@@ -115,12 +118,15 @@ class Contact:
             self.word, self._answer = ray.get(self._answer), None
         if self._answer is None and time.monotonic() - self._told > SECONDS_BETWEEN_WORDS:
             self._told = time.monotonic()
-            self._answer = self._board.step.remote(self._run, self._node, step)
+            self._gauges.stepped(step)
+            named = self._board.step.options(name=self._run)  # so that Ray's dashboard lists the run among the tasks
+            self._answer = named.remote(self._run, self._node, step)
 
     def checkpoint_due(self) -> bool:
         """Whether the trial is to be saved now."""
         return self.word is not Word.GO_ON or time.monotonic() - self._saved > CHECKPOINT_SECONDS
 
-    def saved(self) -> None:
-        """The trial was saved."""
+    def saved(self, metrics: Mapping[str, Any]) -> None:
+        """The trial was saved, most often with an evaluation."""
+        self._gauges.evaluated(metrics)
         self._saved = time.monotonic()

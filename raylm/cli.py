@@ -9,7 +9,7 @@ import typer
 from raylm import __version__
 from raylm.cli_results import evaluate, export, generate, report
 from raylm.cli_sweeps import cp, doctor, ls, plan, run
-from raylm.cli_watching import logs, status
+from raylm.cli_watching import dashboard, logs, status
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -42,5 +42,5 @@ def _options(
     """
 
 
-for command in (ls, cp, plan, run, status, logs, report, evaluate, generate, export, doctor):
+for command in (ls, cp, plan, run, status, logs, dashboard, report, evaluate, generate, export, doctor):
     app.command()(command)

@@ -1,4 +1,4 @@
-"""The verbs to watch a sweep from another terminal, running or not: `raylm status`, `logs`."""
+"""The verbs to watch a sweep from another terminal, running or not: `raylm status`, `logs`, `dashboard`."""
 
 from __future__ import annotations
 
@@ -47,6 +47,27 @@ def status(
         else:
             notes = [] if alive else [reporting.summary(found)]
             screen.status(state, [*([told.words] if told else []), *notes, *reporting.places(found)])
+
+
+def dashboard(
+    results_folder: ResultsFolder,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="On this machine; 0: any that is free.")] = 8700,
+) -> None:
+    """Serve a page of a sweep to a browser on this machine, which refreshes while the sweep runs.
+
+    raylm dashboard runs/imdb-grid
+    """
+    with exit_codes():
+        import contextlib
+
+        from raylm.analysis import load_results
+        from raylm.console import Screen
+        from raylm.dashboard import Dashboard, Server
+
+        found = load_results(results_folder)
+        with Server(Dashboard(found.storage), port) as server, contextlib.suppress(KeyboardInterrupt):
+            Screen().say(f"{found.storage.place}: {server.address} (Ctrl-C ends it)")
+            server.serve_forever()
 
 
 def logs(

@@ -14,7 +14,7 @@ from raylm.advice import advice
 from raylm.config import TrialConfig
 from raylm.importance import importances
 from raylm.reference import Reference, load_reference
-from raylm.results import DIVERGED, DONE, INTERRUPTED, MISSING, Results, Row
+from raylm.results import DIVERGED, DONE, INTERRUPTED, MISSING, RUNNING, WAITING, Results, Row
 
 NAME = "report.html"
 WORDS = ("dataset", "model", "run")
@@ -82,19 +82,20 @@ def write(results: Results, reference: Reference | None = None) -> str:
     return results.storage.where(NAME)
 
 
-def html(results: Results, reference: Reference | None = None) -> str:
-    """The page; the same text for the same folder."""
+def html(
+    results: Results, reference: Reference | None = None, template: str = "report_template.html", **more: object
+) -> str:
+    """The page; the same text for the same folder.
+
+    Args:
+        template: the report's, or one that extends it.
+        more: what that takes besides.
+    """
     kept = record.read(results.storage) or record.Record(results.storage.name, [])
     made = table.build(results, reference)
     best = {row.config.id for row in results.best_by_dataset.values()}
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("raylm", ""),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report_template.html").render(
+    return rendered(
+        template,
         name=kept.name,
         summary=report.summary(results),
         headings=[(heading, heading not in WORDS) for heading in made.headings],
@@ -111,7 +112,20 @@ def html(results: Results, reference: Reference | None = None) -> str:
         },
         file=f"{kept.name.replace('-', '_')}.py",
         sweep=sweep_file(kept.name, results.rows, kept.launches[-1] if kept.launches else {}),
+        **more,
     )
+
+
+def rendered(template: str, **values: object) -> str:
+    """A template with what it takes; all of it is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("raylm", ""),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(**values)
 
 
 def _has_best(results: Results, best: Collection[str]) -> list[bool]:
@@ -121,7 +135,7 @@ def _has_best(results: Results, best: Collection[str]) -> list[bool]:
 
 def _unfinished(results: Results) -> list[str]:
     """What the table's notes leave out: rows that have not ended, or did so without a reason."""
-    rows = [row for row in table.ordered(results) if row.status != DONE and not row.reason]
+    rows = [row for row in table.ordered(results) if row.status not in (DONE, RUNNING, WAITING) and not row.reason]
     return [f"{row.config.run_name} {row.status}: {NEXT_RUN.get(row.status, 'no reason is recorded')}" for row in rows]
 
 

@@ -45,11 +45,12 @@ class Peer:
 
 @contextlib.contextmanager
 def joined(
-    work: Work, corpus: Any, within: Within, size: int, device: str, note: Callable[[Exception], None]
+    run: str, work: Work, corpus: Any, within: Within, size: int, device: str, note: Callable[[Exception], None]
 ) -> Iterator[Ranks]:
     """This process as the first rank of a trial, the others at work beside it.
 
     Args:
+        run: the name of the trial.
         corpus: Ray's reference to it.
         note: takes down what a rank raised, where this process cannot raise it.
 
@@ -64,7 +65,7 @@ def joined(
     store = ranks.meeting_place()
     peers = [_actor(group, rank) for rank in range(1, size)]
     ends = [
-        peer.train.remote(work, corpus, within, rank, size, device, store.port)
+        peer.train.options(name=f"{run} rank {rank}").remote(work, corpus, within, rank, size, device, store.port)
         for rank, peer in enumerate(peers, start=1)
     ]
     left = threading.Event()

@@ -28,8 +28,10 @@ LAUNCH, CHECKPOINT = re.compile(r"launch-\d+"), re.compile(r"checkpoint_.*")
 
 DONE, STOPPED, DIVERGED, FAILED = "done", "stopped", "diverged", "failed"
 INTERRUPTED, MISSING = "interrupted", "missing"
+RUNNING, WAITING = "running", "waiting"
 """What a row can be: trained to its last step; stopped early by the scheduler; a loss was not finite; gave an error
-until its retries were used up; ended on its way, to go on from its checkpoint; not begun."""
+until its retries were used up; ended on its way, to go on from its checkpoint; not begun. And while a command runs it,
+of which storage says nothing: running; to be begun or gone on with."""
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,8 @@ from typing import Any
 from raylm.config import TrialConfig
 from raylm.live import PAUSED, SET_ASIDE
 from raylm.progress import Step
-from raylm.results import DIVERGED, DONE, FAILED, INTERRUPTED, MISSING, STOPPED, Results, Row
+from raylm.results import DIVERGED, DONE, FAILED, INTERRUPTED, MISSING, RUNNING, STOPPED, WAITING, Results, Row
 
-RUNNING, WAITING = "running", "waiting"
 STATES = (DONE, RUNNING, WAITING, INTERRUPTED, MISSING, STOPPED, DIVERGED, FAILED)
 """In the order in which they are shown."""
 ENDED = (DONE, STOPPED, DIVERGED, FAILED)
@@ -127,6 +126,16 @@ def at_rest(results: Results) -> State:
 def _share(row: Row) -> float:
     """How much of a trial is done in its latest checkpoint."""
     return row.latest.progress.step / row.latest.progress.total_steps if row.latest else 0.0
+
+
+def while_running(results: Results, state: State) -> Results:
+    """The rows as they are while a command runs the sweep: none is interrupted or missing then."""
+    running = {one.run for one in state.running}
+
+    def status(row: Row) -> str:
+        return RUNNING if row.config.run_name in running else row.status if row.ended else WAITING
+
+    return replace(results, rows=[replace(row, status=status(row)) for row in results.rows])
 
 
 class Watch:

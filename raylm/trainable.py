@@ -21,6 +21,7 @@ from raylm.errors import Pause, RestartError, UserError, disk_is_full
 from raylm.guard import GIB, GROWN, Footprint, Guard, machine_memory
 from raylm.job import Job
 from raylm.memory import Fit, Workload
+from raylm.metrics import Gauges
 from raylm.progress import Step
 from raylm.reporter import Reporter
 from raylm.train import Evaluation, finetune
@@ -39,7 +40,8 @@ def train_gpt2(config: dict[str, Any], job: Job) -> None:
     job = job.of(trial)
     if FOOTPRINT.grown_bytes > GROWN * job.part * machine_memory()[1]:
         raise RestartError(f"its process has grown by {FOOTPRINT.grown_bytes / GIB:.1f} GiB; a fresh one follows")
-    contact = Contact(job.board, trial.run_name)
+    gauges = Gauges(job.folder.name, trial.run_name, job.device)
+    contact = Contact(job.board, trial.run_name, gauges)
     with logs.kept(job.folder, f"{job.launch}/{trial.run_name}/{logs.name_of(0)}"):
         _attempt(trial, job, contact)
 
@@ -130,7 +132,10 @@ def _train(trial: TrialConfig, job: Job, contact: Contact) -> None:
             on_smaller=lambda smaller: ray.get(job.board.limit.remote(shape, smaller)),
             resume_from=checkpoint,
         )
-        with Reporter() as reporter, peers.joined(work, corpus, within, job.ranks, job.device, note) as ranks:
+        with (
+            Reporter() as reporter,
+            peers.joined(trial.run_name, work, corpus, within, job.ranks, job.device, note) as ranks,
+        ):
 
             def on_step(step: Step) -> None:
                 reporter.look()
@@ -162,7 +167,7 @@ def _report(evaluations: Iterator[Evaluation], reporter: Reporter, contact: Cont
         logs.say(live.evaluation(metrics) if "val_loss" in metrics else f"saved at step {metrics['step']:,}")
         metrics["checkpoint_score"] = metrics.get("val_loss", SCORE_ON_THE_WAY)
         reporter.hand_over(metrics, evaluation.save)
-        contact.saved()
+        contact.saved(metrics)
         if contact.word is not Word.GO_ON and not evaluation.trial.progress.finished:
             contact.left = True
             return

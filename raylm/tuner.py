@@ -114,7 +114,7 @@ def launch(
     here = ray.get_runtime_context().get_node_id()
     there = NodeAffinitySchedulingStrategy(here, soft=False)  # no lost node takes it along
     lasting = {"max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": there}
-    board = ray.remote(num_cpus=0, **lasting)(Board).remote()
+    board = ray.remote(num_cpus=0, name=f"{sweep.name} {number} board", **lasting)(Board).remote()
     ranks = ranks_of(resources)
     job = Job(
         folder=folder,
@@ -145,8 +145,10 @@ def launch(
     budget_seconds = sweep.time_budget_hours * 3600 if sweep.time_budget_hours else None
     watcher = Watcher(folder, number, lineup, live, board, budget_seconds)
     own_scheduler = StopsEarly(lineup, folder) if sweep.scheduler == "asha" else sweep.scheduler
+    trainable = tune.with_parameters(train_gpt2, job=job)
+    trainable.__name__ = sweep.name  # what Ray's dashboard calls its actors, which run one trial after another
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(train_gpt2, job=job), request),
+        tune.with_resources(trainable, request),
         tune_config=tune.TuneConfig(
             search_alg=FromLineup(lineup, on_change),
             scheduler=own_scheduler,

@@ -10,8 +10,8 @@ from rich.console import Console
 
 from raylm.bars import shortened, view
 from raylm.progress import Step
-from raylm.results import DONE, FAILED
-from raylm.state import RUNNING, WAITING, Best, Running, State
+from raylm.results import DONE, FAILED, RUNNING, WAITING
+from raylm.state import Best, Running, State
 
 NAMES = [f"wikitext103-gpt2-medium-{length}x8-lr0.001-e2-671b9abe1e" for length in (64, 128, 1024)]
 STEPS = [Step(4210, 14032, 5.2, 2_000_000, 12345.6), Step(1, 20, 3.25, 1000, 50.0), None]

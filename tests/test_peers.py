@@ -172,7 +172,7 @@ class First:
     def train(self, stuck, noted):
         here = partial(work, stuck=stuck)
         note = lambda error: Path(noted).write_text(repr(error))
-        with peers.joined(here, ray.put(0), contextlib.nullcontext, 2, "cpu", note) as ranks:
+        with peers.joined("run", here, ray.put(0), contextlib.nullcontext, 2, "cpu", note) as ranks:
             list(here(corpus=0, ranks=ranks))
 
 

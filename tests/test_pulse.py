@@ -14,8 +14,8 @@ from raylm import pulse, record
 from raylm.config import TrialConfig
 from raylm.progress import Step
 from raylm.record import Record
-from raylm.results import MISSING, Results, Row
-from raylm.state import RUNNING, WAITING, Watch
+from raylm.results import MISSING, RUNNING, WAITING, Results, Row
+from raylm.state import Watch
 from raylm.storage import Folder
 
 TRIALS = [TrialConfig(seed=seed, context_length=64) for seed in range(2)]

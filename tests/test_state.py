@@ -11,8 +11,8 @@ import pytest
 from raylm.config import TrialConfig
 from raylm.live import PAUSED, SET_ASIDE
 from raylm.progress import Step
-from raylm.results import DIVERGED, DONE, FAILED, INTERRUPTED, MISSING, Results, Row
-from raylm.state import CURVE_POINTS, RUNNING, WAITING, State, Watch
+from raylm.results import DIVERGED, DONE, FAILED, INTERRUPTED, MISSING, RUNNING, WAITING, Results, Row
+from raylm.state import CURVE_POINTS, State, Watch
 from raylm.storage import Folder
 
 TRIALS = [TrialConfig(seed=seed, context_length=64) for seed in range(4)]

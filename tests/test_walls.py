@@ -66,7 +66,10 @@ def test_a_module_imports_only_from_modules_below_it(module: str) -> None:
 @pytest.mark.parametrize(
     ("package", "users"),
     [
-        ("ray", ["board", "bridge", "cluster", "peers", "reporter", "search", "submit", "trainable", "tuner"]),
+        (
+            "ray",
+            ["board", "bridge", "cluster", "metrics", "peers", "reporter", "search", "submit", "trainable", "tuner"],
+        ),
         ("optuna", ["importance", "search"]),
         ("wandb", ["wandb_runs"]),
         ("tensorboardX", ["trackers"]),
@@ -94,6 +97,7 @@ LIGHT = [
     ".plan",
     ".console",
     ".page",
+    ".dashboard",
     ".launch",
     ".cli",
 ]

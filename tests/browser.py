@@ -1,0 +1,101 @@
+"""A real browser without a window, steered by its own protocol (https://chromedevtools.github.io/devtools-protocol/)."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import itertools
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+SECONDS = 60.0
+
+
+class Page:
+    """A page in the browser."""
+
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        self._socket, self._numbers = socket, itertools.count(1)
+        self.requested: list[str] = []
+        """Addresses that it has asked for."""
+        self.complaints: list[str] = []
+        """What it has said in its console, and errors of its scripts."""
+
+    async def ask(self, method: str, **parameters: Any) -> Any:
+        """What the browser answers; what it tells meanwhile is taken down."""
+        number = next(self._numbers)
+        await self._socket.send_json({"id": number, "method": method, "params": parameters})
+        while True:
+            told = await asyncio.wait_for(self._socket.receive_json(), SECONDS)
+            if told.get("id") == number:
+                assert "error" not in told, told
+                return told["result"]
+            if told["method"] == "Network.requestWillBeSent":
+                self.requested.append(told["params"]["request"]["url"])
+            elif told["method"] in ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded"):
+                self.complaints.append(str(told["params"]))
+
+    async def text(self, selector: str = "body") -> str:
+        """What a person reads in an element."""
+        code = f"document.querySelector({selector!r}).innerText"
+        return str((await self.ask("Runtime.evaluate", expression=code))["result"].get("value", ""))
+
+    async def until(self, words: str, selector: str = "body") -> None:
+        """Returns when these words are there."""
+        deadline = time.monotonic() + SECONDS
+        while words not in (found := await self.text(selector)):
+            assert time.monotonic() < deadline, f"no {words!r} in {found!r}"
+            await asyncio.sleep(0.1)
+
+    async def screenshot(self, file: Path) -> None:
+        """A picture of what is seen."""
+        file.write_bytes(base64.b64decode((await self.ask("Page.captureScreenshot"))["data"]))
+
+
+@contextlib.asynccontextmanager
+async def opened(address: str, profile: Path, width: int = 1280, height: int = 900) -> AsyncIterator[Page]:
+    """A page in a browser of its own."""
+    browser = next(filter(None, map(shutil.which, NAMES)), None)
+    if browser is None:
+        pytest.skip(f"no browser is here: none of {', '.join(NAMES)}")
+    sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
+    options = [
+        "--headless",
+        "--disable-gpu",
+        "--no-first-run",
+        "--remote-debugging-port=0",
+        f"--user-data-dir={profile}",
+    ]
+    with subprocess.Popen(
+        [browser, *sandbox, *options, f"--window-size={width},{height}", "about:blank"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        try:
+            told = profile / "DevToolsActivePort"
+            deadline = time.monotonic() + SECONDS
+            while not told.exists() or not told.read_text().strip():
+                assert time.monotonic() < deadline and process.poll() is None, "the browser does not start"
+                await asyncio.sleep(0.05)
+            steered = f"http://127.0.0.1:{told.read_text().split()[0]}"
+            async with aiohttp.ClientSession() as session:
+                async with session.get(f"{steered}/json") as answer:
+                    target = next(one for one in await answer.json() if one["type"] == "page")
+                async with session.ws_connect(target["webSocketDebuggerUrl"], max_msg_size=0) as socket:
+                    page = Page(socket)
+                    for domain in ("Page", "Network", "Runtime", "Log"):
+                        await page.ask(f"{domain}.enable")
+                    await page.ask("Page.navigate", url=address)
+                    yield page
+        finally:
+            process.terminate()
