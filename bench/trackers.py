@@ -1,4 +1,4 @@
-"""What experiment trackers cost a sweep while the network is away: the same sweep with none of them and with all, in turns.
+"""What trackers cost a sweep while the network is away: the same sweep with none of them and with all, in turns.
 
     python bench/trackers.py [--rounds 3] [--trials 4] [--tokens 100000]
 

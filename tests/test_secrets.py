@@ -92,8 +92,8 @@ def place() -> Iterator[Place]:
         inherited = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "AWS_", "XDG_"))}
         settings = {"HOME": folder / "home", "TMPDIR": folder / "tmp", "RAY_TMPDIR": folder / "tmp"}
         settings |= {"RAYLM_CACHE": folder / "cache"}
-        settings |= {"WANDB_MODE": "online", "WANDB_BASE_URL": "http://127.0.0.1:9"}  # with its key, where nothing is
-        yield Place(folder, {**inherited, **SECRETS, **{key: str(value) for key, value in settings.items()}})
+        wandb = {"WANDB_MODE": "online", "WANDB_BASE_URL": "http://127.0.0.1:9"}  # with its key, where nothing is
+        yield Place(folder, {**inherited, **SECRETS, **wandb, **{key: str(value) for key, value in settings.items()}})
 
 
 @pytest.fixture(scope="module")
