@@ -12,6 +12,7 @@ from raylm import data, models, precision, record, results
 from raylm.config import TrialConfig
 from raylm.data import Corpus
 from raylm.errors import UserError
+from raylm.export import best_epoch
 from raylm.losses import validation_loss
 from raylm.results import Results, Row
 
@@ -58,7 +59,7 @@ def _losses(found: Results, row: Row, context_lengths: Sequence[int]) -> Iterato
     if not context_lengths or row.best is None:
         return
     corpus = _corpus(found, row.config)
-    with results.best_epoch(found, row) as folder:
+    with best_epoch(found, row) as folder:
         model = models.load_weights(folder, row.config.run_name)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)

@@ -13,7 +13,7 @@ from raylm import card, hub, manifest
 from raylm.card import Provenance
 from raylm.catalog import MODELS
 from raylm.errors import UserError
-from raylm.results import Results, Row, best_epoch
+from raylm.results import Results, Row
 
 LEFT_OUT = ("README.md", manifest.NAME, manifest.OPTIMIZER)
 """Files of a checkpoint that are its own."""
@@ -27,6 +27,22 @@ class Exported:
     """That the card names, in the hub's words; None: none is known."""
     address: str | None
     """Where it is on the hub, if it was uploaded."""
+
+
+@contextmanager
+def best_epoch(results: Results, row: Row) -> Iterator[Path]:
+    """The folder of a row's best epoch, on this machine for as long as it is entered.
+
+    Raises:
+        UserError: if there is none, or a file of it is not what its manifest says.
+    """
+    if row.best is None:
+        raise UserError(f"{row.config.run_name} ({row.status}) has no checkpoint of an evaluated epoch")
+    with results.storage.local(row.best.folder) as folder:
+        if manifest.verify(folder) is None:
+            where = results.storage.where(row.best.folder)
+            raise UserError(f"{where} is damaged; run the sweep again after moving it away")
+        yield folder
 
 
 def export(

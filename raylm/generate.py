@@ -11,7 +11,8 @@ from raylm import models, tokenizer
 from raylm.catalog import NANO
 from raylm.config import TrialConfig
 from raylm.errors import UserError
-from raylm.results import Results, Row, best_epoch
+from raylm.export import best_epoch
+from raylm.results import Results, Row
 
 
 @dataclass(frozen=True)

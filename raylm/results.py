@@ -241,22 +241,6 @@ def newest_verified(folder: Storage, config: TrialConfig) -> Iterator[Path | Non
     yield None
 
 
-@contextmanager
-def best_epoch(results: Results, row: Row) -> Iterator[Path]:
-    """The folder of a row's best epoch, on this machine for as long as it is entered.
-
-    Raises:
-        UserError: if there is none, or a file of it is not what its manifest says.
-    """
-    if row.best is None:
-        raise UserError(f"{row.config.run_name} ({row.status}) has no checkpoint of an evaluated epoch")
-    with results.storage.local(row.best.folder) as folder:
-        if manifest.verify(folder) is None:
-            where = results.storage.where(row.best.folder)
-            raise UserError(f"{where} is damaged; run the sweep again after moving it away")
-        yield folder
-
-
 def _row(
     folder: Storage,
     config: TrialConfig,
