@@ -51,32 +51,38 @@ def _attempt(trial: TrialConfig, job: Job, contact: Contact) -> None:
     why = ray.get(job.board.why_again.remote(trial.run_name))
     logs.say(f"process {os.getpid()} on {platform.node()}{f', after: {why}' if why else ''}")
     if eaten := ray.get(job.board.out_of_memory.remote(trial.run_name)):
-        tune.report({"reason": f"{eaten}, alone on its machine"} if job.alone else {"memory": eaten})
+        _end({"reason": f"{eaten}, alone on its machine"} if job.alone else {"memory": eaten})
         return
     if len(errors := ray.get(job.board.errors.remote(trial.run_name))) > job.max_failures:
-        tune.report({"reason": errors[-1]})
+        _end({"reason": errors[-1]})
         return
     with _within_its_part(job, trial.run_name):
         try:
             if not contact.left:
                 _train(trial, job, contact)
         except UserError as error:
-            tune.report({"reason": str(error)})
+            _end({"reason": str(error)})
         except (peers.DeadRankError, RestartError):
             raise
         except Exception as error:
             with contextlib.suppress(OSError):
                 traceback.print_exc()
             if disk_is_full(error):  # not the trial's fault
-                tune.report({"paused": Pause.DISK_FULL, "detail": _told(error)})
+                _end({"paused": Pause.DISK_FULL, "detail": _told(error)})
             elif ray.get(job.board.error.remote(trial.run_name, _told(error))) > job.max_failures:
-                tune.report({"reason": _told(error)})
+                _end({"reason": _told(error)})
             else:
                 raise
     if contact.left and contact.word is Word.MOVE:
         raise RestartError("its machine is about to be taken away; it was saved")
     if contact.left:
-        tune.report({"paused": Pause.INTERRUPTED})
+        _end({"paused": Pause.INTERRUPTED})
+
+
+def _end(why: dict[str, str]) -> None:
+    """Reports why a trial ends that is not done."""
+    logs.say("ends, " + ", ".join(f"{name}: {value}" for name, value in why.items()))
+    tune.report(why)
 
 
 @contextlib.contextmanager

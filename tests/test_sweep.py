@@ -85,6 +85,9 @@ def test_the_table_the_checkpoints_and_the_record(undisturbed: tuple[Path, Path]
     for run in rows:  # the best epoch and the latest, nothing else
         steps = [json.loads(path.read_text())["progress"]["step"] for path in folder.glob(f"*/{run}/*/manifest.json")]
         assert len(steps) == (1 if rows[run]["best_epoch"] == "3" else 2)
+        log = (folder / "launch-001" / run / "log.txt").read_text()
+        assert "] begins" in log and all(f"] epoch {epoch}: train loss " in log for epoch in (1, 2, 3))
+    assert not (folder / "live.json").exists()
     record = json.loads((folder / "sweep.json").read_text())
     assert [trial["run"] for trial in record["trials"]] == list(rows)
     (launch,) = record["launches"]
@@ -137,10 +140,20 @@ def test_killed_trials_are_not_seen_in_the_results(
     second = sweep_command(undisturbed[0])  # meanwhile, another command on the same folder
     assert second.returncode == 2
     assert f"is in use by process {driver.pid}" in second.stderr
+    told = subprocess.run(
+        [sys.executable, "-c", "from raylm.cli import app; app()", "status", str(tmp_path / "runs" / "small")],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert f"run by process {driver.pid} on " in told and "of 4 trials" in told and " running" in told
     for process in trial_processes(driver.pid):
         process.kill()
     assert driver.wait(timeout=300) == 0
-    assert "starts again from its latest checkpoint: The actor died" in (tmp_path / "output").read_text()
+    said = (tmp_path / "output").read_text()
+    assert "starts again from its latest checkpoint: The actor died" in said and "(raylet)" not in said
+    logs = [file.read_text() for file in (tmp_path / "runs" / "small" / "launch-001").glob("*/log.txt")]
+    assert any(", after: The actor died" in log and "] goes on from checkpoint_" in log for log in logs)
     assert table(tmp_path / "runs" / "small") == table(undisturbed[1])
     assert best_weights(tmp_path / "runs" / "small") == best_weights(undisturbed[1])
 
@@ -187,6 +200,8 @@ def test_a_failing_trial_stops_no_other_and_can_be_tried_again(
     assert [row["status"] for row in rows] == ["done", "done", "failed", "failed"]
     assert all("weights cannot be loaded" in row["reason"] for row in rows[2:])
     assert "--retry-failed" in first.stdout
+    log = (tmp_path / "runs" / "small" / "launch-001" / rows[2]["run"] / "log.txt").read_text()
+    assert "] ends, reason: " in log and "weights cannot be loaded" in log
 
     again = sweep_command(file)
     assert again.returncode == 1
