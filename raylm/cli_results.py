@@ -33,7 +33,7 @@ def report(
 
     raylm report runs/imdb-grid --format latex > table.tex
 
-    raylm report runs/imdb-grid --json | jq '.rows[] | select(.status == "done") | .val_loss'
+    raylm report runs/imdb-grid --json | jq .best
     """
     with exit_codes():
         from raylm import report as reporting
