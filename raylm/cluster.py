@@ -83,7 +83,8 @@ def started_ray(address: str | None, verbose: bool) -> Iterator[str | None]:
         with contextlib.nullcontext() if verbose else quiet.raylets():
             yield f"http://{url}" if url else None
     finally:
-        ray.shutdown()
+        with contextlib.nullcontext() if verbose else quiet.everything():
+            ray.shutdown()  # prints what raylets have said more than once
 
 
 def known_address(asked: str | None) -> str:

@@ -17,6 +17,11 @@ def raylets() -> contextlib.AbstractContextManager[object]:
     return contextlib.redirect_stdout(_WithoutRaylets(sys.stdout))
 
 
+def everything() -> contextlib.AbstractContextManager[object]:
+    """Nothing on standard output, while it is entered."""
+    return contextlib.redirect_stdout(io.StringIO())
+
+
 class _WithoutRaylets(io.TextIOBase):
     """Standard output without what a thread of Ray's prints there, whatever is asked of it, when a process has died.
 
