@@ -154,7 +154,8 @@ def test_version(folder: Path, light: dict[str, str]) -> None:
     assert (done.returncode, done.stdout) == (0, f"raylm {__version__}\n")
 
 
-RUN_FLAGS = "--storage --set --dry-run --max-concurrent --retry-failed --address --quiet -q --verbose -v --help"
+TRACKER_FLAGS = "--wandb --mlflow --trackio"
+RUN_FLAGS = f"--storage --set --dry-run --max-concurrent --retry-failed --address {TRACKER_FLAGS} --quiet -q --verbose -v --help"
 
 
 @pytest.mark.parametrize(
