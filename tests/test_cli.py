@@ -154,16 +154,16 @@ def test_version(folder: Path, light: dict[str, str]) -> None:
     assert (done.returncode, done.stdout) == (0, f"raylm {__version__}\n")
 
 
+RUN_FLAGS = "--storage --set --dry-run --max-concurrent --retry-failed --address --quiet -q --verbose -v --help"
 TRACKER_FLAGS = "--wandb --mlflow --trackio"
-RUN_FLAGS = f"--storage --set --dry-run --max-concurrent --retry-failed --address {TRACKER_FLAGS} --quiet -q --verbose -v --help"
 
 
 @pytest.mark.parametrize(
     ("start", "flags"),
     [
         (RAYLM, "--version --install-completion --show-completion --help"),
-        ([*RAYLM, "run"], RUN_FLAGS),
-        (MODULE, RUN_FLAGS),
+        ([*RAYLM, "run"], f"{RUN_FLAGS} {TRACKER_FLAGS}"),
+        (MODULE, f"{RUN_FLAGS} {TRACKER_FLAGS}"),
         ([*RAYLM, "plan"], "--storage --set --gpu --price-per-hour --help"),
         ([*RAYLM, "report"], "--format --reference --help"),
         ([*RAYLM, "evaluate"], "--context-lengths --help"),
