@@ -175,7 +175,7 @@ class Tracking:
 
 def _beside(folder: Storage, identity: str) -> Path:
     """Where the files of trackers are whose results are in a bucket."""
-    return cache.part("trackers") / f"{folder.name}-{identity}"
+    return cache.part(f"trackers/{folder.name}-{identity}")
 
 
 class Piped:

@@ -158,7 +158,7 @@ def test_a_resumed_trial_goes_on_in_its_run_offline_and_by_sync(
         monkeypatch.setenv("WANDB_API_KEY", KEY)
         wandb, parts = Path(sys.executable).with_name("wandb"), (tmp_path / "small").glob("wandb/*run-*")
         sync = [str(wandb), "sync", "--include-online", *map(str, parts)]
-        subprocess.run(sync, check=True, capture_output=True, timeout=60)
+        subprocess.run(sync, check=True, capture_output=True, timeout=60, cwd=tmp_path)  # its logs go there
         assert set(server.history) == {f"{trial.id}-abcd1234" for trial in TRIALS}
         for history in server.history.values():
             assert [row["step"] for row in history.values() if "loss" in row] == list(range(1, 31))
