@@ -114,7 +114,7 @@ def launch(
     here = ray.get_runtime_context().get_node_id()
     there = NodeAffinitySchedulingStrategy(here, soft=False)  # no lost node takes it along
     lasting = {"max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": there}
-    board = ray.remote(num_cpus=0, name=f"{sweep.name} {number} board", **lasting)(Board).remote()
+    board = ray.remote(num_cpus=0, **lasting)(Board).remote()
     ranks = ranks_of(resources)
     job = Job(
         folder=folder,

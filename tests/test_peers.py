@@ -53,7 +53,7 @@ def peers(process: int) -> list[psutil.Process]:
     found = []
     for one in descendants(process):
         try:
-            found += [one] if "Peer.train" in "".join(one.cmdline()) else []
+            found += [one] if " rank 1" in "".join(one.cmdline()) else []
         except psutil.Error:
             continue  # it ended while it was looked at
     return found
