@@ -125,6 +125,11 @@ def _train(trial: TrialConfig, job: Job, contact: Contact) -> None:
         ray.get(job.board.error.remote(trial.run_name, _told(error)), timeout=5)
 
     fit, shape = _fit(trial, source, job, kind), f"{trial.model} at {trial.context_length}"
+
+    def on_smaller(smaller: Fit) -> None:
+        logs.say(f"out of memory: goes on with {smaller}")
+        ray.get(job.board.limit.remote(shape, smaller))
+
     with results.newest_verified(job.folder, trial) as checkpoint:
         logs.say(f"goes on from {checkpoint.name}" if checkpoint else "begins")
         work = partial(
@@ -135,7 +140,7 @@ def _train(trial: TrialConfig, job: Job, contact: Contact) -> None:
             precision=kind,
             fit=fit,
             limit=ray.get(job.board.limit.remote(shape)),
-            on_smaller=lambda smaller: ray.get(job.board.limit.remote(shape, smaller)),
+            on_smaller=on_smaller,
             resume_from=checkpoint,
         )
         with (

@@ -229,6 +229,8 @@ def test_later_trials_of_a_shape_start_with_what_an_earlier_one_came_to(
     assert done.returncode == 0, done.stdout + done.stderr
     rows = table(tmp_path / "small").values()
     assert [(row["status"], row["micro_batch_size"]) for row in rows] == [("done", "1")] * 2
+    told = "".join(file.read_text() for file in (tmp_path / "small").rglob("log*.txt"))
+    assert "out of memory: goes on with micro-batch 1" in told
     ran_out = sorted((tmp_path / "ran-out").read_text().split(), reverse=True)
     if gpus == 1:
         assert ran_out == ["4", "2"]  # one after the other, in the first trial
