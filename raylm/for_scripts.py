@@ -15,7 +15,7 @@ from raylm.reference import Reference
 from raylm.results import DIVERGED, DONE, FAILED, INTERRUPTED, MISSING, STOPPED, Results
 
 STATUSES = (DONE, STOPPED, DIVERGED, FAILED, INTERRUPTED, MISSING)
-TOTALS = ("tokens", "steps", "flops", "checkpoint_bytes", "estimated_seconds")
+TOTALS = ("tokens", "steps", "flops", "checkpoint_bytes", "estimated_seconds", "device_seconds")
 """Of the numbers of a trial's plan those that add up."""
 
 
@@ -54,8 +54,8 @@ def plan_json(
     ]
     left = [costs for row, costs in zip(found.rows, rows, strict=True) if not row.ended]
     total = {name: _sum([costs[name] for costs in left]) for name in TOTALS}
-    seconds = total["estimated_seconds"]
-    hours = seconds * slot.share / 3600 if slot and seconds is not None else None
+    seconds = total["device_seconds"]
+    hours = seconds / 3600 if seconds is not None else None
     price = hours * price_per_hour if hours is not None and price_per_hour is not None else None
     return _text(
         {
@@ -90,6 +90,7 @@ def _costs(one: TrialPlan | None) -> dict[str, Any]:
         "peak_bytes": one.peak_bytes if one else None,
         "checkpoint_bytes": one.checkpoint_bytes if one else None,
         "estimated_seconds": one.seconds if one else None,
+        "device_seconds": one.card_seconds if one else None,
     }
 
 
