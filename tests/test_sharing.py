@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -99,5 +100,5 @@ def test_two_trials_share_the_one_gpu_that_ray_has(small_text: Path, tmp_path: P
     done = subprocess.run(code, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert [row["status"] for row in table(tmp_path / "auto").values()] == ["done"] * 2
-    events = [line.split("  ")[1] for line in done.stdout.splitlines() if line.endswith(("  started", "  done"))]
+    events = re.findall(r"^\S+  (started|done)\b", done.stdout, re.MULTILINE)
     assert events == (["started"] * 2 + ["done"] * 2 if at_a_time == 2 else ["started", "done"] * 2)
