@@ -12,12 +12,12 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from pydoc_data.topics import topics
+
+from watched import text, watched
 
 SWEEP = """
 from ray import tune
@@ -29,32 +29,15 @@ sweep = Sweep(name="bench", space={{
 """
 
 
-def text(folder: Path, *, validation: str) -> Path:
-    """A dataset in a folder."""
-    folder.mkdir()
-    (folder / "train.txt").write_text("\n".join(topics[name] for name in sorted(topics)))
-    (folder / "validation.txt").write_text(validation)
-    return folder
-
-
 def run(folder: Path, dataset: Path, trials: int, tokens: int, slots: int) -> tuple[list[float], list[float], float]:
     """When each trial started and ended, in seconds, and the seconds of all optimizer steps."""
     file = folder / "bench.py"
     file.write_text(SWEEP.format(dataset=str(dataset), tokens=tokens, trials=trials))
     command = [sys.executable, "-m", "raylm.sweep", str(file), "--storage", str(folder)]
     command += ["--address", "local", "--max-concurrent", str(slots)]
-    starts, ends = [], []
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.rstrip().endswith("  started"):
-                starts.append(time.perf_counter())
-            elif line.rstrip().endswith("  done"):
-                ends.append(time.perf_counter())
-    if process.returncode or len(ends) != trials:
-        raise SystemExit(f"the sweep did not end well: exit code {process.returncode}, {len(ends)} trials done")
+    found = watched(command, trials)
     with (folder / "bench" / "results.csv").open() as rows:
-        return starts, ends, sum(float(row["training_seconds"]) for row in csv.DictReader(rows))
+        return found.started, found.done, sum(float(row["training_seconds"]) for row in csv.DictReader(rows))
 
 
 def overhead_seconds(folder: Path) -> float:

@@ -13,12 +13,12 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from pydoc_data.topics import topics
+
+from watched import text, watched
 
 AWAY = "http://127.0.0.1:9"
 NONE: tuple[str, ...] = ("--wandb", "disabled")
@@ -33,23 +33,12 @@ sweep = Sweep(name="bench", space={{
 """
 
 
-def seconds(folder: Path, file: Path, trackers: tuple[str, ...]) -> tuple[float, float]:
+def seconds(folder: Path, file: Path, trials: int, trackers: tuple[str, ...]) -> tuple[float, float]:
     """Of the command, and from the first trial's start to the last one's end."""
     command = [sys.executable, "-m", "raylm.sweep", str(file), "--storage", str(folder), "--address", "local"]
     away = {"WANDB_BASE_URL": AWAY, "WANDB_API_KEY": "0" * 40, "TRACKIO_DIR": str(folder / "trackio")}
-    begun, first, last = time.perf_counter(), 0.0, 0.0
-    with subprocess.Popen(
-        [*command, *trackers], stdout=subprocess.PIPE, text=True, env={**os.environ, **away}
-    ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.rstrip().endswith("  started"):
-                first = first or time.perf_counter()
-            elif line.rstrip().endswith("  done"):
-                last = time.perf_counter()
-    if process.returncode:
-        raise SystemExit(f"the sweep did not end well: exit code {process.returncode}")
-    return time.perf_counter() - begun, last - first
+    found = watched([*command, *trackers], trials, {**os.environ, **away})
+    return found.ended, found.done[-1] - found.started[0]
 
 
 def main() -> None:
@@ -62,14 +51,11 @@ def main() -> None:
     taken: dict[str, list[tuple[float, float]]] = {"none": [], "all": []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "text").mkdir()
-        (folder / "text" / "train.txt").write_text("\n".join(topics[topic] for topic in sorted(topics)))
-        (folder / "text" / "validation.txt").write_text(topics["while"])
-        file = folder / "bench.py"
-        file.write_text(SWEEP.format(dataset=str(folder / "text"), tokens=asked.tokens, trials=asked.trials))
+        dataset, file = text(folder / "text", validation=topics["while"]), folder / "bench.py"
+        file.write_text(SWEEP.format(dataset=str(dataset), tokens=asked.tokens, trials=asked.trials))
         for number in range(asked.rounds):
             for which, trackers in (("none", NONE), ("all", ALL))[:: 1 if number % 2 == 0 else -1]:
-                taken[which].append(seconds(folder / f"{which}-{number}", file, trackers))
+                taken[which].append(seconds(folder / f"{which}-{number}", file, asked.trials, trackers))
                 print(which, *(f"{one:.1f}" for one in taken[which][-1]), file=sys.stderr)
     told = {}
     for place, what in enumerate(("command", "trials")):
