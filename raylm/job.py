@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from raylm import models
+from raylm.catalog import Shape
 from raylm.config import TrialConfig
 from raylm.hardware import Card, share
 from raylm.storage import Storage
@@ -24,6 +25,8 @@ class Job:
     """Ray reference to the corpus of (dataset, model): each node holds one copy, which its trials share."""
     sources: Mapping[tuple[str, bool], models.ModelSource]
     """The model of (name, pretrained)."""
+    shapes: Mapping[tuple[str, bool], Shape | None]
+    """What its costs follow from, read where its files are: other nodes may not have them."""
     home: str
     """The node that the sources were found on."""
     carried: Mapping[tuple[str, bool], Any]
@@ -50,9 +53,9 @@ class Job:
 
     def share(self, trial: TrialConfig) -> float:
         """A trial's share of a GPU that it may share."""
-        shape = models.shape(self.sources[trial.model, trial.pretrained]) if self.cards else None
-        return share(self.cards, shape, trial, self.precision)
+        return share(self.cards, self.shapes[trial.model, trial.pretrained], trial, self.precision)
 
     def of(self, trial: TrialConfig) -> Job:
         """As it holds for one trial."""
-        return replace(self, gpus=self.gpus * self.share(trial), part=self.part * self.share(trial))
+        own = self.share(trial)
+        return replace(self, gpus=self.gpus * own, part=self.part * own)

@@ -124,7 +124,7 @@ def _train(trial: TrialConfig, job: Job, contact: Contact) -> None:
     def note(error: Exception) -> None:
         ray.get(job.board.error.remote(trial.run_name, _told(error)), timeout=5)
 
-    fit, shape = _fit(trial, source, job, kind), f"{trial.model} at {trial.context_length}"
+    fit, shape = _fit(trial, job, kind), f"{trial.model} at {trial.context_length}"
 
     def on_smaller(smaller: Fit) -> None:
         logs.say(f"out of memory: goes on with {smaller}")
@@ -184,9 +184,9 @@ def _report(evaluations: Iterator[Evaluation], reporter: Reporter, contact: Cont
             return
 
 
-def _fit(trial: TrialConfig, source: models.ModelSource, job: Job, precision: str) -> Fit:
+def _fit(trial: TrialConfig, job: Job, precision: str) -> Fit:
     """What fits into a rank's share of its device; all that it has of a batch where the model's shape is not known."""
-    shape = models.shape(source)
+    shape = job.shapes[trial.model, trial.pretrained]
     if shape is None:
         return Fit(-(-trial.batch_size // job.ranks))
     on_gpu = job.device == "cuda"

@@ -121,6 +121,7 @@ def launch(
         launch=number,
         corpora={key: ray.put(corpus) for key, corpus in prepared.corpora.items()},
         sources=prepared.sources,
+        shapes={key: models.shape(source) for key, source in prepared.sources.items()},
         home=here,
         carried=_carried(prepared),
         precision=sweep.precision,
