@@ -80,7 +80,8 @@ def launch(sweep: Sweep, prepared: Prepared, found: Results, how: How, screen: S
                 alone = launched.set_aside
                 screen.say(f"{counted(len(alone), 'trial')} out of memory: now one at a time, alone")
                 lineup, number = _in_order(alone, found.storage), results.next_launch(found.storage)
-                with _listening(sweep, prepared, how, lineup, found.storage, screen, tracked) as live:
+                found = results.standing(sweep, found.storage)
+                with _listening(sweep, prepared, how, lineup, found, screen, tracked) as live:
                     launched = tuner.launch(
                         sweep, prepared, found.storage, number, resources, None, lineup, lambda: None, live, alone=True
                     )
@@ -127,7 +128,7 @@ def _run_lineup(
     tracked.follow(lineup.trials)
     lineup.look_ahead()
     write_down()
-    with _listening(sweep, prepared, how, lineup, folder, screen, tracked) as live:
+    with _listening(sweep, prepared, how, lineup, found, screen, tracked) as live:
         launched = tuner.launch(
             sweep, prepared, folder, number, resources, how.max_concurrent, lineup, write_down, live
         )
@@ -139,10 +140,9 @@ def _run_lineup(
 
 @contextlib.contextmanager
 def _listening(
-    sweep: Sweep, prepared: Prepared, how: How, lineup: Lineup, folder: Storage, screen: Screen, tracked: Tracking
+    sweep: Sweep, prepared: Prepared, how: How, lineup: Lineup, found: Results, screen: Screen, tracked: Tracking
 ) -> Iterator[Live]:
     """All who are told of the trials of a line-up, the watch first, which the others ask."""
-    found = results.standing(sweep, folder)
     known = {row.config.run_name: row.config for row in found.rows}
 
     def config_of(run: str) -> TrialConfig:
@@ -154,12 +154,13 @@ def _listening(
         """Its FLOPs; a model whose shape is not known is taken for gpt2."""
         corpus = prepared.corpora.get((trial.dataset, trial.model))
         planned = plan_trial(trial, len(corpus.train.tokens)) if corpus else plan.plan([trial])[0]
-        shape = (planned and planned.shape) or MODELS["gpt2"].shape
-        return planned.tokens * shape.training_flops_per_token(trial.context_length) if planned else 0.0
+        if planned is None:
+            return 0.0
+        return planned.flops or planned.tokens * MODELS["gpt2"].shape.training_flops_per_token(trial.context_length)
 
     total = sweep.num_samples or len(found.rows)
     watch = Watch(sweep.name, found, total, config_of, work, retry_failed=how.retry_failed)
-    with Pulse(folder, watch), screen.live(watch) as shown:
+    with Pulse(found.storage, watch), screen.live(watch) as shown:
         yield Several([watch, shown, tracked])
 
 
