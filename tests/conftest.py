@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from pydoc_data.topics import topics
+from typing import TYPE_CHECKING
 
 import pyarrow
 import pyarrow.parquet
@@ -19,6 +20,9 @@ import pytest
 
 from raylm import load_results
 from raylm.analysis import SweepResults
+
+if TYPE_CHECKING:
+    from raylm.data import Corpus
 
 HUB = Path(__file__).resolve().parents[2] / "shared" / "hub"
 
@@ -44,6 +48,14 @@ def small_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     (folder / "validation.txt").write_text(topics["while"] + topics["break"])
     return folder
+
+
+@pytest.fixture(scope="session")
+def corpus(small_text: Path) -> Corpus:
+    """The same in tokens of `gpt2-nano`. Not to be changed."""
+    from raylm import data
+
+    return data.prepare(str(small_text), None, "gpt2-nano")
 
 
 @pytest.fixture(scope="session")

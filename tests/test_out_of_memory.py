@@ -16,18 +16,13 @@ import torch
 from oracle import table
 from torch import nn
 
-from raylm import TrialConfig, data, models
+from raylm import TrialConfig, models
 from raylm.data import Corpus
 from raylm.memory import Fit
 from raylm.train import Evaluation, finetune
 
 NANO = models.locate("gpt2-nano", pretrained=True)
 BATCH = 8
-
-
-@pytest.fixture(scope="module")
-def corpus(small_text: Path) -> Corpus:
-    return data.prepare(str(small_text), None, "gpt2-nano")
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ import psutil
 import pytest
 import torch
 
-from raylm import TrialConfig, data, models
+from raylm import TrialConfig, models
 from raylm.data import Corpus
 from raylm.memory import Fit
 from raylm.progress import Measured
@@ -71,11 +71,6 @@ def joins(rank: int, size: int, port: int, *trial: Any) -> Seen:
         return seen_by(ALONE, *trial)
     with joined(rank, size, "cpu", port) as ranks:
         return seen_by(ranks, *trial)
-
-
-@pytest.fixture(scope="module")
-def corpus(small_text: Path) -> Corpus:
-    return data.prepare(str(small_text), None, "gpt2-nano")
 
 
 @pytest.fixture(scope="module")

@@ -11,18 +11,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from raylm import TrialConfig, data, manifest, models
+from raylm import TrialConfig, manifest, models
 from raylm.data import Corpus, Windows
 from raylm.errors import WorkError
 from raylm.memory import Fit
 from raylm.train import Evaluation, finetune
 
 NANO = models.locate("gpt2-nano", pretrained=True)
-
-
-@pytest.fixture(scope="module")
-def corpus(small_text: Path) -> Corpus:
-    return data.prepare(str(small_text), None, "gpt2-nano")
 
 
 @pytest.fixture(autouse=True)
