@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from raylm import models
+from raylm.batches import Batches
 from raylm.config import TrialConfig
 from raylm.data import Corpus, Windows
 from raylm.errors import memory_is_out
-from raylm.ranks import ALONE, Indices, Ranks
+from raylm.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,9 +39,10 @@ def validation_loss(
     ranks: Ranks = ALONE,
 ) -> float:
     """Mean negative log-likelihood of the validation split's tokens, each counted once, in windows of this length."""
-    windows = Windows(corpus.validation.tokens, context_length, corpus.end_of_text)
-    at_once = max(micro_batch_size, EVALUATION_TOKENS // context_length)
     device = next(model.parameters()).device
+    windows = Windows(corpus.validation.tokens, context_length, corpus.end_of_text)
+    batches = Batches(windows, device)
+    at_once = max(micro_batch_size, EVALUATION_TOKENS // context_length)
     loss, mine = partial(models.summed_loss, model), ranks.share(np.arange(len(windows)))
     total = torch.zeros((), dtype=torch.float64, device=device)
     was_training = model.training
@@ -49,7 +51,7 @@ def validation_loss(
         start = 0
         while start < len(mine):
             try:
-                total += summed_nll(loss, windows, mine[start : start + at_once], device, precision)
+                total += summed_nll(loss, *batches.of(mine[start : start + at_once]), precision)
                 start += at_once
             except RuntimeError as error:
                 if at_once == 1 or not memory_is_out(error):
@@ -59,13 +61,9 @@ def validation_loss(
     return ranks.add_up(total).item() / len(windows.tokens)
 
 
-def summed_nll(loss: Loss, windows: Windows, indices: Indices, device: torch.device, precision: str) -> Tensor:
-    """Summed loss of these windows."""
-    tensors = [torch.from_numpy(array) for array in windows.batch(indices)]
-    if device.type == "cuda":  # pinned, so that nothing waits for the copy
-        tensors = [tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors]
-    inputs_BT, targets_BT = tensors
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+def summed_nll(loss: Loss, inputs_BT: Tensor, targets_BT: Tensor, precision: str) -> Tensor:
+    """Summed loss of some windows."""
+    with torch.autocast(inputs_BT.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         return loss(inputs_BT, targets_BT)
 
 

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from raylm import checkpoint, layers, memory, models, optim
+from raylm.batches import Batches
 from raylm.config import TrialConfig
-from raylm.data import Corpus, Windows
+from raylm.data import Corpus
 from raylm.errors import RestartError, memory_is_out
 from raylm.losses import summed_nll, training_windows, validation_loss
 from raylm.memory import Fit
@@ -97,23 +98,19 @@ class Trial:
         device: torch.device = next(self.model.parameters()).device
         return device
 
-    @property
-    def training_windows(self) -> Windows:
-        """The part of the train split that is trained on."""
-        return training_windows(self.config, self.corpus)
-
     def train(self, epoch: int, steps: range, checkpoint_due: CheckpointDue) -> bool:
         """Optimizer steps of one epoch, both counted from 0, until a checkpoint is due; False: a loss was not finite.
 
         The order of the windows follows from (seed, epoch), dropout from (seed, step, rank).
         """
-        windows = self.training_windows
+        windows = training_windows(self.config, self.corpus)
+        batches = Batches(windows, self.device)
         order = np.random.default_rng([self.config.seed, epoch]).permutation(len(windows))
         unread: list[tuple[Tensor, int]] = []
         started = time.perf_counter()
         for step in steps:
             indices = order[step * self.config.batch_size : (step + 1) * self.config.batch_size]
-            unread.append(self._step(windows, indices, self.progress.step + len(unread)))
+            unread.append(self._step(batches, indices, self.progress.step + len(unread)))
             if len(unread) < LOOK_EVERY_STEPS[self.device.type] and step != steps[-1]:
                 continue
             losses = self.ranks.add_up(torch.stack([nll for nll, _ in unread]).double()).tolist()
@@ -129,10 +126,10 @@ class Trial:
                 break
         return True
 
-    def _step(self, windows: Windows, indices: Indices, step: int) -> tuple[Tensor, int]:
+    def _step(self, batches: Batches, indices: Indices, step: int) -> tuple[Tensor, int]:
         """One optimizer step on one batch: this rank's summed loss of it, on the device, and all its tokens."""
-        tokens = windows.token_count(indices)
-        while (total := self._gradients(windows, indices, step, tokens)) is None:
+        tokens = batches.windows.token_count(indices)
+        while (total := self._gradients(batches, indices, step, tokens)) is None:
             self._make_smaller()
         if self.config.max_grad_norm > 0:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
@@ -142,7 +139,7 @@ class Trial:
         self.optimizer.zero_grad(set_to_none=True)
         return total, tokens
 
-    def _gradients(self, windows: Windows, indices: Indices, step: int, tokens: int) -> Tensor | None:
+    def _gradients(self, batches: Batches, indices: Indices, step: int, tokens: int) -> Tensor | None:
         """Makes those of a batch with so many tokens; this rank's summed loss of it, or None where memory ran out."""
         entropy = [self.config.seed, step, self.ranks.rank]  # for rank 0, the same as without it
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
@@ -153,7 +150,7 @@ class Trial:
             for start in starts:
                 with exchanging(self.loss, last=start == starts[-1]):
                     # of the gradients the ranks take the mean
-                    nll = summed_nll(self.loss, windows, mine[start : start + size], self.device, self.precision)
+                    nll = summed_nll(self.loss, *batches.of(mine[start : start + size]), self.precision)
                     (self.ranks.size * nll / tokens).backward()  # type: ignore[no-untyped-call]
                 total += nll.detach()
         except RuntimeError as error:
