@@ -9,7 +9,6 @@ import importlib.metadata
 import math
 import os
 import platform
-import secrets
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -60,11 +59,14 @@ class How:
     """Which experiment trackers are told of it."""
 
 
-def launch(sweep: Sweep, prepared: Prepared, found: Results, how: How, screen: Screen) -> Pause | None:
+def launch(
+    sweep: Sweep, prepared: Prepared, found: Results, how: How, screen: Screen, tracked: Tracking
+) -> Pause | None:
     """One launch through Ray; says why it was paused, if it was.
 
     Args:
         found: how the sweep stands.
+        tracked: the trackers that are told of it.
     """
     with screen.working("starting Ray"):
         from raylm import cluster, precision, tuner
@@ -73,22 +75,21 @@ def launch(sweep: Sweep, prepared: Prepared, found: Results, how: How, screen: S
         precision.resolved(sweep.precision, tuner.device_of(resources))  # may refuse; processors are taken to be alike
         cluster.check_storage(found.storage)
         screen.say(f"dashboard: {dashboard} (its token: ray get-auth-token)" if dashboard else "dashboard: not running")
-        identity = record.identity(found.storage) or secrets.token_hex(4)
-        with Tracking(how.trackers, found.storage, identity, found.rows, screen.say) as tracked:
-            launched = _run_lineup(sweep, prepared, found, how, resources, screen, tracked, identity)
-            while launched.set_aside and not launched.pause_reason:
-                alone = launched.set_aside
-                screen.say(f"{counted(len(alone), 'trial')} out of memory: now one at a time, alone")
-                lineup, number = _in_order(alone, found.storage), results.next_launch(found.storage)
-                found = results.standing(sweep, found.storage)
-                with _listening(sweep, prepared, how, lineup, found, screen, tracked) as live:
-                    launched = tuner.launch(
-                        sweep, prepared, found.storage, number, resources, None, lineup, lambda: None, live, alone=True
-                    )
-                found = results.standing(sweep, found.storage)
-                if not launched.pause_reason and any(not row.ended for row in found.rows):
-                    once = replace(how, retry_failed=False)  # what has just failed alone is not begun again
-                    launched = _run_lineup(sweep, prepared, found, once, resources, screen, tracked, identity)
+        launched = _run_lineup(sweep, prepared, found, how, resources, screen, tracked)
+        while launched.set_aside and not launched.pause_reason:
+            alone = launched.set_aside
+            screen.say(f"{counted(len(alone), 'trial')} out of memory: now one at a time, alone")
+            lineup, number = _in_order(alone, found.storage), results.next_launch(found.storage)
+            found = results.standing(sweep, found.storage)
+            with _listening(sweep, prepared, how, lineup, found, screen, tracked) as live:
+                launched = tuner.launch(
+                    sweep, prepared, found.storage, number, resources, None, lineup, lambda: None, live, alone=True
+                )
+            found = results.standing(sweep, found.storage)
+            if not launched.pause_reason and any(not row.ended for row in found.rows):
+                once = replace(how, retry_failed=False)  # what has just failed alone is not begun again
+                launched = _run_lineup(sweep, prepared, found, once, resources, screen, tracked)
+        tracked.close()  # the rest is on its way while Ray stops
         return launched.pause_reason or (None if launched.complete else Pause.INTERRUPTED)
 
 
@@ -100,7 +101,6 @@ def _run_lineup(
     resources: Mapping[str, float],
     screen: Screen,
     tracked: Tracking,
-    identity: str,
 ) -> Launched:
     """All that is missing through Tune once, what is known of the sweep being written down on the way."""
     from raylm import cluster, tuner
@@ -111,7 +111,7 @@ def _run_lineup(
     lag = _lag(sweep, past, cluster.slots(resources, how.max_concurrent))
     lineup = _lineup(sweep, prepared, found, past, lag, proposals, how)
     slot = _slot(sweep, how, resources)
-    this = _launch_record(sweep, prepared, results.launch_number(number), resources, slot, identity)
+    this = _launch_record(sweep, prepared, results.launch_number(number), resources, slot, tracked.identity)
 
     last_study = -math.inf
 

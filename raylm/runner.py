@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from raylm.place import first_named, storage_at
 from raylm.plan import plan_trial
 from raylm.results import Results
 from raylm.storage import Folder, Storage
+from raylm.tracking import Tracking
 
 if TYPE_CHECKING:
     from raylm.prepare import Prepared
@@ -73,21 +75,23 @@ def run(sweep: Sweep, *, storage: str | None = None, how: How | None = None, scr
     folder.make()
     with folder.held():
         _announce(sweep, found, left, screen)
-        with screen.working("loading torch and transformers"):
-            from raylm.prepare import prepare
-        wanted = _to_prepare(sweep, found, unfinished)
-        prepared = prepare(wanted, found, screen)
-        for (dataset, model), corpus in prepared.corpora.items():
-            sizes = [f"{name} {len(s.tokens):,} tokens, {s.words:,} words" for name, s in corpus.splits()]
-            screen.say(f"{dataset} in {model}'s tokens: {'; '.join(sizes)}")
-        if sweep.search is None:
-            screen.say(_work(unfinished, prepared))
-        _check_disk(unfinished or wanted, left, folder)
-        try:
-            paused = launch(sweep, prepared, found, how, screen)
-        except (WorkError, OSError):
-            screen.table(results.standing(sweep, folder))
-            raise
+        identity = record.identity(folder) or secrets.token_hex(4)
+        with Tracking(how.trackers, folder, identity, found.rows, screen.say) as tracked:  # clients load beside this
+            with screen.working("loading torch and transformers"):
+                from raylm.prepare import prepare
+            wanted = _to_prepare(sweep, found, unfinished)
+            prepared = prepare(wanted, found, screen)
+            for (dataset, model), corpus in prepared.corpora.items():
+                sizes = [f"{name} {len(s.tokens):,} tokens, {s.words:,} words" for name, s in corpus.splits()]
+                screen.say(f"{dataset} in {model}'s tokens: {'; '.join(sizes)}")
+            if sweep.search is None:
+                screen.say(_work(unfinished, prepared))
+            _check_disk(unfinished or wanted, left, folder)
+            try:
+                paused = launch(sweep, prepared, found, how, screen, tracked)
+            except (WorkError, OSError):
+                screen.table(results.standing(sweep, folder))
+                raise
         found = results.standing(sweep, folder)
         results.prune(found)
     return _finish(found, screen, retried=how.retry_failed, paused=paused)

@@ -115,7 +115,11 @@ def main() -> None:
         leave(1)
 
     told.all(_lines(leave_in_time))
-    tracker.close()
+    try:
+        tracker.close()
+    except Exception as error:  # of whatever class the client has
+        say(f"{in_a_line(error)}; the last of it may be lost")
+        leave(1)
     leave(0)
 
 

@@ -56,7 +56,7 @@ class Tracking:
             rows: how the sweep stands.
             say: shows a note.
         """
-        self._identity, self._say = identity, say
+        self.identity, self._say = identity, say
         self._elsewhere = not isinstance(folder, Folder)
         self._folder = folder.path.resolve() if isinstance(folder, Folder) else _beside(folder, identity)
         self._trials = {row.config.run_name: row.config for row in rows}
@@ -71,6 +71,7 @@ class Tracking:
             if place is not None:
                 self._setups[name] = {**setup, "place": place}
         self._open: list[Piped] = []
+        self._told = False
 
     def __enter__(self) -> Tracking:
         """Starts the trackers' processes."""
@@ -87,10 +88,11 @@ class Tracking:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Gives what is on its way some seconds, then ends the processes."""
+        """Gives what is on its way some seconds, then ends the processes; where there is nothing, at once."""
+        self.close()
         try:
-            for one in self._open:
-                one.close()
+            if not self._told:
+                return
             deadline = time.monotonic() + QUIET_SECONDS
             left = [one for one in self._open if not one.ended(deadline)]
             if left:
@@ -108,6 +110,11 @@ class Tracking:
         finally:
             for one in self._open:
                 one.kill()
+
+    def close(self) -> None:
+        """There is no more to tell."""
+        for one in self._open:
+            one.close()
 
     def _unsynced(self) -> bool:
         """Whether there are runs on this machine that the server may not have."""
@@ -128,7 +135,7 @@ class Tracking:
         """See `Live`."""
         self._trials.update((one.run_name, one) for one in self._more if run not in self._trials)
         trial = self._trials[run]
-        config = {"id": f"{trial.id}-{self._identity}", "trial_id": trial.id, "config": trial.as_dict()}
+        config = {"id": f"{trial.id}-{self.identity}", "trial_id": trial.id, "config": trial.as_dict()}
         self._tell("begin", run, config)
 
     def stepped(self, run: str, step: Step) -> None:
@@ -168,6 +175,7 @@ class Tracking:
         return {**{name: named[name] for name in RECORDED[:3]}, "best_epoch": best.epoch}
 
     def _tell(self, event: str, run: str, what: Mapping[str, Any]) -> None:
+        self._told = True
         line = json.dumps({"event": event, "run": run, **what}).encode() + b"\n"
         for one in self._open:
             one.put(line)
@@ -225,6 +233,8 @@ class Piped:
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        for thread in self._threads:  # which end with it
+            thread.join()
         self._printed.close()
 
     @property

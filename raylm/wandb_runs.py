@@ -25,6 +25,7 @@ class Wandb:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
+        wandb.setup()  # its service starts before there are trials that need the processors
         self._wandb, self._say = wandb, say
         self._sweep, self._folder, self._online = setup["sweep"], setup["folder"], setup["mode"] == "online"
         self._address_said = False
@@ -106,6 +107,7 @@ class Wandb:
         """Waits until all of it has arrived."""
         for finishing in self._finishing.values():
             finishing.join()
+        self._wandb.teardown()  # only then its service has written the last run's file
 
 
 def answers(url: str) -> None:

@@ -310,6 +310,15 @@ with Told(Path({str(tmp_path / "small")!r}), NO_WANDB) as told:
     assert [one.step for one in events.Scalars("loss")] == list(range(1, 31))
 
 
+def test_a_launch_of_which_nothing_was_told_waits_for_no_tracker(tmp_path: Path) -> None:
+    with Told(tmp_path / "small", OFFLINE) as told:
+        started = processes("wandb") + processes("tensorboard")
+        assert len(started) == 2
+    assert not any(one.is_running() for one in started)
+    assert told.said == []
+    assert not (tmp_path / "small" / "tensorboard").exists()
+
+
 def test_links_in_a_results_folder_are_not_followed(tmp_path: Path) -> None:
     (tmp_path / "outside").mkdir()
     (tmp_path / "small" / "tensorboard").mkdir(parents=True)
