@@ -15,6 +15,7 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # read at import; the display 
 
 import ray
 from ray import tune
+from ray.air._internal import usage
 from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback
 from ray.tune.progress_reporter import IS_NOTEBOOK
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -110,6 +111,7 @@ def launch(
         WorkError: if Tune itself gives up.
     """
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(PENDING_TRIALS)
+    usage.tag_callbacks = lambda callbacks: False  # it imports wandb and MLflow for statistics that are off
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # Tune's event files count reports, and know no step
     here = ray.get_runtime_context().get_node_id()
     there = NodeAffinitySchedulingStrategy(here, soft=False)  # no lost node takes it along
