@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -110,7 +111,7 @@ def text(results: Results, row: Row, made: Provenance, licence: str | None) -> s
         f"{begun} on {dataset}: epoch {measured.epoch} of {config.epochs}, that with the lowest val loss{status}.",
         _table(results, row, made),
         "Losses are in nats: train and val loss per token, adj val loss per word of the original text. "
-        f"Perplexity per token: {math.exp(measured.val_loss):.2f}.",
+        f"Perplexity per token: {_perplexity(measured.val_loss):.2f}.",
         "## Settings",
         _rows({**config.as_dict(), "model": made.model.name, "dataset": made.dataset.name}),
         "## Making it again",
@@ -126,6 +127,11 @@ def text(results: Results, row: Row, made: Provenance, licence: str | None) -> s
     return "\n\n".join(paragraph for paragraph in paragraphs if paragraph) + "\n"
 
 
+def _perplexity(nll: float) -> float:
+    """Infinite where a float does not hold it."""
+    return math.exp(nll) if nll < math.log(sys.float_info.max) else math.inf
+
+
 def _front_matter(row: Row, made: Provenance, licence: str | None) -> str:
     """What the hub reads of the card."""
     from huggingface_hub import EvalResult, ModelCardData
@@ -135,7 +141,7 @@ def _front_matter(row: Row, made: Provenance, licence: str | None) -> str:
     values = [
         ("loss", "val loss (nats per token)", losses.val_loss),
         ("loss", "adj val loss (nats per word)", losses.adj_val_loss),
-        ("perplexity", "perplexity per token", math.exp(losses.val_loss)),
+        ("perplexity", "perplexity per token", _perplexity(losses.val_loss)),
     ]
     found = [
         EvalResult(
@@ -150,6 +156,7 @@ def _front_matter(row: Row, made: Provenance, licence: str | None) -> str:
             metric_value=value,
         )
         for kind, name, value in values
+        if math.isfinite(value)
     ]
     told = ModelCardData(
         base_model=made.model.hub_id if row.config.pretrained else None,

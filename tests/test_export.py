@@ -62,6 +62,14 @@ def test_the_card_tells_the_losses_with_their_dataset(trained: SweepResults, row
     assert "gpt2-nano, from random weights, on" in told.text
 
 
+def test_a_loss_whose_perplexity_no_float_holds_has_none(trained: SweepResults, row: Row) -> None:
+    assert row.latest is not None and row.measured is not None
+    bad = replace(row.measured, val_loss=800.0)
+    latest = replace(row.latest, progress=replace(row.latest.progress, evaluations=[bad]))
+    text = card.text(trained, replace(row, latest=latest), card.provenance(trained, row), None)
+    assert "Perplexity per token: inf." in text and "value: 800.0" in text and "perplexity per token" not in text
+
+
 def test_the_card_tells_nothing_of_the_machine_and_makes_the_row_again(
     trained: SweepResults, row: Row, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
