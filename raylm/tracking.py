@@ -233,8 +233,7 @@ class Piped:
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        for thread in self._threads:  # which end with it
-            thread.join()
+        self.ended(time.monotonic() + QUIET_SECONDS)
         self._printed.close()
 
     @property
