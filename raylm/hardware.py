@@ -202,9 +202,9 @@ def slot(resources: Resources, precision: str, gpu: str | None = None) -> Slot |
             wanted = f"{share:g}x{card.option}"
             raise UserError(f"--gpu: got {show(gpu)}, but a trial takes {share:g} GPUs; say --gpu {wanted}")
     else:
-        names = gpus_here() if resources.gpus != 0 else []
-        if not names and (shared or not resources.gpus):
+        if on_cpu(resources):
             return _on_cpu(resources, precision)
+        names = gpus_here()
         found, cards = known(names[0]) if names else None, len(names)
         if found is None:
             return None
@@ -212,6 +212,11 @@ def slot(resources: Resources, precision: str, gpu: str | None = None) -> Slot |
     at_a_time = cards * int(1 / share + 1e-9) if share < 1 else cards // int(share)
     of_cpus = MOST_SHARING if gpu is not None else (os.cpu_count() or 1) // cards // resources.cpus
     return Slot(card, share, at_a_time, _kind(card, precision), max(1, min(of_cpus, MOST_SHARING)) if shared else 1)
+
+
+def on_cpu(resources: Resources) -> bool:
+    """Whether trials on this machine have its processors alone."""
+    return resources.gpus == 0 or (resources.gpus in (None, "auto") and not gpus_here())
 
 
 def _on_cpu(resources: Resources, precision: str) -> Slot:

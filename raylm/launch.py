@@ -70,6 +70,8 @@ def launch(
     """
     with screen.working("starting Ray"):
         from raylm import cluster, precision, tuner
+    if cluster.known_address(how.address) == "local" and hardware.on_cpu(sweep.resources):
+        precision.resolved(sweep.precision, "cpu")  # may refuse, before Ray is started
     with cluster.started_ray(how.address, how.verbose) as dashboard:
         resources = cluster.resolved_resources(sweep.resources)
         precision.resolved(sweep.precision, tuner.device_of(resources))  # may refuse; processors are taken to be alike

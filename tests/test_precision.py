@@ -27,7 +27,7 @@ def test_a_processor_without_bfloat16_computes_in_float32(monkeypatch: pytest.Mo
 
 
 @pytest.mark.slow
-def test_a_sweep_is_refused_before_its_first_trial(
+def test_a_sweep_is_refused_before_ray_is_started(
     sweep_command: SweepCommand, small_text: Path, tmp_path: Path
 ) -> None:
     if precision.resolved("auto", "cpu") == "bfloat16":
@@ -41,4 +41,5 @@ def test_a_sweep_is_refused_before_its_first_trial(
     done = sweep_command(file)
     assert done.returncode == 2, done.stderr
     assert "bfloat16 would be emulated on this processor" in done.stderr
+    assert "dashboard" not in done.stdout  # Ray has not started
     assert not list((tmp_path / "runs" / "half").rglob("model.safetensors"))
