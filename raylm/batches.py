@@ -34,9 +34,9 @@ class Batches:
 
 
 def stream(windows: Windows) -> Tensor:
-    """The tokens (N,) in as many bytes as before; above half of what these hold, a number is less by all of it.
+    """The tokens (N,) as signed integers of the same size, since torch does not gather unsigned ones of two bytes.
 
-    Unsigned integers of two bytes cannot be gathered in torch.
+    The upper half of their range is negative there, which `gathered` undoes.
     """
     return torch.from_numpy(np.array(windows.tokens).view(f"i{windows.tokens.itemsize}"))
 

@@ -81,6 +81,8 @@ class Trial:
 
     config: TrialConfig
     corpus: Corpus
+    batches: Batches
+    """The windows that it is trained on."""
     model: PreTrainedModel
     optimizer: torch.optim.Optimizer
     progress: Progress
@@ -103,14 +105,12 @@ class Trial:
 
         The order of the windows follows from (seed, epoch), dropout from (seed, step, rank).
         """
-        windows = training_windows(self.config, self.corpus)
-        batches = Batches(windows, self.device)
-        order = np.random.default_rng([self.config.seed, epoch]).permutation(len(windows))
+        order = np.random.default_rng([self.config.seed, epoch]).permutation(len(self.batches.windows))
         unread: list[tuple[Tensor, int]] = []
         started = time.perf_counter()
         for step in steps:
             indices = order[step * self.config.batch_size : (step + 1) * self.config.batch_size]
-            unread.append(self._step(batches, indices, self.progress.step + len(unread)))
+            unread.append(self._step(indices, self.progress.step + len(unread)))
             if len(unread) < LOOK_EVERY_STEPS[self.device.type] and step != steps[-1]:
                 continue
             losses = self.ranks.add_up(torch.stack([nll for nll, _ in unread]).double()).tolist()
@@ -126,10 +126,10 @@ class Trial:
                 break
         return True
 
-    def _step(self, batches: Batches, indices: Indices, step: int) -> tuple[Tensor, int]:
+    def _step(self, indices: Indices, step: int) -> tuple[Tensor, int]:
         """One optimizer step on one batch: this rank's summed loss of it, on the device, and all its tokens."""
-        tokens = batches.windows.token_count(indices)
-        while (total := self._gradients(batches, indices, step, tokens)) is None:
+        tokens = self.batches.windows.token_count(indices)
+        while (total := self._gradients(indices, step, tokens)) is None:
             self._make_smaller()
         if self.config.max_grad_norm > 0:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
@@ -139,7 +139,7 @@ class Trial:
         self.optimizer.zero_grad(set_to_none=True)
         return total, tokens
 
-    def _gradients(self, batches: Batches, indices: Indices, step: int, tokens: int) -> Tensor | None:
+    def _gradients(self, indices: Indices, step: int, tokens: int) -> Tensor | None:
         """Makes those of a batch with so many tokens; this rank's summed loss of it, or None where memory ran out."""
         entropy = [self.config.seed, step, self.ranks.rank]  # for rank 0, the same as without it
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
@@ -150,7 +150,7 @@ class Trial:
             for start in starts:
                 with exchanging(self.loss, last=start == starts[-1]):
                     # of the gradients the ranks take the mean
-                    nll = summed_nll(self.loss, *batches.of(mine[start : start + size]), self.precision)
+                    nll = summed_nll(self.loss, *self.batches.of(mine[start : start + size]), self.precision)
                     (self.ranks.size * nll / tokens).backward()  # type: ignore[no-untyped-call]
                 total += nll.detach()
         except RuntimeError as error:
@@ -233,7 +233,8 @@ def finetune(
         WorkError: if `resume_from` is no checkpoint of this trial.
         RestartError: if it ran out of memory, and can go on with less of it from a checkpoint alone.
     """
-    steps_per_epoch = -(-len(training_windows(config, corpus)) // config.batch_size)
+    windows = training_windows(config, corpus)
+    steps_per_epoch = -(-len(windows) // config.batch_size)
     fit = fit or Fit(ranks.largest_share(config.batch_size))
     progress = Progress(
         steps_per_epoch * config.epochs, fit.micro_batch_size, ranks=ranks.size, recompute=fit.recompute
@@ -259,7 +260,10 @@ def finetune(
     if resume_from is not None:
         checkpoint.load_optimizer(resume_from, optimizer)
     loss = ranks.loss_of(model)
-    trial = Trial(config, corpus, model, optimizer, progress, precision, on_step, ranks, loss, compiled, on_smaller)
+    batches = Batches(windows, torch.device(device))
+    trial = Trial(
+        config, corpus, batches, model, optimizer, progress, precision, on_step, ranks, loss, compiled, on_smaller
+    )
 
     stops = _evaluation_steps(steps_per_epoch, config.evals_per_epoch)
     while not progress.finished:
