@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,7 +16,6 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # read at import; the display 
 
 import ray
 from ray import tune
-from ray.air._internal import usage
 from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback
 from ray.tune.progress_reporter import IS_NOTEBOOK
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -111,7 +111,7 @@ def launch(
         WorkError: if Tune itself gives up.
     """
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(PENDING_TRIALS)
-    usage.tag_callbacks = lambda callbacks: False  # it imports wandb and MLflow for statistics that are off
+    _count_nothing()
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # Tune's event files count reports, and know no step
     here = ray.get_runtime_context().get_node_id()
     there = NodeAffinitySchedulingStrategy(here, soft=False)  # no lost node takes it along
@@ -185,6 +185,12 @@ def launch(
                 raise WorkError(f"Ray Tune gave up: {lines[-1]}") from error
             watcher.out_of_memory(alone)
     return Launched(lineup.complete, watcher.pause_reason, list(watcher.set_aside.values()))
+
+
+def _count_nothing() -> None:
+    """Keeps Tune from importing wandb and MLflow for usage statistics, which are off (`cluster`)."""
+    if usage := sys.modules.get("ray.air._internal.usage"):  # Tune's own, which another Ray may do without
+        vars(usage)["tag_callbacks"] = lambda callbacks: False
 
 
 def _cards(sweep: Sweep, resources: Mapping[str, float], alone: bool) -> list[tuple[Card, int]]:

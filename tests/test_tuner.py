@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +33,20 @@ def proposing(*trials: TrialConfig) -> Propose:
 
 def standing(*done: TrialConfig) -> Callable[[TrialConfig], Row]:
     return lambda trial: Row(trial, DONE if trial in done else MISSING, "", None, None)
+
+
+def test_tune_imports_no_trackers_for_its_statistics() -> None:
+    code = (
+        "import sys\n"
+        "from ray import tune\n"
+        "from ray.tune.tune import air_usage\n"
+        "from raylm.tuner import _count_nothing\n"
+        "_count_nothing()\n"
+        "air_usage.tag_callbacks([tune.Callback()])\n"
+        "print(*{'wandb', 'mlflow'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"
 
 
 def test_trials_are_handed_out_in_order_until_there_are_none() -> None:
