@@ -70,7 +70,8 @@ def launch(
     """
     with screen.working("starting Ray"):
         from raylm import cluster, precision, tuner
-    if cluster.known_address(how.address) == "local" and hardware.on_cpu(sweep.resources):
+    how = replace(how, address=cluster.known_address(how.address))
+    if how.address == "local" and hardware.on_cpu(sweep.resources):
         precision.resolved(sweep.precision, "cpu")  # may refuse, before Ray is started
     with cluster.started_ray(how.address, how.verbose) as dashboard:
         resources = cluster.resolved_resources(sweep.resources)
@@ -234,9 +235,7 @@ def _in_order(trials: Sequence[TrialConfig], folder: Storage) -> Lineup:
 
 def _slot(sweep: Sweep, how: How, resources: Mapping[str, float]) -> Slot | None:
     """What a trial runs on, for the estimate of its time; None where that is elsewhere, or not known."""
-    from raylm import cluster
-
-    if cluster.known_address(how.address) != "local":
+    if how.address != "local":
         return None
     asked, cpus = sweep.resources.gpus, int(resources["cpu"])
     return hardware.slot(Resources(gpus="auto" if asked == "auto" else resources["gpu"], cpus=cpus), sweep.precision)

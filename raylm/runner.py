@@ -77,16 +77,7 @@ def run(sweep: Sweep, *, storage: str | None = None, how: How | None = None, scr
         _announce(sweep, found, left, screen)
         identity = record.identity(folder) or secrets.token_hex(4)
         with Tracking(how.trackers, folder, identity, found.rows, screen.say) as tracked:  # clients load beside this
-            with screen.working("loading torch and transformers"):
-                from raylm.prepare import prepare
-            wanted = _to_prepare(sweep, found, unfinished)
-            prepared = prepare(wanted, found, screen)
-            for (dataset, model), corpus in prepared.corpora.items():
-                sizes = [f"{name} {len(s.tokens):,} tokens, {s.words:,} words" for name, s in corpus.splits()]
-                screen.say(f"{dataset} in {model}'s tokens: {'; '.join(sizes)}")
-            if sweep.search is None:
-                screen.say(_work(unfinished, prepared))
-            _check_disk(unfinished or wanted, left, folder)
+            prepared = _prepared(sweep, found, unfinished, left, screen)
             try:
                 paused = launch(sweep, prepared, found, how, screen, tracked)
             except (WorkError, OSError):
@@ -95,6 +86,25 @@ def run(sweep: Sweep, *, storage: str | None = None, how: How | None = None, scr
         found = results.standing(sweep, folder)
         results.prune(found)
     return _finish(found, screen, retried=how.retry_failed, paused=paused)
+
+
+def _prepared(sweep: Sweep, found: Results, unfinished: list[TrialConfig], left: int, screen: Screen) -> Prepared:
+    """What the trials share, and word of how much there is to train on.
+
+    Raises:
+        UserError: if a model or a dataset cannot be had, or the disk does not hold the checkpoints.
+    """
+    with screen.working("loading torch and transformers"):
+        from raylm.prepare import prepare
+    wanted = _to_prepare(sweep, found, unfinished)
+    prepared = prepare(wanted, found, screen)
+    for (dataset, model), corpus in prepared.corpora.items():
+        sizes = [f"{name} {len(s.tokens):,} tokens, {s.words:,} words" for name, s in corpus.splits()]
+        screen.say(f"{dataset} in {model}'s tokens: {'; '.join(sizes)}")
+    if sweep.search is None:
+        screen.say(_work(unfinished, prepared))
+    _check_disk(unfinished or wanted, left, found.storage)
+    return prepared
 
 
 def _still_to_suggest(sweep: Sweep, found: Results) -> int:

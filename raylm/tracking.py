@@ -89,8 +89,8 @@ class Tracking:
 
     def __exit__(self, *exception: object) -> None:
         """Gives what is on its way some seconds, then ends the processes; where there is nothing, at once."""
-        self.close()
         try:
+            self.close()
             if not self._told:
                 return
             deadline = time.monotonic() + QUIET_SECONDS
