@@ -16,7 +16,7 @@ import psutil
 import pytest
 from conftest import SweepCommand
 from mlflow import MlflowClient
-from oracle import table
+from oracle import table, wait_for
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from wandb_lab import KEY, offline_runs, served
@@ -308,6 +308,19 @@ with Told(Path({str(tmp_path / "small")!r}), NO_WANDB) as told:
     events = EventAccumulator(str(tmp_path / "small" / "tensorboard" / TRIALS[1].run_name))
     events.Reload()
     assert [one.step for one in events.Scalars("loss")] == list(range(1, 31))
+
+
+def test_a_service_that_is_killed_costs_no_trial_and_is_told_of(tmp_path: Path) -> None:
+    with Told(tmp_path / "small", OFFLINE) as told:
+        told.train(1, 15)
+        wait_for(lambda: len(list((tmp_path / "small").glob("wandb/offline-run-*/*.wandb"))) == 2)
+        for process in psutil.Process().children(recursive=True):
+            if process.name() == "wandb-core":
+                process.kill()
+        told.train(16, 30)
+        told.end("done")
+    assert told.slowest < 1
+    assert any(one.startswith("wandb: ") and one.endswith("the last of it may be lost") for one in told.said)
 
 
 def test_a_launch_of_which_nothing_was_told_waits_for_no_tracker(tmp_path: Path) -> None:
