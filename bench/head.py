@@ -13,7 +13,7 @@ import torch
 from race import arguments, machine, race
 from torch import Tensor
 
-from raylm.head import linear_cross_entropy
+from raylm.training.loss import linear_cross_entropy
 
 
 def whole(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:

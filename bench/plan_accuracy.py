@@ -42,15 +42,18 @@ def measure(case: str, steps: int) -> dict[str, object]:
     """Trains a case for some steps in this process."""
     import torch
 
-    import raylm.trainable  # noqa: F401 (its memory is part of a trial's)
-    from raylm import Resources, TrialConfig, data, hardware, models
-    from raylm.memory import Workload
-    from raylm.progress import Step
-    from raylm.train import finetune
+    import raylm.tuning.trainable  # noqa: F401 (its memory is part of a trial's)
+    from raylm import Resources, TrialConfig
+    from raylm.data.corpus import prepare
+    from raylm.planning import throughput
+    from raylm.planning.memory import Workload
+    from raylm.results.progress import Step
+    from raylm.training import models
+    from raylm.training.train import finetune
 
     model, context_length, batch_size, *gib = case.split(":")
     on_gpu = torch.cuda.is_available()
-    slot = hardware.slot(Resources(cpus=os.cpu_count() or 1), "auto")
+    slot = throughput.slot(Resources(cpus=os.cpu_count() or 1), "auto")
     assert slot is not None, "this GPU is not in hardware.CARDS"
     slot = replace(slot, card=replace(slot.card, gib=float(gib[0]))) if gib else slot
     source = models.locate(model, pretrained=False)
@@ -72,7 +75,7 @@ def measure(case: str, steps: int) -> dict[str, object]:
         )
         work = Workload(shape, trial, slot.card.device, slot.precision)
         fit = work.fit(slot.available_bytes)
-        corpus = data.prepare(folder, source.files(), model)
+        corpus = prepare(folder, source.files(), model)
         losses: list[float] = []
         times = [time.perf_counter()]
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 import torch
 import transformers
 
-from raylm.hardware import cpu_name
+from raylm.planning.devices import cpu_name
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:

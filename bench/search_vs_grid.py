@@ -18,8 +18,8 @@ from ray import tune
 from rich.console import Console
 
 from raylm import Sweep, TrialConfig
-from raylm.console import Screen
-from raylm.results import Results, Row
+from raylm.monitor.console import Screen
+from raylm.results.rows import Results, Row
 from raylm.runner import run
 
 LEARNING_RATES = [round(1e-5 * 10 ** (step / 4), 8) for step in range(12)]

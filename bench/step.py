@@ -19,11 +19,11 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.optimization import Adafactor as TransformersAdafactor
 
-from raylm import layers
-from raylm.catalog import MODELS
-from raylm.data import IGNORED
-from raylm.models import summed_loss
-from raylm.optim import Adafactor
+from raylm.config.catalog import MODELS
+from raylm.data.corpus import IGNORED
+from raylm.training import layers
+from raylm.training.loss import summed_loss
+from raylm.training.optim import Adafactor
 
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm", "aten::baddbmm_")
 SMALL = {"n_embd": 256, "n_layer": 4, "n_head": 4}

@@ -65,12 +65,12 @@ def trainer(tokens: int, folder: Path, threads: int) -> Any:
     from transformers import GPT2Config, GPT2LMHeadModel
     from vs_trainer import InOrder, WindowDataset, training_arguments, training_set
 
-    from raylm import TrialConfig, data
-    from raylm.catalog import MODELS
-    from raylm.data import Windows
+    from raylm import TrialConfig
+    from raylm.config.catalog import MODELS
+    from raylm.data.corpus import Windows, prepare
 
     config = TrialConfig(dataset="pydocs", context_length=CONTEXT, batch_size=BATCH, max_train_tokens=tokens)
-    corpus, shape = data.prepare("pydocs", None, "gpt2-nano"), MODELS["gpt2-nano"].shape
+    corpus, shape = prepare("pydocs", None, "gpt2-nano"), MODELS["gpt2-nano"].shape
     validation = Windows(corpus.validation.tokens, CONTEXT, corpus.end_of_text)
 
     def model_init() -> GPT2LMHeadModel:
@@ -176,9 +176,9 @@ def main() -> None:
     if asked.side:
         print(json.dumps(SIDES[asked.side](rates, asked.tokens, asked.folder)))
         return
-    from raylm import data
+    from raylm.data.corpus import prepare
 
-    data.prepare("pydocs", None, "gpt2-nano")
+    prepare("pydocs", None, "gpt2-nano")
     measured = {side: timed(side, asked.trials, asked.tokens) for side in asked.only}
     base = measured[asked.only[0]][0]
     for side, (seconds, losses) in measured.items():

@@ -20,10 +20,11 @@ import torch
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainingArguments
 
-from raylm import TrialConfig, data, models, optim
-from raylm.data import IGNORED, Corpus, Windows
-from raylm.losses import training_windows, validation_loss
-from raylm.train import finetune
+from raylm import TrialConfig
+from raylm.data.corpus import IGNORED, Corpus, Windows, prepare
+from raylm.training import models, optim
+from raylm.training.train import finetune
+from raylm.training.validation import training_windows, validation_loss
 
 
 class WindowDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
@@ -131,7 +132,7 @@ def main() -> None:
         dropout=0.0,
         max_train_tokens=asked.max_train_tokens,
     )
-    corpus = data.prepare(config.dataset, None, config.model)
+    corpus = prepare(config.dataset, None, config.model)
     (ours, our_seconds), (theirs, their_seconds) = by_raylm(config, corpus), by_trainer(config, corpus)
     measured = {
         "raylm_val_loss": ours,

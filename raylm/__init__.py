@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from raylm.config import Resources, Sweep, TrialConfig
+from raylm.config.sweep import Sweep
+from raylm.config.trial import Resources, TrialConfig
 from raylm.errors import SweepError, UserError, WorkError
 
 if TYPE_CHECKING:
-    from raylm.analysis import load_results
+    from raylm.report.analysis import load_results
     from raylm.runner import run
 
 __version__ = "0.1.0"
@@ -26,7 +27,7 @@ __all__ = [
     "run",
 ]
 
-_WHEN_ASKED_FOR = {"load_results": "raylm.analysis", "run": "raylm.runner"}
+_WHEN_ASKED_FOR = {"load_results": "raylm.report.analysis", "run": "raylm.runner"}
 """Names whose modules take more than the standard library."""
 
 

@@ -7,8 +7,9 @@ import enum
 import errno
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 
 class UserError(Exception):
@@ -107,3 +108,12 @@ def unknown(name: str, known: Iterable[str]) -> Problem:
     known = list(known)
     hint = nearest(str(name), known) or f"; expected one of {', '.join(known)}"
     return Problem(str(name), f"is not known{hint}")
+
+
+def plain(value: Any) -> str:
+    """Recorded data as words."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {plain(one)}" for name, one in value.items())
+    if isinstance(value, list):
+        return "; ".join(map(plain, value)) or "–"
+    return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -10,21 +10,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raylm import record, report, results
-from raylm.advice import advice
-from raylm.analysis import SweepResults
-from raylm.config import Sweep, TrialConfig
-from raylm.console import Screen
+from raylm.config.sweep import Sweep
+from raylm.config.trial import TrialConfig
 from raylm.errors import Pause, UserError, WorkError, counted
-from raylm.launch import How, launch
-from raylm.place import first_named, storage_at
-from raylm.plan import plan_trial
-from raylm.results import Results
-from raylm.storage import Folder, Storage
-from raylm.tracking import Tracking
+from raylm.monitor.console import Screen
+from raylm.monitor.trackers.dispatcher import Tracking
+from raylm.planning.plan import plan_trial
+from raylm.report import formats
+from raylm.report.advice import advice
+from raylm.report.analysis import SweepResults
+from raylm.results import folder as results
+from raylm.results import sweep_record
+from raylm.results.open_storage import first_named, storage_at
+from raylm.results.rows import DONE, FAILED, Results
+from raylm.results.storage import Folder, Storage
+from raylm.tuning.launch import How, launch
 
 if TYPE_CHECKING:
-    from raylm.prepare import Prepared
+    from raylm.tuning.prepare import Prepared
 
 
 DEFAULT_STORAGE = "./runs"
@@ -48,7 +51,7 @@ class Outcome:
         """
         if self.paused in (Pause.INTERRUPTED, Pause.DISK_FULL):
             return 130 if self.paused is Pause.INTERRUPTED else 1
-        failed = self.results.count(results.FAILED) or not (self.paused or self.results.count(results.DONE))
+        failed = self.results.count(FAILED) or not (self.paused or self.results.count(DONE))
         return 1 if failed else 0
 
 
@@ -67,7 +70,7 @@ def run(sweep: Sweep, *, storage: str | None = None, how: How | None = None, scr
     how, screen = how or How(), screen or Screen()
     folder = results_folder(sweep, storage)
     found = results.standing(sweep, folder)
-    unfinished = [r.config for r in found.rows if not r.ended or (how.retry_failed and r.status == results.FAILED)]
+    unfinished = [r.config for r in found.rows if not r.ended or (how.retry_failed and r.status == FAILED)]
     left = len(unfinished) + _still_to_suggest(sweep, found)
     if not left:
         _record_anew(sweep, found)
@@ -75,7 +78,7 @@ def run(sweep: Sweep, *, storage: str | None = None, how: How | None = None, scr
     folder.make()
     with folder.held():
         _announce(sweep, found, left, screen)
-        identity = record.identity(folder) or secrets.token_hex(4)
+        identity = sweep_record.identity(folder) or secrets.token_hex(4)
         with Tracking(how.trackers, folder, identity, found.rows, screen.say) as tracked:  # clients load beside this
             prepared = _prepared(sweep, found, unfinished, left, screen)
             try:
@@ -95,7 +98,7 @@ def _prepared(sweep: Sweep, found: Results, unfinished: list[TrialConfig], left:
         UserError: if a model or a dataset cannot be had, or the disk does not hold the checkpoints.
     """
     with screen.working("loading torch and transformers"):
-        from raylm.prepare import prepare
+        from raylm.tuning.prepare import prepare
     wanted = _to_prepare(sweep, found, unfinished)
     prepared = prepare(wanted, found, screen)
     for (dataset, model), corpus in prepared.corpora.items():
@@ -109,16 +112,16 @@ def _prepared(sweep: Sweep, found: Results, unfinished: list[TrialConfig], left:
 
 def _still_to_suggest(sweep: Sweep, found: Results) -> int:
     """How many trials a search has not suggested yet."""
-    known = record.read(found.storage) if sweep.num_samples else None
+    known = sweep_record.read(found.storage) if sweep.num_samples else None
     return 0 if sweep.num_samples is None or (known and known.exhausted) else sweep.num_samples - len(found.rows)
 
 
 def _record_anew(sweep: Sweep, found: Results) -> None:
     """Writes down what the sweep's rows are now, if fewer or in another order than before."""
-    known = record.read(found.storage)
+    known = sweep_record.read(found.storage)
     trials = [row.config for row in found.rows]
     if known is not None and sweep.search is None and known.trials != trials:
-        record.write(found.storage, replace(known, trials=trials))
+        sweep_record.write(found.storage, replace(known, trials=trials))
 
 
 def _announce(sweep: Sweep, found: Results, left: int, screen: Screen) -> None:
@@ -135,7 +138,7 @@ def _to_prepare(sweep: Sweep, found: Results, unfinished: list[TrialConfig]) -> 
     """The trials to be run, those that they are compared with, and what stands for those that a search may suggest."""
     if sweep.search is None:
         return unfinished if sweep.scheduler != "asha" else [row.config for row in found.rows]
-    from raylm import search
+    from raylm.tuning import search
 
     return [*[row.config for row in found.rows], *search.possible(sweep)]
 
@@ -154,19 +157,19 @@ def results_folder(sweep: Sweep, place: str | None) -> Storage:
 def _finish(found: Results, screen: Screen, *, retried: bool, paused: Pause | None = None) -> Outcome:
     """Shows the table, and writes the results' files where the rows have changed."""
     screen.table(found)
-    screen.say(report.summary(found))
+    screen.say(formats.summary(found))
     for text in advice(found):
         screen.say(f"next: {text}")
-    if report.write(found) or "report.html" not in found.storage.entries(deep=False):
+    if formats.write(found) or "report.html" not in found.storage.entries(deep=False):
         with screen.working("drawing the report"):
-            from raylm import page
+            from raylm.report import html
 
-            page.write(found)
-    for place in report.places(found):
+            html.write(found)
+    for place in formats.places(found):
         screen.say(place)
     if paused:
         screen.say(f"{paused}: the same command goes on from here")
-    elif found.count(results.FAILED) and not retried:
+    elif found.count(FAILED) and not retried:
         screen.say("--retry-failed begins the failed rows again")
     return Outcome(SweepResults.of(found), paused)
 

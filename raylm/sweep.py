@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from raylm.cli_sweeps import run
+from raylm.cli.sweeps import run
 
 if __name__ == "__main__":
     app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)

@@ -19,10 +19,10 @@ import pyarrow.parquet
 import pytest
 
 from raylm import load_results
-from raylm.analysis import SweepResults
+from raylm.report.analysis import SweepResults
 
 if TYPE_CHECKING:
-    from raylm.data import Corpus
+    from raylm.data.corpus import Corpus
 
 HUB = Path(__file__).resolve().parents[2] / "shared" / "hub"
 
@@ -53,7 +53,7 @@ def small_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def corpus(small_text: Path) -> Corpus:
     """The same in tokens of `gpt2-nano`. Not to be changed."""
-    from raylm import data
+    from raylm.data import corpus as data
 
     return data.prepare(str(small_text), None, "gpt2-nano")
 
@@ -62,9 +62,12 @@ def corpus(small_text: Path) -> Corpus:
 def _trained_once(small_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
-    from raylm import Sweep, data, models, record
-    from raylm.storage import Folder
-    from raylm.train import finetune
+    from raylm import Sweep
+    from raylm.data import corpus as data
+    from raylm.results import sweep_record
+    from raylm.results.storage import Folder
+    from raylm.training import models
+    from raylm.training.train import finetune
 
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("trained") / "s"
@@ -78,7 +81,7 @@ def _trained_once(small_text: Path, tmp_path_factory: pytest.TempPathFactory) ->
     last.save(checkpoint)
     used = {"dataset": str(small_text), "model": "gpt2-nano", "fingerprint": corpus.fingerprint}
     launch = {"number": 1, "precision": "float32", "data": [used], "models": []}
-    record.write(Folder(folder), record.Record("s", sweep.trials(), launches=[launch]))
+    sweep_record.write(Folder(folder), sweep_record.Record("s", sweep.trials(), launches=[launch]))
     return folder
 
 

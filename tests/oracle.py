@@ -12,10 +12,10 @@ from pathlib import Path
 
 import psutil
 
-from raylm import results
-from raylm.config import TrialConfig
-from raylm.manifest import verify
-from raylm.storage import Folder
+from raylm.config.trial import TrialConfig
+from raylm.results.folder import newest_verified
+from raylm.results.manifest import verify
+from raylm.results.storage import Folder
 
 
 def table(folder: Path) -> dict[str, dict[str, str]]:
@@ -36,7 +36,7 @@ def best_weights(folder: Path) -> dict[str, str]:
 
 def newest(folder: Path, trial: TrialConfig) -> Path | None:
     """The checkpoint in a results folder that a trial would go on from."""
-    with results.newest_verified(Folder(folder), trial) as checkpoint:
+    with newest_verified(Folder(folder), trial) as checkpoint:
         return checkpoint
 
 

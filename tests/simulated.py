@@ -7,10 +7,10 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from raylm.config import TrialConfig
-from raylm.lineup import Lineup, Propose
-from raylm.progress import Measured, Progress
-from raylm.results import DIVERGED, DONE, FAILED, INTERRUPTED, MISSING, STOPPED, Row, SavedCheckpoint
+from raylm.config.trial import TrialConfig
+from raylm.results.progress import Measured, Progress
+from raylm.results.rows import DIVERGED, DONE, FAILED, INTERRUPTED, MISSING, STOPPED, Row, SavedCheckpoint
+from raylm.tuning.trial_queue import Lineup, Propose
 
 EVALUATIONS = 3
 TOKENS = 300

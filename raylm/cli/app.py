@@ -1,0 +1,46 @@
+"""The command `raylm`: its verbs, one by one in the order of its help."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from raylm import __version__
+from raylm.cli.results import evaluate, export, generate, report
+from raylm.cli.sweeps import cp, doctor, ls, plan, run
+from raylm.cli.watch import dashboard, logs, status
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"raylm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    """Ray Tune sweeps that fine-tune GPT-2 and end in one table.
+
+    raylm ls
+
+    raylm cp quickstart my_sweep.py
+
+    raylm plan my_sweep.py
+
+    raylm run my_sweep.py
+
+    raylm report runs/quickstart
+    """
+
+
+for command in (ls, cp, plan, run, status, logs, dashboard, report, evaluate, generate, export, doctor):
+    app.command()(command)

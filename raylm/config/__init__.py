@@ -1,0 +1,1 @@
+"""What a user writes: sweeps, trials, search spaces, sweep files, and the validation of all of them."""

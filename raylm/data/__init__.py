@@ -1,0 +1,1 @@
+"""Text to tokens: the Hugging Face Hub, text sources, tokenizers, the tokenized corpus and its cache."""

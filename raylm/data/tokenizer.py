@@ -1,0 +1,91 @@
+"""The tokenizer of a model: loaded from the model's files and checked, or trained on the corpus at hand."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from raylm.config.catalog import NANO_VOCABULARY
+from raylm.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+END_OF_TEXT = "<|endoftext|>"
+TRAIN_CHARACTERS = 20_000_000
+"""A byte-level BPE is trained on so much of the train split at most; more changes its merges no longer."""
+
+
+def load(folder: Path, what: str) -> PreTrainedTokenizerBase:
+    """The tokenizer in a model's folder.
+
+    Raises:
+        UserError: if there is none, or none with an end-of-text token. (Where tokenizer files are missing,
+            transformers gives a generic tokenizer without a word.)
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise UserError(f"model {what}: its tokenizer cannot be loaded: {first_line}") from error
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"model {what}: its tokenizer has no end-of-text token; expected one in tokenizer_config.json")
+    return tokenizer
+
+
+def train(pieces: Iterable[str]) -> PreTrainedTokenizerBase:
+    """A byte-level BPE of 4,096 (fewer on a tiny corpus), as GPT-2's is made, trained on these texts."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(
+        _first(pieces, TRAIN_CHARACTERS),
+        vocab_size=NANO_VOCABULARY,
+        special_tokens=[END_OF_TEXT],
+        show_progress=False,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        file = str(Path(folder, "tokenizer.json"))
+        bpe.save(file)
+        return PreTrainedTokenizerFast(
+            tokenizer_file=file, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, unk_token=END_OF_TEXT
+        )
+
+
+def _first(pieces: Iterable[str], characters: int) -> Iterator[str]:
+    for piece in pieces:
+        if characters <= 0:
+            return
+        yield piece[:characters]
+        characters -= len(piece)
+
+
+def files(tokenizer: PreTrainedTokenizerBase) -> dict[str, bytes]:
+    """The files that `save_pretrained` writes, by name: small enough to travel with the tokens."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir()) if path.is_file()}
+
+
+def fingerprint(tokenizer_files: dict[str, bytes]) -> str:
+    """Tokenizers with the same fingerprint give the same tokens."""
+    digest = hashlib.sha256()
+    for name, content in sorted(tokenizer_files.items()):
+        digest.update(f"{name}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, pieces: list[str]) -> list[list[int]]:
+    """Token ids of each piece, without special tokens, on all cores."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    encoded = tokenizer(pieces, add_special_tokens=False, return_attention_mask=False, verbose=False)
+    ids: list[list[int]] = encoded["input_ids"]
+    return ids

@@ -1,0 +1,1 @@
+"""What is seen while a sweep runs: console, progress, heartbeat, dashboard and experiment trackers."""

@@ -1,0 +1,216 @@
+"""The model card of an exported row: what it is, its losses with their dataset, its licence, how to make it again."""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from raylm.config.catalog import DATASETS, MODELS, NANO
+from raylm.config.sweep_file import sweep_file as write_sweep_file
+from raylm.config.trial import TrialConfig
+from raylm.errors import plain
+from raylm.report import formats
+from raylm.report.reference import load_reference
+from raylm.report.table import build
+from raylm.results import sweep_record
+from raylm.results.folder import launch_number
+from raylm.results.rows import DONE, Results, Row
+
+SWEEP_FILE = "sweep.py"
+HUB = "https://huggingface.co"
+UNKNOWN = "unknown"
+"""The hub's word for a licence that nobody has named."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model or a dataset is from."""
+
+    name: str
+    """As the card names it: of a local path its last part, which tells nothing of the machine."""
+    hub_id: str | None
+    """Its repository on the hub; None: it has none."""
+    revision: str | None
+    """Its commit, or a hash of what is local; None where no launch has recorded it."""
+    part: str | None = None
+    """Of a dataset's repository, the configuration."""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a row was made of and with."""
+
+    model: Origin
+    dataset: Origin
+    launch: Mapping[str, Any]
+    """The launch that its best epoch is of, as sweep.json has it; empty where that is lost."""
+
+
+def provenance(results: Results, row: Row) -> Provenance:
+    """What a row was made of and with, by the record of the launch that its best epoch is of."""
+    number = launch_number(row.best.folder.split("/")[0]) if row.best else None
+    launch = next((one for one in sweep_record.launches(results.storage) if one.get("number") == number), {})
+    return Provenance(_model(row.config, launch), _dataset(row.config, launch), launch)
+
+
+def _model(config: TrialConfig, launch: Mapping[str, Any]) -> Origin:
+    revision = _recorded(launch, "models", model=config.model, pretrained=config.pretrained).get("revision")
+    if config.model in MODELS:
+        return Origin(config.model, MODELS[config.model].hub_id, revision)
+    if _is_commit(revision):
+        return Origin(config.model, config.model, revision)
+    return Origin(_last_part(config.model), None, revision)
+
+
+def _dataset(config: TrialConfig, launch: Mapping[str, Any]) -> Origin:
+    revision = _recorded(launch, "data", dataset=config.dataset, model=config.model).get("revision")
+    if config.dataset in DATASETS:
+        return Origin(config.dataset, DATASETS[config.dataset].hub_id, revision, DATASETS[config.dataset].config)
+    if _is_commit(revision):
+        hub_id, _, part = config.dataset.partition(":")
+        return Origin(config.dataset, hub_id, revision, part or None)
+    return Origin(_last_part(config.dataset), None, revision)
+
+
+def _recorded(launch: Mapping[str, Any], what: str, **named: Any) -> Mapping[str, Any]:
+    """What a launch has recorded of a model or a dataset."""
+    found = (one for one in launch.get(what, []) if all(one.get(name) == value for name, value in named.items()))
+    return next(found, {})
+
+
+def _is_commit(revision: str | None) -> bool:
+    """Whether it is a commit on the hub; what is local has a longer hash."""
+    return re.fullmatch("[0-9a-f]{40}", revision or "") is not None
+
+
+def _last_part(path: str) -> str:
+    return path.rstrip("/").rsplit("/", 1)[-1] or path
+
+
+def sweep_file(row: Row, made: Provenance, name: str) -> str:
+    """Python that makes the row again; what is local is named by its last part, as if it lay beside."""
+    config = TrialConfig.recorded({**row.config.as_dict(), "model": made.model.name, "dataset": made.dataset.name})
+    return write_sweep_file(name, [config], made.launch) + "\n"
+
+
+def text(results: Results, row: Row, made: Provenance, licence: str | None) -> str:
+    """The card of a row that has a best epoch.
+
+    Args:
+        licence: of the weights, in the hub's words; None: it is not known.
+    """
+    assert row.measured is not None
+    config, measured = row.config, row.measured
+    name, model, dataset = config.run_name, _linked(made.model), _linked(made.dataset, "datasets/")
+    status = "" if row.status == DONE else f", {row.status}"
+    begun = f"{model} fine-tuned" if config.pretrained and config.model != NANO else f"{model}, from random weights,"
+    local = [f"`{one.name}`" for one in (made.model, made.dataset) if _is_local(one)]
+    beside = f"{' and '.join(local)} stands for what is local and not here: put it beside the file." if local else ""
+    paragraphs = [
+        f"---\n{_front_matter(row, made, licence)}\n---",
+        f"# {name}",
+        f"{begun} on {dataset}: epoch {measured.epoch} of {config.epochs}, that with the lowest val loss{status}.",
+        _table(results, row, made),
+        "Losses are in nats: train and val loss per token, adj val loss per word of the original text. "
+        f"Perplexity per token: {_perplexity(measured.val_loss):.2f}.",
+        "## Settings",
+        _rows({**config.as_dict(), "model": made.model.name, "dataset": made.dataset.name}),
+        "## Making it again",
+        f"```sh\nraylm run {SWEEP_FILE}\n```",
+        f"with raylm and `{SWEEP_FILE}`:",
+        f"```python\n{sweep_file(row, made, results.storage.name)}```",
+        beside,
+        "What it was made with:",
+        _rows(_made_with(made)),
+        "## Licence",
+        f"{_licence(row, made, licence)} The data has a licence of its own: {dataset}.",
+    ]
+    return "\n\n".join(paragraph for paragraph in paragraphs if paragraph) + "\n"
+
+
+def _perplexity(nll: float) -> float:
+    """Infinite where a float does not hold it."""
+    return math.exp(nll) if nll < math.log(sys.float_info.max) else math.inf
+
+
+def _front_matter(row: Row, made: Provenance, licence: str | None) -> str:
+    """What the hub reads of the card."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    assert row.measured is not None
+    losses = row.measured
+    values = [
+        ("loss", "val loss (nats per token)", losses.val_loss),
+        ("loss", "adj val loss (nats per word)", losses.adj_val_loss),
+        ("perplexity", "perplexity per token", _perplexity(losses.val_loss)),
+    ]
+    found = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=made.dataset.hub_id or made.dataset.name,
+            dataset_name=made.dataset.name,
+            dataset_config=made.dataset.part,
+            dataset_split="validation",
+            dataset_revision=made.dataset.revision if made.dataset.hub_id else None,
+            metric_type=kind,
+            metric_name=name,
+            metric_value=value,
+        )
+        for kind, name, value in values
+        if math.isfinite(value)
+    ]
+    told = ModelCardData(
+        base_model=made.model.hub_id if row.config.pretrained else None,
+        datasets=[made.dataset.hub_id] if made.dataset.hub_id else None,
+        eval_results=found,
+        library_name="transformers",
+        license=licence or UNKNOWN,
+        model_name=row.config.run_name,
+        pipeline_tag="text-generation",
+        tags=["raylm"],
+    )
+    return str(told.to_yaml())
+
+
+def _table(results: Results, row: Row, made: Provenance) -> str:
+    """The row of the table, beside the reference where that has it."""
+    built = build(Results(results.storage, [row]), load_reference())
+    names = {row.config.dataset: made.dataset.name, row.config.model: made.model.name}
+    line = [names.get(cell, cell) for cell in built.lines[0]]
+    return formats.markdown_rows([built.headings, ["---"] * len(line), line])
+
+
+def _made_with(made: Provenance) -> dict[str, str]:
+    launch = made.launch
+    told = {
+        "versions": launch.get("versions"),
+        "git commit": launch.get("git_commit"),
+        "precision": launch.get("precision"),
+        "hardware": launch.get("hardware", {}).get("trials_on"),
+        "revision of the model": made.model.revision,
+        "revision of the data": made.dataset.revision,
+    }
+    return {name: plain(value) for name, value in told.items() if value is not None}
+
+
+def _licence(row: Row, made: Provenance, licence: str | None) -> str:
+    weights = f"Of these weights: {licence or 'not known; whoever passes them on has to say it'}."
+    return weights + (
+        f" They were fine-tuned from {_linked(made.model)}." if row.config.pretrained and made.model.hub_id else ""
+    )
+
+
+def _linked(origin: Origin, kind: str = "") -> str:
+    return f"[{origin.hub_id}]({HUB}/{kind}{origin.hub_id})" if origin.hub_id else origin.name
+
+
+def _is_local(origin: Origin) -> bool:
+    return origin.hub_id is None and origin.name not in {**MODELS, **DATASETS}
+
+
+def _rows(cells: Mapping[str, object]) -> str:
+    return formats.markdown_rows([("what", "value"), ("---", "---"), *((k, str(v)) for k, v in cells.items())])

@@ -1,0 +1,1 @@
+"""The results folder: storage backends, sweep record, checkpoints' manifests, rows and logs."""

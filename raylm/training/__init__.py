@@ -1,0 +1,1 @@
+"""The training loop and everything that computes: models, loss, optimizers, checkpoints, evaluation."""

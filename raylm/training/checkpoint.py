@@ -1,0 +1,120 @@
+"""A trial's checkpoint: a Hugging Face folder with a model card, what resuming needs, and a manifest written last.
+
+No pickle: tensors are in safetensors, all else is in the manifest's JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from raylm.config.trial import TrialConfig
+from raylm.errors import WorkError
+from raylm.results import manifest
+from raylm.results.progress import Progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def save(
+    folder: Path,
+    config: TrialConfig,
+    model: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    tokenizer_files: Mapping[str, bytes],
+    progress: Progress,
+) -> None:
+    """Writes a checkpoint into an empty folder."""
+    model.save_pretrained(folder)
+    for name, content in tokenizer_files.items():
+        (folder / name).write_bytes(content)
+    save_file(_optimizer_tensors(optimizer), folder / manifest.OPTIMIZER)
+    (folder / "README.md").write_text(_model_card(config, progress), encoding="utf-8")
+    manifest.write(folder, {"trial_id": config.id, "config": config.as_dict(), "progress": progress.as_dict()})
+
+
+def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
+    """Gives a fresh optimizer the state that `save` wrote."""
+    tensors = load_file(folder / manifest.OPTIMIZER)
+    for number, parameter in enumerate(_parameters(optimizer)):
+        state = optimizer.state[parameter]
+        for key in [key for key in tensors if key.startswith(f"{number}.")]:
+            _, name, kind = key.split(".")
+            value = tensors[key]
+            if kind == "int":
+                state[name] = int(value.item())
+            else:  # AdamW keeps its step count on the CPU
+                state[name] = value if value.dim() == 0 else value.to(parameter.device)
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state under `parameter.name.kind`, kind `int` or `tensor`."""
+    tensors = {}
+    for number, parameter in enumerate(_parameters(optimizer)):
+        for name, value in optimizer.state[parameter].items():
+            if isinstance(value, Tensor):
+                tensors[f"{number}.{name}.tensor"] = value.detach().contiguous().cpu()
+            else:
+                tensors[f"{number}.{name}.int"] = torch.tensor(int(value))
+    return tensors
+
+
+def _model_card(config: TrialConfig, progress: Progress) -> str:
+    last = progress.evaluations[-1] if progress.evaluations else None
+    after = f"after epoch {last.epoch} of {config.epochs}" if last and last.step == progress.step else "on its way"
+    measures = {"optimizer steps": f"{progress.step:,} of {progress.total_steps:,}"}
+    if last and last.step == progress.step:
+        measures = {
+            "train loss (nats per token)": f"{last.train_loss:.4f}",
+            "val loss (nats per token)": f"{last.val_loss:.4f}",
+            "adj val loss (nats per word)": f"{last.adj_val_loss:.4f}",
+            **measures,
+        }
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [raylm]
+---
+
+# {config.run_name}
+
+{config.model} {after} on {config.dataset}, trained by raylm.
+
+| measure | value |
+| --- | --- |
+{_lines(measures)}
+
+| setting | value |
+| --- | --- |
+{_lines(config.as_dict())}
+"""
+
+
+def _lines(cells: Mapping[str, object]) -> str:
+    return "\n".join(f"| {name} | {value} |" for name, value in cells.items())
+
+
+def load_progress(folder: Path, config: TrialConfig, total_steps: int) -> Progress:
+    """How far a trial of so many steps was when it was saved.
+
+    Raises:
+        WorkError: if this is no checkpoint of such a trial.
+    """
+    content = manifest.verify(folder)
+    if content is None or content["trial_id"] != config.id:
+        raise WorkError(f"{folder} is no checkpoint of trial {config.run_name}")
+    progress = Progress.from_dict(content["progress"])
+    if progress.total_steps != total_steps:
+        was, now = progress.total_steps, total_steps
+        raise WorkError(f"{folder} is of a trial of {was:,} steps, not {now:,}: its data changed since")
+    return progress

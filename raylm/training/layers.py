@@ -1,0 +1,144 @@
+"""Layers of transformers' GPT-2 in a faster form: the same functions, in place of its own in a model that is loaded.
+
+B is the batch, H the heads, T the context length, D the width of a head; b is B * H, q a block of queries, k the keys
+that they see.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+QUERY_ROWS = 128
+"""Queries at a time: the positions that none of them sees are left out."""
+DRAWS = 2**16
+"""A position is dropped if one of so many equally likely numbers is small: two bytes of chance each."""
+
+
+def refit(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with layers from here. Its configuration stays, so that a checkpoint is what it was."""
+    from transformers import AttentionInterface
+    from transformers.activations import NewGELUActivation
+
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation):  # eight operations, which keep 48 bytes more in float32
+                setattr(module, name, nn.GELU(approximate="tanh"))
+            elif type(child) is nn.Dropout:
+                setattr(module, name, Dropout(child.p))
+    if model.config.model_type == "gpt2":
+        AttentionInterface.register("raylm", attention)
+        model.config._attn_implementation = "raylm"
+    return model
+
+
+def can_compile(model: PreTrainedModel) -> bool:
+    """Whether a model's blocks can be compiled for a GPU: it takes Triton, and Triton takes a C compiler."""
+    tools = importlib.util.find_spec("triton") and any(map(shutil.which, ("gcc", "clang", "cc")))
+    return model.config.model_type == "gpt2" and bool(tools)
+
+
+def compile_blocks(model: PreTrainedModel) -> None:
+    """Fuses what a block of GPT-2 does, once for all blocks: inductor's cache on disk keeps it for other processes."""
+    for block in model.base_model.h:
+        block.compile()
+
+
+class Dropout(nn.Dropout):
+    """Dropout whose chance costs a CPU a seventh of torch's: that draws 64 bits for each position, one at a time."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Drops in training."""
+        if not self.training or self.p == 0 or not hidden.is_cpu:
+            return super().forward(hidden)
+        return (hidden * _kept(hidden.shape, self.p)).mul_(_scale(self.p))
+
+
+def _kept(shape: torch.Size | tuple[int, ...], p: float) -> Tensor:
+    """1 where a position is kept and 0 where not, from torch's generator: the same for any number of threads."""
+    chance = torch.empty(-(-torch.Size(shape).numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    numbers = chance.view(torch.int16)[: torch.Size(shape).numel()].view(shape)
+    return (numbers >= _dropped(p) - DRAWS // 2).view(torch.uint8)  # which turns into floats faster than booleans do
+
+
+def _dropped(p: float) -> int:
+    """Of all numbers, how many drop a position."""
+    return min(round(p * DRAWS), DRAWS - 1)
+
+
+def _scale(p: float) -> float:
+    return DRAWS / (DRAWS - _dropped(p))
+
+
+def attention(
+    module: nn.Module,
+    query_BHTD: Tensor,
+    key_BHTD: Tensor,
+    value_BHTD: Tensor,
+    attention_mask: None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention for `transformers.AttentionInterface`: torch's, but for that with dropout on a CPU.
+
+    Returns:
+        What is attended to (B, T, H, D), and no weights.
+    """
+    if dropout == 0 or not query_BHTD.is_cpu:
+        mixed_BHTD = nn.functional.scaled_dot_product_attention(
+            query_BHTD, key_BHTD, value_BHTD, dropout_p=dropout, is_causal=True, scale=scaling
+        )
+    else:
+        heads = [tensor.flatten(0, 1) for tensor in (query_BHTD, key_BHTD, value_BHTD)]
+        mixed_bTD = _AttentionWithDropout.apply(*heads, scaling, dropout)  # type: ignore[no-untyped-call]
+        mixed_BHTD = cast(Tensor, mixed_bTD).view(query_BHTD.shape)
+    return mixed_BHTD.transpose(1, 2), None
+
+
+class _AttentionWithDropout(torch.autograd.Function):
+    """Query blocks against the keys up to their last one; weights and which of them are kept stay for the backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query_bTD: Tensor, key_bTD: Tensor, value_bTD: Tensor, scaling: float, dropout: float
+    ) -> Tensor:
+        length = query_bTD.shape[1]
+        bias_TT = query_bTD.new_full((length, length), -torch.inf).triu_(1)
+        mixed_bTD = torch.empty_like(value_bTD)
+        weights, kept = [], []
+        for start in range(0, length, QUERY_ROWS):
+            rows, end = slice(start, start + QUERY_ROWS), min(start + QUERY_ROWS, length)
+            keys_bDk = key_bTD[:, :end].transpose(1, 2)
+            scores_bqk = torch.baddbmm(bias_TT[rows, :end], query_bTD[:, rows], keys_bDk, alpha=scaling)
+            weights.append(scores_bqk.softmax(dim=-1))
+            kept.append(_kept(scores_bqk.shape, dropout))
+            mixed_bTD[:, rows] = torch.bmm(weights[-1] * kept[-1], value_bTD[:, :end])
+        ctx.save_for_backward(query_bTD, key_bTD, value_bTD, *weights, *kept)
+        ctx.scaling, ctx.scale = scaling, _scale(dropout)
+        return mixed_bTD.mul_(ctx.scale)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        query_bTD, key_bTD, value_bTD, *blocks = ctx.saved_tensors
+        weights, kept = blocks[: len(blocks) // 2], blocks[len(blocks) // 2 :]
+        grad_bTD = grad_outputs[0] * ctx.scale
+        grad_query_bTD = torch.empty_like(query_bTD)
+        grad_key_bTD, grad_value_bTD = torch.zeros_like(key_bTD), torch.zeros_like(value_bTD)
+        for number, (weights_bqk, kept_bqk) in enumerate(zip(weights, kept, strict=True)):
+            rows, end = slice(number * QUERY_ROWS, (number + 1) * QUERY_ROWS), weights_bqk.shape[-1]
+            grad_bqD = grad_bTD[:, rows]
+            grad_value_bTD[:, :end].baddbmm_((weights_bqk * kept_bqk).transpose(1, 2), grad_bqD)
+            grad_weights_bqk = torch.bmm(grad_bqD, value_bTD[:, :end].transpose(1, 2)).mul_(kept_bqk)
+            grad_scores_bqk = torch._softmax_backward_data(grad_weights_bqk, weights_bqk, -1, weights_bqk.dtype)
+            grad_query_bTD[:, rows] = torch.bmm(grad_scores_bqk, key_bTD[:, :end])
+            grad_key_bTD[:, :end].baddbmm_(grad_scores_bqk.transpose(1, 2), query_bTD[:, rows])
+        return grad_query_bTD.mul_(ctx.scaling), grad_key_bTD.mul_(ctx.scaling), grad_value_bTD, None, None

@@ -1,0 +1,201 @@
+"""The models: found, loaded or made at random, and the loss of a window.
+
+B is the batch, T the context length, D the model's width, V its vocabulary.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from raylm.config.catalog import MODELS, NANO, Shape, positions
+from raylm.data import hub
+from raylm.errors import UserError
+from raylm.files import sha256
+from raylm.training import layers
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model, found: what loading it needs on any node, without asking the hub what is current."""
+
+    name: str
+    """As the sweep names it."""
+    folder: str | None
+    """Its files on the machine that found it; None for `gpt2-nano`, which has none."""
+    weights: bool
+    """Whether its weights are loaded; else they are random."""
+    hub_id: str | None = None
+    revision: str | None = None
+    """Its commit on the hub, or the sha256 over a local folder's files."""
+
+    def files(self) -> Path | None:
+        """The model's files on this machine, fetched where they are missing."""
+        if self.folder is None or Path(self.folder).is_dir() or self.hub_id is None or self.revision is None:
+            return None if self.folder is None else Path(self.folder)
+        return hub.snapshot(self.hub_id, self.revision, weights=self.weights)
+
+
+def locate(name: str, *, pretrained: bool) -> ModelSource:
+    """Finds a model and fetches its files.
+
+    Raises:
+        UserError: if it cannot be had, or has no safetensors weights where they are asked for.
+    """
+    if name == NANO:
+        return ModelSource(name, None, weights=False)
+    hub_id = None
+    if name not in MODELS and Path(name, "config.json").is_file():
+        folder = Path(name).resolve()
+        revision = _digest(hub.model_files(folder, weights=pretrained))
+    else:
+        hub_id = MODELS[name].hub_id or name if name in MODELS else name
+        revision = hub.current_commit(hub_id, "model")
+        folder = hub.snapshot(hub_id, revision, weights=pretrained)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"model {name}: has no config.json; expected a model of transformers")
+    if pretrained and not _safetensors(folder):
+        raise UserError(
+            f"model {name}: has no weights in safetensors, the only format that raylm loads; "
+            "pretrained=False takes its architecture with random weights"
+        )
+    return ModelSource(name, str(folder), pretrained, hub_id, revision)
+
+
+def _digest(files: Sequence[Path]) -> str:
+    """A sha256 over files, their names and their contents."""
+    together = hashlib.sha256()
+    for path in files:
+        together.update(f"{path.name} {sha256(path)} ".encode())
+    return together.hexdigest()
+
+
+def _safetensors(folder: Path) -> bool:
+    """Whether a folder has weights in safetensors and names no other file for them."""
+    index = folder / "model.safetensors.index.json"
+    try:
+        named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values() if index.exists() else []
+        apart = any("/" in name or "\\" in name or not name.endswith(".safetensors") for name in named)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return False
+    return not apart and any(folder.glob("*.safetensors"))
+
+
+def shape(source: ModelSource) -> Shape | None:
+    """The shape behind a model's costs; None where its config.json does not tell it."""
+    files = source.files()
+    return MODELS[NANO].shape if files is None else Shape.of(json.loads((files / "config.json").read_text()))
+
+
+def longest_context(model: PreTrainedModel) -> int | None:
+    """The longest context that a model takes, in tokens, if its configuration tells."""
+    return positions(model.config.to_dict())
+
+
+def load(source: ModelSource, *, vocabulary: int, dropout: float | None, seed: int) -> PreTrainedModel:
+    """The model in float32, with its weights or with random ones that follow from the seed.
+
+    Raises:
+        UserError: if it is no causal language model, needs code of its own, its vocabulary is smaller than the
+            tokenizer's, or any of its tensors is missing or has another shape than its config.json says.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = _config(source, vocabulary)
+    _set_dropout(config, dropout, source.name)
+    folder = source.files()
+    if source.weights and folder is not None:
+        return load_weights(folder, source.name, config)
+    torch.manual_seed(seed)
+    try:
+        return layers.refit(AutoModelForCausalLM.from_config(config, dtype=torch.float32))
+    except ValueError as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise UserError(f"model {source.name}: is no causal language model: {first_line}") from error
+
+
+def load_weights(folder: Path, name: str, config: PretrainedConfig | None = None) -> PreTrainedModel:
+    """A model with the weights of a folder: each tensor there, each of its shape."""
+    import transformers
+    from transformers import AutoModelForCausalLM
+
+    transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()  # what it would warn of is an error here
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
+        )
+    except Exception as error:  # safetensors, transformers and torch each raise their own
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"model {name}: its weights cannot be loaded: {first_line}") from error
+    wrong = [f"{key} is missing" for key in sorted(report["missing_keys"])]
+    wrong += [f"{key} is {tuple(is_)}, not {tuple(must)}" for key, is_, must in sorted(report["mismatched_keys"])]
+    if wrong:
+        more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise UserError(f"model {name}: its weights do not fit its config.json: {', '.join(wrong[:3])}{more}")
+    return layers.refit(model)
+
+
+def _config(source: ModelSource, vocabulary: int) -> PretrainedConfig:
+    from transformers import AutoConfig, GPT2Config
+
+    if source.folder is None:
+        nano = MODELS[NANO].shape
+        return GPT2Config(
+            vocab_size=vocabulary,
+            n_positions=nano.positions,
+            n_embd=nano.width,
+            n_layer=nano.layers,
+            n_head=nano.heads,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(source.files(), trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise UserError(f"model {source.name}: its config.json cannot be used: {first_line}") from error
+    if config.vocab_size < vocabulary:
+        raise UserError(
+            f"model {source.name}: its tokenizer has {vocabulary:,} tokens, the model only {config.vocab_size:,}"
+        )
+    return config
+
+
+def _set_dropout(config: PretrainedConfig, dropout: float | None, name: str) -> None:
+    if dropout is None:
+        return
+    settings = [key for key in config.to_dict() if key.endswith(("pdrop", "dropout"))]
+    if not settings:
+        raise UserError(f"model {name}: has no dropout in its config.json; leave dropout at None")
+    for setting in settings:
+        setattr(config, setting, dropout)
+
+
+def recompute_activations(model: PreTrainedModel) -> None:
+    """Has each block keep its input alone and run again in the backward pass, with the same dropout."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    for block in model.modules():
+        if isinstance(block, GradientCheckpointingLayer):
+            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)

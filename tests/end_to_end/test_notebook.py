@@ -1,0 +1,43 @@
+"""The notebook of the docs runs as it stands, and what it shows there is what it gives.
+
+Its outputs are those of `jupyter execute --inplace docs/notebook.ipynb`, but for what libraries said on standard error.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOK = Path(__file__).resolve().parents[2] / "docs" / "notebook.ipynb"
+
+
+def shown(notebook: Any) -> list[list[str]]:
+    """Of each cell, the kinds of what it gives in the end."""
+    outputs = [cell.get("outputs", []) for cell in notebook.cells]
+    return [
+        [kind for one in cell if one.output_type == "execute_result" for kind in sorted(one.data)] for cell in outputs
+    ]
+
+
+def plain(notebook: Any, number: int) -> str:
+    """What a cell of code gives, as text."""
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    return next(str(one.data["text/plain"]) for one in cells[number].outputs if one.output_type == "execute_result")
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_and_shows_what_it_says(tmp_path: Path, ray_place: Path) -> None:
+    kept = nbformat.read(NOTEBOOK, 4)
+    run = nbformat.read(NOTEBOOK, 4)
+    NotebookClient(run, timeout=300, resources={"metadata": {"path": tmp_path}}).execute()
+    assert shown(run) == shown(kept)
+    names, exit_code = plain(run, 0), plain(run, 1)
+    assert names == plain(kept, 0) and exit_code == "0"
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["notebook"]
+    assert "4 rows: 4 done" in plain(run, 2)
+    said = [one.data["text/plain"] for one in run.cells[4].outputs if one.output_type == "display_data"]
+    assert said[0].startswith("sweep notebook: 4 trials, 4 to be done"), "Tune has cleared what was shown before"

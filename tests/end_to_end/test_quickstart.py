@@ -1,0 +1,97 @@
+"""The first sweep of a newcomer, and the real reviews through the real client libraries."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SweepCommand
+from transformers import AutoModelForCausalLM
+
+from raylm.data.corpus import Windows, prepare
+
+pytestmark = pytest.mark.slow
+SWEEPS = Path(__file__).resolve().parents[2] / "sweeps"
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    with (folder / "results.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def first_command(tmp_path: Path, sweep_command: SweepCommand) -> tuple[str, Path]:
+    """What the README's first command prints, and its results: `.ci/run` has run it in a fresh environment."""
+    if storage := os.environ.get("RAYLM_TESTS_QUICKSTART"):
+        return Path(storage, "printed").read_text(), Path(storage, "quickstart")
+    done = sweep_command(SWEEPS / "quickstart.py")
+    assert done.returncode == 0, done.stderr
+    return done.stdout, tmp_path / "runs" / "quickstart"
+
+
+def test_the_quickstart_learns_and_its_best_checkpoint_opens_anywhere(
+    tmp_path: Path, sweep_command: SweepCommand
+) -> None:
+    printed, folder = first_command(tmp_path, sweep_command)
+    assert "dashboard: http://127.0.0.1:" in printed
+    rows = rows_of(folder)
+    assert len(rows) >= 6
+    assert {row["status"] for row in rows} == {"done"}
+    assert len({row["learning_rate"] for row in rows}) > 1
+    best = min(rows, key=lambda row: float(row["val_loss"]))
+    assert float(best["first_loss"]) == pytest.approx(math.log(4096), abs=0.2)
+    assert float(best["val_loss"]) < float(best["first_loss"]) - 2.5
+    assert str(folder / best["checkpoint"]) in printed
+
+    model = AutoModelForCausalLM.from_pretrained(folder / best["checkpoint"], dtype=torch.float32).eval()
+    corpus = prepare("pydocs", None, "gpt2-nano")
+    windows = Windows(corpus.validation.tokens, int(best["context_length"]), corpus.end_of_text)
+    total = 0.0
+    with torch.no_grad():
+        for number in range(len(windows)):
+            inputs = torch.from_numpy(windows.batch([number])[0])
+            total += model(input_ids=inputs, labels=inputs).loss.item() * windows.token_count([number])
+    assert total / len(windows.tokens) == pytest.approx(float(best["val_loss"]), abs=1e-4)
+
+
+def requests_so_far(hub: str) -> int:
+    with urllib.request.urlopen(f"{hub}/_stats") as answer:
+        return int(json.load(answer)["requests"])
+
+
+ONE_TRIAL = """
+from raylm import data, models
+source = models.locate("raylm-test/gpt2-tiny", pretrained=True)
+data.prepare("imdb", source.files(), source.name)
+"""
+"""All for which a single trial asks the hub."""
+
+
+@pytest.mark.chaos
+def test_the_imdb_grid_asks_the_hub_as_often_as_one_trial(
+    hub: str, hub_environment: dict[str, str], tmp_path: Path, sweep_command: SweepCommand
+) -> None:
+    before = requests_so_far(hub)
+    small = ["--set", "model=raylm-test/gpt2-tiny", "--set", "max_train_tokens=8192"]
+    done = sweep_command(SWEEPS / "imdb_grid.py", *small, env=hub_environment)
+    assert done.returncode == 0, done.stderr
+    asked = requests_so_far(hub) - before
+
+    empty = {name: hub_environment[name] + "-of-one" for name in ("HF_HOME", "RAYLM_CACHE")}
+    subprocess.run([sys.executable, "-c", ONE_TRIAL], check=True, env={**hub_environment, **empty})
+    assert requests_so_far(hub) - before - asked == asked > 10
+
+    rows = rows_of(tmp_path / "runs" / "imdb-grid")
+    assert len(rows) == 5  # the 8 rows of the file, of which 3 name the same trial once the model is one
+    for row in rows:
+        assert row["status"] == "done"
+        assert float(row["first_loss"]) == pytest.approx(math.log(50257), abs=0.1)
+        ratio = float(row["adj_val_loss"]) / float(row["val_loss"])
+        assert 1.27 < ratio < 1.30  # of the stand-in's 7,500 reviews

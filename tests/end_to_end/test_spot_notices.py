@@ -1,0 +1,177 @@
+"""A spot machine that is to be taken away: Ray is told, and its trials go on elsewhere from where they were."""
+
+from __future__ import annotations
+
+import datetime
+import http.server
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import pytest
+import ray
+from conftest import sweep_arguments
+from oracle import best_weights, newest, started, table, wait_for
+from ray._private.state import state
+from ray.cluster_utils import Cluster
+
+from raylm import spot_notices
+from raylm.config.sweep_file import load_sweep
+from raylm.tuning.coordinator import Board, Word
+
+PATIENCE = 240
+
+
+class Metadata(http.server.ThreadingHTTPServer):
+    """The metadata service of a machine, as AWS's with IMDSv2 and as Google's."""
+
+    def __init__(self, cloud: str) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.cloud, self.announced, self.looks = cloud, False, 0
+
+    @property
+    def place(self) -> str:
+        return f"127.0.0.1:{self.server_port}"
+
+    def answer(self, method: str, path: str, headers: dict[str, str]) -> tuple[int, str]:
+        if self.cloud == "AWS" and path == "/latest/api/token":
+            asked = method == "PUT" and headers.get("x-aws-ec2-metadata-token-ttl-seconds", "").isdigit()
+            return (200, "a-token") if asked else (400, "")
+        if self.cloud == "AWS" and path == "/latest/meta-data/spot/instance-action":
+            if headers.get("x-aws-ec2-metadata-token") != "a-token":
+                return 401, ""
+            at = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=120)
+            return (200, json.dumps({"action": "terminate", "time": f"{at:%FT%TZ}"})) if self.announced else (404, "")
+        if self.cloud == "Google" and path == "/computeMetadata/v1/instance/preempted":
+            if headers.get("metadata-flavor") != "Google":
+                return 403, ""
+            return 200, "TRUE" if self.announced else "FALSE"
+        return 404, ""
+
+
+class Answer(http.server.BaseHTTPRequestHandler):
+    server: Metadata
+
+    def do_GET(self) -> None:
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        status, content = self.server.answer(self.command, self.path, headers)
+        self.server.looks += 1
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(content.encode())
+
+    do_PUT = do_GET  # noqa: N815
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Metadata]:
+    """A machine of the cloud that the test names; its metadata service is the only one that answers."""
+    with Metadata(request.param) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        nobody = "127.0.0.1:9"
+        monkeypatch.setenv(spot_notices.AWS[0], f"http://{server.place if server.cloud == 'AWS' else nobody}")
+        monkeypatch.setenv(spot_notices.GOOGLE[0], server.place if server.cloud == "Google" else nobody)
+        yield server
+        server.shutdown()
+
+
+@pytest.mark.parametrize("machine", ["AWS"], indirect=True)
+def test_what_aws_announces(machine: Metadata) -> None:
+    assert spot_notices.aws() is None
+    machine.announced = True
+    notice = spot_notices.aws()
+    assert notice is not None and 110 <= notice.seconds <= 120
+    assert notice.words.startswith("AWS is to terminate this spot machine at 20")
+    with pytest.raises(OSError):
+        spot_notices.google()
+
+
+@pytest.mark.parametrize("machine", ["Google"], indirect=True)
+def test_what_google_announces(machine: Metadata) -> None:
+    assert spot_notices.google() is None
+    machine.announced = True
+    assert spot_notices.google() == spot_notices.Notice(30, "Google preempts this spot machine")
+    with pytest.raises(OSError):
+        spot_notices.aws()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("machine", ["AWS", "Google"], indirect=True)
+def test_ray_is_told(machine: Metadata, ray_place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    try:
+        ray.init(logging_level="ERROR")
+        busy = ray.remote(num_cpus=1)(Board).remote()  # an idle node leaves at once
+        node = ray.get_runtime_context().get_node_id()
+        assert ray.get(busy.word.remote(node)) is Word.GO_ON
+        watch = [sys.executable, "-m", "raylm.spot_notices"]
+        with started(watch, tmp_path / "output") as watcher:
+            wait_for(lambda: machine.looks >= 3 and (tmp_path / "output").read_text().endswith(f"{machine.cloud}\n"))
+            second = subprocess.run(watch, capture_output=True, text=True, timeout=60, check=True)
+            assert "another process of this machine looks already" in second.stdout
+            assert state.get_draining_nodes() == {}
+            machine.announced = True
+            assert watcher.wait(timeout=60) == 0
+        assert list(state.get_draining_nodes()) == [node]
+        wait_for(lambda: ray.get(busy.word.remote(node)) is Word.MOVE)
+        assert (tmp_path / "output").read_text().endswith("Ray was told\n")
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+SWEEP = """
+from ray import tune
+from raylm import Resources, Sweep
+sweep = Sweep(name="spot", space={{
+    "dataset": {text!r}, "model": "gpt2-nano", "context_length": 16, "batch_size": 1, "dropout": 0.1,
+    "learning_rate": tune.grid_search([1e-3, 2e-3, 3e-3]), "max_train_tokens": 10_000,
+}}, resources=Resources(cpus=1))
+"""
+
+
+@pytest.mark.chaos
+def test_a_trial_leaves_a_node_before_the_node_leaves_it(ray_place: Path, tmp_path: Path) -> None:
+    """It is saved in the middle of its only epoch, without an evaluation on the way."""
+    file, output, text = tmp_path / "spot.py", tmp_path / "output", tmp_path / "text"
+    text.mkdir()
+    (text / "train.txt").write_text("\n".join(topics[name] for name in sorted(topics))[:100_000])
+    (text / "validation.txt").write_text(topics["while"] + topics["break"])
+    file.write_text(SWEEP.format(text=str(text)))
+    subprocess.run(sweep_arguments(file, tmp_path / "undisturbed", "--address", "local"), check=True)
+    trials = {trial.run_name: trial for trial in load_sweep(file).trials()}
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        first, _ = cluster.add_node(num_cpus=1), cluster.add_node(num_cpus=1)
+        command = sweep_arguments(file, tmp_path / "runs", "--address", cluster.address)
+        with started(command, output) as sweep:
+            wait_for(lambda: output.read_text().count("  started") == 2, PATIENCE)
+            drain(cluster.address, first.node_id)
+            wait_for(lambda: "starts again" in output.read_text() or sweep.poll() is not None, PATIENCE)
+            said = output.read_text()
+            (moved,) = [line.split()[0] for line in said.splitlines() if "starts again" in line]
+            assert "its machine is about to be taken away; it was saved" in said
+            assert newest(tmp_path / "runs" / "spot", trials[moved]) is not None
+            assert sweep.wait(timeout=PATIENCE) == 0, output.read_text()
+    finally:
+        cluster.shutdown()
+    assert output.read_text().count("starts again") == 1  # nothing has begun on that node since
+    assert table(tmp_path / "runs" / "spot") == table(tmp_path / "undisturbed" / "spot")
+    assert best_weights(tmp_path / "runs" / "spot") == best_weights(tmp_path / "undisturbed" / "spot")
+
+
+def drain(address: str, node: str) -> None:
+    """As `raylm.spot_notices` does for the machine that it runs on; here several nodes are on one."""
+    reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a test"]
+    command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", address, "--node-id", node]
+    subprocess.run([*command, *reason, "--deadline-remaining-seconds", "120"], check=True)

@@ -1,0 +1,165 @@
+"""The page of a sweep: seen in a real browser while the sweep goes on, and closed to everyone else."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser import opened
+from test_html import Reader, made, save
+
+from raylm.config.trial import TrialConfig
+from raylm.errors import UserError
+from raylm.monitor import dashboard, heartbeat
+from raylm.monitor.dashboard import Dashboard, Server, polyline
+from raylm.monitor.state import Running, Watch
+from raylm.report import html as page
+from raylm.results import folder as results
+from raylm.results.progress import Step
+from raylm.results.rows import DONE, FAILED, Results
+from raylm.results.storage import Folder
+
+ODD = "<b>&odd"
+TRIALS = [TrialConfig.recorded({"dataset": "imdb", "model": ODD, "context_length": 64 * 2**n}) for n in range(4)]
+RUNS = [trial.run_name for trial in TRIALS]
+
+
+@pytest.fixture
+def found(tmp_path: Path) -> Results:
+    """A row that is done, one that has failed, two to be run."""
+    folder = tmp_path / "my-sweep"
+    save(folder, TRIALS[0], 3.0)
+    results.write_ending(Folder(folder), "launch-001", TRIALS[1], FAILED, "ValueError: no")
+    return made(folder, TRIALS)
+
+
+@pytest.fixture
+def server(found: Results) -> Iterator[Server]:
+    with Server(Dashboard(found.storage), 0) as serving:
+        thread = threading.Thread(target=serving.serve_forever)
+        thread.start()
+        yield serving
+        serving.shutdown()
+        thread.join()
+
+
+def ask(server: Server, path: str, host: str | None = None, method: str = "GET") -> tuple[int, str, dict[str, str]]:
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=60)
+    connection.request(method, path, headers={} if host is None else {"Host": host})
+    answer = connection.getresponse()
+    return answer.status, answer.read().decode(), dict(answer.headers)
+
+
+def test_the_page_is_the_report_with_what_runs_above_it(server: Server) -> None:
+    status, text, headers = ask(server, "/")
+    reader = Reader(text)
+    assert status == 200 and reader.tags.count("script") == 1 and "b" not in reader.tags
+    assert all(address.startswith("data:") for address in reader.addresses)
+    words = " ".join(reader.words.split())
+    assert "1 done 2 missing 1 failed 2 of 4 trials ended; nothing runs it" in words
+    assert f"{RUNS[1]} failed: ValueError: no" in words and "Loss curves" in words
+    assert "script-src 'nonce-" in headers["Content-Security-Policy"] and "*" not in headers["Content-Security-Policy"]
+    nonces = {ask(server, "/")[2]["Content-Security-Policy"] for _ in range(2)}
+    assert len(nonces) == 2, "an answer has a nonce of its own"
+
+
+@pytest.mark.parametrize(
+    ("path", "host", "method", "status"),
+    [
+        ("/", "localhost:9000", "GET", 200),  # through a tunnel
+        ("/live", "[::1]:9000", "GET", 200),
+        ("/", "attacker.example", "GET", 403),
+        ("/live", "127.0.0.1.attacker.example:80", "GET", 403),
+        ("/", "", "GET", 403),
+        ("/sweep.json", None, "GET", 404),
+        ("/../my-sweep/sweep.json", None, "GET", 404),
+        ("/", None, "POST", 501),
+        ("/", None, "PUT", 501),
+        ("/", None, "DELETE", 501),
+    ],
+)
+def test_nothing_else_is_served_and_to_nobody_else(
+    server: Server, path: str, host: str | None, method: str, status: int
+) -> None:
+    answer, text, _ = ask(server, path, host, method)
+    assert answer == status and (status == 200 or "my-sweep" not in text)
+
+
+def test_it_listens_on_this_machine_alone(server: Server) -> None:
+    assert server.server_address[0] == "127.0.0.1"
+    with pytest.raises(UserError, match=f"port {server.server_address[1]} is taken; choose another one with --port"):
+        Server(server.dashboard, server.server_address[1])
+
+
+def test_a_results_folder_that_is_damaged_meanwhile_is_told_of(server: Server, found: Results) -> None:
+    ask(server, "/")
+    found.storage.write("sweep.json", "{")
+    status, text, _ = ask(server, "/live")
+    assert status == 503 and "sweep.json is damaged" in text
+
+
+def test_figures_are_drawn_again_only_where_rows_have_changed(found: Results, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Results] = []
+
+    def draw(results: Results, *arguments: Any, **named: Any) -> str:
+        drawn.append(results)
+        return html(results, *arguments, **named)
+
+    html = page.html
+    monkeypatch.setattr(page, "html", draw)
+    monkeypatch.setattr(dashboard, "SHARE_OF_DRAWING", 1e9)
+    shown = Dashboard(found.storage)
+    first = shown.whole("x")
+    time.sleep(0.01)
+    assert shown.whole("x") == first and len(drawn) == 1
+    save(Path(found.storage.place), TRIALS[2], 2.0)
+    assert RUNS[2] in shown.whole("x") and len(drawn) == 2 and "2 done" in shown.live()[0]
+
+
+def test_a_curve_fills_its_field() -> None:
+    curve = ((10, 5.0), (20, 4.0), (30, 3.0))
+    assert polyline(Running("run", 0.0, None, curve)) == "0.0,1.0 50.0,10.0 100.0,19.0"
+    assert polyline(Running("run", 0.0, None, curve[:1])) == ""
+
+
+def test_a_browser_follows_a_sweep_without_being_reloaded(
+    server: Server, found: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heartbeat, "SECONDS", 0.1)
+    monkeypatch.setattr(dashboard, "SHARE_OF_DRAWING", 1.0)
+    watch = Watch("my-sweep", found, 4, dict(zip(RUNS, TRIALS, strict=True)).__getitem__, lambda trial: 1.0)
+
+    async def follow() -> None:
+        async with opened(server.address, tmp_path / "profile") as seen:
+            await seen.until("2 waiting", "#live")
+            await seen.until(f"{RUNS[2]} (waiting)", "main")
+            watch.started(RUNS[2])
+            watch.stepped(RUNS[2], Step(11, 40, 4.125, 1000, 250.0))
+            watch.stepped(RUNS[2], Step(12, 40, 4.0, 1000, 250.0))
+            await seen.until("12/40", "#live")
+            await seen.until(f"{RUNS[2]} (running)", "main")
+            assert "250" in await seen.text("#live") and "4.000" in await seen.text("#live")
+            watch.evaluated(RUNS[2], {"adj_val_loss": 2.4})
+            save(Path(found.storage.place), TRIALS[2], 2.0)
+            watch.ended(RUNS[2], DONE, "")
+            await seen.until("Best on imdb so far: adj val loss 2.400", "#live")
+            await seen.until("2.40", ".best")
+            await seen.until("2 done", "header")
+            assert seen.requested and all(
+                address.startswith((server.address, "data:image/svg+xml;")) for address in seen.requested
+            )
+            assert seen.complaints == []
+            server.shutdown()
+            server.server_close()
+            stale = "document.getElementById('live').className"
+            while (await seen.ask("Runtime.evaluate", expression=stale))["result"]["value"] != "stale":
+                await asyncio.sleep(0.1)
+
+    with heartbeat.Pulse(found.storage, watch):
+        asyncio.run(follow())

@@ -1,0 +1,136 @@
+"""What trials run on: GPUs by name, the CPU by measuring it, and a time that grows where it must."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raylm import Resources, TrialConfig
+from raylm.config.catalog import MODELS
+from raylm.errors import UserError
+from raylm.planning import devices, throughput
+from raylm.planning.devices import CARDS
+from raylm.planning.memory import Workload
+from raylm.planning.throughput import Slot
+from raylm.results.progress import Fit
+
+NAMES = {
+    "Tesla T4": "t4",
+    "Tesla V100-SXM2-16GB": "v100",
+    "Tesla V100-SXM2-32GB": "v100-32gb",
+    "NVIDIA A10G": "a10g",
+    "NVIDIA L4": "l4",
+    "NVIDIA RTX A6000": "rtx-a6000",
+    "NVIDIA L40S": "l40s",
+    "NVIDIA A100-SXM4-40GB": "a100",
+    "NVIDIA A100-SXM4-80GB": "a100-80gb",
+    "NVIDIA A100 80GB PCIe": "a100-80gb",
+    "NVIDIA H100 80GB HBM3": "h100",
+    "NVIDIA H100 PCIe": "h100-pcie",
+    "NVIDIA H200": "h200",
+    "NVIDIA B200": "b200",
+    "NVIDIA GeForce RTX 3090": "rtx-3090",
+    "NVIDIA GeForce RTX 4090": "rtx-4090",
+}
+
+
+@pytest.mark.parametrize(("device_name", "option"), NAMES.items())
+def test_a_gpu_is_known_by_the_name_that_its_driver_gives_it(device_name: str, option: str) -> None:
+    card = devices.known(device_name)
+    assert card is not None and card.option == option
+    assert throughput.named(option) == (card, 1)
+
+
+def test_each_card_is_told_here() -> None:
+    assert {card.option for card in CARDS} == set(NAMES.values())
+    assert devices.known("NVIDIA A40") is None
+
+
+@pytest.mark.parametrize(
+    ("gpu", "gpus", "share", "at_a_time"),
+    [("a100", None, 1.0, 1), ("8xA100", None, 1.0, 8), ("2xa100", 0.25, 0.25, 8), ("5xa100", 2.0, 2.0, 2)],
+)
+def test_gpus_are_shared_or_taken_together(gpu: str, gpus: float | None, share: float, at_a_time: int) -> None:
+    slot = throughput.slot(Resources(gpus=gpus), "auto", gpu)
+    assert slot is not None
+    assert (slot.share, slot.at_a_time, slot.precision) == (share, at_a_time, "bfloat16")
+
+
+def test_bfloat16_is_taken_where_a_gpu_has_it() -> None:
+    old, new = (throughput.slot(Resources(), "auto", gpu) for gpu in ("v100", "l4"))
+    assert old is not None and new is not None
+    assert (old.precision, new.precision) == ("float32", "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("gpu", "gpus", "words"),
+    [
+        ("h10", None, "did you mean 'h100'?"),
+        ("0xh100", None, "expected one of t4, "),
+        ("", None, "expected one of t4, "),
+        ("h100", 0.0, "take no GPU"),
+        ("h100", 2.0, "say --gpu 2xh100"),
+    ],
+)
+def test_a_gpu_that_cannot_be_meant(gpu: str, gpus: float | None, words: str) -> None:
+    with pytest.raises(UserError, match="--gpu: got") as raised:
+        throughput.slot(Resources(gpus=gpus), "auto", gpu)
+    assert words in str(raised.value)
+
+
+def test_the_gpus_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(throughput, "GPU_FILES", tmp_path)
+    for number in range(2):
+        (tmp_path / f"0000:0{number}:00.0").mkdir()
+        (tmp_path / f"0000:0{number}:00.0" / "information").write_text("Model: \t\t NVIDIA A10G\nIRQ:   \t\t 10\n")
+    slot = throughput.slot(Resources(), "auto")
+    assert slot is not None and (slot.card.option, slot.at_a_time) == ("a10g", 2)
+    on_cpu = throughput.slot(Resources(gpus=0), "auto")
+    assert on_cpu is not None and on_cpu.card.device == "cpu"
+
+
+def test_a_cpu_is_measured_and_shared_by_its_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(throughput, "gpus_here", list)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    slot = throughput.slot(Resources(cpus=2), "auto")
+    assert slot is not None
+    assert (slot.share, slot.at_a_time, slot.precision) == (0.25, 4, "float32")
+    assert 0.001 < slot.card.float32 < 1000 and 0.1 < slot.card.gb_per_s < 10_000
+    assert slot.available_bytes == slot.card.gib * 2**30 / 4
+    assert throughput.slot(Resources(gpus=1), "auto") is None
+
+
+def seconds(gpu: str = "a100", fit: Fit | None = None, **fields: Any) -> float:
+    """Of a million tokens of gpt2-medium, in steps of 8 windows."""
+    slot = throughput.slot(Resources(), "auto", gpu)
+    assert slot is not None
+    trial = TrialConfig(**{"model": "gpt2-medium", "context_length": 512, **fields})
+    work = Workload(MODELS[trial.model].shape, trial, "cuda", slot.precision)
+    steps = 1_000_000 // (trial.batch_size * trial.context_length)
+    return slot.training_seconds(work, fit or Fit(trial.batch_size), 1_000_000, steps)
+
+
+def test_the_time_grows_with_the_work_and_falls_with_the_card() -> None:
+    assert seconds("t4") > seconds("v100") > seconds("a10g") > seconds("a100") > seconds("h100") > seconds("b200")
+    assert seconds(model="gpt2") < seconds() < seconds(model="gpt2-xl")
+    assert seconds(context_length=1024, batch_size=4) > seconds()
+    assert 1.2 < seconds(fit=Fit(8, recompute=True)) / seconds() < 4 / 3
+
+
+def test_the_estimate_is_what_good_kernels_take() -> None:
+    """llm.c: 218,500 tokens/s of gpt2 on each A100, in batches of 64 windows (its scripts/run_gpt2_124M.sh)."""
+    estimated = 1_000_000 / seconds("a100-80gb", model="gpt2", context_length=1024, batch_size=64)
+    assert estimated == pytest.approx(218_500, rel=0.1)
+
+
+def test_a_slot_is_read_again_as_it_was_written_and_nonsense_is_none() -> None:
+    slot = throughput.slot(Resources(gpus=0.5), "float32", "l4")
+    assert isinstance(slot, Slot)
+    written = json.loads(json.dumps(dataclasses.asdict(slot)))
+    assert throughput.recorded(written) == slot
+    for nonsense in (None, 7, {}, {**written, "share": 0}, {**written, "card": {}}, {**written, "share": "x"}):
+        assert throughput.recorded(nonsense) is None

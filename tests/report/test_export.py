@@ -1,0 +1,248 @@
+"""A row given away: the same model with its own card, whole or not there, on the hub by the hub's own client."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hub_for_uploads import READS, WRITES, Uploads, taking_uploads
+from huggingface_hub import ModelCard
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from raylm import TrialConfig, UserError
+from raylm.config.sweep_file import load_sweep
+from raylm.data.corpus import prepare
+from raylm.report import model_card
+from raylm.report.analysis import SweepResults
+from raylm.report.export import Exported, export
+from raylm.results import sweep_record
+from raylm.results.rows import Row
+from raylm.results.sweep_record import Record
+from raylm.training.validation import validation_loss
+
+MODEL_FILES = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+
+
+@pytest.fixture
+def row(trained: SweepResults) -> Row:
+    return trained.best()
+
+
+def test_the_folder_is_the_model_that_the_row_tells_of(trained: SweepResults, row: Row, tmp_path: Path) -> None:
+    folder = tmp_path / "to" / "model"
+    assert export(trained, row, folder) == Exported(licence=None, address=None)
+    assert {path.name for path in folder.iterdir()} == {*MODEL_FILES, "README.md", "sweep.py"}
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    corpus = prepare(row.config.dataset, None, "gpt2-nano")
+    assert row.measured is not None
+    loss = validation_loss(model, corpus, row.config.context_length, micro_batch_size=4, precision="float32")
+    assert loss == pytest.approx(row.measured.val_loss, rel=1e-6)
+    ids = AutoTokenizer.from_pretrained(folder)("while true")["input_ids"]
+    assert 0 < len(ids) < 10
+
+
+def test_the_card_tells_the_losses_with_their_dataset(trained: SweepResults, row: Row, tmp_path: Path) -> None:
+    export(trained, row, tmp_path / "model")
+    told = ModelCard.load(tmp_path / "model" / "README.md")
+    assert (told.data.license, told.data.base_model, told.data.datasets) == ("unknown", None, None)
+    losses = row.measured
+    assert losses is not None and told.data.eval_results is not None
+    assert [(one.dataset_name, one.metric_name, one.metric_value) for one in told.data.eval_results] == [
+        (Path(row.config.dataset).name, "val loss (nats per token)", losses.val_loss),
+        (Path(row.config.dataset).name, "adj val loss (nats per word)", losses.adj_val_loss),
+        (Path(row.config.dataset).name, "perplexity per token", math.exp(losses.val_loss)),
+    ]
+    assert f"| {losses.train_loss:.2f} | {losses.val_loss:.2f} | {losses.adj_val_loss:.2f} |" in told.text
+    assert "gpt2-nano, from random weights, on" in told.text
+
+
+def test_a_loss_whose_perplexity_no_float_holds_has_none(trained: SweepResults, row: Row) -> None:
+    assert row.latest is not None and row.measured is not None
+    bad = replace(row.measured, val_loss=800.0)
+    latest = replace(row.latest, progress=replace(row.latest.progress, evaluations=[bad]))
+    text = model_card.text(trained, replace(row, latest=latest), model_card.provenance(trained, row), None)
+    assert "Perplexity per token: inf." in text and "value: 800.0" in text and "perplexity per token" not in text
+
+
+def test_the_card_tells_nothing_of_the_machine_and_makes_the_row_again(
+    trained: SweepResults, row: Row, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "model"
+    export(trained, row, folder)
+    data_folder = Path(row.config.dataset)
+    for file in folder.iterdir():
+        assert str(data_folder.parent).encode() not in file.read_bytes(), file.name
+    text = (folder / "sweep.py").read_text()
+    assert f"```python\n{text}```" in (folder / "README.md").read_text()
+    monkeypatch.chdir(data_folder.parent)
+    sweep = load_sweep(folder / "sweep.py")
+    assert sweep.trials() == [replace(row.config, dataset=data_folder.name)]
+    assert (sweep.name, sweep.precision) == ("s", "float32")
+
+
+def recorded(found: SweepResults, config: TrialConfig, revision: str) -> Row:
+    """The trained row as if it were of another config, of repositories at a commit."""
+    launch = sweep_record.launches(found.storage)[0]
+    launch["data"] = [{"dataset": config.dataset, "model": config.model, "revision": revision}]
+    launch["models"] = [{"model": config.model, "pretrained": config.pretrained, "revision": revision}]
+    launch["versions"] = {"torch": "2.13.0"}
+    sweep_record.write(found.storage, Record("s", [config], launches=[launch]))
+    return replace(found.best(), config=config)
+
+
+@pytest.mark.parametrize(
+    ("fields", "base", "dataset", "licence"),
+    [
+        ({"dataset": "imdb", "model": "gpt2"}, "openai-community/gpt2", "stanfordnlp/imdb", "mit"),
+        ({"dataset": "imdb", "model": "gpt2", "pretrained": False}, None, "stanfordnlp/imdb", "unknown"),
+        ({"dataset": "owner/text:part", "model": "owner/model"}, "owner/model", "owner/text", "unknown"),
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
+)
+def test_what_is_on_the_hub_is_named_as_there(
+    trained: SweepResults,
+    tmp_path: Path,
+    fields: Mapping[str, object],
+    base: str | None,
+    dataset: str,
+    licence: str,
+) -> None:
+    config = TrialConfig.recorded({"context_length": 256, **fields})
+    row = recorded(trained, config, "a" * 40)
+    export(trained, row, tmp_path / "model")  # the hub is not asked here, so the licence of owner/model is not known
+    told = ModelCard.load(tmp_path / "model" / "README.md")
+    assert (told.data.base_model, told.data.datasets, told.data.license) == (base, [dataset], licence)
+    assert told.data.eval_results is not None
+    assert {one.dataset_revision for one in told.data.eval_results} == {"a" * 40}
+    assert f"(https://huggingface.co/datasets/{dataset})" in told.text and "torch 2.13.0" in told.text
+    assert model_card.provenance(trained, row).dataset.part in ("plain_text", "part")
+
+
+def test_a_licence_that_is_given_goes_before(trained: SweepResults, tmp_path: Path) -> None:
+    row = recorded(trained, TrialConfig.recorded({"dataset": "imdb", "model": "gpt2"}), "a" * 40)
+    assert export(trained, row, tmp_path / "model", licence="cc-by-4.0").licence == "cc-by-4.0"
+    assert ModelCard.load(tmp_path / "model" / "README.md").data.license == "cc-by-4.0"
+
+
+def test_a_folder_that_is_taken_is_left_as_it_is(trained: SweepResults, row: Row, tmp_path: Path) -> None:
+    taken, file = tmp_path / "taken", tmp_path / "file"
+    taken.mkdir()
+    (taken / "mine").write_text("mine")
+    file.write_text("mine")
+    for place in (taken, file):
+        with pytest.raises(UserError, match="is there and not empty"):
+            export(trained, row, place)
+    assert [path.name for path in taken.iterdir()] == ["mine"] and file.read_text() == "mine"
+    (taken / "mine").unlink()
+    export(trained, row, taken)
+    assert (taken / "model.safetensors").exists()
+
+
+def test_what_cannot_be_exported_leaves_nothing(trained: SweepResults, row: Row, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"\(missing\) has no evaluated epoch yet"):
+        export(trained, trained.rows[1], tmp_path / "model")
+    assert row.best is not None
+    weights = Path(trained.storage.where(row.best.folder), "model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(UserError, match="is damaged"):
+        export(trained, row, tmp_path / "model")
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
+# ---- onto the hub -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub() -> Iterator[Uploads]:
+    with taking_uploads() as server:
+        yield server
+
+
+def pushed(
+    trained: SweepResults, folder: Path, *options: str, endpoint: str, token: str | None = WRITES
+) -> subprocess.CompletedProcess[str]:
+    """`raylm export` as a user gives it, with the client's own files in a folder beside."""
+    home = Path(trained.storage.place).parent / "hf"
+    env = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
+    env |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "0"}
+    env.pop("HF_TOKEN", None)
+    command = [sys.executable, "-c", "from raylm.cli import app; app()", "export", trained.storage.place, str(folder)]
+    return subprocess.run(
+        [*command, *options],
+        env={**env, **({"HF_TOKEN": token} if token else {})},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_a_push_uploads_what_the_folder_has(trained: SweepResults, tmp_path: Path, hub: Uploads) -> None:
+    for number, repository in enumerate(("me/small", "small")):
+        done = pushed(trained, tmp_path / f"{number}", "--push", repository, endpoint=hub.address)
+        assert done.returncode == 0, done.stderr
+        assert f"{hub.address}/me/small" in done.stdout and "--license" in done.stdout
+    assert hub.made == {"me/small": "private"}
+    for number in range(2):
+        assert hub.files["me/small"] == {path.name: path.read_bytes() for path in (tmp_path / f"{number}").iterdir()}
+    assert hub.messages == [f"{trained.best().config.run_name}, exported by raylm"] * 2
+    for path in tmp_path.rglob("*"):
+        assert not path.is_file() or WRITES.encode() not in path.read_bytes(), f"{path} holds the token"
+
+
+def test_a_repository_for_all_is_asked_for(trained: SweepResults, tmp_path: Path, hub: Uploads) -> None:
+    done = pushed(trained, tmp_path / "model", "--push", "org/small", "--public", endpoint=hub.address)
+    assert (done.returncode, hub.made) == (0, {"org/small": "public"})
+
+
+@pytest.mark.parametrize(
+    ("repository", "token", "words"),
+    [
+        ("me/small", None, ["hf auth login", "HF_TOKEN"]),
+        ("me/small", "hf_unknown", ["hf auth login", "HF_TOKEN"]),
+        ("me/small", READS, ["may not write there", "/settings/tokens"]),
+        ("me/no name", WRITES, ["me/no name"]),
+        ("a/b/c", WRITES, ["a/b/c"]),
+    ],
+)
+def test_a_push_that_is_refused_leaves_nothing(
+    trained: SweepResults, tmp_path: Path, hub: Uploads, repository: str, token: str | None, words: list[str]
+) -> None:
+    done = pushed(trained, tmp_path / "model", "--push", repository, endpoint=hub.address, token=token)
+    assert_refused(done, f"raylm: --push {repository}: ", *words)
+    assert not (tmp_path / "model").exists() and hub.files == {}
+    assert token is None or token not in done.stdout + done.stderr
+
+
+def test_a_hub_that_is_not_there(trained: SweepResults, tmp_path: Path) -> None:
+    done = pushed(trained, tmp_path / "model", "--push", "me/small", endpoint="http://127.0.0.1:9")
+    assert_refused(done, "raylm: --push me/small: ", "cannot be reached")
+    assert not (tmp_path / "model").exists()
+
+
+def assert_refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    assert done.returncode == 2 and done.stderr.count("raylm: ") == 1, done.stderr
+    assert "Traceback" not in done.stderr and all(word in done.stderr for word in words), done.stderr
+
+
+# ---- the command --------------------------------------------------------------------------------------------------
+
+
+def test_of_several_datasets_one_is_named(trained: SweepResults, tmp_path: Path) -> None:
+    content = json.loads((Path(trained.storage.place) / sweep_record.NAME).read_text())
+    other = TrialConfig.recorded({"dataset": "imdb"})
+    content["trials"].append({"config": other.as_dict()})
+    (Path(trained.storage.place) / sweep_record.NAME).write_text(json.dumps(content))
+    none = "http://127.0.0.1:9"
+    assert_refused(pushed(trained, tmp_path / "model", endpoint=none), "name one: ", "imdb")
+    done = pushed(trained, tmp_path / "model", "--dataset", trained.best().config.dataset, endpoint=none)
+    assert done.returncode == 0 and (tmp_path / "model").is_dir(), done.stderr

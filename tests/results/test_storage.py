@@ -1,0 +1,352 @@
+"""A folder and a bucket do the same for a sweep; a bucket that is busy, stalls or is away loses nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import sweep_arguments
+from gcs import served_gcs
+from oracle import best_weights, started, table, wait_for
+from pyarrow import fs
+from s3 import BUCKET, SECRET, Server, busy, environment, served_s3
+from typer.testing import CliRunner
+
+from raylm.cli.app import app
+from raylm.config.trial import TrialConfig
+from raylm.errors import UserError
+from raylm.report import formats
+from raylm.report.analysis import load_results
+from raylm.report.reference import load_reference
+from raylm.results import bucket as buckets
+from raylm.results import manifest, sweep_record
+from raylm.results.bucket import Bucket
+from raylm.results.folder import find_rows, newest_verified, prune, write_ending
+from raylm.results.open_storage import storage_at
+from raylm.results.progress import Measured, Progress
+from raylm.results.rows import FAILED
+from raylm.results.storage import Folder, Storage, this_process
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with served_s3(tmp_path_factory.mktemp("s3") / "log") as server, environment(server.environment):
+        yield server
+
+
+@pytest.fixture
+def bucket(s3: Server, tmp_path: Path) -> Bucket:
+    """A part of the bucket that no other test uses."""
+    return Bucket(f"s3://{BUCKET}/{tmp_path.name}")
+
+
+@pytest.fixture(scope="module")
+def gcs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with served_gcs(tmp_path_factory.mktemp("gcs") / "log") as settings, environment(settings):
+        yield
+
+
+@pytest.fixture
+def google_bucket(gcs: None, tmp_path: Path) -> Bucket:
+    """As `bucket`, of Google's."""
+    return Bucket(f"gs://{BUCKET}/{tmp_path.name}")
+
+
+@pytest.fixture(params=["folder", "bucket", "google_bucket"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    if request.param == "folder":
+        return Folder(tmp_path / "storage")
+    made: Bucket = request.getfixturevalue("bucket")
+    return made
+
+
+# ---- the same of both ---------------------------------------------------------------------------------------------
+
+
+def test_what_is_written_is_there(storage: Storage) -> None:
+    storage.make()
+    assert storage.entries() == {} or storage.entries().keys() <= {""}
+    storage.write("a.txt", "one")
+    storage.write("deep/er/b.txt", "zwölf")
+    assert storage.read("deep/er/b.txt") == "zwölf"
+    assert storage.says("a.txt", "one") and not storage.says("a.txt", "two") and not storage.says("none", "")
+    assert storage.entries() == {"a.txt": 3, "deep": None, "deep/er": None, "deep/er/b.txt": 6}
+    assert storage.entries(deep=False) == {"a.txt": 3, "deep": None}
+    assert storage.entries("deep") == {"deep/er": None, "deep/er/b.txt": 6}
+    assert storage.entries("nowhere") == {}
+    assert storage.inside("deep").read("er/b.txt") == "zwölf"
+    storage.write("a.txt", "")
+    assert storage.read("a.txt") == ""
+
+
+def test_what_is_not_there_is_not_found(storage: Storage) -> None:
+    with pytest.raises(FileNotFoundError):
+        storage.read("none.json")
+    storage.remove("none.json")
+
+
+def test_a_removed_folder_takes_along_what_is_below_it_alone(storage: Storage) -> None:
+    for name in ("x/1", "x/y/2", "xx/3"):
+        storage.write(name, name)
+    storage.remove("x")
+    storage.remove("xx/3")
+    assert [name for name, size in storage.entries().items() if size is not None] == []
+
+
+def test_a_folder_is_on_this_machine_while_it_is_asked_for(storage: Storage) -> None:
+    storage.write("checkpoint/one", "1")
+    storage.write("checkpoint/more/two", "22")
+    with storage.local("checkpoint") as folder:
+        assert (folder / "one").read_text() == "1" and (folder / "more" / "two").read_text() == "22"
+    assert folder.exists() == isinstance(storage, Folder)
+
+
+def test_what_is_added_to_a_file_is_soon_there_and_stays(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buckets, "SEND_SECONDS", 0.05)
+    for text in ("first é\n", "second\n"):
+        with storage.appended("launch-001/run/log.txt") as descriptor:
+            os.write(descriptor, text.encode())
+            deadline = time.monotonic() + 30
+            while text not in (storage.read("launch-001/run/log.txt") if storage.entries("launch-001/run") else ""):
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            os.write(descriptor, b"and its end\n")
+    assert storage.read("launch-001/run/log.txt") == "first é\nand its end\nsecond\nand its end\n"
+
+
+def test_rows_are_the_same_in_a_bucket(bucket: Bucket, tmp_path: Path) -> None:
+    """Finished, interrupted, failed; a cut file and a foreign manifest do not count."""
+    trials = [TrialConfig(seed=seed) for seed in range(4)]
+    here = Folder(tmp_path / "here")
+    for seed, (losses, of) in enumerate([((5.0, 4.0, 4.5), 3), ((5.0,), 2), ((5.0, 3.0), 3), ((6.0,), 1)]):
+        for epochs in range(1, len(losses) + 1):
+            _save(here.path, trials[seed], epochs - 1, losses[:epochs], of)
+    write_ending(here, "launch-001", trials[1], FAILED, "no memory")
+    last = here.path / "launch-001" / trials[2].run_name / "checkpoint_000001" / "model.safetensors"
+    last.write_bytes(last.read_bytes()[:-1])
+    (here.path / "launch-002" / trials[3].run_name).mkdir(parents=True)
+    fs.copy_files(str(here.path), bucket.for_tune()[0], destination_filesystem=bucket.for_tune()[1])
+
+    local, remote = find_rows(here, trials), find_rows(bucket, trials)
+    assert [row.status for row in local.rows] == ["done", "failed", "interrupted", "done"]
+    assert remote.rows == local.rows
+    assert formats.csv_text(remote) == formats.csv_text(local)
+    sweep_record.write(bucket, sweep_record.Record("here", trials))
+    shown = CliRunner().invoke(app, ["report", bucket.place, "--format", "csv"])
+    assert shown.exit_code == 0 and shown.stdout == formats.csv_text(local, load_reference())
+    with newest_verified(bucket, trials[2]) as checkpoint:
+        assert checkpoint is not None and manifest.verify(checkpoint) is not None
+        assert "checkpoint_000000" in remote.rows[2].latest.folder if remote.rows[2].latest else False
+    prune(remote)
+    assert find_rows(bucket, trials).rows == local.rows
+
+
+def _save(folder: Path, trial: TrialConfig, number: int, losses: tuple[float, ...], of: int) -> None:
+    checkpoint = folder / "launch-001" / trial.run_name / f"checkpoint_{number:06d}"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "model.safetensors").write_bytes(f"weights {losses}".encode())
+    progress = Progress(of * 10, 1, step=len(losses) * 10)
+    for epoch, loss in enumerate(losses, start=1):
+        progress.evaluations.append(Measured(epoch, epoch * 10, 100 * epoch, loss + 1, loss, loss + 2))
+    manifest.write(checkpoint, {"trial_id": trial.id, "config": trial.as_dict(), "progress": progress.as_dict()})
+
+
+# ---- one command at a time ----------------------------------------------------------------------------------------
+
+HOLD = """
+import sys, time
+from raylm.place import storage_at
+with storage_at(sys.argv[1]).held():
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_second_command_gives_way_until_the_first_has_died(storage: Storage) -> None:
+    storage.make()
+    command = [sys.executable, "-c", HOLD, storage.place]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
+        try:
+            assert first.stdout is not None and first.stdout.readline() == "held\n"
+            with pytest.raises(UserError, match=rf"in use by process {first.pid} on .*--storage"), storage.held():
+                pass
+        finally:
+            first.kill()
+    with storage.held():
+        pass
+    with storage.held():
+        pass
+
+
+@pytest.fixture
+def _short_beats(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buckets, "BEAT_SECONDS", 0.2)
+    monkeypatch.setattr(buckets, "DEAD_AFTER_SECONDS", 3.0)
+
+
+OTHER_MACHINE = json.dumps({"process": 7, "host": "another", "since": 1.0})
+
+
+@pytest.mark.usefixtures("_short_beats")
+def test_a_command_of_another_machine_is_dead_when_its_beat_stops(bucket: Bucket) -> None:
+    bucket.write(f"{buckets.HOLDERS}/theirs", OTHER_MACHINE)
+    with bucket.held():
+        assert [name for name in bucket.entries(buckets.HOLDERS) if "theirs" in name] == []
+
+
+@pytest.mark.usefixtures("_short_beats")
+def test_a_command_of_another_machine_that_goes_on_is_given_way_to(bucket: Bucket) -> None:
+    finished = threading.Event()
+
+    def beat() -> None:
+        while not finished.wait(0.3):
+            bucket.write(f"{buckets.HOLDERS}/theirs", OTHER_MACHINE)
+
+    bucket.write(f"{buckets.HOLDERS}/theirs", OTHER_MACHINE)
+    beating = threading.Thread(target=beat)
+    beating.start()
+    try:
+        with pytest.raises(UserError, match="in use by process 7 on another"), bucket.held():
+            pass
+    finally:
+        finished.set()
+        beating.join()
+
+
+@pytest.mark.usefixtures("_short_beats")
+def test_a_command_that_was_taken_for_dead_ends(bucket: Bucket) -> None:
+    told: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
+    try:
+        with bucket.held():
+            bucket.remove(buckets.HOLDERS)
+            wait_for(lambda: told, 20)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert told == [signal.SIGTERM]
+
+
+def test_what_tells_a_process_tells_it_from_an_older_one_of_its_number() -> None:
+    mine = json.loads(this_process())
+    assert mine["process"] == os.getpid() and abs(mine["since"] - time.time()) < 24 * 3600 * 365
+
+
+# ---- keys ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_bucket_that_is_sent_to_another_process_holds_no_key(bucket: Bucket) -> None:
+    bucket.write("a", "b")
+    for sent in (pickle.dumps(bucket), pickle.dumps(bucket.for_tune())):
+        assert SECRET.encode() not in sent
+    assert pickle.loads(pickle.dumps(bucket)).read("a") == "b"
+    path, filesystem = pickle.loads(pickle.dumps(bucket.for_tune()))
+    assert filesystem.get_file_info(f"{path}/a").size == 1
+
+
+# ---- buckets that are no good, busy, away -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("place", "endpoint", "words"),
+    [
+        ("s3://not-there/runs", None, "there is no bucket not-there"),
+        (f"s3://{BUCKET}/runs", "http://127.0.0.1:9", "cannot be reached"),
+    ],
+)
+def test_a_bucket_that_cannot_be_had_is_named_soon(s3: Server, place: str, endpoint: str | None, words: str) -> None:
+    began = time.monotonic()
+    with environment({"AWS_ENDPOINT_URL": endpoint or s3.url}), pytest.raises(UserError, match=words) as caught:
+        load_results(place)
+    assert "\n" not in str(caught.value) and place in str(caught.value)
+    assert time.monotonic() - began < 60
+
+
+def test_a_bucket_without_a_sweep_is_no_results_folder(bucket: Bucket) -> None:
+    with pytest.raises(UserError, match="is no results folder"):
+        load_results(bucket.place)
+
+
+def test_a_busy_bucket_is_asked_again(s3: Server, bucket: Bucket) -> None:
+    with busy(s3, every=3) as proxy, environment({"AWS_ENDPOINT_URL": proxy.url}):
+        asked = storage_at(f"{bucket.place}/busy")
+        for number in range(10):
+            asked.write(f"folder/{number}", f"text {number}")
+        assert [asked.read(f"folder/{number}") for number in range(10)] == [f"text {n}" for n in range(10)]
+        assert len(asked.entries("folder")) == 10
+        asked.remove("folder")
+        assert asked.entries("folder") == {}
+    assert proxy.refused >= 10
+
+
+# ---- whole sweeps -------------------------------------------------------------------------------------------------
+
+SWEEP = """
+from ray import tune
+from raylm import Resources, Sweep
+sweep = Sweep(name="small", space={{
+    "dataset": {text!r}, "model": "gpt2-nano", "context_length": 16, "batch_size": 2, "dropout": 0.1, "epochs": 3,
+    "learning_rate": tune.grid_search([1e-3, 2e-3, 3e-3]), "max_train_tokens": 2_000,
+}}, resources=Resources(cpus=1))
+"""
+STALL_SECONDS = 20.0
+
+
+@pytest.fixture(scope="module")
+def undisturbed(small_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the sweep file and its results in `small`."""
+    place = tmp_path_factory.mktemp("undisturbed")
+    (place / "small.py").write_text(SWEEP.format(text=str(small_text)))
+    done = subprocess.run(sweep_arguments(place / "small.py", place), check=False, capture_output=True)
+    assert done.returncode == 0
+    return place
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_sweep_in_a_bucket_that_is_killed_refused_and_stalled_ends_as_an_undisturbed_one(
+    s3: Server, bucket: Bucket, undisturbed: Path, tmp_path: Path
+) -> None:
+    command = [*sweep_arguments(undisturbed / "small.py", Path())[:-1], bucket.place]
+    with busy(s3, every=5) as proxy, environment({"AWS_ENDPOINT_URL": proxy.url}):
+        with started(command, tmp_path / "first") as first:
+            wait_for(lambda: (tmp_path / "first").read_text().count("  epoch ") >= 2, 300)
+            first.kill()
+        with started(command, tmp_path / "second") as second:
+            wait_for(lambda: (tmp_path / "second").read_text().count("  epoch ") >= 1, 300)
+            s3.process.send_signal(signal.SIGSTOP)
+            time.sleep(STALL_SECONDS)
+            s3.process.send_signal(signal.SIGCONT)
+            assert second.wait(timeout=400) == 0, (tmp_path / "second").read_text()
+        assert proxy.refused > 10
+
+    whole = bucket.inside("small")
+    with whole.local("") as copy:
+        assert table(copy) == table(undisturbed / "small")
+        assert best_weights(copy) == best_weights(undisturbed / "small")
+        holders = [path for path in copy.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
+        assert holders == []
+    assert SECRET not in (tmp_path / "first").read_text() + (tmp_path / "second").read_text()
+
+
+@pytest.mark.chaos
+def test_a_sweep_in_googles_bucket_that_is_killed_goes_on(
+    google_bucket: Bucket, undisturbed: Path, tmp_path: Path
+) -> None:
+    command = [*sweep_arguments(undisturbed / "small.py", Path())[:-1], google_bucket.place]
+    with started(command, tmp_path / "first") as first:
+        wait_for(lambda: (tmp_path / "first").read_text().count("  epoch ") >= 2 or first.poll() is not None, 300)
+        first.kill()
+    with started(command, tmp_path / "second") as second:
+        assert second.wait(timeout=300) == 0, (tmp_path / "second").read_text()
+    with google_bucket.inside("small").local("") as copy:
+        assert table(copy) == table(undisturbed / "small")
+        assert best_weights(copy) == best_weights(undisturbed / "small")

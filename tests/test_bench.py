@@ -1,0 +1,57 @@
+"""What the benchmarks read of a sweep is what it prints where there is no terminal."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from raylm.config.trial import TrialConfig
+from raylm.monitor.console import Screen
+from raylm.monitor.state import Watch
+from raylm.results.rows import DONE, FAILED, MISSING, Results, Row
+from raylm.results.storage import Folder
+
+FILE = Path(__file__).resolve().parents[1] / "bench" / "watched.py"
+TRIALS = {trial.run_name: trial for trial in (TrialConfig(seed=seed) for seed in range(2))}
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> Any:
+    spec = importlib.util.spec_from_file_location("watched", FILE)
+    assert spec is not None and spec.loader is not None
+    module = ModuleType("watched")
+    monkeypatch.setitem(sys.modules, "watched", module)  # its dataclass looks itself up there
+    spec.loader.exec_module(module)
+    return module
+
+
+def printed(last: str) -> str:
+    """What a launch of two trials says, the second of which ends so."""
+    rows = [Row(trial, MISSING, "", None, None) for trial in TRIALS.values()]
+    watch = Watch("s", Results(Folder(Path("/nowhere")), rows), 2, TRIALS.__getitem__, lambda trial: 1.0)
+    out = io.StringIO()
+    with Screen(console=Console(file=out, highlight=False, soft_wrap=True)).live(watch) as live:
+        for run, status in zip(TRIALS, (DONE, last), strict=True):
+            for listener in (watch, live):
+                listener.started(run)
+            for listener in (watch, live):
+                listener.ended(run, status, "")
+    return out.getvalue()
+
+
+def test_starts_and_ends_of_trials_are_seen(watched: Any) -> None:
+    found = watched.watched([sys.executable, "-c", f"print({printed(DONE)!r})"], trials=2)
+    assert len(found.started) == len(found.done) == 2
+    assert 0 < found.started[0] <= found.done[-1] <= found.ended
+
+
+def test_a_sweep_that_has_not_done_all_is_no_measurement(watched: Any) -> None:
+    with pytest.raises(SystemExit, match="1 of 2 trials done"):
+        watched.watched([sys.executable, "-c", f"print({printed(FAILED)!r})"], trials=2)

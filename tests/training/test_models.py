@@ -1,0 +1,178 @@
+"""Models: their loss against transformers' own, weights that are all there or none, the four sizes at their shapes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from raylm.config.catalog import MODELS, NANO
+from raylm.data.corpus import IGNORED, Windows, prepare
+from raylm.errors import UserError
+from raylm.training import models
+from raylm.training.loss import summed_loss
+from raylm.training.models import ModelSource
+
+
+@pytest.fixture
+def gpt2_folder(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=300, n_positions=64, n_embd=32, n_layer=2, n_head=2)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
+def load(folder: Path, vocabulary: int = 300, dropout: float | None = None) -> GPT2LMHeadModel:
+    source = ModelSource(str(folder), str(folder), weights=True)
+    return models.load(source, vocabulary=vocabulary, dropout=dropout, seed=0)
+
+
+def test_the_loss_of_a_window_is_transformers_own(small_text: Path) -> None:
+    corpus = prepare(str(small_text), None, NANO)
+    model = models.load(models.locate(NANO, pretrained=True), vocabulary=corpus.vocabulary, dropout=None, seed=0).eval()
+    windows = Windows(corpus.train.tokens, 33, corpus.end_of_text)
+    inputs_BT, targets_BT = (torch.from_numpy(array) for array in windows.batch([0, 3]))
+    ours = summed_loss(model, inputs_BT, targets_BT) / (2 * 32)
+    theirs = model(input_ids=inputs_BT, labels=inputs_BT).loss
+    assert ours.item() == pytest.approx(theirs.item(), abs=1e-6)
+
+
+def test_other_families_go_through_their_own_head() -> None:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 90, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=2)).eval()
+    inputs_BT = torch.randint(0, 90, (2, 17))
+    targets_BT = torch.nn.functional.pad(inputs_BT[:, 1:], (0, 1), value=IGNORED)
+    ours = summed_loss(model, inputs_BT, targets_BT) / 32
+    assert ours.item() == pytest.approx(model(input_ids=inputs_BT, labels=inputs_BT).loss.item(), abs=1e-6)
+
+
+def test_random_weights_follow_from_the_seed() -> None:
+    source = models.locate(NANO, pretrained=False)
+    one, same, other = (models.load(source, vocabulary=4096, dropout=None, seed=seed) for seed in (1, 1, 2))
+    first = [model.transformer.h[0].attn.c_attn.weight for model in (one, same, other)]
+    assert torch.equal(first[0], first[1])
+    assert not torch.equal(first[0], first[2])
+    assert 0.9e6 < sum(p.numel() for p in one.parameters()) < 1.2e6
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_shapes_of_the_catalogue_are_those_of_the_networks(name: str) -> None:
+    shape = MODELS[name].shape
+    sizes = {"n_embd": shape.width, "n_layer": shape.layers, "n_head": shape.heads}
+    with torch.device("meta"):
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=shape.vocabulary, n_positions=shape.positions, **sizes))
+    assert sum(p.numel() for p in model.parameters()) == shape.parameters
+    millions = {"gpt2": 124, "gpt2-medium": 355, "gpt2-large": 774, "gpt2-xl": 1558}
+    assert name not in millions or round(shape.parameters / 1e6) == millions[name]
+
+
+def test_dropout_is_set_everywhere_or_left_alone(gpt2_folder: Path) -> None:
+    assert load(gpt2_folder).config.attn_pdrop == 0.1
+    config = load(gpt2_folder, dropout=0.25).config
+    assert (config.attn_pdrop, config.resid_pdrop, config.embd_pdrop) == (0.25, 0.25, 0.25)
+
+
+def test_weights_are_loaded_as_they_are(gpt2_folder: Path) -> None:
+    stored = load_file(gpt2_folder / "model.safetensors")
+    loaded = load(gpt2_folder).state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in stored.items())
+
+
+def test_weights_named_as_on_the_hub_are_all_found(gpt2_folder: Path) -> None:
+    """The hub's gpt2 has its names without `transformer.`, its causal masks as tensors, and no tied head."""
+    tensors = {
+        name.removeprefix("transformer."): value for name, value in load_file(gpt2_folder / "model.safetensors").items()
+    }
+    tensors.pop("lm_head.weight", None)
+    masks = {f"h.{layer}.attn.bias": torch.ones(1, 1, 64, 64).tril() for layer in range(2)}
+    save_file({**tensors, **masks}, gpt2_folder / "model.safetensors", metadata={"format": "pt"})
+    loaded = load(gpt2_folder)
+    assert torch.equal(loaded.transformer.h[1].mlp.c_fc.weight, tensors["h.1.mlp.c_fc.weight"])
+    assert loaded.lm_head.weight.data_ptr() == loaded.transformer.wte.weight.data_ptr()
+
+
+def test_a_model_that_is_no_causal_one_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5", "vocab_size": 300}))
+    with pytest.raises(UserError, match="no causal language model"):
+        models.load(models.locate(str(tmp_path), pretrained=False), vocabulary=300, dropout=None, seed=0)
+
+
+def damage_missing(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["transformer.h.1.mlp.c_fc.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def damage_more_layers(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "n_layer": 3}))
+
+
+def damage_shape(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["transformer.wpe.weight"] = torch.zeros(32, 32)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def damage_truncated(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+
+
+def damage_empty(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"")
+
+
+def damage_config(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "no-such-family"}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "word"),
+    [
+        (damage_missing, "transformer.h.1.mlp.c_fc.weight"),
+        (damage_more_layers, "transformer.h.2"),
+        (damage_shape, "wpe"),
+        (damage_truncated, "cannot be loaded"),
+        (damage_empty, "cannot be loaded"),
+        (damage_config, "no-such-family"),
+    ],
+)
+def test_damaged_weights_are_an_error_not_a_random_layer(gpt2_folder: Path, damage: object, word: str) -> None:
+    assert callable(damage)
+    damage(gpt2_folder)
+    with pytest.raises(UserError, match=word) as caught:
+        load(gpt2_folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_larger_than_the_model_is_an_error(gpt2_folder: Path) -> None:
+    with pytest.raises(UserError, match=r"301 tokens.*only 300"):
+        load(gpt2_folder, vocabulary=301)
+
+
+def test_pickled_weights_are_not_taken(gpt2_folder: Path) -> None:
+    torch.save({}, gpt2_folder / "pytorch_model.bin")
+    (gpt2_folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"safetensors.*pretrained=False"):
+        models.locate(str(gpt2_folder), pretrained=True)
+    assert models.locate(str(gpt2_folder), pretrained=False).weights is False
+
+
+def test_code_of_a_repository_never_runs(tmp_path: Path) -> None:
+    witness = tmp_path / "ran"
+    folder = tmp_path / "foreign"
+    folder.mkdir()
+    (folder / "code.py").write_text(f"open({str(witness)!r}, 'w')\nclass Config: pass\nclass Model: pass\n")
+    auto_map = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}
+    (folder / "config.json").write_text(json.dumps({"model_type": "foreign", "auto_map": auto_map}))
+    source = models.locate(str(folder), pretrained=False)
+    with pytest.raises(UserError, match=r"config\.json cannot be used"):
+        models.load(source, vocabulary=10, dropout=None, seed=0)
+    assert not witness.exists()

@@ -1,0 +1,106 @@
+"""`Resources(gpus="auto")`: small trials share a GPU where all fit and more gets done. Ray is told of GPUs."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from oracle import table
+
+from raylm import Resources, TrialConfig
+from raylm.config.catalog import MODELS
+from raylm.planning import throughput
+from raylm.planning.memory import Workload
+from raylm.planning.throughput import Slot, parts, share
+from raylm.results.progress import Fit
+
+H100, T4 = (throughput.named(name)[0] for name in ("h100", "t4"))
+
+
+def workload(model: str = "gpt2-nano", context_length: int = 128, batch_size: int = 2) -> Workload:
+    trial = TrialConfig(model=model, context_length=context_length, batch_size=batch_size)
+    return Workload(MODELS[model].shape, trial, "cuda", "bfloat16")
+
+
+def test_a_trial_that_fills_a_card_has_it_alone_and_smaller_ones_share_it() -> None:
+    slot = Slot(H100, 1.0, 1, "bfloat16", most_sharing=8)
+    numbers = [parts(slot, work) for work in (workload(), workload("gpt2"), workload("gpt2-xl", 1024, 16))]
+    assert numbers == sorted(numbers, reverse=True) and numbers[0] == 8 and numbers[-1] == 1
+    assert parts(replace(slot, most_sharing=1), workload()) == 1
+
+
+def test_sharing_gets_more_done_by_the_estimate() -> None:
+    slot, work = Slot(H100, 1.0, 1, "bfloat16", most_sharing=8), workload("gpt2")
+    shared, fit = slot.of(work), Fit(2)
+    assert (shared.share, shared.at_a_time) == (1 / parts(slot, work), parts(slot, work))
+    alone, beside = (one.training_seconds(work, fit, 256, 1) for one in (slot, shared))
+    assert beside / shared.at_a_time < alone / 1.1
+
+
+def test_no_trial_takes_a_smaller_micro_batch_to_share() -> None:
+    slot, work = Slot(H100, 1.0, 1, "bfloat16", most_sharing=8), workload("gpt2")
+    whole = work.fit(slot.available_bytes)
+    gib = 2.1 * work.peak_bytes(whole) / 2**30 / 0.85  # for two of them
+    small = replace(slot, card=replace(H100, gib=gib))
+    assert parts(small, work) == 2 < parts(slot, work)
+    assert work.fit(small.of(work).available_bytes) == whole
+
+
+def test_on_several_kinds_of_cards_a_trial_takes_what_it_needs_on_any() -> None:
+    trial, shape = workload("gpt2").trial, MODELS["gpt2"].shape
+    on_both = share([(H100, 8), (T4, 8)], shape, trial, "auto")
+    assert on_both == max(share([(card, 8)], shape, trial, "auto") for card in (H100, T4)) == 1.0
+    assert share([(H100, 8)], shape, trial, "auto") < 1
+    assert share([(H100, 1)], shape, trial, "auto") == 1, "there are no CPUs for a second one"
+    assert share([], shape, trial, "auto") == share([(H100, 8)], None, trial, "auto") == 1
+
+
+def test_the_shares_of_a_card_are_never_more_than_ray_has_of_it() -> None:
+    trial, shape = workload().trial, MODELS["gpt2-nano"].shape
+    for most in range(1, 9):
+        part = share([(H100, most)], shape, trial, "auto")
+        assert part * most <= 1 < (part + 1e-4) * most + 1e-9 and round(part, 4) == part
+
+
+def test_a_plan_counts_the_trials_that_share() -> None:
+    slot = throughput.slot(Resources(gpus="auto"), "auto", "2xh100")
+    assert slot is not None and (slot.share, slot.at_a_time, slot.most_sharing) == (1.0, 2, 8)
+    assert slot.of(workload()).at_a_time == 16
+
+
+SWEEP = """
+import functools
+import sys
+
+import ray
+from ray import tune
+
+from raylm import Resources, Sweep, runner, tuner
+
+if __name__ == "__main__":
+    _, text, storage, card = sys.argv
+    ray.init = functools.partial(ray.init, num_cpus=2, num_gpus=1, resources={f"accelerator_type:{card}": 1})
+    tuner.device_of = lambda resources: "cpu"
+    space = {
+        "dataset": text, "context_length": 16, "batch_size": 2, "epochs": 4,
+        "learning_rate": tune.grid_search([1e-4, 1e-3]),
+    }
+    sweep = Sweep(name="auto", space=space, resources=Resources(gpus="auto"))
+    sys.exit(runner.run(sweep, storage=storage, how=runner.How(address="local")).exit_code)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("card", "at_a_time"), [("H100", 2), pytest.param("unheard-of", 1, marks=pytest.mark.chaos)])
+def test_two_trials_share_the_one_gpu_that_ray_has(small_text: Path, tmp_path: Path, card: str, at_a_time: int) -> None:
+    (tmp_path / "auto.py").write_text(SWEEP)
+    code = [sys.executable, str(tmp_path / "auto.py"), str(small_text), str(tmp_path), card]
+    done = subprocess.run(code, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [row["status"] for row in table(tmp_path / "auto").values()] == ["done"] * 2
+    events = re.findall(r"^\S+  (started|done)\b", done.stdout, re.MULTILINE)
+    assert events == (["started"] * 2 + ["done"] * 2 if at_a_time == 2 else ["started", "done"] * 2)

@@ -1,0 +1,235 @@
+"""Memory that runs out in a step: the trial goes on with less at a time, from where it was, to the same result."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from oracle import table
+from torch import nn
+
+from raylm import TrialConfig
+from raylm.data.corpus import Corpus
+from raylm.results.progress import Fit
+from raylm.training import models
+from raylm.training.train import Evaluation, finetune
+
+NANO = models.locate("gpt2-nano", pretrained=True)
+BATCH = 8
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def trial(**fields: Any) -> TrialConfig:
+    return TrialConfig(context_length=32, batch_size=BATCH, learning_rate=1e-3, max_train_tokens=1500, **fields)
+
+
+class Card:
+    """Memory for so many windows in training, from a step on; it runs out deep in the model, as a GPU's does."""
+
+    def __init__(self, windows: int, from_step: int = 0, failures: int | None = None) -> None:
+        self.windows, self.from_step, self.failures = windows, from_step, failures
+        self.step, self.ran_out = 0, 0
+
+    def _forward(self, module: nn.Module, inputs: Any) -> None:
+        if not isinstance(module, nn.LayerNorm) or not module.training or self.step < self.from_step:
+            return
+        if len(inputs[0]) > self.windows and (self.failures is None or self.ran_out < self.failures):
+            self.ran_out += 1
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        hook = nn.modules.module.register_module_forward_pre_hook(self._forward)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+
+def train(config: TrialConfig, corpus: Corpus, card: Card, **options: Any) -> tuple[list[Evaluation], list[Fit]]:
+    smaller: list[Fit] = []
+    with card.used():
+        found = list(
+            finetune(
+                config,
+                corpus,
+                NANO,
+                on_step=lambda step: setattr(card, "step", step.step),
+                on_smaller=smaller.append,
+                **options,
+            )
+        )
+    return found, smaller
+
+
+def weights(evaluation: Evaluation) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in evaluation.trial.model.state_dict().items()}
+
+
+PLENTY = Card(windows=BATCH)
+
+
+def test_from_the_first_step_it_is_the_trial_that_began_with_less(corpus: Corpus) -> None:
+    config = trial(dropout=0.1)
+    (last,), smaller = train(config, corpus, Card(windows=2))
+    (same,), none = train(config, corpus, PLENTY, fit=Fit(2))
+    assert (smaller, none) == ([Fit(4), Fit(2)], [])
+    assert last.measured == same.measured and last.trial.progress.fit == Fit(2)
+    assert all(torch.equal(value, weights(same)[name]) for name, value in weights(last).items())
+
+
+def test_in_the_middle_it_goes_on_from_that_step_with_the_same_result(corpus: Corpus, tmp_path: Path) -> None:
+    config = trial(evals_per_epoch=2)
+    undisturbed, _ = train(config, corpus, PLENTY)
+    card = Card(windows=3, from_step=2)
+    disturbed, smaller = train(config, corpus, card)
+    assert smaller == [Fit(4), Fit(2)] and card.ran_out == 2  # the step was not begun again more often
+    for one, other in zip(undisturbed, disturbed, strict=True):
+        assert one.measured.tokens_seen == other.measured.tokens_seen
+        assert one.measured.train_loss == pytest.approx(other.measured.train_loss, abs=1e-5)
+        assert one.measured.val_loss == pytest.approx(other.measured.val_loss, abs=1e-5)
+
+
+def test_what_it_has_learnt_of_its_card_is_in_its_checkpoint(corpus: Corpus, tmp_path: Path) -> None:
+    config = trial(dropout=0.1, evals_per_epoch=2)
+    card = Card(windows=4, from_step=1)
+    with card.used():
+        running = finetune(config, corpus, NANO, on_step=lambda step: setattr(card, "step", step.step))
+        next(running).save(tmp_path)
+        (last,) = running
+    (resumed,), smaller = train(config, corpus, Card(windows=4), resume_from=tmp_path)
+    assert smaller == [] and resumed.measured == last.measured
+    (limited,), _ = train(config, corpus, PLENTY, resume_from=tmp_path, limit=Fit(3))
+    assert limited.trial.progress.fit == Fit(3)
+
+
+def test_where_one_window_is_too_much_its_activations_are_recomputed(corpus: Corpus) -> None:
+    config = trial(dropout=0.1)
+    (last,), smaller = train(config, corpus, Card(windows=0, from_step=1, failures=2), fit=Fit(2))
+    assert smaller == [Fit(1), Fit(1, recompute=True)] and last.trial.progress.recompute
+    (same,), _ = train(config, corpus, Card(windows=1, from_step=1), fit=Fit(2))
+    assert last.measured == same.measured  # to the same numbers
+
+
+def test_where_nothing_is_less_the_error_is_raised(corpus: Corpus) -> None:
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
+        train(trial(), corpus, Card(windows=0, from_step=1))
+
+
+REAL = """
+import json, resource, sys, torch
+from raylm import TrialConfig, data, models
+from raylm.train import finetune
+torch.set_num_threads(1)
+config = TrialConfig(context_length=256, batch_size=64, max_train_tokens=33_000, learning_rate=1e-3)
+corpus = data.prepare("pydocs", None, "gpt2-nano")
+fits = []
+if sys.argv[1:]:  # so many MiB more than now
+    pages = int(open("/proc/self/statm").read().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + int(sys.argv[1]) * 2**20,) * 2)
+(last,) = finetune(config, corpus, models.locate("gpt2-nano", pretrained=True), on_smaller=fits.append)
+print(json.dumps([last.measured.val_loss, [fit.micro_batch_size for fit in fits]]))
+"""
+
+
+def test_memory_that_the_system_does_not_give(tmp_path: Path) -> None:
+    def trained(*arguments: str) -> Any:
+        code = [sys.executable, "-c", REAL, *arguments]
+        environment = {**os.environ, "RAYLM_CACHE": str(tmp_path), "MALLOC_ARENA_MAX": "1"}
+        done = subprocess.run(code, capture_output=True, text=True, check=False, env=environment)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    (plenty, none), (little, smaller) = trained(), trained("300")
+    assert none == [] and smaller[0] == 32
+    assert little == pytest.approx(plenty, abs=1e-4)
+
+
+# ---- in a sweep ---------------------------------------------------------------------------------------------------
+
+SMALL_CARD = """
+import importlib.util
+import os
+import sys
+
+
+class SmallCard:
+    # every process that imports the loop has memory for one window in training
+
+    def find_spec(self, name, path, target=None):
+        if name != "raylm.training.train":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        execute = spec.loader.exec_module
+        spec.loader.exec_module = lambda module: (execute(module), shrink())
+        return spec
+
+
+def shrink():
+    import torch
+
+    def forward(module, inputs):
+        if isinstance(module, torch.nn.LayerNorm) and module.training and len(inputs[0]) > 1:
+            with open(os.environ["RAN_OUT"], "a") as file:
+                print(len(inputs[0]), file=file)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    torch.nn.modules.module.register_module_forward_pre_hook(forward)
+
+
+sys.meta_path.insert(0, SmallCard())
+"""
+
+SWEEP = """
+import functools
+import sys
+
+import ray
+from ray import tune
+
+from raylm import Resources, Sweep, runner, tuner
+
+if __name__ == "__main__":
+    _, text, storage, gpus = sys.argv
+    ray.init = functools.partial(ray.init, num_cpus=2, num_gpus=int(gpus))
+    tuner.device_of = lambda resources: "cpu"
+    space = {"dataset": text, "context_length": 16, "batch_size": 4, "learning_rate": tune.grid_search([1e-4, 1e-3])}
+    sweep = Sweep(name="small", space=space, resources=Resources(gpus=int(gpus)), max_failures=0)
+    sys.exit(runner.run(sweep, storage=storage, how=runner.How(address="local")).exit_code)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_later_trials_of_a_shape_start_with_what_an_earlier_one_came_to(
+    small_text: Path, tmp_path: Path, gpus: int
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(SMALL_CARD)
+    (tmp_path / "small.py").write_text(SWEEP)
+    code = [sys.executable, str(tmp_path / "small.py"), str(small_text), str(tmp_path), str(gpus)]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "RAN_OUT": str(tmp_path / "ran-out")}
+    done = subprocess.run(code, capture_output=True, text=True, check=False, env=environment, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = table(tmp_path / "small").values()
+    assert [(row["status"], row["micro_batch_size"]) for row in rows] == [("done", "1")] * 2
+    told = "".join(file.read_text() for file in (tmp_path / "small").rglob("log*.txt"))
+    assert "out of memory: goes on with micro-batch 1" in told
+    ran_out = sorted((tmp_path / "ran-out").read_text().split(), reverse=True)
+    if gpus == 1:
+        assert ran_out == ["4", "2"]  # one after the other, in the first trial
+    else:
+        assert set(ran_out) == {"2"} and len(ran_out) <= gpus  # all ranks in one attempt; the next one knew
+        assert "starts again from its latest checkpoint: out of memory with micro-batch 2" in done.stdout

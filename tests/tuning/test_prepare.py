@@ -1,0 +1,82 @@
+"""What is refused before Ray starts because data, model and trial do not fit together."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from pathlib import Path
+
+import datasets
+import pytest
+from rich.console import Console
+
+from raylm import TrialConfig
+from raylm.data.sources import _texts
+from raylm.errors import UserError
+from raylm.monitor.console import Screen
+from raylm.results import sweep_record
+from raylm.results.rows import DIVERGED, FAILED, Results, Row
+from raylm.results.storage import Folder
+from raylm.results.sweep_record import Record
+from raylm.tuning.prepare import prepare
+
+
+def screen() -> Screen:
+    return Screen(console=Console(file=io.StringIO()))
+
+
+def test_a_dataset_too_small_for_one_window_is_named(small_text: Path, tmp_path: Path) -> None:
+    trial = TrialConfig(dataset=str(small_text), max_train_tokens=100, context_length=128)
+    with pytest.raises(UserError, match=r"gives 100 tokens to train on; context_length 128 needs at least 127"):
+        prepare([trial], Results(Folder(tmp_path), []), screen())
+    fits = TrialConfig(dataset=str(small_text), max_train_tokens=127, context_length=128)
+    assert list(prepare([fits], Results(Folder(tmp_path), []), screen()).corpora) == [(str(small_text), "gpt2-nano")]
+
+
+def test_corpora_and_models_are_prepared_once_for_all_trials(small_text: Path, tmp_path: Path) -> None:
+    trials = [TrialConfig(dataset=str(small_text), context_length=32, batch_size=size) for size in (1, 2, 4)]
+    prepared = prepare(trials, Results(Folder(tmp_path), []), screen())
+    assert list(prepared.corpora) == [(str(small_text), "gpt2-nano")]
+    assert list(prepared.sources) == [("gpt2-nano", True)]
+
+
+def test_a_text_that_is_validated_on_itself_is_pointed_out(small_text: Path, tmp_path: Path) -> None:
+    for name in ("train.txt", "validation.txt"):
+        (tmp_path / name).write_text((small_text / "train.txt").read_text())
+    for dataset, warned in ((tmp_path, True), (small_text, False)):
+        shown = screen()
+        prepare([TrialConfig(dataset=str(dataset), context_length=32)], Results(Folder(tmp_path / "runs"), []), shown)
+        assert isinstance(shown.console.file, io.StringIO)
+        said = " ".join(shown.console.file.getvalue().split())
+        assert ("is validated on the text that it is trained on" in said) == warned
+
+
+def test_what_has_changed_is_not_mixed_with_the_old(small_text: Path, tmp_path: Path) -> None:
+    trial = TrialConfig(dataset=str(small_text), context_length=32)
+    used = {"model": "gpt2-nano", "pretrained": True, "revision": "another"}
+    sweep_record.write(Folder(tmp_path), Record("s", [trial], launches=[{"number": 3, "models": [used], "data": []}]))
+    for status, mixed in ((DIVERGED, True), (FAILED, False)):
+        found = Results(Folder(tmp_path), [Row(trial, status, "", None, None)])
+        with pytest.raises(UserError, match="the files of gpt2-nano") if mixed else contextlib.nullcontext():
+            prepare([trial], found, screen())
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"body": ["a"], "label": [1]}, ["no column `text`", "body (string), label (int64)"]),
+        ({"text": [1, 2]}, ["no column `text` of strings", "text (int64)"]),
+        ({"text": ["a", None]}, ["row 1 of the train split has no text"]),
+    ],
+)
+def test_rows_without_text_are_named(columns: dict[str, list[object]], words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        _texts("dataset x/y", "train", datasets.Dataset.from_dict(columns))
+    assert all(word in str(caught.value) for word in ["dataset x/y", *words])
+
+
+def test_a_context_above_a_local_models_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"n_positions": 64}))
+    with pytest.raises(UserError, match="at most 64 tokens"):
+        TrialConfig(model=str(tmp_path), context_length=65)

@@ -1,0 +1,25 @@
+"""What Ray's own thread prints does not come between the lines; what all others print does."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+
+import pytest
+from ray._private import worker
+
+from raylm.tuning import cluster
+
+
+def test_rays_thread_is_not_heard_and_others_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with cluster.raylets():
+        for name in (cluster.RAYLETS_THREAD, "another"):
+            thread = threading.Thread(target=print, args=(f"said by {name}",), kwargs={"flush": True}, name=name)
+            thread.start()
+            thread.join()
+        print("said here")
+    assert capsys.readouterr().out == "said by another\nsaid here\n"
+
+
+def test_the_thread_has_this_name_in_the_ray_that_is_installed() -> None:
+    assert f'name="{cluster.RAYLETS_THREAD}"' in inspect.getsource(worker.connect)

@@ -1,0 +1,108 @@
+"""Memory of the machine and of a process: what is read, and that a process that takes too much says so and ends."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from raylm.planning import devices
+from raylm.tuning import trial_process
+
+EATER = """
+import sys, time
+from raylm import guard
+guard.TELL_ABOVE, guard.END_ABOVE = (float(share) for share in sys.argv[1:3])
+guard.Guard(float(sys.argv[3]), lambda what: print(what, flush=True)).start()
+time.sleep(2)
+print("still there")
+"""
+"""A process for which the machine's memory is short at once, or never."""
+
+
+def test_memory_in_use_is_part_of_all_there_is() -> None:
+    used, total = devices.machine_memory()
+    assert 0 < used < total <= psutil.virtual_memory().total
+
+
+def test_the_limit_of_a_container_goes_before_the_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "memory.max").write_text("2000000000\n")
+    (tmp_path / "memory.current").write_text("900000000\n")
+    (tmp_path / "memory.stat").write_text("anon 700000000\ninactive_file 100000000\n")
+    monkeypatch.setattr(trial_process, "CGROUPS", tmp_path)
+    assert devices.machine_memory() == (800_000_000, 2_000_000_000)
+    (tmp_path / "memory.max").write_text("max\n")
+    assert devices.machine_memory()[1] == psutil.virtual_memory().total
+
+
+@pytest.mark.parametrize(
+    ("tell_above", "end_above", "part", "said", "status"),
+    [
+        (0.0, 0.0, 0.0, ["out of memory: it took"], 1),
+        (0.0, 2.0, 0.0, ["out of memory: it took", "still there"], 0),
+        (0.0, 0.0, 1.0, ["still there"], 0),  # it takes no more than its part
+        (2.0, 2.0, 0.0, ["still there"], 0),  # there is enough
+    ],
+)
+def test_a_process_ends_where_memory_is_short_and_it_takes_more_than_its_part(
+    tell_above: float, end_above: float, part: float, said: list[str], status: int
+) -> None:
+    command = [sys.executable, "-c", EATER, str(tell_above), str(end_above), str(part)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == status, done.stderr
+    assert [line.split(" 0.")[0] for line in done.stdout.splitlines()] == said
+
+
+def test_what_a_process_keeps_between_two_trials_is_noticed_and_what_it_frees_is_not() -> None:
+    footprint = trial_process.Footprint()
+    kept = [np.ones(2**22)]
+    footprint.look()
+    assert footprint.grown_bytes == 0
+    kept += [np.ones(2**22) for _ in range(3)]  # 32 MiB each
+    footprint.look()
+    assert footprint.grown_bytes == pytest.approx(3 * 2**25, rel=0.2)
+    footprint.look(device_bytes=2**30)
+    assert footprint.grown_bytes == pytest.approx(3 * 2**25 + 2**30, rel=0.1)
+    del kept[1:]
+    footprint.look()
+    assert footprint.grown_bytes < 2**25
+
+
+LEAKS = """
+import sys
+import numpy as np
+from raylm import trainable, tuner
+from raylm.cli import app
+train_gpt2, kept = tuner.train_gpt2, []
+
+def leaking(config, job):
+    kept.append(np.ones(2**25))  # 256 MiB
+    trainable.GROWN = 0.01
+    train_gpt2(config, job)
+
+tuner.train_gpt2 = leaking
+app(["run", *sys.argv[1:]])
+"""
+SWEEP = """
+from ray import tune
+from raylm import Resources, Sweep
+sweep = Sweep(name="leaks", space={{
+    "dataset": {text!r}, "model": "gpt2-nano", "context_length": 32, "max_train_tokens": 500,
+    "learning_rate": tune.grid_search([1e-3, 2e-3, 3e-3]),
+}}, resources=Resources(cpus=1))
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_that_has_grown_is_followed_by_a_fresh_one(small_text: Path, tmp_path: Path) -> None:
+    """Nothing of raylm leaks; the trials of this one do."""
+    (tmp_path / "leaks.py").write_text(SWEEP.format(text=str(small_text)))
+    options = ["--storage", str(tmp_path / "runs"), "--max-concurrent", "1", "--address", "local"]
+    command = [sys.executable, "-c", LEAKS, str(tmp_path / "leaks.py"), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "its process has grown by 0." in done.stdout and "3 rows: 3 done" in done.stdout

@@ -1,0 +1,141 @@
+"""What Tune is told and tells: the trials of a line-up in order, the reason of a failure in a line."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from ray.exceptions import ActorDiedError
+from ray.tune.search import Searcher
+from transformers import GPT2Config
+
+from raylm import TrialConfig
+from raylm.results.rows import DONE, MISSING, Row
+from raylm.training.models import ModelSource
+from raylm.tuning.callbacks import failure_reason
+from raylm.tuning.prepare import Prepared
+from raylm.tuning.searcher import FromLineup
+from raylm.tuning.trial_queue import Lineup, Propose
+from raylm.tuning.tuner import card_gib, placement
+
+TRIALS = [TrialConfig(seed=seed) for seed in (3, 1, 2)]
+
+
+def proposing(*trials: TrialConfig) -> Propose:
+    left = iter(trials)
+    return lambda outcomes: next(left, None)
+
+
+def standing(*done: TrialConfig) -> Callable[[TrialConfig], Row]:
+    return lambda trial: Row(trial, DONE if trial in done else MISSING, "", None, None)
+
+
+def test_tune_imports_no_trackers_for_its_statistics() -> None:
+    code = (
+        "import sys\n"
+        "from ray import tune\n"
+        "from ray.tune.tune import air_usage\n"
+        "from raylm.tuner import _count_nothing\n"
+        "_count_nothing()\n"
+        "air_usage.tag_callbacks([tune.Callback()])\n"
+        "print(*{'wandb', 'mlflow'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"
+
+
+def test_trials_are_handed_out_in_order_until_there_are_none() -> None:
+    changes: list[int] = []
+    lineup = Lineup(proposing(*TRIALS), total=3, lag=None, standing=standing())
+    handed = FromLineup(lineup, lambda: changes.append(len(lineup.trials)))
+    assert [handed.suggest(str(number)) for number in range(3)] == [trial.as_dict() for trial in TRIALS]
+    assert changes == [1, 2, 3]
+    assert handed.suggest("3") == Searcher.FINISHED
+
+
+def test_trials_that_follow_from_results_are_waited_for() -> None:
+    ended: list[TrialConfig] = []
+    lineup = Lineup(proposing(*TRIALS), total=3, lag=1, standing=lambda trial: standing(*ended)(trial))
+    handed = FromLineup(lineup, lambda: None)
+    for number, trial in enumerate(TRIALS):
+        assert handed.suggest(str(number)) == trial.as_dict()
+        assert handed.suggest("too early") in ([None] if number < 2 else [Searcher.FINISHED])
+        ended.append(trial)
+        lineup.ended(trial)
+
+
+def test_the_end_of_the_trials_is_told_where_the_last_ones_were_run_before() -> None:
+    changes: list[int] = []
+    lineup = Lineup(proposing(*TRIALS), total=3, lag=None, standing=standing(*TRIALS[1:]))
+    handed = FromLineup(lineup, lambda: changes.append(len(lineup.trials)))
+    assert handed.suggest("0") == TRIALS[0].as_dict()
+    assert handed.suggest("1") == Searcher.FINISHED
+    assert changes == [1, 3]
+
+
+def test_tune_can_pickle_the_searcher() -> None:
+    lineup = Lineup(proposing(*TRIALS), total=3, lag=None, standing=lambda trial: standing()(trial))
+    assert isinstance(pickle.loads(pickle.dumps(FromLineup(lineup, lambda: None))), FromLineup)
+
+
+@pytest.mark.parametrize(
+    ("resources", "bundles"),
+    [
+        ({"cpu": 3, "gpu": 0.0}, [{"CPU": 3}]),
+        ({"cpu": 1, "gpu": 0.5}, [{"CPU": 1, "GPU": 0.5}]),
+        ({"cpu": 2, "gpu": 2.0}, [{"CPU": 1, "GPU": 1}, {"CPU": 1, "GPU": 1}]),
+        ({"cpu": 8, "gpu": 3.0}, [{"CPU": 4, "GPU": 1}, {"CPU": 2, "GPU": 1}, {"CPU": 2, "GPU": 1}]),
+    ],
+)
+def test_each_gpu_of_a_trial_is_in_a_bundle_of_its_own_on_one_node(
+    resources: dict[str, float], bundles: list[dict[str, float]]
+) -> None:
+    placed = placement(resources)
+    assert placed.bundles == bundles and placed.strategy == "STRICT_PACK"
+
+
+def test_a_trial_asks_for_a_card_that_it_fits_on_where_there_is_one(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(GPT2Config().to_json_string())
+    small, large = TrialConfig(), TrialConfig(model="owner/gpt2")
+    sources = {"gpt2-nano": None, "owner/gpt2": str(tmp_path)}
+    prepared = Prepared(
+        {}, {(name, True): ModelSource(name, folder, weights=False) for name, folder in sources.items()}
+    )
+    assert card_gib(small, prepared, "auto", 80.0) == 1
+    needed = card_gib(large, prepared, "auto", 80.0)
+    more = TrialConfig(model="owner/gpt2", optimizer="adamw")
+    assert 3 <= needed <= 6 and card_gib(more, prepared, "float32", 80.0) > needed
+    assert card_gib(large, prepared, "auto", 2.0) == 2, "no trial waits for a card that never comes"
+    bundles = placement({"cpu": 2, "gpu": 2.0}, needed).bundles
+    assert bundles == [{"CPU": 1, "GPU": 1, "gpu_gib": needed}] * 2
+
+
+RAISED = """\
+ray::ImplicitFunc.train() (pid=1, ip=10.0.0.1, actor_id=ab, repr=train_gpt2)
+  File "x.py", line 2, in train
+Traceback (most recent call last):
+  File "y.py", line 1, in f
+ValueError: not enough of it
+"""
+
+
+@pytest.mark.parametrize(
+    ("noted", "reason"),
+    [
+        ([RAISED], "ValueError: not enough of it"),
+        ([RAISED, str(ActorDiedError())], "The actor died unexpectedly before finishing this task."),
+        ([str(ActorDiedError()), RAISED], "ValueError: not enough of it"),
+        ([], "for a reason that Ray does not tell"),
+    ],
+)
+def test_the_reason_of_the_last_failure_is_told_in_a_line(tmp_path: Path, noted: list[str], reason: str) -> None:
+    file = tmp_path / "error.txt"
+    if noted:  # as Tune writes it
+        file.write_text("".join(f"Failure # {n + 1} (occurred at x)\n{text}\n" for n, text in enumerate(noted)))
+    assert failure_reason(cast(Any, SimpleNamespace(error_file=str(file)))) == reason
