@@ -46,18 +46,18 @@ def measure(case: str, steps: int) -> dict[str, object]:
     from raylm import Resources, TrialConfig
     from raylm.data.corpus import prepare
     from raylm.planning import throughput
-    from raylm.planning.memory import Workload
-    from raylm.results.progress import Step
+    from raylm.planning.memory import MemoryModel
+    from raylm.results.progress import StepMetrics
     from raylm.training import models
     from raylm.training.train import finetune
 
     model, context_length, batch_size, *gib = case.split(":")
     on_gpu = torch.cuda.is_available()
-    slot = throughput.slot(Resources(cpus=os.cpu_count() or 1), "auto")
+    slot = throughput.find_placement(Resources(cpus=os.cpu_count() or 1), "auto")
     assert slot is not None, "this GPU is not in hardware.CARDS"
     slot = replace(slot, card=replace(slot.card, gib=float(gib[0]))) if gib else slot
-    source = models.locate(model, pretrained=False)
-    shape = models.shape(source)
+    source = models.resolve_model(model, pretrained=False)
+    shape = models.load_shape(source)
     assert shape is not None
     with tempfile.TemporaryDirectory() as folder:
         texts = [topics[name] for name in sorted(topics)]
@@ -73,13 +73,13 @@ def measure(case: str, steps: int) -> dict[str, object]:
             warmup_ratio=0.0,
             max_train_tokens=steps * int(batch_size) * (int(context_length) - 1),
         )
-        work = Workload(shape, trial, slot.card.device, slot.precision)
-        fit = work.fit(slot.available_bytes)
-        corpus = prepare(folder, source.files(), model)
+        work = MemoryModel(shape, trial, slot.card.device, slot.precision)
+        fit = work.choose_micro_batching(slot.available_bytes)
+        corpus = prepare(folder, source.fetch_files(), model)
         losses: list[float] = []
         times = [time.perf_counter()]
 
-        def on_step(step: Step) -> None:
+        def on_step(step: StepMetrics) -> None:
             losses.append(step.loss)
             times.append(time.perf_counter())
             print(f"{case} step {step.step} of {step.total_steps}: loss {step.loss:.3f}", file=sys.stderr, flush=True)
@@ -90,24 +90,24 @@ def measure(case: str, steps: int) -> dict[str, object]:
             source,
             device=slot.card.device,
             precision=slot.precision,
-            fit=fit,
+            micro_batching=fit,
             on_step=on_step,
         )
     used = torch.cuda.mem_get_info() if on_gpu else (0, 0)
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    assert sum(p.numel() for p in last.trial.model.parameters()) == shape.parameters
+    assert sum(p.numel() for p in last.trainer.model.parameters()) == shape.num_parameters
     return {
-        "parameters": shape.parameters,
+        "parameters": shape.num_parameters,
         "micro_batch_size": fit.micro_batch_size,
         "recompute": fit.recompute,
         "predicted_gib": work.peak_bytes(fit) / GIB,
         "peak_gib": (used[1] - used[0] if on_gpu else resident) / GIB,
-        "estimated_seconds": slot.training_seconds(work, fit, last.measured.tokens_seen, steps) / steps,
+        "estimated_seconds": slot.estimate_training_seconds(work, fit, last.eval_metrics.tokens_seen, steps) / steps,
         "seconds": statistics.median(later - before for before, later in itertools.pairwise(times[1:])),
         "losses": losses,
         "device": torch.cuda.get_device_name() if on_gpu else f"{slot.card.name}, {torch.get_num_threads()} threads",
         "precision": slot.precision,
-        "tflops": slot.card.tflops(slot.precision),
+        "tflops": slot.card.peak_tflops(slot.precision),
     }
 
 

@@ -15,10 +15,10 @@ import tempfile
 from pathlib import Path
 
 from ray import tune
-from rich.console import Console
+from rich.console import Console as RichConsole
 
 from raylm import Sweep, TrialConfig
-from raylm.monitor.console import Screen
+from raylm.monitor.console import Console
 from raylm.results.rows import Results, Row
 from raylm.runner import run
 
@@ -47,12 +47,12 @@ def sweep(max_train_tokens: int, seed: int | None) -> Sweep:
 
 def tokens(rows: list[Row]) -> int:
     """Tokens that rows were trained on."""
-    return sum(row.latest.progress.tokens_seen for row in rows if row.latest)
+    return sum(row.latest_checkpoint.progress.tokens_seen for row in rows if row.latest_checkpoint)
 
 
 def best(found: Results) -> tuple[float, TrialConfig]:
     """The lowest val loss of a finished row, and the row."""
-    finished = [(row.measured.val_loss, row.config) for row in found.rows if row.status == "done" and row.measured]
+    finished = [(row.metrics.val_loss, row.config) for row in found.rows if row.status == "done" and row.metrics]
     return min(finished, key=lambda pair: pair[0])
 
 
@@ -65,15 +65,15 @@ def main() -> None:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         storage = str(Path(asked.storage or temporary))
-        silent = Screen(quiet=True, console=Console(file=io.StringIO()))
-        grid = run(sweep(asked.max_train_tokens, None), storage=storage, screen=silent).results
+        silent = Console(quiet=True, rich_console=RichConsole(file=io.StringIO()))
+        grid = run(sweep(asked.max_train_tokens, None), storage=storage, console=silent).results
         loss, config = best(grid)
         print("| what | trials | stopped early | tokens, of the grid's | best val loss | above the grid's |")
         print("| --- | --- | --- | --- | --- | --- |")
         print(f"| grid | {len(grid.rows)} | 0 | 100 % | {loss:.3f} | 0 |", flush=True)
         shares, above = [], []
         for seed in range(asked.seeds):
-            found = run(sweep(asked.max_train_tokens, seed), storage=storage, screen=silent).results
+            found = run(sweep(asked.max_train_tokens, seed), storage=storage, console=silent).results
             shares.append(tokens(found.rows) / tokens(grid.rows))
             above.append(best(found)[0] - loss)
             stopped = found.count("stopped")

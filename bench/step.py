@@ -20,7 +20,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.optimization import Adafactor as TransformersAdafactor
 
 from raylm.config.catalog import MODELS
-from raylm.data.corpus import IGNORED
+from raylm.data.corpus import IGNORE_INDEX
 from raylm.training import layers
 from raylm.training.loss import summed_loss
 from raylm.training.optim import Adafactor
@@ -34,7 +34,7 @@ def configuration(asked: argparse.Namespace, vocabulary: int, dropout: float) ->
     sizes = SMALL
     if asked.model:
         shape = MODELS[asked.model].shape
-        sizes = {"n_embd": shape.width, "n_layer": shape.layers, "n_head": shape.heads}
+        sizes = {"n_embd": shape.hidden_size, "n_layer": shape.num_layers, "n_head": shape.num_heads}
     rates = dict.fromkeys(("attn_pdrop", "resid_pdrop", "embd_pdrop"), dropout)
     special = {"bos_token_id": 0, "eos_token_id": 0}
     return GPT2Config(vocab_size=vocabulary, n_positions=asked.context_length, **sizes, **rates, **special)
@@ -46,11 +46,11 @@ def steps(asked: argparse.Namespace, vocabulary: int, dropout: float) -> dict[st
     theirs, ours = (GPT2LMHeadModel(configuration(asked, vocabulary, dropout)) for _ in range(2))
     ours.load_state_dict(theirs.state_dict())
     theirs.set_attn_implementation("sdpa" if asked.device == "cuda" else "eager")
-    layers.refit(ours)
+    layers.patch_layers(ours)
     if asked.compile:
         layers.compile_blocks(ours)
     inputs_BT = torch.randint(0, vocabulary, (asked.batch_size, asked.context_length)).to(asked.device)
-    targets_BT = torch.nn.functional.pad(inputs_BT[:, 1:], (0, 1), value=IGNORED)
+    targets_BT = torch.nn.functional.pad(inputs_BT[:, 1:], (0, 1), value=IGNORE_INDEX)
     tokens = asked.batch_size * (asked.context_length - 1)
     theirs.to(asked.device).train()
     ours.to(asked.device).train()

@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from pydoc_data.topics import topics
 
-from watched import text, watched
+from watched import time_sweep, write_dataset
 
 SWEEP = """
 from ray import tune
@@ -35,21 +35,21 @@ def run(folder: Path, dataset: Path, trials: int, tokens: int, slots: int) -> tu
     file.write_text(SWEEP.format(dataset=str(dataset), tokens=tokens, trials=trials))
     command = [sys.executable, "-m", "raylm.sweep", str(file), "--storage", str(folder)]
     command += ["--address", "local", "--max-concurrent", str(slots)]
-    found = watched(command, trials)
+    found = time_sweep(command, trials)
     with (folder / "bench" / "results.csv").open() as rows:
         return found.started, found.done, sum(float(row["training_seconds"]) for row in csv.DictReader(rows))
 
 
 def overhead_seconds(folder: Path) -> float:
     """Of a trial in a warm worker."""
-    trials, dataset = 12, text(folder / "text", validation="A few words.")
+    trials, dataset = 12, write_dataset(folder / "text", validation="A few words.")
     _, ends, step_seconds = run(folder, dataset, trials, 5_000, 1)
     return (ends[-1] - ends[0]) / (trials - 1) - step_seconds / trials
 
 
 def busy_share(folder: Path, trials: int, tokens: int, slots: int) -> tuple[float, float]:
     """Of the slots' time from the first trial's start to the last one's end; the mean seconds of a trial's steps."""
-    dataset = text(folder / "text", validation=topics["while"])
+    dataset = write_dataset(folder / "text", validation=topics["while"])
     starts, ends, step_seconds = run(folder, dataset, trials, tokens, slots)
     return step_seconds / (slots * (ends[-1] - starts[0])), step_seconds / trials
 

@@ -71,15 +71,20 @@ def trainer(tokens: int, folder: Path, threads: int) -> Any:
 
     config = TrialConfig(dataset="pydocs", context_length=CONTEXT, batch_size=BATCH, max_train_tokens=tokens)
     corpus, shape = prepare("pydocs", None, "gpt2-nano"), MODELS["gpt2-nano"].shape
-    validation = Windows(corpus.validation.tokens, CONTEXT, corpus.end_of_text)
+    validation = Windows(corpus.validation.tokens, CONTEXT, corpus.eos_token_id)
 
     def model_init() -> GPT2LMHeadModel:
         torch.set_num_threads(threads)
         torch.manual_seed(config.seed)
-        sizes = {"n_positions": shape.positions, "n_embd": shape.width, "n_layer": shape.layers, "n_head": shape.heads}
+        sizes = {
+            "n_positions": shape.max_positions,
+            "n_embd": shape.hidden_size,
+            "n_layer": shape.num_layers,
+            "n_head": shape.num_heads,
+        }
         dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
         return GPT2LMHeadModel(
-            GPT2Config(vocab_size=corpus.vocabulary, bos_token_id=0, eos_token_id=0, **sizes, **dropout)
+            GPT2Config(vocab_size=corpus.vocab_size, bos_token_id=0, eos_token_id=0, **sizes, **dropout)
         )
 
     checked = {"eval_strategy": "epoch", "save_strategy": "epoch", "prediction_loss_only": True}

@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 from pydoc_data.topics import topics
 
-from watched import text, watched
+from watched import time_sweep, write_dataset
 
 AWAY = "http://127.0.0.1:9"
 NONE: tuple[str, ...] = ("--wandb", "disabled")
@@ -37,8 +37,8 @@ def seconds(folder: Path, file: Path, trials: int, trackers: tuple[str, ...]) ->
     """Of the command, and from the first trial's start to the last one's end."""
     command = [sys.executable, "-m", "raylm.sweep", str(file), "--storage", str(folder), "--address", "local"]
     away = {"WANDB_BASE_URL": AWAY, "WANDB_API_KEY": "0" * 40, "TRACKIO_DIR": str(folder / "trackio")}
-    found = watched([*command, *trackers], trials, {**os.environ, **away})
-    return found.ended, found.done[-1] - found.started[0]
+    found = time_sweep([*command, *trackers], trials, {**os.environ, **away})
+    return found.total_seconds, found.done[-1] - found.started[0]
 
 
 def main() -> None:
@@ -51,7 +51,7 @@ def main() -> None:
     taken: dict[str, list[tuple[float, float]]] = {"none": [], "all": []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        dataset, file = text(folder / "text", validation=topics["while"]), folder / "bench.py"
+        dataset, file = write_dataset(folder / "text", validation=topics["while"]), folder / "bench.py"
         file.write_text(SWEEP.format(dataset=str(dataset), tokens=asked.tokens, trials=asked.trials))
         for number in range(asked.rounds):
             for which, trackers in (("none", NONE), ("all", ALL))[:: 1 if number % 2 == 0 else -1]:

@@ -21,10 +21,10 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainingArguments
 
 from raylm import TrialConfig
-from raylm.data.corpus import IGNORED, Corpus, Windows, prepare
+from raylm.data.corpus import IGNORE_INDEX, Corpus, Windows, prepare
 from raylm.training import models, optim
 from raylm.training.train import finetune
-from raylm.training.validation import training_windows, validation_loss
+from raylm.training.validation import build_training_windows, validation_loss
 
 
 class WindowDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
@@ -40,17 +40,17 @@ class WindowDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         return len(self.order)
 
     def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
-        inputs_1T, _ = self.windows.batch([self.order[number]])
-        inputs = np.full(self.windows.context_length, self.windows.end_of_text)
-        labels = np.full(self.windows.context_length, IGNORED)
+        inputs_1T, _ = self.windows.get_batch([self.order[number]])
+        inputs = np.full(self.windows.context_length, self.windows.eos_token_id)
+        labels = np.full(self.windows.context_length, IGNORE_INDEX)
         inputs[: inputs_1T.shape[1]] = labels[: inputs_1T.shape[1]] = inputs_1T[0]
-        labels[0] = IGNORED
+        labels[0] = IGNORE_INDEX
         return {"input_ids": torch.from_numpy(inputs), "labels": torch.from_numpy(labels)}
 
 
 def training_set(config: TrialConfig, corpus: Corpus) -> WindowDataset:
     """The training windows in the order of raylm's first epoch."""
-    windows = training_windows(config, corpus)
+    windows = build_training_windows(config, corpus)
     return WindowDataset(windows, np.random.default_rng([config.seed, 0]).permutation(len(windows)).tolist())
 
 
@@ -85,16 +85,18 @@ class InOrder(Trainer):
         peak = self.config.learning_rate
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer or self.optimizer,
-            lambda step: optim.learning_rate(self.config, min(step, num_training_steps - 1), num_training_steps) / peak,
+            lambda step: (
+                optim.learning_rate_at(self.config, min(step, num_training_steps - 1), num_training_steps) / peak
+            ),
         )
         return self.lr_scheduler
 
 
 def by_trainer(config: TrialConfig, corpus: Corpus) -> tuple[float, float]:
     """Val loss and seconds of training of transformers' Trainer with `optim="adafactor"`."""
-    model = models.load(
-        models.locate(config.model, pretrained=True),
-        vocabulary=corpus.vocabulary,
+    model = models.load_model(
+        models.resolve_model(config.model, pretrained=True),
+        vocab_size=corpus.vocab_size,
         dropout=config.dropout,
         seed=config.seed,
     )
@@ -109,13 +111,13 @@ def by_trainer(config: TrialConfig, corpus: Corpus) -> tuple[float, float]:
 
 def by_raylm(config: TrialConfig, corpus: Corpus) -> tuple[float, float]:
     """Val loss and seconds of training of raylm's loop."""
-    (last,) = finetune(config, corpus, models.locate(config.model, pretrained=True))
-    return last.measured.val_loss, last.trial.progress.training_seconds
+    (last,) = finetune(config, corpus, models.resolve_model(config.model, pretrained=True))
+    return last.eval_metrics.val_loss, last.trainer.progress.training_seconds
 
 
 def unigram_loss(config: TrialConfig, corpus: Corpus) -> float:
     """Val loss of token frequencies of what is trained on, one added to each count."""
-    counts = np.bincount(corpus.train.tokens[: config.max_train_tokens], minlength=corpus.vocabulary) + 1
+    counts = np.bincount(corpus.train.tokens[: config.max_train_tokens], minlength=corpus.vocab_size) + 1
     return float(-np.log(counts / counts.sum())[corpus.validation.tokens].mean())
 
 

@@ -27,15 +27,15 @@ __all__ = [
     "run",
 ]
 
-_WHEN_ASKED_FOR = {"load_results": "raylm.report.analysis", "run": "raylm.runner"}
+_LAZY_IMPORTS = {"load_results": "raylm.report.analysis", "run": "raylm.runner"}
 """Names whose modules take more than the standard library."""
 
 
 def __getattr__(name: str) -> Any:
     """Imports what takes its time when it is asked for, so that `import raylm` takes none."""
-    if name not in _WHEN_ASKED_FOR:
+    if name not in _LAZY_IMPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_WHEN_ASKED_FOR[name]), name)
+    return getattr(importlib.import_module(_LAZY_IMPORTS[name]), name)
 
 
 def __dir__() -> list[str]:

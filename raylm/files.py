@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text_atomic(path: Path, text: str) -> None:
     """Writes a file whole or not at all: beside its place, then renamed there."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -20,7 +20,7 @@ def write_text(path: Path, text: str) -> None:
         beside.unlink(missing_ok=True)
 
 
-def sha256(path: Path) -> str:
+def compute_sha256(path: Path) -> str:
     """Of a file's content, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

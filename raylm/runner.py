@@ -12,22 +12,22 @@ from typing import TYPE_CHECKING
 
 from raylm.config.sweep import Sweep
 from raylm.config.trial import TrialConfig
-from raylm.errors import Pause, UserError, WorkError, counted
-from raylm.monitor.console import Screen
-from raylm.monitor.trackers.dispatcher import Tracking
+from raylm.errors import PauseReason, UserError, WorkError, pluralize
+from raylm.monitor.console import Console
+from raylm.monitor.trackers.dispatcher import TrackerPool
 from raylm.planning.plan import plan_trial
 from raylm.report import formats
-from raylm.report.advice import advice
+from raylm.report.advice import build_advice
 from raylm.report.analysis import SweepResults
 from raylm.results import folder as results
 from raylm.results import sweep_record
-from raylm.results.open_storage import first_named, storage_at
+from raylm.results.open_storage import open_first_given, open_storage
 from raylm.results.rows import DONE, FAILED, Results
 from raylm.results.storage import Folder, Storage
-from raylm.tuning.launch import How, launch
+from raylm.tuning.launch import RunOptions, run_launch
 
 if TYPE_CHECKING:
-    from raylm.tuning.prepare import Prepared
+    from raylm.tuning.prepare import PreparedInputs
 
 
 DEFAULT_STORAGE = "./runs"
@@ -35,12 +35,12 @@ DEFAULT_STORAGE = "./runs"
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunResult:
     """How a command ended."""
 
     results: SweepResults
     """The rows as they stand now."""
-    paused: Pause | None
+    pause_reason: PauseReason | None
     """Why trials are left that the same command would go on with, if there are."""
 
     @property
@@ -49,13 +49,15 @@ class Outcome:
 
         A time budget that is used up is no failure, whatever it has sufficed for.
         """
-        if self.paused in (Pause.INTERRUPTED, Pause.DISK_FULL):
-            return 130 if self.paused is Pause.INTERRUPTED else 1
-        failed = self.results.count(FAILED) or not (self.paused or self.results.count(DONE))
+        if self.pause_reason in (PauseReason.INTERRUPTED, PauseReason.DISK_FULL):
+            return 130 if self.pause_reason is PauseReason.INTERRUPTED else 1
+        failed = self.results.count(FAILED) or not (self.pause_reason or self.results.count(DONE))
         return 1 if failed else 0
 
 
-def run(sweep: Sweep, *, storage: str | None = None, how: How | None = None, screen: Screen | None = None) -> Outcome:
+def run(
+    sweep: Sweep, *, storage: str | None = None, options: RunOptions | None = None, console: Console | None = None
+) -> RunResult:
     """Runs what is missing of a sweep and shows its table.
 
     Args:
@@ -67,117 +69,123 @@ def run(sweep: Sweep, *, storage: str | None = None, how: How | None = None, scr
         UserError: for what the user can mend, before any trial starts.
         WorkError: if Ray gives up; the table is shown and what is done is kept.
     """
-    how, screen = how or How(), screen or Screen()
-    folder = results_folder(sweep, storage)
-    found = results.standing(sweep, folder)
-    unfinished = [r.config for r in found.rows if not r.ended or (how.retry_failed and r.status == FAILED)]
-    left = len(unfinished) + _still_to_suggest(sweep, found)
+    options, console = options or RunOptions(), console or Console()
+    folder = resolve_storage(sweep, storage)
+    found = results.find_results(sweep, folder)
+    unfinished = [r.config for r in found.rows if not r.is_finished or (options.retry_failed and r.status == FAILED)]
+    left = len(unfinished) + _count_unsuggested(sweep, found)
     if not left:
-        _record_anew(sweep, found)
-        return _finish(found, screen, retried=how.retry_failed)
-    folder.make()
-    with folder.held():
-        _announce(sweep, found, left, screen)
-        identity = sweep_record.identity(folder) or secrets.token_hex(4)
-        with Tracking(how.trackers, folder, identity, found.rows, screen.say) as tracked:  # clients load beside this
-            prepared = _prepared(sweep, found, unfinished, left, screen)
+        _update_record(sweep, found)
+        return _finish(found, console, retried=options.retry_failed)
+    folder.create()
+    with folder.lock():
+        _print_summary(sweep, found, left, console)
+        identity = sweep_record.load_sweep_id(folder) or secrets.token_hex(4)
+        with TrackerPool(
+            options.trackers, folder, identity, found.rows, console.print_note
+        ) as tracked:  # clients load beside this
+            prepared = _prepare(sweep, found, unfinished, left, console)
             try:
-                paused = launch(sweep, prepared, found, how, screen, tracked)
+                paused = run_launch(sweep, prepared, found, options, console, tracked)
             except (WorkError, OSError):
-                screen.table(results.standing(sweep, folder))
+                console.print_table(results.find_results(sweep, folder))
                 raise
-        found = results.standing(sweep, folder)
-        results.prune(found)
-    return _finish(found, screen, retried=how.retry_failed, paused=paused)
+        found = results.find_results(sweep, folder)
+        results.prune_checkpoints(found)
+    return _finish(found, console, retried=options.retry_failed, pause_reason=paused)
 
 
-def _prepared(sweep: Sweep, found: Results, unfinished: list[TrialConfig], left: int, screen: Screen) -> Prepared:
+def _prepare(
+    sweep: Sweep, results: Results, unfinished: list[TrialConfig], remaining: int, console: Console
+) -> PreparedInputs:
     """What the trials share, and word of how much there is to train on.
 
     Raises:
         UserError: if a model or a dataset cannot be had, or the disk does not hold the checkpoints.
     """
-    with screen.working("loading torch and transformers"):
-        from raylm.tuning.prepare import prepare
-    wanted = _to_prepare(sweep, found, unfinished)
-    prepared = prepare(wanted, found, screen)
+    with console.show_spinner("loading torch and transformers"):
+        from raylm.tuning.prepare import prepare_inputs
+    wanted = _select_trials_to_prepare(sweep, results, unfinished)
+    prepared = prepare_inputs(wanted, results, console)
     for (dataset, model), corpus in prepared.corpora.items():
-        sizes = [f"{name} {len(s.tokens):,} tokens, {s.words:,} words" for name, s in corpus.splits()]
-        screen.say(f"{dataset} in {model}'s tokens: {'; '.join(sizes)}")
+        sizes = [f"{name} {len(s.tokens):,} tokens, {s.num_words:,} words" for name, s in corpus.splits()]
+        console.print_note(f"{dataset} in {model}'s tokens: {'; '.join(sizes)}")
     if sweep.search is None:
-        screen.say(_work(unfinished, prepared))
-    _check_disk(unfinished or wanted, left, found.storage)
+        console.print_note(_format_work(unfinished, prepared))
+    _check_disk_space(unfinished or wanted, remaining, results.storage)
     return prepared
 
 
-def _still_to_suggest(sweep: Sweep, found: Results) -> int:
+def _count_unsuggested(sweep: Sweep, results: Results) -> int:
     """How many trials a search has not suggested yet."""
-    known = sweep_record.read(found.storage) if sweep.num_samples else None
-    return 0 if sweep.num_samples is None or (known and known.exhausted) else sweep.num_samples - len(found.rows)
+    known = sweep_record.read(results.storage) if sweep.num_samples else None
+    return 0 if sweep.num_samples is None or (known and known.exhausted) else sweep.num_samples - len(results.rows)
 
 
-def _record_anew(sweep: Sweep, found: Results) -> None:
+def _update_record(sweep: Sweep, results: Results) -> None:
     """Writes down what the sweep's rows are now, if fewer or in another order than before."""
-    known = sweep_record.read(found.storage)
-    trials = [row.config for row in found.rows]
+    known = sweep_record.read(results.storage)
+    trials = [row.config for row in results.rows]
     if known is not None and sweep.search is None and known.trials != trials:
-        sweep_record.write(found.storage, replace(known, trials=trials))
+        sweep_record.write(results.storage, replace(known, trials=trials))
 
 
-def _announce(sweep: Sweep, found: Results, left: int, screen: Screen) -> None:
+def _print_summary(sweep: Sweep, results: Results, remaining: int, console: Console) -> None:
     if sweep.search is None:
-        repeated = sweep.points - len(found.rows)
+        repeated = sweep.grid_size - len(results.rows)
         again = f" ({repeated} more named twice)" if repeated else ""
-        screen.say(f"sweep {sweep.name}: {counted(len(found.rows), 'trial')}{again}, {left} to be done")
+        console.print_note(
+            f"sweep {sweep.name}: {pluralize(len(results.rows), 'trial')}{again}, {remaining} to be done"
+        )
     else:
-        trials = counted(sweep.num_samples or 0, "trial")
-        screen.say(f"sweep {sweep.name}: {trials} by {sweep.searched_by}, {left} to be done")
+        trials = pluralize(sweep.num_samples or 0, "trial")
+        console.print_note(f"sweep {sweep.name}: {trials} by {sweep.search_name}, {remaining} to be done")
 
 
-def _to_prepare(sweep: Sweep, found: Results, unfinished: list[TrialConfig]) -> list[TrialConfig]:
+def _select_trials_to_prepare(sweep: Sweep, results: Results, unfinished: list[TrialConfig]) -> list[TrialConfig]:
     """The trials to be run, those that they are compared with, and what stands for those that a search may suggest."""
     if sweep.search is None:
-        return unfinished if sweep.scheduler != "asha" else [row.config for row in found.rows]
+        return unfinished if sweep.scheduler != "asha" else [row.config for row in results.rows]
     from raylm.tuning import search
 
-    return [*[row.config for row in found.rows], *search.possible(sweep)]
+    return [*[row.config for row in results.rows], *search.representative_trials(sweep)]
 
 
-def results_folder(sweep: Sweep, place: str | None) -> Storage:
+def resolve_storage(sweep: Sweep, uri: str | None) -> Storage:
     """Where a sweep's results are: in the place that is given, else in the sweep's own, else in `$RAYLM_STORAGE`.
 
     Raises:
         UserError: if that is no place for results.
     """
     given = os.environ.get("RAYLM_STORAGE")
-    named = first_named(("--storage", place), ("storage", sweep.storage), ("RAYLM_STORAGE", given))
-    return (named or storage_at(DEFAULT_STORAGE)).inside(sweep.name)
+    named = open_first_given(("--storage", uri), ("storage", sweep.storage), ("RAYLM_STORAGE", given))
+    return (named or open_storage(DEFAULT_STORAGE)).subfolder(sweep.name)
 
 
-def _finish(found: Results, screen: Screen, *, retried: bool, paused: Pause | None = None) -> Outcome:
+def _finish(results: Results, console: Console, *, retried: bool, pause_reason: PauseReason | None = None) -> RunResult:
     """Shows the table, and writes the results' files where the rows have changed."""
-    screen.table(found)
-    screen.say(formats.summary(found))
-    for text in advice(found):
-        screen.say(f"next: {text}")
-    if formats.write(found) or "report.html" not in found.storage.entries(deep=False):
-        with screen.working("drawing the report"):
+    console.print_table(results)
+    console.print_note(formats.format_summary(results))
+    for text in build_advice(results):
+        console.print_note(f"next: {text}")
+    if formats.write_tables(results) or "report.html" not in results.storage.list_entries(recursive=False):
+        with console.show_spinner("drawing the report"):
             from raylm.report import html
 
-            html.write(found)
-    for place in formats.places(found):
-        screen.say(place)
-    if paused:
-        screen.say(f"{paused}: the same command goes on from here")
-    elif found.count(FAILED) and not retried:
-        screen.say("--retry-failed begins the failed rows again")
-    return Outcome(SweepResults.of(found), paused)
+            html.write_html(results)
+    for place in formats.list_outputs(results):
+        console.print_note(place)
+    if pause_reason:
+        console.print_note(f"{pause_reason}: the same command goes on from here")
+    elif results.count(FAILED) and not retried:
+        console.print_note("--retry-failed begins the failed rows again")
+    return RunResult(SweepResults.from_results(results), pause_reason)
 
 
 # ---- before any trial ---------------------------------------------------------------------------------------------
 
 
-def _check_disk(trials: Sequence[TrialConfig], left: int, folder: Storage) -> None:
+def _check_disk_space(trials: Sequence[TrialConfig], remaining: int, storage: Storage) -> None:
     """Checkpoints must fit: of each trial what is kept, and of one trial one being written there and one on its way.
 
     Raises:
@@ -185,19 +193,19 @@ def _check_disk(trials: Sequence[TrialConfig], left: int, folder: Storage) -> No
     """
     sizes = [one.checkpoint_bytes or 0 for one in (plan_trial(trial, 1) for trial in trials)]
     largest = max(sizes)
-    kept = sum(sizes) if left <= len(sizes) else largest * left
+    kept = sum(sizes) if remaining <= len(sizes) else largest * remaining
     temporary = Folder(Path(tempfile.gettempdir()))
-    for place, need, named_by in ((folder, kept + largest, "--storage"), (temporary, largest, "TMPDIR")):
+    for place, need, named_by in ((storage, kept + largest, "--storage"), (temporary, largest, "TMPDIR")):
         free = place.free_bytes()
         if free is not None and need > free:
             raise UserError(
-                f"the checkpoints of {counted(left, 'trial')} need {need / 2**30:.1f} GiB in {place.place}, where "
+                f"the checkpoints of {pluralize(remaining, 'trial')} need {need / 2**30:.1f} GiB in {place.uri}, where "
                 f"{free / 2**30:.1f} GiB are free; free some space, choose another place with {named_by}, "
                 "or run fewer trials"
             )
 
 
-def _work(trials: Sequence[TrialConfig], prepared: Prepared) -> str:
+def _format_work(trials: Sequence[TrialConfig], prepared: PreparedInputs) -> str:
     """What is going to run, in a line."""
     sizes = [len(prepared.corpora[trial.dataset, trial.model].train.tokens) for trial in trials]
     planned = [plan_trial(trial, size) for trial, size in zip(trials, sizes, strict=True)]

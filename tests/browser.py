@@ -17,64 +17,64 @@ from typing import Any
 import aiohttp
 import pytest
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-SECONDS = 60.0
+BROWSER_NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+TIMEOUT_SECONDS = 60.0
 
 
 class Page:
     """A page in the browser."""
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
-        self._socket, self._numbers = socket, itertools.count(1)
-        self.requested: list[str] = []
+        self._socket, self._message_ids = socket, itertools.count(1)
+        self.requested_urls: list[str] = []
         """Addresses that it has asked for."""
-        self.complaints: list[str] = []
+        self.console_errors: list[str] = []
         """What it has said in its console, and errors of its scripts."""
 
-    async def ask(self, method: str, **parameters: Any) -> Any:
+    async def send_command(self, method: str, **parameters: Any) -> Any:
         """What the browser answers; what it tells meanwhile is taken down."""
-        number = next(self._numbers)
+        number = next(self._message_ids)
         await self._socket.send_json({"id": number, "method": method, "params": parameters})
         while True:
-            told = await asyncio.wait_for(self._socket.receive_json(), SECONDS)
+            told = await asyncio.wait_for(self._socket.receive_json(), TIMEOUT_SECONDS)
             if told.get("id") == number:
                 assert "error" not in told, told
                 return told["result"]
             if told["method"] == "Network.requestWillBeSent":
-                self.requested.append(told["params"]["request"]["url"])
+                self.requested_urls.append(told["params"]["request"]["url"])
             elif told["method"] in ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded"):
-                self.complaints.append(str(told["params"]))
+                self.console_errors.append(str(told["params"]))
 
-    async def text(self, selector: str = "body") -> str:
+    async def read_text(self, selector: str = "body") -> str:
         """What a person reads in an element."""
         code = f"document.querySelector({selector!r}).innerText"
-        return str((await self.ask("Runtime.evaluate", expression=code))["result"].get("value", ""))
+        return str((await self.send_command("Runtime.evaluate", expression=code))["result"].get("value", ""))
 
-    async def until(self, words: str, selector: str = "body") -> None:
+    async def wait_for_text(self, expected: str, selector: str = "body") -> None:
         """Returns when these words are there."""
-        deadline = time.monotonic() + SECONDS
-        while words not in (found := await self.text(selector)):
-            assert time.monotonic() < deadline, f"no {words!r} in {found!r}"
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        while expected not in (found := await self.read_text(selector)):
+            assert time.monotonic() < deadline, f"no {expected!r} in {found!r}"
             await asyncio.sleep(0.1)
 
     async def screenshot(self, file: Path) -> None:
         """A picture of what is seen."""
-        file.write_bytes(base64.b64decode((await self.ask("Page.captureScreenshot"))["data"]))
+        file.write_bytes(base64.b64decode((await self.send_command("Page.captureScreenshot"))["data"]))
 
 
 @contextlib.asynccontextmanager
-async def opened(address: str, profile: Path, width: int = 1280, height: int = 900) -> AsyncIterator[Page]:
+async def open_page(url: str, profile_dir: Path, width: int = 1280, height: int = 900) -> AsyncIterator[Page]:
     """A page in a browser of its own."""
-    browser = next(filter(None, map(shutil.which, NAMES)), None)
+    browser = next(filter(None, map(shutil.which, BROWSER_NAMES)), None)
     if browser is None:
-        pytest.skip(f"no browser is here: none of {', '.join(NAMES)}")
+        pytest.skip(f"no browser is here: none of {', '.join(BROWSER_NAMES)}")
     sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
     options = [
         "--headless",
         "--disable-gpu",
         "--no-first-run",
         "--remote-debugging-port=0",
-        f"--user-data-dir={profile}",
+        f"--user-data-dir={profile_dir}",
     ]
     with subprocess.Popen(
         [browser, *sandbox, *options, f"--window-size={width},{height}", "about:blank"],
@@ -82,8 +82,8 @@ async def opened(address: str, profile: Path, width: int = 1280, height: int = 9
         stderr=subprocess.DEVNULL,
     ) as process:
         try:
-            told = profile / "DevToolsActivePort"
-            deadline = time.monotonic() + SECONDS
+            told = profile_dir / "DevToolsActivePort"
+            deadline = time.monotonic() + TIMEOUT_SECONDS
             while not told.exists() or not told.read_text().strip():
                 assert time.monotonic() < deadline and process.poll() is None, "the browser does not start"
                 await asyncio.sleep(0.05)
@@ -94,8 +94,8 @@ async def opened(address: str, profile: Path, width: int = 1280, height: int = 9
                 async with session.ws_connect(target["webSocketDebuggerUrl"], max_msg_size=0) as socket:
                     page = Page(socket)
                     for domain in ("Page", "Network", "Runtime", "Log"):
-                        await page.ask(f"{domain}.enable")
-                    await page.ask("Page.navigate", url=address)
+                        await page.send_command(f"{domain}.enable")
+                    await page.send_command("Page.navigate", url=url)
                     yield page
         finally:
             process.terminate()

@@ -21,16 +21,16 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-HOSTS = Path(__file__).with_name("lab_hosts.sh")
-BIN = Path(sys.executable).parent
-NUMBER = os.getpid() % 250
+HOSTS_SCRIPT = Path(__file__).with_name("lab_hosts.sh")
+BIN_DIR = Path(sys.executable).parent
+LAB_ID = os.getpid() % 250
 """Of the lab in the names that the kernel knows: two labs of one machine do not meet."""
-NETWORK = f"10.77.{NUMBER}"
-THIS_MACHINE = f"{NETWORK}.1"
+NETWORK_PREFIX = f"10.77.{LAB_ID}"
+LOCAL_ADDRESS = f"{NETWORK_PREFIX}.1"
 """Where hosts reach this machine, for example a server that a test has started on all its addresses."""
 
 
-def why_not() -> str:
+def find_skip_reason() -> str:
     """Why no hosts can be made on this machine; empty if they can."""
     if os.geteuid() != 0:
         return "needs root, to make network namespaces"
@@ -46,20 +46,20 @@ def why_not() -> str:
 
 
 @dataclass(frozen=True)
-class Lab:
+class LabCluster:
     """A running cluster. Host 0 is the head, which runs no trials."""
 
     folder: Path
     """Everything of it: the launching user's home, the hosts' homes, logs, the yaml."""
-    config: Path
+    config_path: Path
     """The yaml it was brought up with."""
     addresses: list[str]
     """Of the hosts, the head's first."""
-    environment: Mapping[str, str]
+    user_env: Mapping[str, str]
     """Of a process of the launching user: `ray` and `python` are this environment's, with the cluster's token."""
-    hosts_environment: Mapping[str, str]
+    hosts_env: Mapping[str, str]
     """Of lab_hosts.sh."""
-    dashboard: str
+    dashboard_url: str
     """Where `ray dashboard` brings the head's dashboard to, http://127.0.0.1:PORT."""
 
     @property
@@ -71,43 +71,43 @@ class Lab:
     def token(self) -> str:
         return (self.folder / "home" / ".ray" / "auth_token").read_text()
 
-    def ray(self, *arguments: str, timeout: float = 120) -> str:
+    def run_ray(self, *arguments: str, timeout: float = 120) -> str:
         """What a `ray` command of the launching user prints."""
-        return _output(["ray", *arguments], self.environment, timeout)
+        return _run_command(["ray", *arguments], self.user_env, timeout)
 
-    def host(self, number: int, *command: str, timeout: float = 60) -> str:
+    def run_on_host(self, host: int, *command: str, timeout: float = 60) -> str:
         """What a command on a host prints."""
-        return _output([str(HOSTS), "exec", str(number), *command], self.hosts_environment, timeout)
+        return _run_command([str(HOSTS_SCRIPT), "exec", str(host), *command], self.hosts_env, timeout)
 
-    def power_off(self, number: int) -> None:
-        _output([str(HOSTS), "kill", str(number)], self.hosts_environment, 30)
+    def power_off(self, host: int) -> None:
+        _run_command([str(HOSTS_SCRIPT), "kill", str(host)], self.hosts_env, 30)
 
-    def unplug(self, number: int) -> None:
+    def unplug(self, host: int) -> None:
         """Pulls a host's network cable: it runs on, and nobody hears of it."""
-        _output([str(HOSTS), "link", str(number), "down"], self.hosts_environment, 30)
+        _run_command([str(HOSTS_SCRIPT), "link", str(host), "down"], self.hosts_env, 30)
 
-    def ray_processes(self, number: int) -> list[str]:
+    def list_ray_processes(self, host: int) -> list[str]:
         """The processes of Ray on a host: pid and the beginning of the command line."""
-        lines = self.host(number, "ps", "-eo", "pid=,args=").splitlines()
+        lines = self.run_on_host(host, "ps", "-eo", "pid=,args=").splitlines()
         return [line.strip()[:120] for line in lines if re.search(r"ray::|/ray/|\bray (start|stop)\b", line)]
 
-    def listening(self, number: int) -> set[tuple[str, int]]:
+    def list_listening_ports(self, host: int) -> set[tuple[str, int]]:
         """The addresses and ports of TCP that something listens at on a host."""
-        lines = self.host(number, "ss", "-Hltn").splitlines()
+        lines = self.run_on_host(host, "ss", "-Hltn").splitlines()
         places = [line.split()[3].rsplit(":", 1) for line in lines]
         return {(address.strip("[]").removeprefix("::ffff:"), int(port)) for address, port in places}
 
     def get(self, path: str, token: str | None = None) -> tuple[int, str]:
         """Status and body that the dashboard answers with, asked with this token."""
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        request = urllib.request.Request(self.dashboard + path, headers=headers)
+        request = urllib.request.Request(self.dashboard_url + path, headers=headers)
         try:
             with urllib.request.urlopen(request, timeout=10) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as refused:
             return refused.code, refused.read().decode()
 
-    def nodes(self) -> list[dict[str, Any]]:
+    def list_nodes(self) -> list[dict[str, Any]]:
         """The nodes of the cluster, as the dashboard's API has them."""
         status, body = self.get("/api/v0/nodes?detail=true", self.token)
         if status != 200:
@@ -115,18 +115,22 @@ class Lab:
         nodes: list[dict[str, Any]] = json.loads(body)["data"]["result"]["result"]
         return nodes
 
-    def wait_for_nodes(self, number: int, seconds: float) -> None:
+    def wait_for_nodes(self, num_nodes: int, timeout: float) -> None:
         """Waits until so many nodes are alive: `ray up` returns before the workers have come."""
-        end = time.monotonic() + seconds
-        while (alive := sum(node["state"] == "ALIVE" for node in self.nodes())) != number:
+        end = time.monotonic() + timeout
+        while (alive := sum(node["state"] == "ALIVE" for node in self.list_nodes())) != num_nodes:
             if time.monotonic() > end:
-                log = self.host(0, "sh", "-c", "tail -n 200 /tmp/ray/session_latest/logs/monitor.*")
-                raise TimeoutError(f"{alive} nodes are alive after {seconds} s, not {number}. The head's log:\n{log}")
+                log = self.run_on_host(0, "sh", "-c", "tail -n 200 /tmp/ray/session_latest/logs/monitor.*")
+                raise TimeoutError(
+                    f"{alive} nodes are alive after {timeout} s, not {num_nodes}. The head's log:\n{log}"
+                )
             time.sleep(0.5)
 
 
 @contextlib.contextmanager
-def cluster(folder: Path, workers: int = 2, environment: Mapping[str, str] | None = None) -> Iterator[Lab]:
+def start_cluster(
+    folder: Path, num_workers: int = 2, extra_env: Mapping[str, str] | None = None
+) -> Iterator[LabCluster]:
     """Hosts with the cluster of `clusters/onprem.yaml` on them, all workers alive and its dashboard at `Lab.dashboard`.
 
     Args:
@@ -135,12 +139,12 @@ def cluster(folder: Path, workers: int = 2, environment: Mapping[str, str] | Non
     """
     for place in ("home", "temporary", "storage"):
         (folder / place).mkdir()
-    dashboard = f"http://127.0.0.1:{_free_port()}"
+    dashboard = f"http://127.0.0.1:{_find_free_port()}"
     user = {
         "HOME": str(folder / "home"),
         "TMPDIR": str(folder / "temporary"),
         "RAY_TMPDIR": str(folder / "temporary"),
-        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "PATH": f"{BIN_DIR}:{os.environ['PATH']}",
         "RAY_AUTH_MODE": "token",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_API_SERVER_ADDRESS": dashboard,
@@ -149,35 +153,35 @@ def cluster(folder: Path, workers: int = 2, environment: Mapping[str, str] | Non
     hosts = {
         "PATH": os.environ["PATH"],
         "LAB_DIR": str(folder),
-        "LAB_NET": NETWORK,
-        "LAB_TAG": f"lab{NUMBER}",
+        "LAB_NET": NETWORK_PREFIX,
+        "LAB_TAG": f"lab{LAB_ID}",
         "LAB_SHARE": " ".join(sorted(shared)),
     }
-    addresses = [f"{NETWORK}.{10 + host}" for host in range(workers + 1)]
+    addresses = [f"{NETWORK_PREFIX}.{10 + host}" for host in range(num_workers + 1)]
     config = folder / "onprem.yaml"
-    config.write_text(yaml.safe_dump(_for_lab(folder, addresses, environment or {}), sort_keys=False))
-    lab = Lab(folder, config, addresses, user, hosts, dashboard)
+    config.write_text(yaml.safe_dump(_build_config(folder, addresses, extra_env or {}), sort_keys=False))
+    lab = LabCluster(folder, config, addresses, user, hosts, dashboard)
     try:
-        _output([str(HOSTS), "up", str(workers + 1)], hosts, 60)
-        _output(["bash", "-c", "umask 077; ray get-auth-token --generate"], user, 60)
-        lab.ray("up", "-y", str(config), timeout=180)
-        with _dashboard(lab):
-            lab.wait_for_nodes(workers + 1, 240)
+        _run_command([str(HOSTS_SCRIPT), "up", str(num_workers + 1)], hosts, 60)
+        _run_command(["bash", "-c", "umask 077; ray get-auth-token --generate"], user, 60)
+        lab.run_ray("up", "-y", str(config), timeout=180)
+        with _forward_dashboard(lab):
+            lab.wait_for_nodes(num_workers + 1, 240)
             yield lab
     finally:
-        _output([str(HOSTS), "down"], hosts, 60)
+        _run_command([str(HOSTS_SCRIPT), "down"], hosts, 60)
 
 
-def _for_lab(folder: Path, addresses: list[str], environment: Mapping[str, str]) -> dict[str, Any]:
+def _build_config(folder: Path, addresses: list[str], extra_env: Mapping[str, str]) -> dict[str, Any]:
     """The shipped yaml with its CHANGE lines changed, and this Python's packages in the place of an installation."""
     config: dict[str, Any] = yaml.safe_load((ROOT / "clusters" / "onprem.yaml").read_text(encoding="utf-8"))
     config["provider"] |= {"head_ip": addresses[0], "worker_ips": addresses[1:]}
     config["auth"] |= {"ssh_user": "root", "ssh_private_key": str(folder / "id_ed25519")}
-    settings = {**environment, "RAYLM_STORAGE": str(folder / "storage"), "PYTHONPATH": "/root/raylm"}
+    settings = {**extra_env, "RAYLM_STORAGE": str(folder / "storage"), "PYTHONPATH": "/root/raylm"}
     exports = [f"export {name}={value}" for name, value in settings.items()]
     *before, install = config["setup_commands"]
     assert "scripts/install" in install
-    lines = " ".join(f"'{line}'" for line in [*exports, f"export PATH={BIN}:$PATH"])
+    lines = " ".join(f"'{line}'" for line in [*exports, f"export PATH={BIN_DIR}:$PATH"])
     config["setup_commands"] = [*before, f"printf '%s\\n' {lines} >> ~/.raylm_environment"]
     for commands in ("head_start_ray_commands", "worker_start_ray_commands"):  # each host believes it has all memory
         config[commands] = [
@@ -190,27 +194,27 @@ def _for_lab(folder: Path, addresses: list[str], environment: Mapping[str, str])
 
 
 @contextlib.contextmanager
-def _dashboard(lab: Lab) -> Iterator[None]:
+def _forward_dashboard(lab: LabCluster) -> Iterator[None]:
     """`ray dashboard` while it runs."""
-    port = lab.dashboard.rsplit(":", 1)[1]
-    command = ["ray", "dashboard", str(lab.config), "--port", port]
+    port = lab.dashboard_url.rsplit(":", 1)[1]
+    command = ["ray", "dashboard", str(lab.config_path), "--port", port]
     with (lab.folder / "dashboard.log").open("w") as log:
-        tunnel = subprocess.Popen(command, env=dict(lab.environment), cwd=ROOT, stdout=log, stderr=log)
+        tunnel = subprocess.Popen(command, env=dict(lab.user_env), cwd=ROOT, stdout=log, stderr=log)
         try:
-            _wait_for_answer(lab)
+            _wait_for_dashboard(lab)
             yield
         finally:
             tunnel.terminate()
             tunnel.wait(timeout=30)
 
 
-def _free_port() -> int:
+def _find_free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-def _wait_for_answer(lab: Lab) -> None:
+def _wait_for_dashboard(lab: LabCluster) -> None:
     end = time.monotonic() + 60
     while True:
         try:
@@ -222,11 +226,11 @@ def _wait_for_answer(lab: Lab) -> None:
             time.sleep(0.5)
 
 
-def _output(command: list[str], environment: Mapping[str, str], timeout: float) -> str:
+def _run_command(command: list[str], env: Mapping[str, str], timeout: float) -> str:
     """What a command prints; where it fails, an error with all that it has said."""
     done = subprocess.run(
         command,
-        env=dict(environment),
+        env=dict(env),
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

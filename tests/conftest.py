@@ -24,13 +24,13 @@ from raylm.report.analysis import SweepResults
 if TYPE_CHECKING:
     from raylm.data.corpus import Corpus
 
-HUB = Path(__file__).resolve().parents[2] / "shared" / "hub"
+HUB_DIR = Path(__file__).resolve().parents[2] / "shared" / "hub"
 
-SweepCommand = Callable[..., subprocess.CompletedProcess[str]]
+RunSweep = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _isolated_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Nothing that a user has prepared is read or overwritten, nothing is asked of a hub, and no tracker is told."""
     before = os.environ.copy()
     os.environ.update(RAYLM_CACHE=str(tmp_path_factory.mktemp("cache")), HF_HUB_OFFLINE="1", WANDB_MODE="disabled")
@@ -59,7 +59,7 @@ def corpus(small_text: Path) -> Corpus:
 
 
 @pytest.fixture(scope="session")
-def _trained_once(small_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def _trained_folder(small_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     from raylm import Sweep
@@ -75,28 +75,28 @@ def _trained_once(small_text: Path, tmp_path_factory: pytest.TempPathFactory) ->
     sweep = Sweep(name="s", space=fields, seeds=(0, 1))
     config = sweep.trials()[0]
     corpus = data.prepare(str(small_text), None, "gpt2-nano")
-    (last,) = finetune(config, corpus, models.locate("gpt2-nano", pretrained=True))
+    (last,) = finetune(config, corpus, models.resolve_model("gpt2-nano", pretrained=True))
     checkpoint = folder / "launch-001" / config.run_name / "checkpoint_000000"
     checkpoint.mkdir(parents=True)
     last.save(checkpoint)
     used = {"dataset": str(small_text), "model": "gpt2-nano", "fingerprint": corpus.fingerprint}
     launch = {"number": 1, "precision": "float32", "data": [used], "models": []}
-    sweep_record.write(Folder(folder), sweep_record.Record("s", sweep.trials(), launches=[launch]))
+    sweep_record.write(Folder(folder), sweep_record.SweepRecord("s", sweep.trials(), launches=[launch]))
     return folder
 
 
 @pytest.fixture
-def trained(_trained_once: Path, tmp_path: Path) -> SweepResults:
+def trained_sweep(_trained_once: Path, tmp_path: Path) -> SweepResults:
     """A results folder with a finished trial and one that was never begun, made without Ray; each test has its own."""
     return load_results(shutil.copytree(_trained_once, tmp_path / "s"))
 
 
 @contextlib.contextmanager
-def served_hub(*options: str) -> Iterator[str]:
+def serve_hub(*options: str) -> Iterator[str]:
     """The address of a stand-in for the Hugging Face Hub, while it runs."""
-    if not (HUB / "serve.py").exists():
+    if not (HUB_DIR / "serve.py").exists():
         pytest.skip("the stand-in for the Hugging Face Hub (../shared/hub) is not here")
-    command = [sys.executable, str(HUB / "serve.py"), "--port", "0", *options]
+    command = [sys.executable, str(HUB_DIR / "serve.py"), "--port", "0", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         try:
@@ -106,7 +106,7 @@ def served_hub(*options: str) -> Iterator[str]:
 
 
 @pytest.fixture
-def ray_place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def ray_tmpdir(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Where Ray keeps what it notes of a cluster: no other command is to take this one's for its own."""
     place = tempfile.mkdtemp(prefix="raylm", dir="/tmp")  # short enough for Ray's sockets
     monkeypatch.setenv("RAY_TMPDIR", place)
@@ -114,45 +114,45 @@ def ray_place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     shutil.rmtree(place, ignore_errors=True)
 
 
-DATASET, MODEL = "raylm-test/topics", "raylm-test/gpt2-tiny"
+SMALL_HUB_DATASET, SMALL_HUB_MODEL = "raylm-test/topics", "raylm-test/gpt2-tiny"
 """What `small_hub` holds."""
 
 
-def small_hub(root: Path, train: Sequence[str], validation: Sequence[str]) -> Path:
+def write_small_hub(folder: Path, train: Sequence[str], validation: Sequence[str]) -> Path:
     """A folder for a stand-in to serve: a dataset of these rows, a model of random weights with GPT-2's tokenizer."""
-    if not HUB.exists():
+    if not HUB_DIR.exists():
         pytest.skip("the stand-in for the Hugging Face Hub (../shared/hub) is not here")
-    model, data = f"models/{MODEL}", root / "datasets" / DATASET / "data"
-    shutil.copytree(HUB / model, root / model)
-    shutil.copytree(HUB / "common", root / "common")
-    (root / "aliases.json").write_text(json.dumps({"shared": {model: "common/gpt2-tokenizer"}}))
+    model, data = f"models/{SMALL_HUB_MODEL}", folder / "datasets" / SMALL_HUB_DATASET / "data"
+    shutil.copytree(HUB_DIR / model, folder / model)
+    shutil.copytree(HUB_DIR / "common", folder / "common")
+    (folder / "aliases.json").write_text(json.dumps({"shared": {model: "common/gpt2-tokenizer"}}))
     data.mkdir(parents=True)
     for split, rows in (("train", train), ("validation", validation)):
         pyarrow.parquet.write_table(pyarrow.table({"text": rows}), data / f"{split}-00000-of-00001.parquet")
-    return root
+    return folder
 
 
 @pytest.fixture(scope="session")
-def hub() -> Iterator[str]:
+def hub_url() -> Iterator[str]:
     """The address of a stand-in that all tests share."""
-    with served_hub() as address:
+    with serve_hub() as address:
         yield address
 
 
 @pytest.fixture
-def hub_environment(hub: str, tmp_path: Path) -> dict[str, str]:
+def hub_env(hub: str, tmp_path: Path) -> dict[str, str]:
     """The environment of a process that uses the stand-in, with empty caches."""
     caches = {"HF_HOME": str(tmp_path / "hf"), "RAYLM_CACHE": str(tmp_path / "raylm")}
     return {**os.environ, "HF_ENDPOINT": hub, "HF_HUB_OFFLINE": "0", **caches}
 
 
 @pytest.fixture
-def sweep_command(tmp_path: Path) -> SweepCommand:
+def run_sweep(tmp_path: Path) -> RunSweep:
     """`python -m raylm.sweep FILE ...`, its results in `tmp_path / "runs"`."""
 
-    def command(file: Path, *arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    def run_command(file: Path, *arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            sweep_arguments(file, tmp_path / "runs", *arguments),
+            build_sweep_command(file, tmp_path / "runs", *arguments),
             capture_output=True,
             text=True,
             timeout=570,
@@ -160,9 +160,9 @@ def sweep_command(tmp_path: Path) -> SweepCommand:
             env={**(env or os.environ), "COLUMNS": "200"},
         )
 
-    return command
+    return run_command
 
 
-def sweep_arguments(file: Path, storage: Path, *arguments: str) -> list[str]:
+def build_sweep_command(file: Path, storage: Path, *arguments: str) -> list[str]:
     """The command line of a sweep."""
     return [sys.executable, "-m", "raylm.sweep", str(file), "--storage", str(storage), *arguments]

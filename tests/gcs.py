@@ -8,10 +8,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from oracle import answers, free_port, wait_for
+from oracle import find_free_port, is_port_open, wait_for
 
 BUCKET = "tests"
-SERVE = """
+SERVER_PROGRAM = """
 import sys, threading
 from gcp_storage_emulator.server import create_server
 create_server("127.0.0.1", int(sys.argv[1]), in_memory=True, default_bucket=sys.argv[2]).start()
@@ -20,13 +20,13 @@ threading.Event().wait()
 
 
 @contextlib.contextmanager
-def served_gcs(log: Path) -> Iterator[dict[str, str]]:
+def serve_gcs(log_path: Path) -> Iterator[dict[str, str]]:
     """The environment of a process that uses it, while it runs."""
-    port = free_port()
-    command = [sys.executable, "-c", SERVE, str(port), BUCKET]
-    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
+    port = find_free_port()
+    command = [sys.executable, "-c", SERVER_PROGRAM, str(port), BUCKET]
+    with log_path.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
         try:
-            wait_for(lambda: answers("127.0.0.1", port))
+            wait_for(lambda: is_port_open("127.0.0.1", port))
             yield {"STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{port}"}
         finally:
             process.kill()

@@ -11,33 +11,33 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-WRITES, READS = "hf_" + "w" * 34, "hf_" + "r" * 34
+WRITE_TOKEN, READ_TOKEN = "hf_" + "w" * 34, "hf_" + "r" * 34
 """A token that may write, and one that may not."""
 
 
-class Uploads(ThreadingHTTPServer):
+class UploadServer(ThreadingHTTPServer):
     """Model repositories by their full names, each with its visibility and its files."""
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Answers)
-        self.made: dict[str, str] = {}
+        super().__init__(("127.0.0.1", 0), _UploadHandler)
+        self.visibilities: dict[str, str] = {}
         self.files: dict[str, dict[str, bytes]] = {}
-        self.large: dict[str, bytes] = {}
-        self.messages: list[str] = []
+        self.large_files: dict[str, bytes] = {}
+        self.commit_messages: list[str] = []
 
     @property
-    def address(self) -> str:
+    def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
 
 
-class _Answers(BaseHTTPRequestHandler):
+class _UploadHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    server: Uploads
+    server: UploadServer
 
     def log_message(self, format: str, *args: Any) -> None:
         """Says nothing."""
 
-    def body(self) -> bytes:
+    def read_body(self) -> bytes:
         if "chunked" not in self.headers.get("Transfer-Encoding", ""):
             return self.rfile.read(int(self.headers.get("Content-Length", 0)))
         parts = []
@@ -47,7 +47,7 @@ class _Answers(BaseHTTPRequestHandler):
         self.rfile.readline()
         return b"".join(parts)
 
-    def answer(self, status: int, content: Any = None) -> None:
+    def send_json(self, status: int, content: Any = None) -> None:
         text = json.dumps(content if content is not None else {}).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
@@ -56,58 +56,58 @@ class _Answers(BaseHTTPRequestHandler):
         self.wfile.write(text)
 
     def do_PUT(self) -> None:
-        content = self.body()
+        content = self.read_body()
         assert self.path == f"/large/{hashlib.sha256(content).hexdigest()}"
-        self.server.large[self.path.removeprefix("/large/")] = content
-        self.answer(200)
+        self.server.large_files[self.path.removeprefix("/large/")] = content
+        self.send_json(200)
 
     def do_POST(self) -> None:
-        body = self.body()
+        body = self.read_body()
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
-        if token not in (WRITES, READS):
-            return self.answer(401, {"error": "Invalid username or password."})
-        if token == READS:
-            return self.answer(403, {"error": "You have read access but not the required permissions"})
+        if token not in (WRITE_TOKEN, READ_TOKEN):
+            return self.send_json(401, {"error": "Invalid username or password."})
+        if token == READ_TOKEN:
+            return self.send_json(403, {"error": "You have read access but not the required permissions"})
         if self.path == "/api/repos/create":
             asked = json.loads(body)
             name = f"{asked['organization'] or 'me'}/{asked['name']}"
-            there = name in self.server.made
-            self.server.made.setdefault(name, asked.get("visibility", "public"))
-            return self.answer(409 if there else 200, {"url": f"{self.server.address}/{name}", "error": "exists"})
+            there = name in self.server.visibilities
+            self.server.visibilities.setdefault(name, asked.get("visibility", "public"))
+            return self.send_json(409 if there else 200, {"url": f"{self.server.url}/{name}", "error": "exists"})
         if self.path == "/api/validate-yaml":
-            return self.answer(200, {"errors": [], "warnings": []})
+            return self.send_json(200, {"errors": [], "warnings": []})
         if self.path.endswith("/info/lfs/objects/batch"):
             found = json.loads(body)["objects"]
-            actions = {one["oid"]: {"upload": {"href": f"{self.server.address}/large/{one['oid']}"}} for one in found}
+            actions = {one["oid"]: {"upload": {"href": f"{self.server.url}/large/{one['oid']}"}} for one in found}
             content = [{**one, "actions": actions[one["oid"]]} for one in found]
-            return self.answer(200, {"transfer": "basic", "objects": content})
+            return self.send_json(200, {"transfer": "basic", "objects": content})
         repository, _, asks = self.path.removeprefix("/api/models/").partition("/preupload/")
         if asks:
             found = json.loads(body)["files"]
             modes = {one["path"]: "lfs" if one["path"].endswith(".safetensors") else "regular" for one in found}
             content = [{"path": path, "uploadMode": mode, "shouldIgnore": False} for path, mode in modes.items()]
-            return self.answer(200, {"files": content})
+            return self.send_json(200, {"files": content})
         repository, _, asks = self.path.removeprefix("/api/models/").partition("/commit/")
-        return self.commit(repository, body) if asks else self.answer(404)
+        return self.handle_commit(repository, body) if asks else self.send_json(404)
 
-    def commit(self, repository: str, body: bytes) -> None:
+    def handle_commit(self, repository: str, body: bytes) -> None:
         files = self.server.files.setdefault(repository, {})
         for line in map(json.loads, body.splitlines()):
             value = line["value"]
             if line["key"] == "header":
-                self.server.messages.append(value["summary"])
+                self.server.commit_messages.append(value["summary"])
             elif line["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
             else:
-                files[value["path"]] = self.server.large[value["oid"]]
-        where = f"{self.server.address}/{repository}/commit/{'0' * 40}"
-        self.answer(200, {"commitUrl": where, "commitOid": "0" * 40, "success": True})
+                files[value["path"]] = self.server.large_files[value["oid"]]
+        where = f"{self.server.url}/{repository}/commit/{'0' * 40}"
+        self.send_json(200, {"commitUrl": where, "commitOid": "0" * 40, "success": True})
 
 
 @contextlib.contextmanager
-def taking_uploads() -> Iterator[Uploads]:
+def serve_uploads() -> Iterator[UploadServer]:
     """A stand-in, while it runs."""
-    with Uploads() as server:
+    with UploadServer() as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
             yield server

@@ -13,12 +13,12 @@ from pathlib import Path
 import psutil
 
 from raylm.config.trial import TrialConfig
-from raylm.results.folder import newest_verified
+from raylm.results.folder import open_latest_checkpoint
 from raylm.results.manifest import verify
 from raylm.results.storage import Folder
 
 
-def table(folder: Path) -> dict[str, dict[str, str]]:
+def read_stable_table(folder: Path) -> dict[str, dict[str, str]]:
     """The rows of results.csv by run, without what depends on time and launch."""
     with (folder / "results.csv").open() as file:
         rows = {row["run"]: row for row in csv.DictReader(file)}
@@ -26,7 +26,7 @@ def table(folder: Path) -> dict[str, dict[str, str]]:
     return {run: {k: v for k, v in row.items() if k not in timely} for run, row in rows.items()}
 
 
-def best_weights(folder: Path) -> dict[str, str]:
+def hash_best_weights(folder: Path) -> dict[str, str]:
     """The sha256 of each run's best weights, after checking its whole checkpoint."""
     with (folder / "results.csv").open() as file:
         checkpoints = {row["run"]: folder / row["checkpoint"] for row in csv.DictReader(file) if row["checkpoint"]}
@@ -34,33 +34,33 @@ def best_weights(folder: Path) -> dict[str, str]:
     return {run: content["files"]["model.safetensors"]["sha256"] for run, content in found.items() if content}
 
 
-def newest(folder: Path, trial: TrialConfig) -> Path | None:
+def find_newest_checkpoint(folder: Path, trial: TrialConfig) -> Path | None:
     """The checkpoint in a results folder that a trial would go on from."""
-    with newest_verified(Folder(folder), trial) as checkpoint:
+    with open_latest_checkpoint(Folder(folder), trial) as checkpoint:
         return checkpoint
 
 
 @contextlib.contextmanager
-def started(
-    command: Sequence[str], output: Path, environment: Mapping[str, str] | None = None
+def start_process(
+    command: Sequence[str], log_path: Path, env: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A command, what it says going to a file; it is killed in the end if it still runs."""
-    with output.open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log, env=environment) as process:
+    with log_path.open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log, env=env) as process:
         try:
             yield process
         finally:
             process.kill()
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 120, between: float = 0.02) -> None:
+def wait_for(condition: Callable[[], object], timeout: float = 120, poll_seconds: float = 0.02) -> None:
     """Waits until something is there."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < end, "it did not come to this in time"
-        time.sleep(between)
+        time.sleep(poll_seconds)
 
 
-def free_port(host: str = "127.0.0.1") -> int:
+def find_free_port(host: str = "127.0.0.1") -> int:
     """A port that nothing listens at now."""
     with socket.socket() as probe:
         probe.bind((host, 0))
@@ -68,16 +68,16 @@ def free_port(host: str = "127.0.0.1") -> int:
     return port
 
 
-def answers(host: str, port: int) -> bool:
+def is_port_open(host: str, port: int) -> bool:
     """Whether something listens at a port."""
     with socket.socket() as probe:
         return probe.connect_ex((host, port)) == 0
 
 
-def trial_processes(driver: int) -> list[psutil.Process]:
+def find_trial_processes(driver_pid: int) -> list[psutil.Process]:
     """The processes below a command that train at this moment."""
     found = []
-    for process in psutil.Process(driver).children(recursive=True):
+    for process in psutil.Process(driver_pid).children(recursive=True):
         try:
             found += [process] if "ImplicitFunc.train" in "".join(process.cmdline()) else []
         except psutil.Error:

@@ -15,83 +15,83 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import boto3
-from oracle import answers, free_port, wait_for
+from oracle import find_free_port, is_port_open, wait_for
 
 BUCKET = "tests"
-SECRET = "canary-secret-key-of-the-bucket"
-KEYS = {
+SECRET_KEY = "canary-secret-key-of-the-bucket"
+S3_CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "testing",
-    "AWS_SECRET_ACCESS_KEY": SECRET,
+    "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
     "AWS_DEFAULT_REGION": "us-east-1",
     "AWS_EC2_METADATA_DISABLED": "true",
 }
 
 
 @dataclass
-class Server:
+class S3Server:
     """A running S3."""
 
     process: subprocess.Popen[bytes]
     url: str
 
     @property
-    def environment(self) -> dict[str, str]:
+    def env(self) -> dict[str, str]:
         """What a process needs to use it."""
-        return {**KEYS, "AWS_ENDPOINT_URL": self.url}
+        return {**S3_CREDENTIALS, "AWS_ENDPOINT_URL": self.url}
 
 
 @contextlib.contextmanager
-def served_s3(log: Path, host: str = "127.0.0.1") -> Iterator[Server]:
+def serve_s3(log_path: Path, host: str = "127.0.0.1") -> Iterator[S3Server]:
     """An S3 with one bucket, while it is entered."""
-    port = free_port(host)
+    port = find_free_port(host)
     url = f"http://{host}:{port}"
     command = [sys.executable, "-m", "moto.server", "-H", host, "-p", str(port)]
-    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
+    with log_path.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
         try:
-            wait_for(lambda: answers(host, port))
+            wait_for(lambda: is_port_open(host, port))
             client = boto3.client(
                 "s3",
                 endpoint_url=url,
-                aws_access_key_id=KEYS["AWS_ACCESS_KEY_ID"],
-                aws_secret_access_key=SECRET,
+                aws_access_key_id=S3_CREDENTIALS["AWS_ACCESS_KEY_ID"],
+                aws_secret_access_key=SECRET_KEY,
                 region_name="us-east-1",
             )
             client.create_bucket(Bucket=BUCKET)
-            yield Server(process, url)
+            yield S3Server(process, url)
         finally:
             process.kill()
 
 
 @dataclass
-class Proxy:
+class BusyProxy:
     """A proxy that answers every n-th request with 503 SlowDown, as S3 does when it is busy."""
 
     url: str
-    every: int
-    refused: int = 0
+    refuse_every: int
+    num_refused: int = 0
     """Requests that were answered so."""
-    passed: int = 0
+    num_passed: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def refuses(self) -> bool:
+    def should_refuse(self) -> bool:
         """Whether the request at hand is one of these."""
         with self.lock:
-            refused = (self.refused + self.passed + 1) % self.every == 0
-            self.refused, self.passed = self.refused + refused, self.passed + (not refused)
+            refused = (self.num_refused + self.num_passed + 1) % self.refuse_every == 0
+            self.num_refused, self.num_passed = self.num_refused + refused, self.num_passed + (not refused)
         return refused
 
 
 @contextlib.contextmanager
-def busy(server: Server, every: int) -> Iterator[Proxy]:
+def serve_busy_proxy(server: S3Server, refuse_every: int) -> Iterator[BusyProxy]:
     """A proxy before an S3."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def forward(self) -> None:
-            body = self.body()
-            if proxy.refuses():
-                self.answer(503, {"Content-Type": "application/xml"}, b"<Error><Code>SlowDown</Code></Error>")
+            body = self.read_body()
+            if proxy.should_refuse():
+                self.send_reply(503, {"Content-Type": "application/xml"}, b"<Error><Code>SlowDown</Code></Error>")
                 return
             request = urllib.request.Request(server.url + self.path, body or None, method=self.command)
             for name, value in self.headers.items():
@@ -99,11 +99,11 @@ def busy(server: Server, every: int) -> Iterator[Proxy]:
                     request.add_header(name, value)
             try:
                 with urllib.request.urlopen(request, timeout=60) as answer:
-                    self.answer(answer.status, dict(answer.headers), answer.read())
+                    self.send_reply(answer.status, dict(answer.headers), answer.read())
             except urllib.error.HTTPError as error:
-                self.answer(error.code, dict(error.headers), error.read())
+                self.send_reply(error.code, dict(error.headers), error.read())
 
-        def body(self) -> bytes:
+        def read_body(self) -> bytes:
             if self.headers.get("Transfer-Encoding") != "chunked":
                 return self.rfile.read(int(self.headers.get("Content-Length") or 0))
             parts = []
@@ -113,7 +113,7 @@ def busy(server: Server, every: int) -> Iterator[Proxy]:
             self.rfile.readline()
             return b"".join(parts)
 
-        def answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        def send_reply(self, status: int, headers: dict[str, str], body: bytes) -> None:
             self.send_response_only(status)
             for name, value in headers.items():
                 if name.lower() not in ("connection", "content-length", "transfer-encoding"):
@@ -131,14 +131,14 @@ def busy(server: Server, every: int) -> Iterator[Proxy]:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
         listening.daemon_threads = True
-        proxy = Proxy(f"http://127.0.0.1:{listening.server_address[1]}", every)
+        proxy = BusyProxy(f"http://127.0.0.1:{listening.server_address[1]}", refuse_every)
         threading.Thread(target=listening.serve_forever, daemon=True).start()
         yield proxy
         listening.shutdown()
 
 
 @contextlib.contextmanager
-def environment(values: dict[str, str]) -> Iterator[None]:
+def set_environment(values: dict[str, str]) -> Iterator[None]:
     """These variables in this process's environment, while it is entered."""
     before = os.environ.copy()
     os.environ.update(values)

@@ -10,12 +10,12 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from rich.console import Console
+from rich.console import Console as RichConsole
 
 from raylm.config.trial import TrialConfig
-from raylm.monitor.console import Screen
-from raylm.monitor.state import Watch
-from raylm.results.rows import DONE, FAILED, MISSING, Results, Row
+from raylm.monitor.console import Console
+from raylm.monitor.state import SweepMonitor
+from raylm.results.rows import DONE, FAILED, PENDING, Results, Row
 from raylm.results.storage import Folder
 
 FILE = Path(__file__).resolve().parents[1] / "bench" / "watched.py"
@@ -34,15 +34,15 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def printed(last: str) -> str:
     """What a launch of two trials says, the second of which ends so."""
-    rows = [Row(trial, MISSING, "", None, None) for trial in TRIALS.values()]
-    watch = Watch("s", Results(Folder(Path("/nowhere")), rows), 2, TRIALS.__getitem__, lambda trial: 1.0)
+    rows = [Row(trial, PENDING, "", None, None) for trial in TRIALS.values()]
+    watch = SweepMonitor("s", Results(Folder(Path("/nowhere")), rows), 2, TRIALS.__getitem__, lambda trial: 1.0)
     out = io.StringIO()
-    with Screen(console=Console(file=out, highlight=False, soft_wrap=True)).live(watch) as live:
+    with Console(rich_console=RichConsole(file=out, highlight=False, soft_wrap=True)).show_progress(watch) as live:
         for run, status in zip(TRIALS, (DONE, last), strict=True):
             for listener in (watch, live):
-                listener.started(run)
+                listener.on_trial_start(run)
             for listener in (watch, live):
-                listener.ended(run, status, "")
+                listener.on_trial_end(run, status, "")
     return out.getvalue()
 
 

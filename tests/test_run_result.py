@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from simulated import row_of
+from simulated import build_row
 
 from raylm import TrialConfig
-from raylm.errors import Pause
+from raylm.errors import PauseReason
 from raylm.report.analysis import SweepResults
-from raylm.results.rows import DIVERGED, DONE, FAILED, INTERRUPTED, MISSING, STOPPED
+from raylm.results.rows import DIVERGED, DONE, FAILED, INTERRUPTED, PENDING, STOPPED
 from raylm.results.storage import Folder
-from raylm.runner import Outcome
+from raylm.runner import RunResult
 
 
 @pytest.mark.parametrize(
@@ -22,14 +22,14 @@ from raylm.runner import Outcome
         ([DONE, STOPPED, DIVERGED], None, 0),
         ([DONE, FAILED], None, 1),
         ([DIVERGED, DIVERGED], None, 1),
-        ([DONE, INTERRUPTED, MISSING], Pause.INTERRUPTED, 130),
-        ([FAILED, INTERRUPTED], Pause.INTERRUPTED, 130),
-        ([DONE, INTERRUPTED], Pause.DISK_FULL, 1),
-        ([DONE, INTERRUPTED], Pause.BUDGET_USED, 0),
-        ([INTERRUPTED, MISSING], Pause.BUDGET_USED, 0),
-        ([FAILED, INTERRUPTED], Pause.BUDGET_USED, 1),
+        ([DONE, INTERRUPTED, PENDING], PauseReason.INTERRUPTED, 130),
+        ([FAILED, INTERRUPTED], PauseReason.INTERRUPTED, 130),
+        ([DONE, INTERRUPTED], PauseReason.DISK_FULL, 1),
+        ([DONE, INTERRUPTED], PauseReason.BUDGET_USED, 0),
+        ([INTERRUPTED, PENDING], PauseReason.BUDGET_USED, 0),
+        ([FAILED, INTERRUPTED], PauseReason.BUDGET_USED, 1),
     ],
 )
-def test_a_command_ends_with(statuses: list[str], paused: Pause | None, code: int) -> None:
-    rows = [row_of(TrialConfig(seed=seed), status) for seed, status in enumerate(statuses)]
-    assert Outcome(SweepResults(Folder(Path()), rows), paused).exit_code == code
+def test_a_command_ends_with(statuses: list[str], paused: PauseReason | None, code: int) -> None:
+    rows = [build_row(TrialConfig(seed=seed), status) for seed, status in enumerate(statuses)]
+    assert RunResult(SweepResults(Folder(Path()), rows), paused).exit_code == code

@@ -15,8 +15,8 @@ from typing import Any
 
 from wandb.proto.wandb_internal_pb2 import Record
 
-KEY = "b3f1c0ffee5ca1ab1e0ddba11deadbeefca11ab1"
-RUN: dict[str, Any] = {
+API_KEY = "b3f1c0ffee5ca1ab1e0ddba11deadbeefca11ab1"
+EMPTY_RUN: dict[str, Any] = {
     **dict.fromkeys(("historyLineCount", "eventsLineCount", "logLineCount"), 0),
     **dict.fromkeys(("historyTail", "eventsTail"), "[]"),
     **dict.fromkeys(("summaryMetrics", "config"), "{}"),
@@ -24,86 +24,89 @@ RUN: dict[str, Any] = {
 }
 
 
-class Server(http.server.ThreadingHTTPServer):
+class WandbServer(http.server.ThreadingHTTPServer):
     """Keeps runs by their ids, the rows of their histories by their places."""
 
     daemon_threads = True
 
-    def __init__(self, does: str) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.does = does
+    def __init__(self, behavior: str) -> None:
+        super().__init__(("127.0.0.1", 0), WandbHandler)
+        self.behavior = behavior
         self.runs: dict[str, dict[str, Any]] = {}
         self.groups: dict[str, str] = {}
         self.history: dict[str, dict[int, dict[str, Any]]] = {}
         self.closing = threading.Event()
 
     @property
-    def address(self) -> str:
+    def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
+class WandbHandler(http.server.BaseHTTPRequestHandler):
     """Answers as wandb 0.31 asks."""
 
     protocol_version = "HTTP/1.1"
-    server: Server
+    server: WandbServer
 
-    def answer(self) -> None:
+    def handle_request(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length") or 0))
-        if self.server.does == "stall":
+        if self.server.behavior == "stall":
             self.server.closing.wait()
-        refused = self.server.does not in ("keep", "stall")
-        said = {"errors": [{"message": "no"}]} if refused else self.said(body)
+        refused = self.server.behavior not in ("keep", "stall")
+        said = {"errors": [{"message": "no"}]} if refused else self.build_response(body)
         told = json.dumps(said).encode()
-        self.send_response(int(self.server.does) if refused else 200)
+        self.send_response(int(self.server.behavior) if refused else 200)
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(told)))
         self.end_headers()
         self.wfile.write(told)
 
-    do_GET = do_POST = do_PUT = answer  # noqa: N815
+    do_GET = do_POST = do_PUT = handle_request  # noqa: N815
 
     def log_message(self, *arguments: object) -> None:
         """Nothing is printed."""
 
-    def said(self, body: bytes) -> dict[str, Any]:
+    def build_response(self, body: bytes) -> dict[str, Any]:
         if found := re.fullmatch(r"/files/[^/]+/[^/]+/([^/]+)/file_stream", self.path):
-            self.keep(found[1], json.loads(body).get("files") or {})
+            self.store_history(found[1], json.loads(body).get("files") or {})
             return {}
-        return {"data": self.data(json.loads(body))} if self.path == "/graphql" else {}
+        return {"data": self.resolve_query(json.loads(body))} if self.path == "/graphql" else {}
 
-    def keep(self, run: str, files: dict[str, Any]) -> None:
+    def store_history(self, run_id: str, files: dict[str, Any]) -> None:
         if history := files.get("wandb-history.jsonl"):
             rows = [json.loads(line) for line in history["content"]]
-            kept = self.server.history.setdefault(run, {})
+            kept = self.server.history.setdefault(run_id, {})
             kept.update(enumerate(rows, history["offset"]))
-            self.server.runs[run] |= {"historyLineCount": len(kept), "historyTail": json.dumps(history["content"][-1:])}
+            self.server.runs[run_id] |= {
+                "historyLineCount": len(kept),
+                "historyTail": json.dumps(history["content"][-1:]),
+            }
         if summary := files.get("wandb-summary.json"):
-            self.server.runs[run]["summaryMetrics"] = summary["content"][-1]
+            self.server.runs[run_id]["summaryMetrics"] = summary["content"][-1]
 
-    def data(self, asked: dict[str, Any]) -> dict[str, Any]:
-        given, query = asked.get("variables") or {}, asked["query"]
+    def resolve_query(self, payload: dict[str, Any]) -> dict[str, Any]:
+        given, query = payload.get("variables") or {}, payload["query"]
         project = {"id": "p", "name": given.get("project"), "entity": {"id": "e", "name": "me"}}
         if "RunResumeStatus" in query:
             run = self.server.runs.get(given["name"])
             return {"model": {**project, "bucket": run} if run else None}
         if "UpsertBucket" in query:
             named = {"id": given["name"], "name": given["name"], "displayName": given.get("displayName")}
-            run = self.server.runs.setdefault(given["name"], {**RUN, **named, "project": project})
+            run = self.server.runs.setdefault(given["name"], {**EMPTY_RUN, **named, "project": project})
             run["config"] = given.get("config") or run["config"]
             if given.get("groupName"):
                 self.server.groups[given["name"]] = given["groupName"]
             return {"upsertBucket": {"bucket": run, "inserted": True}}
         if "CreateRunFiles" in query:
-            files = [{"name": name, "uploadUrl": f"{self.server.address}/{name}"} for name in given["files"]]
+            files = [{"name": name, "uploadUrl": f"{self.server.url}/{name}"} for name in given["files"]]
             return {"createRunFiles": {"runID": given["run"], "uploadHeaders": [], "files": files}}
         return {}
 
 
 @contextlib.contextmanager
-def served(does: str) -> Iterator[Server]:
+def serve_wandb(behavior: str) -> Iterator[WandbServer]:
     """A server that `keep`s, `stall`s, or refuses with a code as `401`."""
-    server = Server(does)
+    server = WandbServer(behavior)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
@@ -116,20 +119,20 @@ def served(does: str) -> Iterator[Server]:
 
 # ---- what is on the disk ------------------------------------------------------------------------------------------
 
-BLOCK, HEADER = 32768, 7
+BLOCK_BYTES, HEADER_BYTES = 32768, 7
 
 
-def records(file: Path) -> Iterator[Any]:
+def read_records(file: Path) -> Iterator[Any]:
     """The records of a .wandb file: a header of 7 bytes, then a log as LevelDB's."""
     content, at, whole = file.read_bytes(), 7, b""
     assert content[:4] == b":W&B"
-    while at + HEADER <= len(content):
-        if BLOCK - at % BLOCK < HEADER:  # no header fits: padding
-            at += BLOCK - at % BLOCK
+    while at + HEADER_BYTES <= len(content):
+        if BLOCK_BYTES - at % BLOCK_BYTES < HEADER_BYTES:  # no header fits: padding
+            at += BLOCK_BYTES - at % BLOCK_BYTES
             continue
-        _, size, kind = struct.unpack("<IHB", content[at : at + HEADER])
-        whole += content[at + HEADER : at + HEADER + size]
-        at += HEADER + size
+        _, size, kind = struct.unpack("<IHB", content[at : at + HEADER_BYTES])
+        whole += content[at + HEADER_BYTES : at + HEADER_BYTES + size]
+        at += HEADER_BYTES + size
         if kind in (1, 4):  # full, or last
             record = Record()
             record.ParseFromString(whole)
@@ -144,25 +147,25 @@ class OfflineRun:
         self.config: dict[str, Any] = {}
         self.summary: dict[str, Any] = {}
         self.history: list[dict[str, Any]] = []
-        self.axes: dict[str, str] = {}
-        for record in records(file):
+        self.step_metrics: dict[str, str] = {}
+        for record in read_records(file):
             kind = record.WhichOneof("record_type")
             if kind == "run":
                 self.id, self.group, self.name = record.run.run_id, record.run.run_group, record.run.display_name
                 self.project = record.run.project
-                self.config |= values(record.run.config.update)
+                self.config |= parse_values(record.run.config.update)
             elif kind == "history":
-                self.history.append(values(record.history.item))
+                self.history.append(parse_values(record.history.item))
             elif kind == "summary":
-                self.summary |= values(record.summary.update)
+                self.summary |= parse_values(record.summary.update)
             elif kind == "metric":
-                self.axes[record.metric.name] = record.metric.step_metric
+                self.step_metrics[record.metric.name] = record.metric.step_metric
 
 
-def values(items: Any) -> dict[str, Any]:
+def parse_values(items: Any) -> dict[str, Any]:
     return {one.key or "/".join(one.nested_key): json.loads(one.value_json) for one in items}
 
 
-def offline_runs(folder: Path) -> list[OfflineRun]:
+def load_offline_runs(folder: Path) -> list[OfflineRun]:
     """All offline runs of a results folder."""
     return [OfflineRun(file) for file in sorted(folder.glob("wandb/offline-run-*/*.wandb"))]

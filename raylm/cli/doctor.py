@@ -18,59 +18,61 @@ from raylm.data import cache, hub
 from raylm.errors import UserError
 from raylm.results.storage import Storage
 from raylm.tuning import cluster
-from raylm.tuning.nodes import ask
-from raylm.tuning.nodes import unseen as cluster_unseen
+from raylm.tuning.nodes import find_storage_problems as cluster_unseen
+from raylm.tuning.nodes import run_on_nodes
 
 PACKAGES = ("raylm", "ray", "torch", "transformers", "datasets")
-LITTLE_DISK_GIB = 20
+MIN_FREE_DISK_GIB = 20
 """Less room than this for caches and temporary files is pointed out: gpt2-xl with its checkpoint takes about 15."""
-MOST_SKEW_SECONDS = 60
+MAX_CLOCK_SKEW_SECONDS = 60
 GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """One thing that was looked at."""
 
-    where: str
+    host: str
     """`here`, or the name of a node."""
-    what: str
+    check: str
     """What was looked at."""
-    found: str
+    status: str
     """How it stands."""
     advice: str = ""
     """What to do where it does not serve; nothing where it does."""
 
 
-def examine(address: str | None, storage: Storage | None) -> Iterator[Finding]:
+def run_checks(address: str | None, storage: Storage | None) -> Iterator[CheckResult]:
     """Looks at this machine, and at the cluster's nodes where there is one.
 
     Args:
         address: of the cluster; None: the one that this machine is a node of, if it is.
         storage: where results are to be; None: it is not looked at.
     """
-    own = facts()
-    yield from _of_machine("here", own, own)
-    yield _token()
+    own = collect_facts()
+    yield from _check_machine("here", own, own)
+    yield _check_token()
     if storage is not None:
-        yield _storage(storage)
-    address = cluster.known_address(address)
+        yield _check_storage(storage)
+    address = cluster.resolve_address(address)
     if address == "local":
-        yield Finding("here", "cluster", "none; Ray is started here when a sweep needs it")
+        yield CheckResult("here", "cluster", "none; Ray is started here when a sweep needs it")
         return
     try:
-        with cluster.started_ray(address, verbose=False) as dashboard:
-            yield Finding("here", "cluster", f"{len(cluster.nodes())} nodes at {address}, dashboard {dashboard}")
-            yield from _of_nodes(own, storage)
+        with cluster.connect_ray(address, verbose=False) as dashboard:
+            yield CheckResult(
+                "here", "cluster", f"{len(cluster.list_alive_nodes())} nodes at {address}, dashboard {dashboard}"
+            )
+            yield from _check_nodes(own, storage)
     except UserError as error:
-        yield Finding("here", "cluster", f"not reached at {address}", str(error))
+        yield CheckResult("here", "cluster", f"not reached at {address}", str(error))
 
 
-def facts() -> dict[str, Any]:
+def collect_facts() -> dict[str, Any]:
     """What there is to know of the machine that this runs on."""
     import torch
 
-    caches = {"raylm's cache": cache.root(), "temporary files": Path(tempfile.gettempdir())}
+    caches = {"raylm's cache": cache.root_dir(), "temporary files": Path(tempfile.gettempdir())}
     devices = range(torch.cuda.device_count())
     return {
         "python": platform.python_version(),
@@ -79,7 +81,7 @@ def facts() -> dict[str, Any]:
         "gpu_gib": [torch.cuda.get_device_properties(number).total_memory / GIB for number in devices],
         "cuda": torch.version.cuda,
         "disks": {name: (str(path), _free_gib(path)) for name, path in caches.items()},
-        "hub": hub.answers(),
+        "hub": hub.check_connection(),
         "time": time.time(),
     }
 
@@ -90,75 +92,75 @@ def _free_gib(path: Path) -> float:
     return shutil.disk_usage(there).free / GIB
 
 
-def _of_nodes(own: dict[str, Any], storage: Storage | None) -> Iterator[Finding]:
-    nodes = cluster.nodes()
+def _check_nodes(local_facts: dict[str, Any], storage: Storage | None) -> Iterator[CheckResult]:
+    nodes = cluster.list_alive_nodes()
     unseen = cluster_unseen(storage) if storage is not None else {}
     asked = time.time()
-    answers = ask(nodes, facts)
+    answers = run_on_nodes(nodes, collect_facts)
     for node in sorted(nodes, key=lambda one: str(one["NodeManagerHostname"])):
         host, answer = str(node["NodeManagerHostname"]), answers[node["NodeID"]]
         if isinstance(answer, Exception):
-            yield Finding(host, "node", "does not answer", f"{answer}; look at its logs in the dashboard")
+            yield CheckResult(host, "node", "does not answer", f"{answer}; look at its logs in the dashboard")
             continue
-        yield from _of_machine(host, answer, own)
-        yield _clock(host, answer["time"], asked)
-        yield _gpus(host, node["Resources"].get("GPU", 0), answer)
+        yield from _check_machine(host, answer, local_facts)
+        yield _check_clock(host, answer["time"], asked)
+        yield _check_gpus(host, node["Resources"].get("GPU", 0), answer)
         if storage is not None:
             problem = unseen.get(host, "")
             advice = "take a bucket or a folder that all nodes share" if problem else ""
-            yield Finding(host, f"storage {storage.place}", problem or "read, written and removed", advice)
+            yield CheckResult(host, f"storage {storage.uri}", problem or "read, written and removed", advice)
 
 
-def _of_machine(where: str, found: dict[str, Any], own: dict[str, Any]) -> Iterator[Finding]:
+def _check_machine(host: str, facts: dict[str, Any], local_facts: dict[str, Any]) -> Iterator[CheckResult]:
     """Versions beside those of this machine, disks, the hub."""
-    versions = {"python": found["python"], **found["packages"]}
-    expected = {"python": own["python"], **own["packages"]}
+    versions = {"python": facts["python"], **facts["packages"]}
+    expected = {"python": local_facts["python"], **local_facts["packages"]}
     other = [f"{name} {versions[name]} here {expected[name]}" for name in versions if versions[name] != expected[name]]
-    yield Finding(
-        where,
+    yield CheckResult(
+        host,
         "versions",
         ", ".join(f"{name} {version}" for name, version in versions.items()),
         f"differs: {'; '.join(other)}; install the same on all nodes" if other else "",
     )
-    for name, (path, free) in found["disks"].items():
-        little = free < LITTLE_DISK_GIB
-        yield Finding(where, name, f"{path}: {free:.0f} GiB free", "free some space" if little else "")
-    problem = found["hub"]
-    yield Finding(where, "hub", problem or "answers", "check the network and HF_ENDPOINT" if problem else "")
+    for name, (path, free) in facts["disks"].items():
+        little = free < MIN_FREE_DISK_GIB
+        yield CheckResult(host, name, f"{path}: {free:.0f} GiB free", "free some space" if little else "")
+    problem = facts["hub"]
+    yield CheckResult(host, "hub", problem or "answers", "check the network and HF_ENDPOINT" if problem else "")
 
 
-def _clock(host: str, then: float, asked: float) -> Finding:
+def _check_clock(host: str, node_time: float, request_time: float) -> CheckResult:
     """A node's clock, read some time between when it was asked and now."""
     now = time.time()
-    off = max(asked - then, then - now, 0.0)
-    return Finding(host, "clock", f"{off:.0f} s off", "set it by NTP" if off > MOST_SKEW_SECONDS else "")
+    off = max(request_time - node_time, node_time - now, 0.0)
+    return CheckResult(host, "clock", f"{off:.0f} s off", "set it by NTP" if off > MAX_CLOCK_SKEW_SECONDS else "")
 
 
-def _gpus(host: str, of_ray: float, found: dict[str, Any]) -> Finding:
-    named = [f"{name} ({gib:.0f} GiB)" for name, gib in zip(found["gpus"], found["gpu_gib"], strict=True)]
-    if of_ray > len(named):
-        build = "the CPU build of torch is installed" if found["cuda"] is None else "torch sees fewer: check the driver"
-        return Finding(host, "GPUs", f"{of_ray:g} by Ray's count, {len(named)} by torch's", build)
-    return Finding(host, "GPUs", ", ".join(named) or "none")
+def _check_gpus(host: str, num_ray_gpus: float, facts: dict[str, Any]) -> CheckResult:
+    named = [f"{name} ({gib:.0f} GiB)" for name, gib in zip(facts["gpus"], facts["gpu_gib"], strict=True)]
+    if num_ray_gpus > len(named):
+        build = "the CPU build of torch is installed" if facts["cuda"] is None else "torch sees fewer: check the driver"
+        return CheckResult(host, "GPUs", f"{num_ray_gpus:g} by Ray's count, {len(named)} by torch's", build)
+    return CheckResult(host, "GPUs", ", ".join(named) or "none")
 
 
-def _token() -> Finding:
+def _check_token() -> CheckResult:
     """Ray's token, by which nodes and commands know each other."""
     if os.environ.get("RAY_AUTH_TOKEN"):
-        return Finding("here", "Ray's token", "in RAY_AUTH_TOKEN")
+        return CheckResult("here", "Ray's token", "in RAY_AUTH_TOKEN")
     file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
     if not file.exists():
-        return Finding("here", "Ray's token", "none yet; a Ray that is started here makes one")
+        return CheckResult("here", "Ray's token", "none yet; a Ray that is started here makes one")
     mode = stat.S_IMODE(file.stat().st_mode)
     advice = f"others can read it: chmod 600 {file}" if mode & 0o077 else ""
-    return Finding("here", "Ray's token", f"{file}, mode {mode:04o}", advice)
+    return CheckResult("here", "Ray's token", f"{file}, mode {mode:04o}", advice)
 
 
-def _storage(storage: Storage) -> Finding:
+def _check_storage(storage: Storage) -> CheckResult:
     try:
-        storage.make()
+        storage.create()
     except UserError as error:
-        return Finding("here", "storage", "cannot be written to", str(error))
+        return CheckResult("here", "storage", "cannot be written to", str(error))
     free = storage.free_bytes()
     room = "" if free is None else f", {free / GIB:.0f} GiB free"
-    return Finding("here", "storage", f"{storage.place}: written and removed{room}")
+    return CheckResult("here", "storage", f"{storage.uri}: written and removed{room}")

@@ -11,20 +11,20 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from raylm.cli.common import Address, Overrides, Storage, SweepFile, exit_codes
-from raylm.errors import UserError, counted
+from raylm.cli.common import AddressOption, OverridesOption, StorageOption, SweepFileArgument, exit_codes
+from raylm.errors import UserError, pluralize
 
 
 def run(
-    file: SweepFile,
-    storage: Storage = None,
-    overrides: Overrides = None,
+    file: SweepFileArgument,
+    storage: StorageOption = None,
+    overrides: OverridesOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would run, as `raylm plan`.")] = False,
     max_concurrent: Annotated[int | None, typer.Option(min=1, help="Trials at a time, at most.")] = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try failed rows again, from their latest checkpoints.")
     ] = False,
-    address: Address = None,
+    address: AddressOption = None,
     wandb: Annotated[
         str | None,
         typer.Option(
@@ -53,27 +53,27 @@ def run(
         options = {"storage": storage, "max-concurrent": max_concurrent}
         options |= {"wandb": wandb, "mlflow": mlflow, "trackio": trackio}
         flags = {"retry-failed": retry_failed, "quiet": quiet, "verbose": verbose}
-        _submit(address, file, overrides or [], options, flags)
+        _submit_job(address, file, overrides or [], options, flags)
     with exit_codes():
         from raylm import runner
         from raylm.config.sweep_file import load_sweep
-        from raylm.monitor.console import Screen
-        from raylm.monitor.trackers.options import chosen
-        from raylm.tuning.launch import How
+        from raylm.monitor.console import Console
+        from raylm.monitor.trackers.options import resolve
+        from raylm.tuning.launch import RunOptions
 
         outcome = runner.run(
             load_sweep(file, overrides or ()),
             storage=storage,
-            how=How(retry_failed, max_concurrent, address, verbose, chosen(wandb, mlflow, trackio)),
-            screen=Screen(quiet=quiet),
+            options=RunOptions(retry_failed, max_concurrent, address, verbose, resolve(wandb, mlflow, trackio)),
+            console=Console(quiet=quiet),
         )
         raise typer.Exit(outcome.exit_code)
 
 
 def plan(
-    file: SweepFile,
-    storage: Storage = None,
-    overrides: Overrides = None,
+    file: SweepFileArgument,
+    storage: StorageOption = None,
+    overrides: OverridesOption = None,
     gpu: Annotated[
         str | None, typer.Option(metavar="NAME", help="As on this GPU, a100-80gb or 8xh100; default: this machine.")
     ] = None,
@@ -92,26 +92,26 @@ def plan(
     """
     with exit_codes():
         from raylm.config.sweep_file import load_sweep
-        from raylm.monitor.console import Screen
+        from raylm.monitor.console import Console
         from raylm.planning import throughput
-        from raylm.planning.plan import plan as planned
-        from raylm.planning.plan import told
-        from raylm.results.folder import standing
-        from raylm.runner import results_folder
+        from raylm.planning.plan import plan_trials as planned
+        from raylm.planning.plan import summary_lines
+        from raylm.results.folder import find_results
+        from raylm.runner import resolve_storage
 
         if price_per_hour is not None and not 0 <= price_per_hour < math.inf:
             raise UserError(f"--price-per-hour: got {price_per_hour:g}; expected a number from 0 up, as 1.80")
         sweep = load_sweep(file, overrides or ())
-        slot = throughput.slot(sweep.resources, sweep.precision, gpu)
-        found = standing(sweep, results_folder(sweep, storage))
+        slot = throughput.find_placement(sweep.resources, sweep.precision, gpu)
+        found = find_results(sweep, resolve_storage(sweep, storage))
         plans = planned([row.config for row in found.rows], slot)
         if as_json:
-            from raylm.report.json_output import plan_json
+            from raylm.report.json_output import format_plan_json
 
-            print(plan_json(sweep, found, plans, slot, price_per_hour))
+            print(format_plan_json(sweep, found, plans, slot, price_per_hour))
             return
-        left = [one for row, one in zip(found.rows, plans, strict=True) if not row.ended]
-        Screen().plan(found, plans, told(sweep, plans, left, slot, price_per_hour))
+        left = [one for row, one in zip(found.rows, plans, strict=True) if not row.is_finished]
+        Console().print_plan(found, plans, summary_lines(sweep, plans, left, slot, price_per_hour))
 
 
 def ls() -> None:
@@ -120,21 +120,23 @@ def ls() -> None:
     raylm ls
     """
     with exit_codes():
-        from raylm.config.sweep_file import sweeps
-        from raylm.monitor.console import Screen
+        from raylm.config.sweep_file import list_bundled_sweeps
+        from raylm.monitor.console import Console
 
-        Screen().listing([(one.name, one.about) for one in sweeps()])
+        Console().print_listing([(one.name, one.summary) for one in list_bundled_sweeps()])
 
 
-def _names() -> list[str]:
+def _complete_sweep_names() -> list[str]:
     """For the completion of a shell."""
-    from raylm.config.sweep_file import sweeps
+    from raylm.config.sweep_file import list_bundled_sweeps
 
-    return [one.name for one in sweeps()]
+    return [one.name for one in list_bundled_sweeps()]
 
 
 def cp(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="As `raylm ls` lists it.", autocompletion=_names)],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="As `raylm ls` lists it.", autocompletion=_complete_sweep_names)
+    ],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to, or the folder for it.")] = Path(),
 ) -> None:
     """Copy a sweep that comes with raylm, to change and run it.
@@ -142,49 +144,49 @@ def cp(
     raylm cp imdb_grid my_sweep.py
     """
     with exit_codes():
-        from raylm.config.sweep_file import copy
-        from raylm.monitor.console import Screen
+        from raylm.config.sweep_file import copy_bundled_sweep
+        from raylm.monitor.console import Console
 
-        copied = copy(name, file)
-        Screen().say(
+        copied = copy_bundled_sweep(name, file)
+        Console().print_note(
             f"{copied}: give it a name of its own (name=...), so that its rows do not join those of {name}; then\n"
             f"raylm plan {copied}\nraylm run {copied}"
         )
 
 
-def doctor(address: Address = None, storage: Storage = None) -> None:
+def doctor(address: AddressOption = None, storage: StorageOption = None) -> None:
     """Look at what sweeps need: versions, token, disks, the hub; of a cluster each node, its GPUs and the storage.
 
     raylm doctor --storage s3://bucket/raylm
     """
     with exit_codes():
-        from raylm.monitor.console import Screen
-        from raylm.results.open_storage import first_named
+        from raylm.monitor.console import Console
+        from raylm.results.open_storage import open_first_given
 
-        screen = Screen()
-        place = first_named(("--storage", storage), ("RAYLM_STORAGE", os.environ.get("RAYLM_STORAGE")))
-        with screen.working("loading torch and Ray"):
-            from raylm.cli.doctor import examine
+        screen = Console()
+        place = open_first_given(("--storage", storage), ("RAYLM_STORAGE", os.environ.get("RAYLM_STORAGE")))
+        with screen.show_spinner("loading torch and Ray"):
+            from raylm.cli.doctor import run_checks
         problems = 0
-        for finding in examine(address, place):
-            screen.finding(finding.where, finding.what, finding.found, finding.advice)
+        for finding in run_checks(address, place):
+            screen.print_finding(finding.host, finding.check, finding.status, finding.advice)
             problems += bool(finding.advice)
-        screen.say(f"{counted(problems, 'problem')} found" if problems else "all is well")
+        screen.print_note(f"{pluralize(problems, 'problem')} found" if problems else "all is well")
         raise typer.Exit(1 if problems else 0)
 
 
-def _submit(
+def _submit_job(
     address: str, file: Path, overrides: Sequence[str], options: Mapping[str, object], flags: Mapping[str, bool]
 ) -> NoReturn:
     """Runs the same command as a job on a cluster."""
     with exit_codes("the sweep goes on there"):
-        from raylm.monitor.console import Screen
+        from raylm.monitor.console import Console
 
         if not file.is_file():
             raise UserError(f"{file}: no such file; expected a Python file that ends in `sweep = Sweep(...)`")
         arguments = [f"--{name}={value}" for name, value in options.items() if value]
         arguments += [f"--set={override}" for override in overrides]
         arguments += [f"--{name}" for name, given in flags.items() if given]
-        with Screen().working("loading Ray"):
-            from raylm.tuning.submit import submit
-        raise typer.Exit(submit(address, file, arguments, functools.partial(print, end="", flush=True)))
+        with Console().show_spinner("loading Ray"):
+            from raylm.tuning.submit import submit_job
+        raise typer.Exit(submit_job(address, file, arguments, functools.partial(print, end="", flush=True)))

@@ -11,7 +11,7 @@ from typing import Any
 
 from raylm.config import search_space, validation
 from raylm.config.trial import Resources, TrialConfig
-from raylm.errors import Problem, SweepError, show, unknown
+from raylm.errors import Problem, SweepError, safe_repr, unknown_name_problem
 
 MAX_TRIALS = 10_000
 """A sweep of more trials than this is taken for a slip of the pen."""
@@ -57,17 +57,17 @@ class Sweep:
     """Where the results folders are: a folder that all nodes see, or a part of a bucket (`s3://bucket/path`, `gs://...`).
     `--storage` goes before it; None: `$RAYLM_STORAGE`, else `./runs`."""
 
-    def __new__(cls, **named: Any) -> Sweep:
+    def __new__(cls, **kwargs: Any) -> Sweep:
         """Names unknown options and everything else that is wrong in one error, where Python would stop at one."""
         known = [field.name for field in fields(cls)]
-        problems = [unknown(name, known) for name in named if name not in known]
-        problems += [Problem(name, "is missing") for name in ("name", "space") if name not in named]
-        if named and problems:  # copying an object calls this without any
-            raise SweepError(problems + _sweep_problems({n: v for n, v in named.items() if n in known}))
+        problems = [unknown_name_problem(name, known) for name in kwargs if name not in known]
+        problems += [Problem(name, "is missing") for name in ("name", "space") if name not in kwargs]
+        if kwargs and problems:  # copying an object calls this without any
+            raise SweepError(problems + _check_sweep({n: v for n, v in kwargs.items() if n in known}))
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
-        if problems := _sweep_problems({field.name: getattr(self, field.name) for field in fields(self)}):
+        if problems := _check_sweep({field.name: getattr(self, field.name) for field in fields(self)}):
             raise SweepError(problems)
         object.__setattr__(self, "max_failures", int(self.max_failures))
         object.__setattr__(self, "search_seed", int(self.search_seed))
@@ -76,19 +76,19 @@ class Sweep:
     def trials(self) -> list[TrialConfig]:
         """All trials of a grid in the order of the file, the last field of a space varying fastest, each once."""
         seeds: list[dict[str, Any]] = [{"seed": seed} for seed in self.seeds] if self.seeds is not None else [{}]
-        points = [point for space in _spaces(self.space) for point in _grid(space)]
+        points = [point for space in _list_spaces(self.space) for point in _iter_grid(space)]
         configs = [TrialConfig(**point, **seed) for point in points for seed in seeds]
         return list({config.id: config for config in configs}.values())
 
     @property
-    def searched_by(self) -> str | None:
+    def search_name(self) -> str | None:
         """What suggests its trials; None: they are a grid."""
         return self.search if self.search is None or isinstance(self.search, str) else type(self.search).__name__
 
     @property
-    def points(self) -> int:
+    def grid_size(self) -> int:
         """How many rows the spaces of a grid name, repetitions counted."""
-        return _size(self.space, self.seeds)
+        return _grid_size(self.space, self.seeds)
 
     def override(self, values: Mapping[str, Any]) -> Sweep:
         """This sweep with some fields set for all of its trials, whatever its spaces say of them."""
@@ -96,95 +96,105 @@ class Sweep:
         if callable(self.space):
             function = self.space
             return dataclasses.replace(self, space=lambda trial: {**(function(trial) or {}), **values}, seeds=seeds)
-        changed = [{**space, **values} for space in _spaces(self.space)]
+        changed = [{**space, **values} for space in _list_spaces(self.space)]
         points = [{k: v for k, v in point.items() if k not in values} for point in self.points_to_evaluate]
         space = changed if isinstance(self.space, (list, tuple)) else changed[0]
         return dataclasses.replace(self, space=space, seeds=seeds, points_to_evaluate=points)
 
 
-def _spaces(space: Any) -> Sequence[Mapping[str, Any]]:
+def _list_spaces(space: Any) -> Sequence[Mapping[str, Any]]:
     return [space] if isinstance(space, Mapping) else space
 
 
-def _size(space: Any, seeds: Sequence[int] | None) -> int:
-    return sum(map(search_space.size, _spaces(space))) * (1 if seeds is None else len(seeds))
+def _grid_size(space: Any, seeds: Sequence[int] | None) -> int:
+    return sum(map(search_space.count_combinations, _list_spaces(space))) * (1 if seeds is None else len(seeds))
 
 
-def _grid(space: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    for values in itertools.product(*map(search_space.values, space.values())):
+def _iter_grid(space: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for values in itertools.product(*map(search_space.list_values, space.values())):
         yield dict(zip(space, values, strict=True))
 
 
-def _sweep_problems(named: Mapping[str, Any]) -> list[Problem]:
-    problems = validation.sweep_options(named) + search_space.options(named)
-    if "space" not in named:
+def _check_sweep(options: Mapping[str, Any]) -> list[Problem]:
+    problems = validation.check_sweep_options(options) + search_space.check_search_options(options)
+    if "space" not in options:
         return problems
-    space, searched = named["space"], named.get("search") is not None
-    if problem := _kind_problem(space, searched):
+    space, searched = options["space"], options.get("search") is not None
+    if problem := _check_space_type(space, searched):
         return [*problems, problem]
     if callable(space):
         return problems  # what it gives is looked at before anything starts
-    for number, one in enumerate(_spaces(space)):
-        problems += _space_problems(one, "space" if isinstance(space, Mapping) else f"space[{number}]", searched)
-    seeds = named.get("seeds")
-    if seeds is not None and any("seed" in one for one in _spaces(space)):
+    for number, one in enumerate(_list_spaces(space)):
+        problems += _check_space(one, "space" if isinstance(space, Mapping) else f"space[{number}]", searched)
+    seeds = options.get("seeds")
+    if seeds is not None and any("seed" in one for one in _list_spaces(space)):
         problems.append(Problem("seeds", "and a seed in the space; expected one of them"))
-    gpus = getattr(named.get("resources"), "gpus", None)
-    for number, one in enumerate([] if problems else _spaces(space)):
+    gpus = getattr(options.get("resources"), "gpus", None)
+    for number, one in enumerate([] if problems else _list_spaces(space)):
         where = "space" if isinstance(space, Mapping) else f"space[{number}]"
-        sizes = search_space.values(one.get("batch_size", TrialConfig.batch_size))
-        problem = validation.windows_for_all("batch_size", sizes, gpus)
-        problems += [problem.inside(where)] if problem else []
-    if not problems and not searched and (size := _size(space, seeds)) > MAX_TRIALS:
+        sizes = search_space.list_values(one.get("batch_size", TrialConfig.batch_size))
+        problem = validation.check_batch_sizes("batch_size", sizes, gpus)
+        problems += [problem.nested_in(where)] if problem else []
+    if not problems and not searched and (size := _grid_size(space, seeds)) > MAX_TRIALS:
         problems.append(Problem("space", f"makes {size:,} trials; a sweep has at most {MAX_TRIALS:,}"))
-    if not problems and named.get("scheduler") == "asha" and not any(map(_evaluated_on_its_way, _spaces(space))):
+    if (
+        not problems
+        and options.get("scheduler") == "asha"
+        and not any(map(_has_intermediate_evals, _list_spaces(space)))
+    ):
         what = "evaluates each trial but once, at its end; asha needs evals_per_epoch of 2 at least, as 9"
         problems.append(Problem("space", what))
     return problems
 
 
-def _kind_problem(space: Any, searched: bool) -> Problem | None:
+def _check_space_type(space: Any, is_search: bool) -> Problem | None:
     """What is wrong with the space as a whole: neither a dict nor what else may stand there."""
-    if callable(space) or (searched and isinstance(space, Mapping)):
-        if not searched:
+    if callable(space) or (is_search and isinstance(space, Mapping)):
+        if not is_search:
             return Problem("space", "got a function; that is for a search: say search='optuna' or 'random' too")
         return (
             None
-            if search_space.is_searched(space)
+            if search_space.is_search_space(space)
             else Problem("space", "leaves nothing open; expected tune.choice([...])")
         )
-    if searched:
-        return Problem("space", f"got {show(space)}; expected one dict of fields, or a function, where it is searched")
-    if not isinstance(space, (Mapping, list, tuple)) or not all(isinstance(s, Mapping) for s in _spaces(space)):
-        return Problem("space", f"got {show(space)}; expected a dict of fields, or a list of dicts")
-    return None if _spaces(space) else Problem("space", "names nothing; expected at least one dict of fields")
+    if is_search:
+        return Problem(
+            "space", f"got {safe_repr(space)}; expected one dict of fields, or a function, where it is searched"
+        )
+    if not isinstance(space, (Mapping, list, tuple)) or not all(isinstance(s, Mapping) for s in _list_spaces(space)):
+        return Problem("space", f"got {safe_repr(space)}; expected a dict of fields, or a list of dicts")
+    return None if _list_spaces(space) else Problem("space", "names nothing; expected at least one dict of fields")
 
 
-def _evaluated_on_its_way(space: Mapping[str, Any]) -> bool:
+def _has_intermediate_evals(space: Mapping[str, Any]) -> bool:
     """Whether a trial of this space may be evaluated before its end."""
-    most = [max(search_space.values(space.get(name, 1))) for name in ("epochs", "evals_per_epoch")]
+    most = [max(search_space.list_values(space.get(name, 1))) for name in ("epochs", "evals_per_epoch")]
     return bool(math.prod(most) > 1)
 
 
-def _space_problems(space: Mapping[str, Any], where: str, searched: bool) -> list[Problem]:
+def _check_space(space: Mapping[str, Any], location: str, is_search: bool) -> list[Problem]:
     """What is wrong with one space: first its fields one by one, then the combinations that they make."""
     if not space:
-        return [Problem(where, "names nothing; expected fields such as model, context_length, batch_size")]
+        return [Problem(location, "names nothing; expected fields such as model, context_length, batch_size")]
     known = [field.name for field in fields(TrialConfig)]
     problems = []
     for name, value in space.items():
         if name not in known:
-            problems.append(unknown(name, known).inside(where))
-        elif problem := search_space.problem(name, value, searched=searched):
-            problems.append(problem.inside(where))
+            problems.append(unknown_name_problem(name, known).nested_in(location))
+        elif problem := search_space.check_field_space(name, value, is_search=is_search):
+            problems.append(problem.nested_in(location))
         else:
-            found = [validation.field_value(name, one)[1] for one in search_space.values(value)]
-            problems += [problem.inside(where) for problem in found if problem]
-    if not problems and search_space.size(space) <= MAX_TRIALS:  # the sweep as a whole is counted in the end
-        together = {p: None for point in _grid(space) for p in validation.together(_defaults() | point)}
-        problems = [problem.inside(where) for problem in together]
+            found = [validation.validate_field(name, one)[1] for one in search_space.list_values(value)]
+            problems += [problem.nested_in(location) for problem in found if problem]
+    if (
+        not problems and search_space.count_combinations(space) <= MAX_TRIALS
+    ):  # the sweep as a whole is counted in the end
+        together = {
+            p: None for point in _iter_grid(space) for p in validation.check_combination(_default_fields() | point)
+        }
+        problems = [problem.nested_in(location) for problem in together]
     return problems
 
 
-def _defaults() -> dict[str, Any]:
+def _default_fields() -> dict[str, Any]:
     return {field.name: field.default for field in fields(TrialConfig)}

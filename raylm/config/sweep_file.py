@@ -14,9 +14,9 @@ from typing import Any
 from raylm.config.sweep import Sweep
 from raylm.config.trial import TrialConfig
 from raylm.config.validation import parse_overrides
-from raylm.errors import SweepError, UserError, nearest, show
+from raylm.errors import SweepError, UserError, format_suggestion, safe_repr
 
-LARGEST_FILE_BYTES = 1_000_000
+MAX_FILE_BYTES = 1_000_000
 
 
 def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
@@ -32,24 +32,24 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
     path = Path(path)
     values = parse_overrides(overrides, [field.name for field in fields(TrialConfig)])
     try:
-        sweep = _find_sweep(path, _run_file(path, _read(path)))
+        sweep = _find_sweep(path, _run_file(path, _read_source(path)))
         return sweep.override(values) if values else sweep
     except SweepError as error:
         raise SweepError(error.problems, str(path)) from None
 
 
-def _read(path: Path) -> str:
+def _read_source(path: Path) -> str:
     try:
         there = path.exists()
     except OSError as error:
         raise UserError(f"there is no sweep file {path}: {error.strerror}") from None
     if not there:
         beside = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
-        raise UserError(f"there is no sweep file {path}{nearest(path.name, beside)}")
+        raise UserError(f"there is no sweep file {path}{format_suggestion(path.name, beside)}")
     if not path.is_file():
         raise UserError(f"{path} is not a file; expected a Python file that ends in `sweep = Sweep(...)`")
-    if path.stat().st_size > LARGEST_FILE_BYTES:
-        raise UserError(f"{path} has {path.stat().st_size:,} bytes; a sweep file has at most {LARGEST_FILE_BYTES:,}")
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise UserError(f"{path} has {path.stat().st_size:,} bytes; a sweep file has at most {MAX_FILE_BYTES:,}")
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -69,13 +69,13 @@ def _run_file(path: Path, source: str) -> Mapping[str, Any]:
     except (UserError, KeyboardInterrupt):
         raise
     except BaseException as error:  # SystemExit too: a sweep file must not end the command
-        raise UserError(_raised(path, error)) from None
+        raise UserError(_describe_exception(path, error)) from None
     finally:
         sys.path = path_before
     return vars(module)
 
 
-def _raised(path: Path, error: BaseException) -> str:
+def _describe_exception(path: Path, error: BaseException) -> str:
     """What the file raised, at the file's own line."""
     try:
         said = " ".join(str(error).split())
@@ -90,68 +90,72 @@ def _raised(path: Path, error: BaseException) -> str:
     return f"{where} raises {type(error).__name__}: {said}"
 
 
-def _find_sweep(path: Path, names: Mapping[str, Any]) -> Sweep:
-    if "sweep" not in names:
-        elsewhere = [name for name, value in names.items() if isinstance(value, Sweep)]
+def _find_sweep(path: Path, namespace: Mapping[str, Any]) -> Sweep:
+    if "sweep" not in namespace:
+        elsewhere = [name for name, value in namespace.items() if isinstance(value, Sweep)]
         hint = f"; call {elsewhere[0]!r} `sweep`" if elsewhere else ""
         raise UserError(f"{path} has no `sweep` in it; expected it to end in `sweep = Sweep(...)`{hint}")
-    if not isinstance(names["sweep"], Sweep):
-        raise UserError(f"{path}: `sweep` is {show(names['sweep'])}; expected a Sweep, as in `sweep = Sweep(...)`")
-    sweep: Sweep = names["sweep"]
+    if not isinstance(namespace["sweep"], Sweep):
+        raise UserError(
+            f"{path}: `sweep` is {safe_repr(namespace['sweep'])}; expected a Sweep, as in `sweep = Sweep(...)`"
+        )
+    sweep: Sweep = namespace["sweep"]
     return sweep
 
 
-FOLDERS = (Path(__file__).parents[1] / "sweeps", Path(__file__).parents[2] / "sweeps")
+BUNDLED_SWEEP_FOLDERS = (Path(__file__).parents[1] / "sweeps", Path(__file__).parents[2] / "sweeps")
 """In an installed package, and in a checkout."""
 
 
 @dataclass(frozen=True)
-class Shipped:
+class BundledSweep:
     """A sweep file."""
 
     name: str
     """Its file's, without `.py`."""
-    file: Path
+    path: Path
 
     @property
     def text(self) -> str:
         """Its content."""
-        return self.file.read_text(encoding="utf-8")
+        return self.path.read_text(encoding="utf-8")
 
     @property
-    def about(self) -> str:
+    def summary(self) -> str:
         """The first line of what it says of itself."""
         return (ast.get_docstring(ast.parse(self.text)) or "").partition("\n")[0]
 
 
-def sweeps() -> list[Shipped]:
+def list_bundled_sweeps() -> list[BundledSweep]:
     """All of them, by name."""
-    folder = next(folder for folder in FOLDERS if folder.is_dir())
-    return [Shipped(file.stem, file) for file in sorted(folder.glob("*.py"))]
+    folder = next(folder for folder in BUNDLED_SWEEP_FOLDERS if folder.is_dir())
+    return [BundledSweep(file.stem, file) for file in sorted(folder.glob("*.py"))]
 
 
-def copy(name: str, to: Path) -> Path:
+def copy_bundled_sweep(name: str, destination: Path) -> Path:
     """Writes one to a file that is not there yet, or under its own name into a folder; says where it is.
 
     Raises:
         UserError: if there is no sweep of this name, the file is there, or its folder is not.
     """
-    known = {one.name: one for one in sweeps()}
+    known = {one.name: one for one in list_bundled_sweeps()}
     name = name.removesuffix(".py").replace("-", "_")
     if name not in known:
-        raise UserError(f"{show(name)} is no sweep that comes with raylm: {', '.join(known)}{nearest(name, known)}")
-    to = to / f"{name}.py" if to.is_dir() else to
-    if not to.parent.is_dir():
-        raise UserError(f"{to}: there is no folder {to.parent}")
+        raise UserError(
+            f"{safe_repr(name)} is no sweep that comes with raylm: {', '.join(known)}{format_suggestion(name, known)}"
+        )
+    destination = destination / f"{name}.py" if destination.is_dir() else destination
+    if not destination.parent.is_dir():
+        raise UserError(f"{destination}: there is no folder {destination.parent}")
     try:
-        with to.open("x", encoding="utf-8") as opened:
+        with destination.open("x", encoding="utf-8") as opened:
             opened.write(known[name].text)
     except FileExistsError as error:
-        raise UserError(f"{to} is there already; choose another name, or remove it") from error
-    return to
+        raise UserError(f"{destination} is there already; choose another name, or remove it") from error
+    return destination
 
 
-def sweep_file(name: str, trials: Sequence[TrialConfig], launch: Mapping[str, Any]) -> str:
+def format_sweep_file(name: str, trials: Sequence[TrialConfig], launch: Mapping[str, Any]) -> str:
     """Python that makes the sweep again, row by row: of each trial the fields that are not at their default."""
     precision = launch.get("precision", "auto")
     options = [f"    name={name!r},"]

@@ -58,10 +58,10 @@ class TrialConfig:
     def __post_init__(self) -> None:
         problems = []
         for field in fields(self):
-            value, problem = validation.field_value(field.name, getattr(self, field.name))
+            value, problem = validation.validate_field(field.name, getattr(self, field.name))
             problems += [problem] if problem else []
             object.__setattr__(self, field.name, value)
-        problems = problems or validation.together(self.as_dict())
+        problems = problems or validation.check_combination(self.as_dict())
         if problems:
             raise SweepError(problems)
 
@@ -89,11 +89,11 @@ class TrialConfig:
         return "-".join([*parts, self.id])
 
     @classmethod
-    def recorded(cls, fields_by_name: Mapping[str, Any]) -> TrialConfig:
+    def from_record(cls, data: Mapping[str, Any]) -> TrialConfig:
         """A config that raylm wrote down before. It is not checked again: its files may be elsewhere by now."""
         config = object.__new__(cls)
         for field in fields(cls):
-            object.__setattr__(config, field.name, fields_by_name.get(field.name, field.default))
+            object.__setattr__(config, field.name, data.get(field.name, field.default))
         return config
 
 
@@ -115,7 +115,7 @@ class Resources:
     """CPU cores per trial, and its number of threads; of several GPUs each has a process, with its share of them."""
 
     def __post_init__(self) -> None:
-        if problems := validation.resources(self.gpus, self.cpus):
+        if problems := validation.check_resources(self.gpus, self.cpus):
             raise SweepError(problems)
         if self.gpus is not None and self.gpus != "auto":
             object.__setattr__(self, "gpus", float(self.gpus))

@@ -10,23 +10,23 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from raylm.errors import UserError, disk_is_full
+from raylm.errors import UserError, is_disk_full
 
 
-def root() -> Path:
+def root_dir() -> Path:
     """Where raylm keeps what it prepares: `$RAYLM_CACHE`, else `raylm` in the user's cache folder."""
     if given := os.environ.get("RAYLM_CACHE"):
         return Path(given).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "raylm"
 
 
-def part(name: str) -> Path:
+def cache_dir(subfolder: str) -> Path:
     """A part of the cache, made where it is missing.
 
     Raises:
         UserError: if it cannot be made.
     """
-    folder = root() / name
+    folder = root_dir() / subfolder
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -35,7 +35,7 @@ def part(name: str) -> Path:
     return folder
 
 
-def made(name: str, key: str, build: Callable[[Path], None]) -> Path:
+def get_or_build(subfolder: str, key: str, build: Callable[[Path], None]) -> Path:
     """A folder of a part of the cache; built beside its place and renamed there, so that it is whole or not there.
 
     Args:
@@ -45,15 +45,15 @@ def made(name: str, key: str, build: Callable[[Path], None]) -> Path:
     Raises:
         UserError: if the disk is full, or the cache cannot be made.
     """
-    folder = part(name) / key
+    folder = cache_dir(subfolder) / key
     if not folder.exists():
         with FileLock(folder.with_suffix(".lock")):
             if not folder.exists():
-                _build(folder, build)
+                _build_folder(folder, build)
     return folder
 
 
-def _build(folder: Path, build: Callable[[Path], None]) -> None:
+def _build_folder(folder: Path, build: Callable[[Path], None]) -> None:
     for left_over in folder.parent.glob(f".{folder.name}-*"):  # of a process that died: this one has the lock
         shutil.rmtree(left_over)
     building = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
@@ -61,9 +61,9 @@ def _build(folder: Path, build: Callable[[Path], None]) -> None:
         build(building)
         building.rename(folder)
     except OSError as error:
-        if not disk_is_full(error):
+        if not is_disk_full(error):
             raise
         advice = "free some space, or choose another place with the environment variable RAYLM_CACHE"
-        raise UserError(f"the disk of the cache {root()} is full; {advice}") from error
+        raise UserError(f"the disk of the cache {root_dir()} is full; {advice}") from error
     finally:
         shutil.rmtree(building, ignore_errors=True)

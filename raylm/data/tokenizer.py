@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raylm.config.catalog import NANO_VOCABULARY
+from raylm.config.catalog import NANO_VOCAB_SIZE
 from raylm.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 END_OF_TEXT = "<|endoftext|>"
-TRAIN_CHARACTERS = 20_000_000
+MAX_TRAIN_CHARACTERS = 20_000_000
 """A byte-level BPE is trained on so much of the train split at most; more changes its merges no longer."""
 
 
-def load(folder: Path, what: str) -> PreTrainedTokenizerBase:
+def load(folder: Path, model: str) -> PreTrainedTokenizerBase:
     """The tokenizer in a model's folder.
 
     Raises:
@@ -34,9 +34,9 @@ def load(folder: Path, what: str) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
         first_line = str(error).strip().splitlines()[0]
-        raise UserError(f"model {what}: its tokenizer cannot be loaded: {first_line}") from error
+        raise UserError(f"model {model}: its tokenizer cannot be loaded: {first_line}") from error
     if tokenizer.eos_token_id is None:
-        raise UserError(f"model {what}: its tokenizer has no end-of-text token; expected one in tokenizer_config.json")
+        raise UserError(f"model {model}: its tokenizer has no end-of-text token; expected one in tokenizer_config.json")
     return tokenizer
 
 
@@ -47,8 +47,8 @@ def train(pieces: Iterable[str]) -> PreTrainedTokenizerBase:
 
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(
-        _first(pieces, TRAIN_CHARACTERS),
-        vocab_size=NANO_VOCABULARY,
+        _limit_characters(pieces, MAX_TRAIN_CHARACTERS),
+        vocab_size=NANO_VOCAB_SIZE,
         special_tokens=[END_OF_TEXT],
         show_progress=False,
     )
@@ -60,22 +60,22 @@ def train(pieces: Iterable[str]) -> PreTrainedTokenizerBase:
         )
 
 
-def _first(pieces: Iterable[str], characters: int) -> Iterator[str]:
+def _limit_characters(pieces: Iterable[str], max_characters: int) -> Iterator[str]:
     for piece in pieces:
-        if characters <= 0:
+        if max_characters <= 0:
             return
-        yield piece[:characters]
-        characters -= len(piece)
+        yield piece[:max_characters]
+        max_characters -= len(piece)
 
 
-def files(tokenizer: PreTrainedTokenizerBase) -> dict[str, bytes]:
+def serialize_files(tokenizer: PreTrainedTokenizerBase) -> dict[str, bytes]:
     """The files that `save_pretrained` writes, by name: small enough to travel with the tokens."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir()) if path.is_file()}
 
 
-def fingerprint(tokenizer_files: dict[str, bytes]) -> str:
+def compute_fingerprint(tokenizer_files: dict[str, bytes]) -> str:
     """Tokenizers with the same fingerprint give the same tokens."""
     digest = hashlib.sha256()
     for name, content in sorted(tokenizer_files.items()):

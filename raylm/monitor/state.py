@@ -11,33 +11,33 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from raylm.config.trial import TrialConfig
-from raylm.events import PAUSED, SET_ASIDE
-from raylm.results.progress import Step
-from raylm.results.rows import DIVERGED, DONE, FAILED, INTERRUPTED, MISSING, RUNNING, STOPPED, WAITING, Results, Row
+from raylm.events import DEFERRED, PAUSED
+from raylm.results.progress import StepMetrics
+from raylm.results.rows import DIVERGED, DONE, FAILED, INTERRUPTED, PENDING, QUEUED, RUNNING, STOPPED, Results, Row
 
-STATES = (DONE, RUNNING, WAITING, INTERRUPTED, MISSING, STOPPED, DIVERGED, FAILED)
+STATUSES = (DONE, RUNNING, QUEUED, INTERRUPTED, PENDING, STOPPED, DIVERGED, FAILED)
 """In the order in which they are shown."""
-ENDED = (DONE, STOPPED, DIVERGED, FAILED)
+FINISHED_STATUSES = (DONE, STOPPED, DIVERGED, FAILED)
 """States of trials that running the sweep again leaves as they are."""
 CURVE_POINTS = 60
 """Of the loss of a running trial that are kept, twice as many at most: every other one goes then."""
-SECONDS_TO_ESTIMATE = 5.0
+MIN_ESTIMATE_SECONDS = 5.0
 """A launch that has run for less says nothing of the time left."""
 
 
 @dataclass(frozen=True)
-class Running:
+class RunningTrial:
     """A trial that runs."""
 
     run: str
     since: float
     """When this attempt began, in seconds since 1970."""
-    step: Step | None = None
+    step: StepMetrics | None = None
     """Its last one that was told."""
     curve: tuple[tuple[int, float], ...] = ()
     """Training loss at some steps of this attempt."""
 
-    def stepped(self, step: Step) -> Running:
+    def with_step(self, step: StepMetrics) -> RunningTrial:
         """The same after a step; a word of an attempt that has died may come late, and be ahead."""
         if self.step is not None and step.step == self.step.step:
             return self
@@ -47,7 +47,7 @@ class Running:
 
 
 @dataclass(frozen=True)
-class Best:
+class BestTrial:
     """The lowest adj val loss on a dataset."""
 
     run: str
@@ -56,7 +56,7 @@ class Best:
 
 
 @dataclass(frozen=True)
-class State:
+class SweepState:
     """How a sweep stands."""
 
     sweep: str
@@ -64,8 +64,8 @@ class State:
     """Trials, of a search with those that it has not suggested yet."""
     counts: Mapping[str, int]
     """Trials by their state, without zeros, in the order of `STATES`."""
-    running: tuple[Running, ...] = ()
-    best: Mapping[str, Best] = dataclasses.field(default_factory=dict)
+    running: tuple[RunningTrial, ...] = ()
+    best: Mapping[str, BestTrial] = dataclasses.field(default_factory=dict)
     """By dataset, of done trials and of what was evaluated in this launch."""
     share: float = 0.0
     """Of the sweep's work that is done, 0 to 1."""
@@ -77,9 +77,9 @@ class State:
     """When this was so, in seconds since 1970."""
 
     @property
-    def ended(self) -> int:
+    def num_finished(self) -> int:
         """Trials that running the sweep again leaves as they are."""
-        return sum(number for state, number in self.counts.items() if state in ENDED)
+        return sum(number for state, number in self.counts.items() if state in FINISHED_STATUSES)
 
     @property
     def tokens_per_second(self) -> float:
@@ -87,32 +87,32 @@ class State:
         return sum(one.step.tokens_per_second for one in self.running if one.step)
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> State:
+    def from_dict(cls, data: Mapping[str, Any]) -> SweepState:
         """What `dataclasses.asdict` gave, also after a way through JSON."""
         running = tuple(
-            Running(
+            RunningTrial(
                 one["run"],
                 one["since"],
-                Step(**one["step"]) if one["step"] else None,
+                StepMetrics(**one["step"]) if one["step"] else None,
                 tuple((int(step), float(loss)) for step, loss in one["curve"]),
             )
             for one in data["running"]
         )
-        best = {dataset: Best(**one) for dataset, one in data["best"].items()}
+        best = {dataset: BestTrial(**one) for dataset, one in data["best"].items()}
         return cls(**{**data, "running": running, "best": best})
 
 
-def at_rest(results: Results) -> State:
+def idle_state(results: Results) -> SweepState:
     """How a sweep stands of which nothing runs."""
-    counted = {state: results.count(state) for state in STATES}
-    shares = [1.0 if row.ended else _share(row) for row in results.rows]
+    counted = {state: results.count(state) for state in STATUSES}
+    shares = [1.0 if row.is_finished else _fraction_done(row) for row in results.rows]
     best = {
-        dataset: Best(row.config.run_name, row.measured.adj_val_loss)
+        dataset: BestTrial(row.config.run_name, row.metrics.adj_val_loss)
         for dataset, row in results.best_by_dataset.items()
-        if row.measured
+        if row.metrics
     }
     counts = {state: number for state, number in counted.items() if number}
-    return State(
+    return SweepState(
         results.storage.name,
         len(results.rows),
         counts,
@@ -123,31 +123,35 @@ def at_rest(results: Results) -> State:
     )
 
 
-def _share(row: Row) -> float:
+def _fraction_done(row: Row) -> float:
     """How much of a trial is done in its latest checkpoint."""
-    return row.latest.progress.step / row.latest.progress.total_steps if row.latest else 0.0
+    return (
+        row.latest_checkpoint.progress.step / row.latest_checkpoint.progress.total_steps
+        if row.latest_checkpoint
+        else 0.0
+    )
 
 
-def while_running(results: Results, state: State) -> Results:
+def apply_live_state(results: Results, state: SweepState) -> Results:
     """The rows as they are while a command runs the sweep: none is interrupted or missing then."""
     running = {one.run for one in state.running}
 
     def status(row: Row) -> str:
-        return RUNNING if row.config.run_name in running else row.status if row.ended else WAITING
+        return RUNNING if row.config.run_name in running else row.status if row.is_finished else QUEUED
 
     return replace(results, rows=[replace(row, status=status(row)) for row in results.rows])
 
 
-class Watch:
+class SweepMonitor:
     """Listens to a launch, and says at any moment how the sweep stands. Told and asked by several threads."""
 
     def __init__(
         self,
         sweep: str,
         results: Results,
-        total: int,
+        num_trials: int,
         config_of: Callable[[str], TrialConfig],
-        work: Callable[[TrialConfig], float],
+        estimate_cost: Callable[[TrialConfig], float],
         *,
         retry_failed: bool = False,
     ) -> None:
@@ -161,92 +165,101 @@ class Watch:
             retry_failed: whether failed rows are to be begun again.
         """
         self._lock = threading.Lock()
-        self._sweep, self._total, self._config_of, self._work_of = sweep, total, config_of, work
-        ended = [row for row in results.rows if row.ended and not (retry_failed and row.status == FAILED)]
-        self._states = {row.config.run_name: row.status for row in ended}
+        self._sweep, self._num_trials, self._config_of, self._estimate_cost = (
+            sweep,
+            num_trials,
+            config_of,
+            estimate_cost,
+        )
+        ended = [row for row in results.rows if row.is_finished and not (retry_failed and row.status == FAILED)]
+        self._statuses = {row.config.run_name: row.status for row in ended}
         """Of the trials that do not wait."""
-        self._work = {row.config.run_name: work(row.config) for row in results.rows}
-        self._before = {row.config.run_name: _share(row) for row in results.rows}
-        self._share = dict(self._before)
-        self._best = dict(at_rest(results).best)
-        self._running: dict[str, Running] = {}
-        self._pausing = ""
-        self._began: float | None = None
+        self._costs = {row.config.run_name: estimate_cost(row.config) for row in results.rows}
+        self._initial_fractions = {row.config.run_name: _fraction_done(row) for row in results.rows}
+        self._fractions = dict(self._initial_fractions)
+        self._best = dict(idle_state(results).best)
+        self._running: dict[str, RunningTrial] = {}
+        self._pause_reason = ""
+        self._start_time: float | None = None
 
-    def started(self, run: str) -> None:
+    def on_trial_start(self, run_name: str) -> None:
         """See `Live`."""
         with self._lock:
-            self._began = self._began or time.monotonic()
-            self._states[run] = RUNNING
-            self._running[run] = Running(run, time.time())
-            if run not in self._work:
-                self._work[run] = self._work_of(self._config_of(run))
+            self._start_time = self._start_time or time.monotonic()
+            self._statuses[run_name] = RUNNING
+            self._running[run_name] = RunningTrial(run_name, time.time())
+            if run_name not in self._costs:
+                self._costs[run_name] = self._estimate_cost(self._config_of(run_name))
 
-    def stepped(self, run: str, step: Step) -> None:
+    def on_step(self, run_name: str, step: StepMetrics) -> None:
         """See `Live`."""
         with self._lock:
-            if run in self._running:
-                self._share[run] = step.share
-                self._running[run] = self._running[run].stepped(step)
+            if run_name in self._running:
+                self._fractions[run_name] = step.fraction_done
+                self._running[run_name] = self._running[run_name].with_step(step)
 
-    def evaluated(self, run: str, metrics: Mapping[str, Any]) -> None:
+    def on_evaluate(self, run_name: str, metrics: Mapping[str, Any]) -> None:
         """See `Live`."""
         with self._lock:
-            dataset, loss = self._config_of(run).dataset, metrics.get("adj_val_loss", math.inf)
+            dataset, loss = self._config_of(run_name).dataset, metrics.get("adj_val_loss", math.inf)
             if dataset not in self._best or loss < self._best[dataset].adj_val_loss:
-                self._best[dataset] = Best(run, loss)
+                self._best[dataset] = BestTrial(run_name, loss)
 
-    def retried(self, run: str, reason: str) -> None:
+    def on_retry(self, run_name: str, reason: str) -> None:
         """See `Live`."""
         with self._lock:
-            self._running.pop(run, None)
-            self._states.pop(run, None)
+            self._running.pop(run_name, None)
+            self._statuses.pop(run_name, None)
 
-    def ended(self, run: str, status: str, reason: str) -> None:
+    def on_trial_end(self, run_name: str, status: str, reason: str) -> None:
         """See `Live`."""
         with self._lock:
-            self._running.pop(run, None)
-            self._states.pop(run, None)
-            if status != SET_ASIDE:
-                self._states[run] = INTERRUPTED if status == PAUSED else status
+            self._running.pop(run_name, None)
+            self._statuses.pop(run_name, None)
+            if status != DEFERRED:
+                self._statuses[run_name] = INTERRUPTED if status == PAUSED else status
             if status == DONE:
-                self._share[run] = 1.0
+                self._fractions[run_name] = 1.0
 
-    def pausing(self, reason: str) -> None:
+    def on_pause(self, reason: str) -> None:
         """See `Live`."""
         with self._lock:
-            self._pausing = reason
+            self._pause_reason = reason
 
-    def state(self) -> State:
+    def snapshot(self) -> SweepState:
         """How the sweep stands now."""
         with self._lock:
-            states = list(self._states.values())
-            counted = {state: states.count(state) for state in STATES} | {WAITING: self._total - len(states)}
-            share, seconds_left = self._estimated()
-            return State(
+            states = list(self._statuses.values())
+            counted = {state: states.count(state) for state in STATUSES} | {QUEUED: self._num_trials - len(states)}
+            share, seconds_left = self._estimate()
+            return SweepState(
                 sweep=self._sweep,
-                total=self._total,
+                total=self._num_trials,
                 counts={state: number for state, number in counted.items() if number > 0},
                 running=tuple(self._running.values()),
                 best=dict(self._best),
                 share=share,
                 seconds_left=seconds_left,
-                pausing=self._pausing,
+                pausing=self._pause_reason,
                 told=time.time(),
             )
 
-    def _estimated(self) -> tuple[float, float | None]:
+    def _estimate(self) -> tuple[float, float | None]:
         """Share of the sweep's work that is done; seconds that the rest takes at the rate of this launch so far."""
-        shares = {run: 1.0 if self._states.get(run) in ENDED else self._share.get(run, 0.0) for run in self._work}
-        known = math.fsum(self._work.values())
-        unknown = (self._total - len(self._work)) * (known / len(self._work) if self._work else 1.0)
-        left = math.fsum(work * (1 - shares[run]) for run, work in self._work.items()) + unknown
+        shares = {
+            run: 1.0 if self._statuses.get(run) in FINISHED_STATUSES else self._fractions.get(run, 0.0)
+            for run in self._costs
+        }
+        known = math.fsum(self._costs.values())
+        unknown = (self._num_trials - len(self._costs)) * (known / len(self._costs) if self._costs else 1.0)
+        left = math.fsum(work * (1 - shares[run]) for run, work in self._costs.items()) + unknown
         done = math.fsum(
-            work * (self._share.get(run, 0.0) - self._before.get(run, 0.0)) for run, work in self._work.items()
+            work * (self._fractions.get(run, 0.0) - self._initial_fractions.get(run, 0.0))
+            for run, work in self._costs.items()
         )
         share = 1 - left / max(known + unknown, 1e-9)
-        took = time.monotonic() - self._began if self._began else 0.0
-        if took < SECONDS_TO_ESTIMATE or done <= 0:
+        took = time.monotonic() - self._start_time if self._start_time else 0.0
+        if took < MIN_ESTIMATE_SECONDS or done <= 0:
             return share, None
         longest = max((one.step.seconds_left for one in self._running.values() if one.step), default=0.0)
         return share, max(left / done * took, longest)

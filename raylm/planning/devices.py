@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import psutil
 
-MEASURING_SECONDS = 0.2
+BENCHMARK_SECONDS = 0.2
 """Time for each of the two peaks of a CPU."""
-GPU_FILES = Path("/proc/driver/nvidia/gpus")
+NVIDIA_GPUS_DIR = Path("/proc/driver/nvidia/gpus")
 """Where NVIDIA's driver on Linux tells of its GPUs."""
 
 
 @dataclass(frozen=True)
-class Card:
+class Device:
     """A GPU, or this machine's CPU: what time and memory on it follow from."""
 
     name: str
@@ -38,45 +38,45 @@ class Card:
     """`cuda` or `cpu`."""
 
     @property
-    def option(self) -> str:
+    def cli_name(self) -> str:
         """Its name on the command line."""
         return self.name.lower().replace(" ", "-")
 
-    def tflops(self, precision: str) -> float:
+    def peak_tflops(self, precision: str) -> float:
         """Peak of its matrix products."""
         return self.bfloat16 if precision == "bfloat16" and self.bfloat16 else self.float32
 
 
-CARDS = (
+DEVICES = (
     # NVIDIA's data sheets; memory as torch tells it
-    Card("T4", None, 8.1, 320, 14.6),
-    Card("V100 32GB", None, 15.7, 900, 31.7),
-    Card("V100", None, 15.7, 900, 15.8),
-    Card("A10G", 70, 35.0, 600, 22.0),
-    Card("L4", 121, 30.3, 300, 22.0),
-    Card("RTX A6000", 155, 38.7, 768, 47.4),
-    Card("L40S", 362, 91.6, 864, 44.4),
-    Card("A100 80GB", 312, 19.5, 2039, 79.2),
-    Card("A100", 312, 19.5, 1555, 39.4),
-    Card("H100 PCIe", 756, 51.2, 2000, 79.2),
-    Card("H100", 989, 66.9, 3350, 79.2),
-    Card("H200", 989, 66.9, 4800, 139.8),
-    Card("B200", 2250, 75.0, 8000, 178.3),
-    Card("RTX 3090", 71, 35.6, 936, 23.6),
-    Card("RTX 4090", 165, 82.6, 1008, 23.5),
+    Device("T4", None, 8.1, 320, 14.6),
+    Device("V100 32GB", None, 15.7, 900, 31.7),
+    Device("V100", None, 15.7, 900, 15.8),
+    Device("A10G", 70, 35.0, 600, 22.0),
+    Device("L4", 121, 30.3, 300, 22.0),
+    Device("RTX A6000", 155, 38.7, 768, 47.4),
+    Device("L40S", 362, 91.6, 864, 44.4),
+    Device("A100 80GB", 312, 19.5, 2039, 79.2),
+    Device("A100", 312, 19.5, 1555, 39.4),
+    Device("H100 PCIe", 756, 51.2, 2000, 79.2),
+    Device("H100", 989, 66.9, 3350, 79.2),
+    Device("H200", 989, 66.9, 4800, 139.8),
+    Device("B200", 2250, 75.0, 8000, 178.3),
+    Device("RTX 3090", 71, 35.6, 936, 23.6),
+    Device("RTX 4090", 165, 82.6, 1008, 23.5),
 )
 """Of two that fit a device's name the first is meant."""
 
 
-def known(device_name: str) -> Card | None:
+def find_device(device_name: str) -> Device | None:
     """The GPU that a driver or torch calls so."""
     words = set(re.split(r"[^a-z0-9]+", device_name.lower()))
-    return next((card for card in CARDS if words >= set(card.name.lower().split())), None)
+    return next((card for card in DEVICES if words >= set(card.name.lower().split())), None)
 
 
-def gpus_here() -> list[str]:
+def list_gpu_names() -> list[str]:
     """The names of this machine's NVIDIA GPUs, without a library or a process of theirs."""
-    texts = [file.read_text(encoding="utf-8") for file in sorted(GPU_FILES.glob("*/information"))]
+    texts = [file.read_text(encoding="utf-8") for file in sorted(NVIDIA_GPUS_DIR.glob("*/information"))]
     return [found[1].strip() for text in texts if (found := re.search(r"^Model:(.*)", text, re.MULTILINE))]
 
 
@@ -90,44 +90,44 @@ def cpu_name() -> str:
 
 
 @functools.cache
-def this_cpu() -> Card:
+def measure_cpu() -> Device:
     """This machine's CPU, its peaks measured with NumPy: a matrix product in float32, a copy, on all cores."""
     side, size = 1024, 2**24
     one, other = np.ones((2, side, side), np.float32)
     source, copied = np.ones((2, size), np.float32)
-    tflops = 2 * side**3 / _fastest(lambda: one @ other) / 1e12
-    gb_per_s = 2 * source.nbytes / _fastest(lambda: np.copyto(copied, source)) / 1e9
-    return Card(cpu_name(), None, tflops, gb_per_s, machine_memory()[1] / 2**30, device="cpu")
+    tflops = 2 * side**3 / _min_seconds(lambda: one @ other) / 1e12
+    gb_per_s = 2 * source.nbytes / _min_seconds(lambda: np.copyto(copied, source)) / 1e9
+    return Device(cpu_name(), None, tflops, gb_per_s, machine_memory()[1] / 2**30, device="cpu")
 
 
-def _fastest(work: Callable[[], Any]) -> float:
+def _min_seconds(function: Callable[[], Any]) -> float:
     """Seconds of the quickest of several runs."""
-    work()
-    best, end = float("inf"), time.perf_counter() + MEASURING_SECONDS
+    function()
+    best, end = float("inf"), time.perf_counter() + BENCHMARK_SECONDS
     while time.perf_counter() < end:
         started = time.perf_counter()
-        work()
+        function()
         best = min(best, time.perf_counter() - started)
     return best
 
 
-CGROUPS = Path("/sys/fs/cgroup")
+CGROUP_ROOT = Path("/sys/fs/cgroup")
 
 
 def machine_memory() -> tuple[int, int]:
     """Bytes in use and in all, of the machine or of the container (control group) that this process is held in."""
     machine = psutil.virtual_memory()
-    for folder, limit_file, use_file in _control_groups():
+    for folder, limit_file, use_file in _list_control_groups():
         try:
             limit = int((folder / limit_file).read_text())
             if limit < machine.total:
-                return int((folder / use_file).read_text()) - _cached(folder), limit
+                return int((folder / use_file).read_text()) - _reclaimable_bytes(folder), limit
         except (OSError, ValueError):  # not there, or `max`
             continue
     return machine.total - machine.available, machine.total
 
 
-def _control_groups() -> list[tuple[Path, str, str]]:
+def _list_control_groups() -> list[tuple[Path, str, str]]:
     """Folders of this process's control group, with the names of the files of its limit and use: version 2, then 1."""
     try:
         lines = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
@@ -135,14 +135,16 @@ def _control_groups() -> list[tuple[Path, str, str]]:
         return []
     v2 = [path for _, controllers, path in lines if not controllers]
     v1 = [path for _, controllers, path in lines if "memory" in controllers.split(",")]
-    own = [(CGROUPS / path.lstrip("/"), "memory.max", "memory.current") for path in v2]
-    own += [(CGROUPS / "memory" / path.lstrip("/"), "memory.limit_in_bytes", "memory.usage_in_bytes") for path in v1]
+    own = [(CGROUP_ROOT / path.lstrip("/"), "memory.max", "memory.current") for path in v2]
+    own += [
+        (CGROUP_ROOT / "memory" / path.lstrip("/"), "memory.limit_in_bytes", "memory.usage_in_bytes") for path in v1
+    ]
     # within a container the path is often that of its host; its own group is the root then
-    roots = [(CGROUPS, "memory.max", "memory.current")]
-    return [*own, *roots, (CGROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes")]
+    roots = [(CGROUP_ROOT, "memory.max", "memory.current")]
+    return [*own, *roots, (CGROUP_ROOT / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes")]
 
 
-def _cached(folder: Path) -> int:
+def _reclaimable_bytes(folder: Path) -> int:
     """Bytes of files that the kernel gives back when they are needed."""
     lines = [line.split() for line in (folder / "memory.stat").read_text().splitlines()]
     found = {name: int(value) for name, value in lines}

@@ -4,90 +4,98 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from raylm.config.catalog import Shape
+from raylm.config.catalog import ModelShape
 from raylm.config.trial import TrialConfig
-from raylm.results.progress import Fit
+from raylm.results.progress import MicroBatching
 
 # What autograd keeps for the backward pass. Tests count it with `torch.autograd.graph.saved_tensors_hooks`.
-SAVED_BYTES = {"float32": 64, "bfloat16": 36}
+SAVED_ACTIVATION_BYTES = {"float32": 64, "bfloat16": 36}
 """Per token, layer and unit of width, on GPT-2 with fused attention and fused GELU, by precision."""
-INPUT_BYTES = 4
+LAYER_INPUT_BYTES = 4
 """Per token, layer and unit of width: a block's input, in float32 in either precision; all of it that recomputing
 keeps."""
-DROPOUT_BYTES = 2
+DROPOUT_MASK_BYTES = 2
 """More of them with dropout: its masks, a byte for each value."""
-ATTENTION_BYTES = {"cpu": {"float32": 5, "bfloat16": 3}, "cuda": {"float32": 0, "bfloat16": 0}}
+ATTENTION_PROBS_BYTES = {"cpu": {"float32": 5, "bfloat16": 3}, "cuda": {"float32": 0, "bfloat16": 0}}
 """Per token, layer, head and position looked at, with dropout: the probabilities and their mask, which attention
 keeps where it is not fused."""
-QUERY_ROWS = 128
+QUERY_BLOCK_ROWS = 128
 """Positions that look at all those up to the last of them (`layers.QUERY_ROWS`)."""
-OPTIMIZER_BYTES = {"adafactor": 0, "adamw": 8}
+OPTIMIZER_STATE_BYTES = {"adafactor": 0, "adamw": 8}
 """State per parameter; Adafactor's rows and columns are some ten MB even for gpt2-xl."""
-LOGITS_ROWS = {"cpu": 512, "cuda": 2048}
+LOGITS_BLOCK_ROWS = {"cpu": 512, "cuda": 2048}
 """Positions whose logits exist at a time (`head.BLOCK_ROWS`)."""
 LOGITS_BYTES = {"float32": 4, "bfloat16": 6}
 """For each of them: the logits, and in bfloat16 the same in float32."""
-RUNTIME_BYTES = {"cpu": 530 * 2**20, "cuda": 600 * 2**20}
+RUNTIME_BASELINE_BYTES = {"cpu": 530 * 2**20, "cuda": 600 * 2**20}
 """A trial's process before any model: with torch, transformers and Ray on a CPU, the context's part of a GPU."""
-GRADIENTS_BESIDE = 1.1
+GRADIENT_OVERLAP_FACTOR = 1.1
 """What comes to all activations where a batch goes through at once, in sizes of the gradients. Gradients take the place
 of activations, but an allocator does not fill every gap: bench/plan_accuracy.py has 0.5 to 1.4, by the machine."""
-RESERVE = 0.85
+USABLE_MEMORY_FRACTION = 0.85
 """Share of a device's memory that is planned with; the rest is the allocator's and the runtime's."""
 
 
 @dataclass(frozen=True)
-class Workload:
+class MemoryModel:
     """What the memory of a trial follows from."""
 
-    shape: Shape
-    trial: TrialConfig
-    device: str
+    shape: ModelShape
+    config: TrialConfig
+    device_type: str
     """`cpu` or `cuda`."""
     precision: str
     """`float32` or `bfloat16`; the weights are float32 in both."""
-    ranks: int = 1
+    world_size: int = 1
     """Processes that share each batch."""
 
     @property
-    def share(self) -> int:
+    def max_rank_windows(self) -> int:
         """Windows of a batch that a rank has, at most."""
-        return -(-self.trial.batch_size // self.ranks)
+        return -(-self.config.batch_size // self.world_size)
 
-    def _block_bytes(self, fit: Fit) -> int:
+    def _layer_bytes(self, micro_batching: MicroBatching) -> int:
         """What autograd keeps of one layer for the backward pass, the copies of its weights in bfloat16 aside."""
-        shape, trial = self.shape, self.trial
-        tokens = fit.micro_batch_size * trial.context_length
+        shape, trial = self.shape, self.config
+        tokens = micro_batching.micro_batch_size * trial.context_length
         if trial.dropout == 0:  # None is the model's own
-            return tokens * shape.width * SAVED_BYTES[self.precision]
-        seen = min(trial.context_length, (trial.context_length + QUERY_ROWS) // 2)  # in the mean
-        attention = shape.heads * seen * ATTENTION_BYTES[self.device][self.precision]
-        return tokens * (shape.width * (SAVED_BYTES[self.precision] + DROPOUT_BYTES) + attention)
+            return tokens * shape.hidden_size * SAVED_ACTIVATION_BYTES[self.precision]
+        seen = min(trial.context_length, (trial.context_length + QUERY_BLOCK_ROWS) // 2)  # in the mean
+        attention = shape.num_heads * seen * ATTENTION_PROBS_BYTES[self.device_type][self.precision]
+        return tokens * (shape.hidden_size * (SAVED_ACTIVATION_BYTES[self.precision] + DROPOUT_MASK_BYTES) + attention)
 
-    def kept_bytes(self, fit: Fit) -> int:
+    def saved_bytes(self, micro_batching: MicroBatching) -> int:
         """What autograd keeps of all layers."""
-        inputs = fit.micro_batch_size * self.trial.context_length * self.shape.width * INPUT_BYTES
-        return self.shape.layers * (inputs if fit.recompute else self._block_bytes(fit))
+        inputs = (
+            micro_batching.micro_batch_size * self.config.context_length * self.shape.hidden_size * LAYER_INPUT_BYTES
+        )
+        return self.shape.num_layers * (inputs if micro_batching.recompute else self._layer_bytes(micro_batching))
 
-    def peak_bytes(self, fit: Fit) -> int:
+    def peak_bytes(self, micro_batching: MicroBatching) -> int:
         """Peak of a training step on the device: at the loss, in the backward pass, or in the optimizer's update."""
-        shape, tokens = self.shape, fit.micro_batch_size * self.trial.context_length
-        per_parameter = 4 + OPTIMIZER_BYTES[self.trial.optimizer] + (2 if self.precision == "bfloat16" else 0)
-        per_parameter += 4 if self.ranks > 1 else 0  # the buckets in which gradients are exchanged
-        gradients, kept = 4 * shape.parameters, self.kept_bytes(fit)
-        head = 2 * 4 * shape.vocabulary * shape.width  # its gradient while it is made; the optimizer's update of it
-        logits = LOGITS_BYTES[self.precision] * min(tokens, LOGITS_ROWS[self.device]) * shape.vocabulary
-        if fit.micro_batch_size < self.share:  # gradients of the micro-batch before are there
+        shape, tokens = self.shape, micro_batching.micro_batch_size * self.config.context_length
+        per_parameter = 4 + OPTIMIZER_STATE_BYTES[self.config.optimizer] + (2 if self.precision == "bfloat16" else 0)
+        per_parameter += 4 if self.world_size > 1 else 0  # the buckets in which gradients are exchanged
+        gradients, kept = 4 * shape.num_parameters, self.saved_bytes(micro_batching)
+        head = (
+            2 * 4 * shape.vocab_size * shape.hidden_size
+        )  # its gradient while it is made; the optimizer's update of it
+        logits = LOGITS_BYTES[self.precision] * min(tokens, LOGITS_BLOCK_ROWS[self.device_type]) * shape.vocab_size
+        if micro_batching.micro_batch_size < self.max_rank_windows:  # gradients of the micro-batch before are there
             beside = gradients
         else:
-            beside = 0 if fit.recompute else int(GRADIENTS_BESIDE * gradients)
+            beside = 0 if micro_batching.recompute else int(GRADIENT_OVERLAP_FACTOR * gradients)
         at_the_loss = kept + head + logits + beside
-        in_backward = gradients + kept + self._block_bytes(fit) if fit.recompute else 0
+        in_backward = gradients + kept + self._layer_bytes(micro_batching) if micro_batching.recompute else 0
         in_update = gradients + head
-        return RUNTIME_BYTES[self.device] + per_parameter * shape.parameters + max(at_the_loss, in_backward, in_update)
+        return (
+            RUNTIME_BASELINE_BYTES[self.device_type]
+            + per_parameter * shape.num_parameters
+            + max(at_the_loss, in_backward, in_update)
+        )
 
-    def fit(self, available_bytes: float) -> Fit:
+    def choose_micro_batching(self, available_bytes: float) -> MicroBatching:
         """As many windows at a time as fit, in equal parts of the batch, at least one; recomputed where none fits."""
-        sizes = dict.fromkeys(-(-self.share // parts) for parts in range(1, self.share + 1))
-        fits = [Fit(size, recompute) for recompute in (False, True) for size in sizes]
-        return next((fit for fit in fits if self.peak_bytes(fit) <= available_bytes * RESERVE), fits[-1])
+        sizes = dict.fromkeys(-(-self.max_rank_windows // parts) for parts in range(1, self.max_rank_windows + 1))
+        fits = [MicroBatching(size, recompute) for recompute in (False, True) for size in sizes]
+        return next((fit for fit in fits if self.peak_bytes(fit) <= available_bytes * USABLE_MEMORY_FRACTION), fits[-1])

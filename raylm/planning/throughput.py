@@ -11,38 +11,38 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from raylm.config.catalog import Shape
+from raylm.config.catalog import ModelShape
 from raylm.config.trial import Resources, TrialConfig
-from raylm.errors import UserError, nearest, show
-from raylm.planning.devices import CARDS, Card, gpus_here, known, this_cpu
-from raylm.planning.memory import Workload
-from raylm.results.progress import Fit
+from raylm.errors import UserError, format_suggestion, safe_repr
+from raylm.planning.devices import DEVICES, Device, find_device, list_gpu_names, measure_cpu
+from raylm.planning.memory import MemoryModel
+from raylm.results.progress import MicroBatching
 
-GEMM_SHARE = {"cpu": 0.6, "cuda": 0.7}
+GEMM_EFFICIENCY = {"cpu": 0.6, "cuda": 0.7}
 """Share of a card's peak that training's matrix products reach: on a CPU of NumPy's own product, see
 bench/plan_accuracy.py; on an H100 the best public kernel for a head and its loss, 698 TFLOP/s (README of
 linkedin/Liger-Kernel)."""
-STREAM_SHARE = 0.9
+BANDWIDTH_EFFICIENCY = 0.9
 """Share of the memory's bandwidth that elementwise kernels reach."""
-LAYER_SECONDS = {"cpu": 1e-3, "cuda": 4e-4}
+LAYER_LAUNCH_SECONDS = {"cpu": 1e-3, "cuda": 4e-4}
 """Time to start the kernels of one layer, forward and backward. A GPU computes meanwhile, a CPU does not."""
-TRAFFIC_BYTES = 116, 6
+ACTIVATION_TRAFFIC_BYTES = 116, 6
 """Moved besides the matrix products, in bfloat16: per token, layer and unit of width, per token and word."""
-PARAMETER_BYTES = 36
+PARAMETER_TRAFFIC_BYTES = 36
 """Moved once a step per parameter: gradients cleared, made and clipped, and the optimizer's passes."""
-MOST_SHARING = 8
+MAX_TRIALS_PER_GPU = 8
 """Trials that share a card, where that is left to raylm."""
-WORTH_SHARING = 1.1
+MIN_SHARING_SPEEDUP = 1.1
 """How much more must get done on a card for another trial to share it."""
-RAY_UNITS = 10_000
+RAY_GPU_UNITS = 10_000
 """Ray counts a GPU in so many parts."""
 
 
 @dataclass(frozen=True)
-class Slot:
+class Placement:
     """What one trial runs on."""
 
-    card: Card
+    card: Device
     share: float
     """Of a card, or how many: 0.5, 1, 2."""
     at_a_time: int
@@ -52,9 +52,9 @@ class Slot:
     most_sharing: int = 1
     """Trials that may share a card, where that is left to raylm."""
 
-    def of(self, work: Workload) -> Slot:
+    def with_sharing(self, memory_model: MemoryModel) -> Placement:
         """This card for one trial, or shared by as many like it as `parts` says."""
-        number = parts(self, work)
+        number = trials_per_gpu(self, memory_model)
         return replace(self, share=self.share / number, at_a_time=self.at_a_time * number, most_sharing=1)
 
     @property
@@ -68,60 +68,88 @@ class Slot:
         measured = " (measured now)" if card.device == "cpu" else ""
         taken = "" if share == 1 else f", {share:g} of {'them' if share > 1 else 'it'} for a trial"
         taken = ", shared by trials that leave it idle" if self.most_sharing > 1 else taken
-        tflops = card.tflops(self.precision)
+        tflops = card.peak_tflops(self.precision)
         return (
             f"{card.name}: {tflops:,.{0 if tflops >= 10 else 2}f} TFLOP/s in {self.precision}, "
             f"{card.gb_per_s:,.0f} GB/s{measured}, {card.gib:.1f} GiB{taken}"
         )
 
     @property
-    def ranks(self) -> int:
+    def world_size(self) -> int:
         """Processes that train a trial."""
         return max(1, int(self.share))
 
-    def training_seconds(self, work: Workload, fit: Fit, tokens: int, steps: int) -> float:
+    def estimate_training_seconds(
+        self, memory_model: MemoryModel, micro_batching: MicroBatching, tokens: int, steps: int
+    ) -> float:
         """Time in optimizer steps, roughly: evaluations, checkpoints and the start are not in it."""
-        shape, device = work.shape, self.card.device
-        flops = tokens * shape.training_flops_per_token(work.trial.context_length) * (4 / 3 if fit.recompute else 1)
-        a_layer, a_word = TRAFFIC_BYTES
-        moved = tokens * (a_layer * shape.layers * shape.width + a_word * shape.vocabulary)
+        shape, device = memory_model.shape, self.card.device
+        flops = (
+            tokens
+            * shape.training_flops_per_token(memory_model.config.context_length)
+            * (4 / 3 if micro_batching.recompute else 1)
+        )
+        a_layer, a_word = ACTIVATION_TRAFFIC_BYTES
+        moved = tokens * (a_layer * shape.num_layers * shape.hidden_size + a_word * shape.vocab_size)
         moved *= 1 if self.precision == "bfloat16" else 2
-        peak = self.card.tflops(self.precision) * 1e12 * GEMM_SHARE[device]
-        stream = self.card.gb_per_s * 1e9 * STREAM_SHARE
+        peak = self.card.peak_tflops(self.precision) * 1e12 * GEMM_EFFICIENCY[device]
+        stream = self.card.gb_per_s * 1e9 * BANDWIDTH_EFFICIENCY
         computing = (flops / peak + moved / stream) / self.share
-        computing += steps * shape.parameters * PARAMETER_BYTES / stream / min(self.share, 1)
-        starting = steps * -(-work.share // fit.micro_batch_size) * shape.layers * LAYER_SECONDS[device]
+        computing += steps * shape.num_parameters * PARAMETER_TRAFFIC_BYTES / stream / min(self.share, 1)
+        starting = (
+            steps
+            * -(-memory_model.max_rank_windows // micro_batching.micro_batch_size)
+            * shape.num_layers
+            * LAYER_LAUNCH_SECONDS[device]
+        )
         return max(computing, starting) if device == "cuda" else computing + starting
 
 
-def parts(slot: Slot, work: Workload) -> int:
+def trials_per_gpu(placement: Placement, memory_model: MemoryModel) -> int:
     """How many trials like this one a card is shared by: as few as get (nearly) the most done, if all fit.
 
     A small trial leaves a GPU idle while its kernels are started, and others compute meanwhile. All go through the
     model as one with the whole card does: no trial takes a smaller micro-batch for the sake of sharing.
     """
-    whole, tokens = work.fit(slot.available_bytes), work.trial.batch_size * work.trial.context_length
-    numbers = range(1, slot.most_sharing + 1)
-    fitting = [1, *(number for number in numbers if work.fit(slot.available_bytes / number) == whole)]
-    shared = {number: replace(slot, share=slot.share / number) for number in fitting}
-    done = {number: number / one.training_seconds(work, whole, tokens, 1) for number, one in shared.items()}
-    return next(number for number in fitting if done[number] * WORTH_SHARING >= max(done.values()))
+    whole, tokens = (
+        memory_model.choose_micro_batching(placement.available_bytes),
+        memory_model.config.batch_size * memory_model.config.context_length,
+    )
+    numbers = range(1, placement.most_sharing + 1)
+    fitting = [
+        1,
+        *(
+            number
+            for number in numbers
+            if memory_model.choose_micro_batching(placement.available_bytes / number) == whole
+        ),
+    ]
+    shared = {number: replace(placement, share=placement.share / number) for number in fitting}
+    done = {
+        number: number / one.estimate_training_seconds(memory_model, whole, tokens, 1) for number, one in shared.items()
+    }
+    return next(number for number in fitting if done[number] * MIN_SHARING_SPEEDUP >= max(done.values()))
 
 
-def share(cards: Sequence[tuple[Card, int]], shape: Shape | None, trial: TrialConfig, precision: str) -> float:
+def gpu_fraction(
+    devices: Sequence[tuple[Device, int]], shape: ModelShape | None, config: TrialConfig, precision: str
+) -> float:
     """A trial's share of any of these cards, each with the number of trials that may share it."""
-    if shape is None or not cards:
+    if shape is None or not devices:
         return 1.0
-    slots = [Slot(card, 1.0, 1, _kind(card, precision), min(most, MOST_SHARING)) for card, most in cards]
-    number = min(parts(slot, Workload(shape, trial, "cuda", slot.precision)) for slot in slots)
-    return int(RAY_UNITS / number) / RAY_UNITS
+    slots = [
+        Placement(card, 1.0, 1, _resolve_precision(card, precision), min(most, MAX_TRIALS_PER_GPU))
+        for card, most in devices
+    ]
+    number = min(trials_per_gpu(slot, MemoryModel(shape, config, "cuda", slot.precision)) for slot in slots)
+    return int(RAY_GPU_UNITS / number) / RAY_GPU_UNITS
 
 
-def _kind(card: Card, precision: str) -> str:
-    return precision if precision != "auto" else "bfloat16" if card.bfloat16 else "float32"
+def _resolve_precision(device: Device, precision: str) -> str:
+    return precision if precision != "auto" else "bfloat16" if device.bfloat16 else "float32"
 
 
-def slot(resources: Resources, precision: str, gpu: str | None = None) -> Slot | None:
+def find_placement(resources: Resources, precision: str, gpu: str | None = None) -> Placement | None:
     """What a trial runs on: GPUs named on the command line, else those of this machine, else its CPU.
 
     Args:
@@ -136,39 +164,47 @@ def slot(resources: Resources, precision: str, gpu: str | None = None) -> Slot |
     shared = resources.gpus == "auto"
     share = resources.gpus if isinstance(resources.gpus, float) and resources.gpus else 1.0
     if gpu is not None:
-        card, cards = named(gpu)
+        card, cards = parse_gpu(gpu)
         if resources.gpus == 0:
             raise UserError(
-                f"--gpu: got {show(gpu)}, but trials of this sweep take no GPU: resources=Resources(gpus=0)"
+                f"--gpu: got {safe_repr(gpu)}, but trials of this sweep take no GPU: resources=Resources(gpus=0)"
             )
         if share > cards:
-            wanted = f"{share:g}x{card.option}"
-            raise UserError(f"--gpu: got {show(gpu)}, but a trial takes {share:g} GPUs; say --gpu {wanted}")
+            wanted = f"{share:g}x{card.cli_name}"
+            raise UserError(f"--gpu: got {safe_repr(gpu)}, but a trial takes {share:g} GPUs; say --gpu {wanted}")
     else:
-        if on_cpu(resources):
-            return _on_cpu(resources, precision)
-        names = gpus_here()
-        found, cards = known(names[0]) if names else None, len(names)
+        if is_cpu_only(resources):
+            return _cpu_placement(resources, precision)
+        names = list_gpu_names()
+        found, cards = find_device(names[0]) if names else None, len(names)
         if found is None:
             return None
         card = found
     at_a_time = cards * int(1 / share + 1e-9) if share < 1 else cards // int(share)
-    of_cpus = MOST_SHARING if gpu is not None else (os.cpu_count() or 1) // cards // resources.cpus
-    return Slot(card, share, at_a_time, _kind(card, precision), max(1, min(of_cpus, MOST_SHARING)) if shared else 1)
+    of_cpus = MAX_TRIALS_PER_GPU if gpu is not None else (os.cpu_count() or 1) // cards // resources.cpus
+    return Placement(
+        card,
+        share,
+        at_a_time,
+        _resolve_precision(card, precision),
+        max(1, min(of_cpus, MAX_TRIALS_PER_GPU)) if shared else 1,
+    )
 
 
-def on_cpu(resources: Resources) -> bool:
+def is_cpu_only(resources: Resources) -> bool:
     """Whether trials on this machine have its processors alone."""
-    return resources.gpus == 0 or (resources.gpus in (None, "auto") and not gpus_here())
+    return resources.gpus == 0 or (resources.gpus in (None, "auto") and not list_gpu_names())
 
 
-def _on_cpu(resources: Resources, precision: str) -> Slot:
+def _cpu_placement(resources: Resources, precision: str) -> Placement:
     cores = os.cpu_count() or 1
     share = min(1.0, resources.cpus / cores)
-    return Slot(this_cpu(), share, max(1, cores // resources.cpus), "float32" if precision == "auto" else precision)
+    return Placement(
+        measure_cpu(), share, max(1, cores // resources.cpus), "float32" if precision == "auto" else precision
+    )
 
 
-def named(gpu: str) -> tuple[Card, int]:
+def parse_gpu(gpu: str) -> tuple[Device, int]:
     """The GPU of a name on the command line, and how many.
 
     Raises:
@@ -176,22 +212,22 @@ def named(gpu: str) -> tuple[Card, int]:
     """
     parts = re.fullmatch(r"(?:([1-9]\d{0,4})x)?(.+)", gpu.strip().lower())
     name = parts[2] if parts else gpu
-    options = {card.option: card for card in CARDS}
+    options = {card.cli_name: card for card in DEVICES}
     if name not in options:
-        hint = nearest(name, options)
+        hint = format_suggestion(name, options)
         raise UserError(
-            f"--gpu: got {show(gpu)}; expected one of {', '.join(options)}, or as 8x{CARDS[0].option}{hint}"
+            f"--gpu: got {safe_repr(gpu)}; expected one of {', '.join(options)}, or as 8x{DEVICES[0].cli_name}{hint}"
         )
     return options[name], int(parts[1] or 1) if parts else 1
 
 
-def recorded(slot: Any) -> Slot | None:
+def placement_from_dict(data: Any) -> Placement | None:
     """The slot of which `dataclasses.asdict` was written down; None where none was, or it cannot be understood."""
     try:
-        made = Slot(**{**slot, "card": Card(**slot["card"])})
+        made = Placement(**{**data, "card": Device(**data["card"])})
         card = made.card
-        numbers = (made.share, made.at_a_time, card.float32, card.tflops(made.precision), card.gb_per_s, card.gib)
-        understood = card.device in GEMM_SHARE and all(0 < number < float("inf") for number in numbers)
+        numbers = (made.share, made.at_a_time, card.float32, card.peak_tflops(made.precision), card.gb_per_s, card.gib)
+        understood = card.device in GEMM_EFFICIENCY and all(0 < number < float("inf") for number in numbers)
     except (TypeError, KeyError, ValueError):
         return None
     return made if understood else None

@@ -15,20 +15,20 @@ from raylm.errors import UserError
 from raylm.report import model_card
 from raylm.report.model_card import Provenance
 from raylm.results import manifest
-from raylm.results.folder import best_epoch
+from raylm.results.folder import open_best_checkpoint
 from raylm.results.rows import Results, Row
 
-LEFT_OUT = ("README.md", manifest.NAME, manifest.OPTIMIZER)
+EXCLUDED_FILES = ("README.md", manifest.MANIFEST_FILE, manifest.OPTIMIZER_FILE)
 """Files of a checkpoint that are its own."""
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportResult:
     """What there is to say of a row that was exported."""
 
-    licence: str | None
+    license_id: str | None
     """That the card names, in the hub's words; None: none is known."""
-    address: str | None
+    url: str | None
     """Where it is on the hub, if it was uploaded."""
 
 
@@ -37,10 +37,10 @@ def export(
     row: Row,
     folder: Path,
     *,
-    licence: str | None = None,
-    repository: str | None = None,
+    license_id: str | None = None,
+    repo_id: str | None = None,
     public: bool = False,
-) -> Exported:
+) -> ExportResult:
     """Writes the best epoch of a row into a folder that transformers opens, whole or not at all.
 
     Args:
@@ -52,7 +52,7 @@ def export(
     Raises:
         UserError: if the folder is taken, the row has no best epoch, that is damaged, or the hub refuses it.
     """
-    if row.measured is None:
+    if row.metrics is None:
         raise UserError(f"{row.config.run_name} ({row.status}) has no evaluated epoch yet")
     target = folder.expanduser().absolute()
     try:
@@ -61,35 +61,35 @@ def export(
         raise UserError(f"{folder} cannot be looked at: {error.strerror}") from None
     if taken:
         raise UserError(f"{folder} is there and not empty; choose another folder, or move it away")
-    made = model_card.provenance(results, row)
-    licence = licence or known_licence(row, made)
-    with best_epoch(results, row) as checkpoint, _beside(target) as building:
-        if repository is not None:
-            repository = hub.make_repository(repository, public=public)  # refused, if it is, before anything is copied
+    made = model_card.load_provenance(results, row)
+    license_id = license_id or find_license(row, made)
+    with open_best_checkpoint(results, row) as checkpoint, _staging_folder(target) as building:
+        if repo_id is not None:
+            repo_id = hub.create_repository(repo_id, public=public)  # refused, if it is, before anything is copied
         for file in checkpoint.iterdir():
-            if file.is_file() and file.name not in LEFT_OUT:
+            if file.is_file() and file.name not in EXCLUDED_FILES:
                 shutil.copyfile(file, building / file.name)
-        (building / "README.md").write_text(model_card.text(results, row, made, licence), encoding="utf-8")
-        text = model_card.sweep_file(row, made, results.storage.name)
+        (building / "README.md").write_text(model_card.render_card(results, row, made, license_id), encoding="utf-8")
+        text = model_card.render_sweep_file(row, made, results.storage.name)
         (building / model_card.SWEEP_FILE).write_text(text, encoding="utf-8")
         address = None
-        if repository is not None:
-            address = hub.upload(building, repository, f"{row.config.run_name}, exported by raylm")
+        if repo_id is not None:
+            address = hub.upload_folder(building, repo_id, f"{row.config.run_name}, exported by raylm")
         building.chmod(0o755)  # a temporary folder is its owner's alone
         building.rename(target)
-    return Exported(licence, address)
+    return ExportResult(license_id, address)
 
 
-def known_licence(row: Row, made: Provenance) -> str | None:
+def find_license(row: Row, provenance: Provenance) -> str | None:
     """The licence of the weights that were fine-tuned: as raylm knows it, else as their card on the hub names it."""
-    if not row.config.pretrained or made.model.hub_id is None:
+    if not row.config.pretrained or provenance.model.hub_id is None:
         return None
     known = MODELS.get(row.config.model)
-    return known.licence if known else hub.licence(made.model.hub_id)
+    return known.license_id if known else hub.get_license(provenance.model.hub_id)
 
 
 @contextmanager
-def _beside(target: Path) -> Iterator[Path]:
+def _staging_folder(target: Path) -> Iterator[Path]:
     """An empty folder beside one that is to be, so that it can be renamed to it; removed in the end, if it is left."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

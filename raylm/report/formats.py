@@ -7,29 +7,29 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from raylm.errors import counted, duration
+from raylm.errors import format_duration, pluralize
 from raylm.planning import plan, throughput
-from raylm.report.reference import LOSSES, Reference, load_reference
-from raylm.report.table import build, ordered
-from raylm.results.folder import launch_number
+from raylm.report.reference import LOSS_FIELDS, ReferenceTable, load_reference
+from raylm.report.table import build_table, sort_rows
+from raylm.results.folder import parse_launch_number
 from raylm.results.rows import DIVERGED, DONE, FAILED, STOPPED, Results, Row
-from raylm.results.sweep_record import launches
+from raylm.results.sweep_record import load_launches
 
 
-def markdown(results: Results, reference: Reference | None = None) -> str:
+def format_markdown(results: Results, reference: ReferenceTable | None = None) -> str:
     """The table, and below it what there is to say of its rows."""
-    made = build(results, reference)
-    rows = markdown_rows([made.headings, ["---"] * len(made.headings), *made.lines])
+    made = build_table(results, reference)
+    rows = format_markdown_rows([made.column_names, ["---"] * len(made.column_names), *made.rows])
     notes = [f"- {note}" for note in made.notes]
     return "\n".join([rows, *(["", *notes] if notes else []), ""])
 
 
-def markdown_rows(rows: Iterable[Sequence[str]]) -> str:
+def format_markdown_rows(rows: Iterable[Sequence[str]]) -> str:
     """Cells as rows of a table."""
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)
 
 
-LATEX = {
+LATEX_ESCAPES = {
     "\\": r"\textbackslash{}",
     **{character: f"\\{character}" for character in "&%$#_{}"},
     "~": r"\textasciitilde{}",
@@ -39,31 +39,34 @@ LATEX = {
 }
 
 
-def latex(results: Results, reference: Reference | None = None) -> str:
+def format_latex(results: Results, reference: ReferenceTable | None = None) -> str:
     """The table for a paper: booktabs, a rule between datasets, notes as comments."""
-    made = build(results, reference)
+    made = build_table(results, reference)
 
-    def line(cells: Sequence[str]) -> str:
-        return " & ".join("".join(LATEX.get(character, character) for character in cell) for cell in cells) + r" \\"
+    def format_row(cells: Sequence[str]) -> str:
+        return (
+            " & ".join("".join(LATEX_ESCAPES.get(character, character) for character in cell) for cell in cells)
+            + r" \\"
+        )
 
-    columns = "".join("l" if name in ("dataset", "model", "run") else "r" for name in made.headings)
-    text = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", line(made.headings)]
+    columns = "".join("l" if name in ("dataset", "model", "run") else "r" for name in made.column_names)
+    text = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", format_row(made.column_names)]
     dataset = None
-    for cells in made.lines:
+    for cells in made.rows:
         if cells[0] != dataset:
             text.append(r"\midrule")
         dataset = cells[0]
-        text.append(line(cells))
+        text.append(format_row(cells))
     text += [r"\bottomrule", r"\end{tabular}", *(f"% {note}" for note in made.notes)]
     return "\n".join([*text, ""])
 
 
-def record(
-    row: Row, results: Results, reference: Reference | None = None, estimated_seconds: float | None = None
+def build_record(
+    row: Row, results: Results, reference: ReferenceTable | None = None, estimated_seconds: float | None = None
 ) -> dict[str, Any]:
     """All that is known of a row, by column of results.csv; None for what there is not."""
-    config, measured = row.config, row.measured
-    progress = row.latest.progress if row.latest else None
+    config, measured = row.config, row.metrics
+    progress = row.latest_checkpoint.progress if row.latest_checkpoint else None
     named: dict[str, Any] = {
         "dataset": config.dataset,
         "context_length": config.context_length,
@@ -87,24 +90,24 @@ def record(
         "estimated_seconds": estimated_seconds,
         "micro_batch_size": progress.micro_batch_size if progress else None,
         "recompute": progress.recompute if progress else None,
-        "checkpoint": row.best.folder if row.best else None,
-        "going_up": progress.going_up if progress else None,
+        "checkpoint": row.best_checkpoint.folder if row.best_checkpoint else None,
+        "going_up": progress.is_loss_rising if progress else None,
     }
-    lengths = sorted({length for one in results.rows for length in one.elsewhere})
-    named |= {f"val_loss_at_{length}": row.elsewhere.get(length) for length in lengths}
-    beside = reference.row(config) if reference else None
-    return named | {f"reference_{name}": getattr(beside, name, None) for name in LOSSES}
+    lengths = sorted({length for one in results.rows for length in one.length_evals})
+    named |= {f"val_loss_at_{length}": row.length_evals.get(length) for length in lengths}
+    beside = reference.find_row(config) if reference else None
+    return named | {f"reference_{name}": getattr(beside, name, None) for name in LOSS_FIELDS}
 
 
-def records(results: Results, reference: Reference | None = None) -> list[dict[str, Any]]:
+def build_records(results: Results, reference: ReferenceTable | None = None) -> list[dict[str, Any]]:
     """All that is known of each row, in the table's order."""
-    known = estimates(results)
-    return [record(row, results, reference, known.get(row.config.id)) for row in ordered(results)]
+    known = estimate_training_seconds(results)
+    return [build_record(row, results, reference, known.get(row.config.id)) for row in sort_rows(results)]
 
 
-def csv_text(results: Results, reference: Reference | None = None) -> str:
+def format_csv(results: Results, reference: ReferenceTable | None = None) -> str:
     """The rows as CSV, one for each trial, numbers in full; empty for what there is not."""
-    all_records = records(results, reference)
+    all_records = build_records(results, reference)
     out = io.StringIO()
     writer = csv.DictWriter(out, fieldnames=list(all_records[0]), lineterminator="\n")
     writer.writeheader()
@@ -112,51 +115,71 @@ def csv_text(results: Results, reference: Reference | None = None) -> str:
     return out.getvalue()
 
 
-def write(results: Results) -> bool:
+def write_tables(results: Results) -> bool:
     """Writes results.md and results.csv into the results folder; says whether they say something else than before."""
     known, changed = load_reference(), False
-    for name, text in (("results.md", markdown(results, known)), ("results.csv", csv_text(results, known))):
-        if not results.storage.says(name, text):
+    for name, text in (("results.md", format_markdown(results, known)), ("results.csv", format_csv(results, known))):
+        if not results.storage.has_text(name, text):
             results.storage.write(name, text)
             changed = True
     return changed
 
 
-def summary(results: Results) -> str:
+def format_summary(results: Results) -> str:
     """How the rows stand, in a line."""
     numbers = {
         "done": results.count(DONE),
         "stopped": results.count(STOPPED),
         "diverged": results.count(DIVERGED),
         "failed": results.count(FAILED),
-        "to be done": sum(not row.ended for row in results.rows),
+        "to be done": sum(not row.is_finished for row in results.rows),
     }
-    standing = f"{counted(len(results.rows), 'row')}: " + ", ".join(f"{n} {what}" for what, n in numbers.items() if n)
-    known = estimates(results)
-    taken = sum(row.latest.progress.training_seconds for row in results.rows if row.latest and row.config.id in known)
+    standing = f"{pluralize(len(results.rows), 'row')}: " + ", ".join(f"{n} {what}" for what, n in numbers.items() if n)
+    known = estimate_training_seconds(results)
+    taken = sum(
+        row.latest_checkpoint.progress.training_seconds
+        for row in results.rows
+        if row.latest_checkpoint and row.config.id in known
+    )
     if not taken:
         return standing
-    return f"{standing}; training took {duration(taken)}, where ~{duration(sum(known.values()))} were estimated"
+    estimated = format_duration(sum(known.values()))
+    return f"{standing}; training took {format_duration(taken)}, where ~{estimated} were estimated"
 
 
-def places(results: Results) -> list[str]:
+def list_outputs(results: Results) -> list[str]:
     """Where to look: the report, the best checkpoints."""
-    there = results.storage.entries(deep=False)
-    report = [results.storage.where("report.html"), "results.md", "results.csv"] if "report.html" in there else []
-    best = [(dataset, row.best) for dataset, row in results.best_by_dataset.items() if row.best is not None]
+    there = results.storage.list_entries(recursive=False)
+    report = [results.storage.uri_of("report.html"), "results.md", "results.csv"] if "report.html" in there else []
+    best = [
+        (dataset, row.best_checkpoint)
+        for dataset, row in results.best_by_dataset.items()
+        if row.best_checkpoint is not None
+    ]
     return [
         *([f"results: {', '.join(report)}"] if report else []),
-        *(f"best checkpoint on {dataset}: {results.storage.where(saved.folder)}" for dataset, saved in best),
+        *(f"best checkpoint on {dataset}: {results.storage.uri_of(saved.folder)}" for dataset, saved in best),
     ]
 
 
-def estimates(results: Results) -> dict[str, float]:
+def estimate_training_seconds(results: Results) -> dict[str, float]:
     """Seconds that the steps done should have taken, by trial id, where it is known what they ran on."""
-    slots = {str(one.get("number")): throughput.recorded(one.get("slot")) for one in launches(results.storage)}
+    slots = {
+        str(one.get("number")): throughput.placement_from_dict(one.get("slot"))
+        for one in load_launches(results.storage)
+    }
     found = {}
     for row in results.rows:
-        slot = slots.get(str(launch_number(row.latest.folder.split("/")[0]))) if row.latest else None
-        seconds = plan.estimated_seconds(row.config, row.latest.progress, slot) if row.latest and slot else None
+        slot = (
+            slots.get(str(parse_launch_number(row.latest_checkpoint.folder.split("/")[0])))
+            if row.latest_checkpoint
+            else None
+        )
+        seconds = (
+            plan.estimate_seconds(row.config, row.latest_checkpoint.progress, slot)
+            if row.latest_checkpoint and slot
+            else None
+        )
         if seconds is not None:
             found[row.config.id] = seconds
     return found

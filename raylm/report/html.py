@@ -9,21 +9,21 @@ from typing import Any
 import jinja2
 from matplotlib.figure import Figure
 
-from raylm.config.sweep_file import sweep_file
-from raylm.errors import plain
+from raylm.config.sweep_file import format_sweep_file
+from raylm.errors import to_plain_text
 from raylm.report import figures, formats, plots
-from raylm.report.advice import advice
-from raylm.report.importance import importances
-from raylm.report.reference import Reference, load_reference
-from raylm.report.table import GOING_UP, build, lines, ordered
+from raylm.report.advice import build_advice
+from raylm.report.importance import compute_importances
+from raylm.report.reference import ReferenceTable, load_reference
+from raylm.report.table import RISING_LOSS, build_table, group_by_seed, sort_rows
 from raylm.results import sweep_record
-from raylm.results.rows import DIVERGED, DONE, INTERRUPTED, MISSING, RUNNING, WAITING, Results
+from raylm.results.rows import DIVERGED, DONE, INTERRUPTED, PENDING, QUEUED, RUNNING, Results
 
-NAME = "report.html"
-WORDS = ("dataset", "model", "run")
+REPORT_FILE = "report.html"
+TEXT_COLUMNS = ("dataset", "model", "run")
 """Columns of the table that hold no numbers."""
 
-NEXT_RUN = {INTERRUPTED: "the next run goes on from its last checkpoint", MISSING: "the next run begins it"}
+NEXT_RUN_NOTES = {INTERRUPTED: "the next run goes on from its last checkpoint", PENDING: "the next run begins it"}
 """What to say of a row that has no reason of its own."""
 
 DEFINITIONS = {
@@ -36,7 +36,7 @@ DEFINITIONS = {
     "best epoch": "the epoch, counted from 1, with the lowest val loss; a row's numbers are those of its best epoch",
     "context len": "positions of a window, in tokens",
     "batch size": "windows per optimizer step, whatever the device's memory makes of them",
-    GOING_UP: "the training loss at the end is higher than its minimum by more than noise",
+    RISING_LOSS: "the training loss at the end is higher than its minimum by more than noise",
     "val at": "val loss of the best checkpoint with windows of so many tokens",
     "n, ±": "finished seeds; and half the width of the 95 % interval of their mean, by Student's t",
     "ref, diff": "the loss in the reference table, and this table's minus it",
@@ -44,19 +44,19 @@ DEFINITIONS = {
     "tokens per second": "training tokens divided by the training time",
     DIVERGED: "a loss was not finite: the trial has ended and is not ranked",
 }
-ONLY_WITH = {"val at": "val at", "n, ±": "n", "ref, diff": "ref"}
+DEFINITION_COLUMNS = {"val at": "val at", "n, ±": "n", "ref, diff": "ref"}
 """Definitions that only some tables need, with how a column of these begins."""
 
 
 @dataclass(frozen=True)
-class Drawing:
+class Plot:
     """A panel, ready for the page."""
 
-    source: str
+    data_url: str
     """An SVG as a `data:` address."""
-    description: str
+    alt_text: str
     """For those who cannot see it."""
-    wide: bool = False
+    is_wide: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,59 +65,63 @@ class Section:
 
     title: str
     caption: str
-    drawings: tuple[Drawing, ...]
+    plots: tuple[Plot, ...]
 
     @property
-    def narrow(self) -> bool:
+    def is_narrow(self) -> bool:
         """Whether another section has room beside it."""
-        return len(self.drawings) == 1 and not self.drawings[0].wide
+        return len(self.plots) == 1 and not self.plots[0].is_wide
 
 
-def write(results: Results, reference: Reference | None = None) -> str:
+def write_html(results: Results, reference: ReferenceTable | None = None) -> str:
     """Writes report.html into the results folder, if it says something else than before; says where it is.
 
     Args:
         reference: to stand beside; None: the one that comes with raylm.
     """
-    text = html(results, reference or load_reference())
-    if not results.storage.says(NAME, text):
-        results.storage.write(NAME, text)
-    return results.storage.where(NAME)
+    text = render_html(results, reference or load_reference())
+    if not results.storage.has_text(REPORT_FILE, text):
+        results.storage.write(REPORT_FILE, text)
+    return results.storage.uri_of(REPORT_FILE)
 
 
-def html(results: Results, reference: Reference | None = None, template: str = "report.html", **more: object) -> str:
+def render_html(
+    results: Results, reference: ReferenceTable | None = None, template_name: str = "report.html", **context: object
+) -> str:
     """The page; the same text for the same folder.
 
     Args:
         template: the report's, or one that extends it.
         more: what that takes besides.
     """
-    kept = sweep_record.read(results.storage) or sweep_record.Record(results.storage.name, [])
-    made = build(results, reference)
+    kept = sweep_record.read(results.storage) or sweep_record.SweepRecord(results.storage.name, [])
+    made = build_table(results, reference)
     best = {row.config.id for row in results.best_by_dataset.values()}
-    return rendered(
-        template,
+    return render_template(
+        template_name,
         name=kept.name,
-        summary=formats.summary(results),
-        headings=[(heading, heading not in WORDS) for heading in made.headings],
-        lines=list(zip(made.lines, _has_best(results, best), strict=True)),
-        advice=advice(results),
-        notes=[*made.notes, *_unfinished(results)],
-        sections=sections(figures.collect(results), importances(results) if kept.search else []),
-        launches=_launches(kept.launches),
-        data=_data(kept.launches),
+        summary=formats.format_summary(results),
+        headings=[(heading, heading not in TEXT_COLUMNS) for heading in made.column_names],
+        lines=list(zip(made.rows, _mark_best_lines(results, best), strict=True)),
+        advice=build_advice(results),
+        notes=[*made.notes, *_unfinished_notes(results)],
+        sections=build_sections(figures.build_figures(results), compute_importances(results) if kept.search else []),
+        launches=_group_launches(kept.launches),
+        data=_unique_datasets(kept.launches),
         definitions={
             word: meaning
             for word, meaning in DEFINITIONS.items()
-            if any(heading.startswith(ONLY_WITH.get(word, "")) for heading in made.headings)
+            if any(heading.startswith(DEFINITION_COLUMNS.get(word, "")) for heading in made.column_names)
         },
         file=f"{kept.name.replace('-', '_')}.py",
-        sweep=sweep_file(kept.name, [row.config for row in results.rows], kept.launches[-1] if kept.launches else {}),
-        **more,
+        sweep=format_sweep_file(
+            kept.name, [row.config for row in results.rows], kept.launches[-1] if kept.launches else {}
+        ),
+        **context,
     )
 
 
-def rendered(template: str, **values: object) -> str:
+def render_template(template_name: str, **context: object) -> str:
     """A template with what it takes; all of it is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("raylm.report"),
@@ -126,80 +130,98 @@ def rendered(template: str, **values: object) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(**values)
+    return environment.get_template(template_name).render(**context)
 
 
-def _has_best(results: Results, best: Collection[str]) -> list[bool]:
+def _mark_best_lines(results: Results, best_ids: Collection[str]) -> list[bool]:
     """Of each line of the table, whether it has the best row of a dataset."""
-    return [any(row.config.id in best for row in line.rows) for line in lines(results)]
+    return [any(row.config.id in best_ids for row in line.rows) for line in group_by_seed(results)]
 
 
-def _unfinished(results: Results) -> list[str]:
+def _unfinished_notes(results: Results) -> list[str]:
     """What the table's notes leave out: rows that have not ended, or did so without a reason."""
-    rows = [row for row in ordered(results) if row.status not in (DONE, RUNNING, WAITING) and not row.reason]
-    return [f"{row.config.run_name} {row.status}: {NEXT_RUN.get(row.status, 'no reason is recorded')}" for row in rows]
+    rows = [row for row in sort_rows(results) if row.status not in (DONE, RUNNING, QUEUED) and not row.reason]
+    return [
+        f"{row.config.run_name} {row.status}: {NEXT_RUN_NOTES.get(row.status, 'no reason is recorded')}" for row in rows
+    ]
 
 
 # ---- figures ------------------------------------------------------------------------------------------------------
 
 
-def sections(found: figures.Figures, shares: Sequence[tuple[str, figures.Bars]] = ()) -> list[Section]:
+def build_sections(
+    figure_data: figures.Figures, importance_charts: Sequence[tuple[str, figures.BarChart]] = ()
+) -> list[Section]:
     """The figures that have data, drawn."""
     against = "Trials on a line are equal in all other fields."
-    timed = [(found.seconds, plots.seconds), (found.tokens_per_second, plots.tokens_per_second)]
-    left_out = found.seconds.left_out if found.seconds else 0
+    timed = [
+        (figure_data.training_seconds, plots.plot_training_time),
+        (figure_data.tokens_per_second, plots.plot_tokens_per_second),
+    ]
+    left_out = figure_data.training_seconds.num_omitted if figure_data.training_seconds else 0
     all_sections = [
         Section(
             "Loss curves",
             "Lines: training loss, a mean between points. Markers: val loss. Training loss is taken before each step.",
-            tuple(_drawing(plots.curves(one), f"Loss curves, {one.title}") for one in found.curves),
+            tuple(_render_plot(plots.plot_loss_curves(one), f"Loss curves, {one.title}") for one in figure_data.curves),
         ),
         Section(
             "Val loss against context length",
             against,
-            tuple(_drawing(plots.lines(one), f"Context length, {one.title}") for one in found.by_context_length),
+            tuple(
+                _render_plot(plots.plot_series(one), f"Context length, {one.title}")
+                for one in figure_data.val_loss_by_context_length
+            ),
         ),
         Section(
             "Val loss against batch size",
             against,
-            tuple(_drawing(plots.lines(one), f"Batch size, {one.title}") for one in found.by_batch_size),
+            tuple(
+                _render_plot(plots.plot_series(one), f"Batch size, {one.title}")
+                for one in figure_data.val_loss_by_batch_size
+            ),
         ),
         Section(
             "All fields that differ",
             "Each line is a done trial, through its values to its val loss; the darker, the lower.",
             tuple(
-                _drawing(plots.parallel(one), f"Parallel coordinates, {one.title}", plots.is_wide(one))
-                for one in found.parallel
+                _render_plot(
+                    plots.plot_parallel_coordinates(one), f"Parallel coordinates, {one.title}", plots.is_wide(one)
+                )
+                for one in figure_data.parallel_coordinates
             ),
         ),
         Section(
             "Importance",
             "Share of the spread of the val losses that a field accounts for (PED-ANOVA, of the done trials alone).",
-            tuple(_drawing(plots.importance(bars), f"Importance, {dataset}") for dataset, bars in shares),
+            tuple(
+                _render_plot(plots.plot_importances(bars), f"Importance, {dataset}")
+                for dataset, bars in importance_charts
+            ),
         ),
         Section(
             "Time and speed",
             "In optimizer steps, without evaluations and checkpoints."
             + (f" {left_out:,} more trials are in results.csv." if left_out else ""),
-            tuple(_drawing(draw(bars), draw.__name__.replace("_", " ")) for bars, draw in timed if bars),
+            tuple(_render_plot(draw(bars), draw.__name__.replace("_", " ")) for bars, draw in timed if bars),
         ),
     ]
-    return [section for section in all_sections if section.drawings]
+    return [section for section in all_sections if section.plots]
 
 
-def _drawing(figure: Figure, description: str, wide: bool = False) -> Drawing:
-    return Drawing(plots.svg_address(figure), description, wide)
+def _render_plot(figure: Figure, alt_text: str, is_wide: bool = False) -> Plot:
+    return Plot(plots.to_data_url(figure), alt_text, is_wide)
 
 
 # ---- what ran where, and how to run it again ----------------------------------------------------------------------
 
 
-def _launches(launches: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+def _group_launches(launches: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     """What each launch ran with; launches that differ in nothing but their time are told together."""
     groups: dict[str, dict[str, str]] = {}
     for launch in launches:
         rest = {
-            name.replace("_", " "): plain(value)
+            name.replace("_", " "): to_plain_text(value)
             for name, value in launch.items()
             if name not in ("number", "started", "data", "slot")
         }
@@ -209,7 +231,7 @@ def _launches(launches: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     return list(groups.values())
 
 
-def _data(launches: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def _unique_datasets(launches: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The datasets of all launches, each with its tokenizer once."""
     used = [one for launch in launches for one in launch.get("data", [])]
     return list({str(one): one for one in used}.values())

@@ -9,20 +9,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from raylm.config.catalog import DATASETS, MODELS, NANO
-from raylm.config.sweep_file import sweep_file as write_sweep_file
+from raylm.config.catalog import DATASETS, MODELS, NANO_MODEL
+from raylm.config.sweep_file import format_sweep_file as write_sweep_file
 from raylm.config.trial import TrialConfig
-from raylm.errors import plain
+from raylm.errors import to_plain_text
 from raylm.report import formats
 from raylm.report.reference import load_reference
-from raylm.report.table import build
+from raylm.report.table import build_table
 from raylm.results import sweep_record
-from raylm.results.folder import launch_number
+from raylm.results.folder import parse_launch_number
 from raylm.results.rows import DONE, Results, Row
 
 SWEEP_FILE = "sweep.py"
-HUB = "https://huggingface.co"
-UNKNOWN = "unknown"
+HUB_URL = "https://huggingface.co"
+UNKNOWN_LICENSE = "unknown"
 """The hub's word for a licence that nobody has named."""
 
 
@@ -36,7 +36,7 @@ class Origin:
     """Its repository on the hub; None: it has none."""
     revision: str | None
     """Its commit, or a hash of what is local; None where no launch has recorded it."""
-    part: str | None = None
+    config_name: str | None = None
     """Of a dataset's repository, the configuration."""
 
 
@@ -50,35 +50,35 @@ class Provenance:
     """The launch that its best epoch is of, as sweep.json has it; empty where that is lost."""
 
 
-def provenance(results: Results, row: Row) -> Provenance:
+def load_provenance(results: Results, row: Row) -> Provenance:
     """What a row was made of and with, by the record of the launch that its best epoch is of."""
-    number = launch_number(row.best.folder.split("/")[0]) if row.best else None
-    launch = next((one for one in sweep_record.launches(results.storage) if one.get("number") == number), {})
-    return Provenance(_model(row.config, launch), _dataset(row.config, launch), launch)
+    number = parse_launch_number(row.best_checkpoint.folder.split("/")[0]) if row.best_checkpoint else None
+    launch = next((one for one in sweep_record.load_launches(results.storage) if one.get("number") == number), {})
+    return Provenance(_model_origin(row.config, launch), _dataset_origin(row.config, launch), launch)
 
 
-def _model(config: TrialConfig, launch: Mapping[str, Any]) -> Origin:
-    revision = _recorded(launch, "models", model=config.model, pretrained=config.pretrained).get("revision")
+def _model_origin(config: TrialConfig, launch: Mapping[str, Any]) -> Origin:
+    revision = _find_recorded(launch, "models", model=config.model, pretrained=config.pretrained).get("revision")
     if config.model in MODELS:
         return Origin(config.model, MODELS[config.model].hub_id, revision)
     if _is_commit(revision):
         return Origin(config.model, config.model, revision)
-    return Origin(_last_part(config.model), None, revision)
+    return Origin(_basename(config.model), None, revision)
 
 
-def _dataset(config: TrialConfig, launch: Mapping[str, Any]) -> Origin:
-    revision = _recorded(launch, "data", dataset=config.dataset, model=config.model).get("revision")
+def _dataset_origin(config: TrialConfig, launch: Mapping[str, Any]) -> Origin:
+    revision = _find_recorded(launch, "data", dataset=config.dataset, model=config.model).get("revision")
     if config.dataset in DATASETS:
-        return Origin(config.dataset, DATASETS[config.dataset].hub_id, revision, DATASETS[config.dataset].config)
+        return Origin(config.dataset, DATASETS[config.dataset].hub_id, revision, DATASETS[config.dataset].config_name)
     if _is_commit(revision):
         hub_id, _, part = config.dataset.partition(":")
         return Origin(config.dataset, hub_id, revision, part or None)
-    return Origin(_last_part(config.dataset), None, revision)
+    return Origin(_basename(config.dataset), None, revision)
 
 
-def _recorded(launch: Mapping[str, Any], what: str, **named: Any) -> Mapping[str, Any]:
+def _find_recorded(launch: Mapping[str, Any], key: str, **criteria: Any) -> Mapping[str, Any]:
     """What a launch has recorded of a model or a dataset."""
-    found = (one for one in launch.get(what, []) if all(one.get(name) == value for name, value in named.items()))
+    found = (one for one in launch.get(key, []) if all(one.get(name) == value for name, value in criteria.items()))
     return next(found, {})
 
 
@@ -87,47 +87,55 @@ def _is_commit(revision: str | None) -> bool:
     return re.fullmatch("[0-9a-f]{40}", revision or "") is not None
 
 
-def _last_part(path: str) -> str:
+def _basename(path: str) -> str:
     return path.rstrip("/").rsplit("/", 1)[-1] or path
 
 
-def sweep_file(row: Row, made: Provenance, name: str) -> str:
+def render_sweep_file(row: Row, provenance: Provenance, name: str) -> str:
     """Python that makes the row again; what is local is named by its last part, as if it lay beside."""
-    config = TrialConfig.recorded({**row.config.as_dict(), "model": made.model.name, "dataset": made.dataset.name})
-    return write_sweep_file(name, [config], made.launch) + "\n"
+    config = TrialConfig.from_record(
+        {**row.config.as_dict(), "model": provenance.model.name, "dataset": provenance.dataset.name}
+    )
+    return write_sweep_file(name, [config], provenance.launch) + "\n"
 
 
-def text(results: Results, row: Row, made: Provenance, licence: str | None) -> str:
+def render_card(results: Results, row: Row, provenance: Provenance, license_id: str | None) -> str:
     """The card of a row that has a best epoch.
 
     Args:
         licence: of the weights, in the hub's words; None: it is not known.
     """
-    assert row.measured is not None
-    config, measured = row.config, row.measured
-    name, model, dataset = config.run_name, _linked(made.model), _linked(made.dataset, "datasets/")
+    assert row.metrics is not None
+    config, measured = row.config, row.metrics
+    name, model, dataset = (
+        config.run_name,
+        _format_link(provenance.model),
+        _format_link(provenance.dataset, "datasets/"),
+    )
     status = "" if row.status == DONE else f", {row.status}"
-    begun = f"{model} fine-tuned" if config.pretrained and config.model != NANO else f"{model}, from random weights,"
-    local = [f"`{one.name}`" for one in (made.model, made.dataset) if _is_local(one)]
+    begun = (
+        f"{model} fine-tuned" if config.pretrained and config.model != NANO_MODEL else f"{model}, from random weights,"
+    )
+    local = [f"`{one.name}`" for one in (provenance.model, provenance.dataset) if _is_local(one)]
     beside = f"{' and '.join(local)} stands for what is local and not here: put it beside the file." if local else ""
     paragraphs = [
-        f"---\n{_front_matter(row, made, licence)}\n---",
+        f"---\n{_front_matter(row, provenance, license_id)}\n---",
         f"# {name}",
         f"{begun} on {dataset}: epoch {measured.epoch} of {config.epochs}, that with the lowest val loss{status}.",
-        _table(results, row, made),
+        _render_table(results, row, provenance),
         "Losses are in nats: train and val loss per token, adj val loss per word of the original text. "
         f"Perplexity per token: {_perplexity(measured.val_loss):.2f}.",
         "## Settings",
-        _rows({**config.as_dict(), "model": made.model.name, "dataset": made.dataset.name}),
+        _markdown_table({**config.as_dict(), "model": provenance.model.name, "dataset": provenance.dataset.name}),
         "## Making it again",
         f"```sh\nraylm run {SWEEP_FILE}\n```",
         f"with raylm and `{SWEEP_FILE}`:",
-        f"```python\n{sweep_file(row, made, results.storage.name)}```",
+        f"```python\n{render_sweep_file(row, provenance, results.storage.name)}```",
         beside,
         "What it was made with:",
-        _rows(_made_with(made)),
+        _markdown_table(_environment_fields(provenance)),
         "## Licence",
-        f"{_licence(row, made, licence)} The data has a licence of its own: {dataset}.",
+        f"{_license_paragraph(row, provenance, license_id)} The data has a licence of its own: {dataset}.",
     ]
     return "\n\n".join(paragraph for paragraph in paragraphs if paragraph) + "\n"
 
@@ -137,12 +145,12 @@ def _perplexity(nll: float) -> float:
     return math.exp(nll) if nll < math.log(sys.float_info.max) else math.inf
 
 
-def _front_matter(row: Row, made: Provenance, licence: str | None) -> str:
+def _front_matter(row: Row, provenance: Provenance, license_id: str | None) -> str:
     """What the hub reads of the card."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    assert row.measured is not None
-    losses = row.measured
+    assert row.metrics is not None
+    losses = row.metrics
     values = [
         ("loss", "val loss (nats per token)", losses.val_loss),
         ("loss", "adj val loss (nats per word)", losses.adj_val_loss),
@@ -151,11 +159,11 @@ def _front_matter(row: Row, made: Provenance, licence: str | None) -> str:
     found = [
         EvalResult(
             task_type="text-generation",
-            dataset_type=made.dataset.hub_id or made.dataset.name,
-            dataset_name=made.dataset.name,
-            dataset_config=made.dataset.part,
+            dataset_type=provenance.dataset.hub_id or provenance.dataset.name,
+            dataset_name=provenance.dataset.name,
+            dataset_config=provenance.dataset.config_name,
             dataset_split="validation",
-            dataset_revision=made.dataset.revision if made.dataset.hub_id else None,
+            dataset_revision=provenance.dataset.revision if provenance.dataset.hub_id else None,
             metric_type=kind,
             metric_name=name,
             metric_value=value,
@@ -164,11 +172,11 @@ def _front_matter(row: Row, made: Provenance, licence: str | None) -> str:
         if math.isfinite(value)
     ]
     told = ModelCardData(
-        base_model=made.model.hub_id if row.config.pretrained else None,
-        datasets=[made.dataset.hub_id] if made.dataset.hub_id else None,
+        base_model=provenance.model.hub_id if row.config.pretrained else None,
+        datasets=[provenance.dataset.hub_id] if provenance.dataset.hub_id else None,
         eval_results=found,
         library_name="transformers",
-        license=licence or UNKNOWN,
+        license=license_id or UNKNOWN_LICENSE,
         model_name=row.config.run_name,
         pipeline_tag="text-generation",
         tags=["raylm"],
@@ -176,41 +184,43 @@ def _front_matter(row: Row, made: Provenance, licence: str | None) -> str:
     return str(told.to_yaml())
 
 
-def _table(results: Results, row: Row, made: Provenance) -> str:
+def _render_table(results: Results, row: Row, provenance: Provenance) -> str:
     """The row of the table, beside the reference where that has it."""
-    built = build(Results(results.storage, [row]), load_reference())
-    names = {row.config.dataset: made.dataset.name, row.config.model: made.model.name}
-    line = [names.get(cell, cell) for cell in built.lines[0]]
-    return formats.markdown_rows([built.headings, ["---"] * len(line), line])
+    built = build_table(Results(results.storage, [row]), load_reference())
+    names = {row.config.dataset: provenance.dataset.name, row.config.model: provenance.model.name}
+    line = [names.get(cell, cell) for cell in built.rows[0]]
+    return formats.format_markdown_rows([built.column_names, ["---"] * len(line), line])
 
 
-def _made_with(made: Provenance) -> dict[str, str]:
-    launch = made.launch
+def _environment_fields(provenance: Provenance) -> dict[str, str]:
+    launch = provenance.launch
     told = {
         "versions": launch.get("versions"),
         "git commit": launch.get("git_commit"),
         "precision": launch.get("precision"),
         "hardware": launch.get("hardware", {}).get("trials_on"),
-        "revision of the model": made.model.revision,
-        "revision of the data": made.dataset.revision,
+        "revision of the model": provenance.model.revision,
+        "revision of the data": provenance.dataset.revision,
     }
-    return {name: plain(value) for name, value in told.items() if value is not None}
+    return {name: to_plain_text(value) for name, value in told.items() if value is not None}
 
 
-def _licence(row: Row, made: Provenance, licence: str | None) -> str:
-    weights = f"Of these weights: {licence or 'not known; whoever passes them on has to say it'}."
+def _license_paragraph(row: Row, provenance: Provenance, license_id: str | None) -> str:
+    weights = f"Of these weights: {license_id or 'not known; whoever passes them on has to say it'}."
     return weights + (
-        f" They were fine-tuned from {_linked(made.model)}." if row.config.pretrained and made.model.hub_id else ""
+        f" They were fine-tuned from {_format_link(provenance.model)}."
+        if row.config.pretrained and provenance.model.hub_id
+        else ""
     )
 
 
-def _linked(origin: Origin, kind: str = "") -> str:
-    return f"[{origin.hub_id}]({HUB}/{kind}{origin.hub_id})" if origin.hub_id else origin.name
+def _format_link(origin: Origin, prefix: str = "") -> str:
+    return f"[{origin.hub_id}]({HUB_URL}/{prefix}{origin.hub_id})" if origin.hub_id else origin.name
 
 
 def _is_local(origin: Origin) -> bool:
     return origin.hub_id is None and origin.name not in {**MODELS, **DATASETS}
 
 
-def _rows(cells: Mapping[str, object]) -> str:
-    return formats.markdown_rows([("what", "value"), ("---", "---"), *((k, str(v)) for k, v in cells.items())])
+def _markdown_table(cells: Mapping[str, object]) -> str:
+    return formats.format_markdown_rows([("what", "value"), ("---", "---"), *((k, str(v)) for k, v in cells.items())])

@@ -22,30 +22,30 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from raylm.report.figures import Bars, CurvesPanel, LinesPanel, ParallelPanel
+from raylm.report.figures import BarChart, CurvesPanel, ParallelPanel, SeriesPanel
 
 # Without yellow, which is hard to see on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#000000")
-STYLES = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 1)), "-")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#000000")
+LINE_STYLES = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 1)), "-")
 MARKERS = ("o", "s", "^", "D", "v", "X")
-GREY = "#555555"
+GRAY = "#555555"
 
 WIDTH = 4.6
 """Inches. Two stand side by side on a desk's screen and on paper, one on a phone's."""
 HEIGHT = 2.9
 """Inches, without the legend."""
-LEGEND_ROW = 0.17
+LEGEND_ROW_HEIGHT = 0.17
 """Inches."""
-BAR_ROW = 0.2
+BAR_ROW_HEIGHT = 0.2
 """Inches."""
-LETTERS = 56
+MAX_LINE_CHARS = 56
 """In a line of `WIDTH`."""
-BAR_LETTERS = 38
+MAX_BAR_LABEL_CHARS = 38
 """In the label of a bar."""
-NARROW_AXES = 4
+MAX_NARROW_AXES = 4
 """Parallel axes that fit into `WIDTH`; more of them take two."""
 
-STYLE: dict[Any, Any] = {
+RC_PARAMS: dict[Any, Any] = {
     "svg.fonttype": "path",
     "svg.hashsalt": "raylm",
     "text.parse_math": False,  # a dollar in a name is a dollar
@@ -53,14 +53,14 @@ STYLE: dict[Any, Any] = {
     "axes.titlesize": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": GREY,
+    "axes.edgecolor": GRAY,
     "axes.linewidth": 0.7,
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": "#dddddd",
     "grid.linewidth": 0.6,
-    "xtick.color": GREY,
-    "ytick.color": GREY,
+    "xtick.color": GRAY,
+    "ytick.color": GRAY,
     "legend.frameon": False,
     "legend.fontsize": 8,
     "legend.title_fontsize": 8,
@@ -72,98 +72,98 @@ FIELD_LABELS = {"context_length": "context length (tokens)", "batch_size": "batc
 
 
 @contextlib.contextmanager
-def _style() -> Iterator[None]:
+def _rc_context() -> Iterator[None]:
     """Matplotlib's own defaults and `STYLE`, whatever the user has set up, and everything as before afterwards."""
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # a box stands for it; the table has the name
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
+        matplotlib.rcParams.update(RC_PARAMS)
         yield
 
 
-def _start(width: float, height: float) -> tuple[Figure, Axes]:
+def _new_figure(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.add_subplot()
 
 
-def svg(figure: Figure) -> str:
+def to_svg(figure: Figure) -> str:
     """The same text for the same figure: no date, no random names."""
     out = io.StringIO()
-    with _style():
+    with _rc_context():
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     text = out.getvalue()
     return text[text.index("<svg") :]
 
 
-def svg_address(figure: Figure) -> str:
+def to_data_url(figure: Figure) -> str:
     """Its SVG as a `data:` address: an image of its own, so that the names within do not meet those of another."""
-    return "data:image/svg+xml;base64," + base64.b64encode(svg(figure).encode()).decode()
+    return "data:image/svg+xml;base64," + base64.b64encode(to_svg(figure).encode()).decode()
 
 
-def _legend(figure: Figure, axes: Axes, title: str, labels: Sequence[str]) -> None:
+def _add_legend(figure: Figure, axes: Axes, title: str, labels: Sequence[str]) -> None:
     """A legend below the axes, where it covers nothing; the figure grows by it."""
     if title:
         columns = max(1, min(3, len(labels), 66 // (max(map(len, labels)) + 10)))
-        rows = -(-len(labels) // columns) + 1 + _wrapped(title).count("\n")
-        figure.set_figheight(HEIGHT + rows * LEGEND_ROW)
+        rows = -(-len(labels) // columns) + 1 + _wrap(title).count("\n")
+        figure.set_figheight(HEIGHT + rows * LEGEND_ROW_HEIGHT)
         handles, _ = axes.get_legend_handles_labels()
-        figure.legend(handles, labels, title=_wrapped(title), loc="outside lower center", ncols=columns, handlelength=3)
+        figure.legend(handles, labels, title=_wrap(title), loc="outside lower center", ncols=columns, handlelength=3)
 
 
-def curves(panel: CurvesPanel) -> Figure:
+def plot_loss_curves(panel: CurvesPanel) -> Figure:
     """Training loss as lines, val loss as markers on a thin line, over epochs."""
-    with _style():
-        figure, axes = _start(WIDTH, HEIGHT)
+    with _rc_context():
+        figure, axes = _new_figure(WIDTH, HEIGHT)
         for number, curve in enumerate(panel.curves):
-            colour, style, marker = COLOURS[number], STYLES[number], MARKERS[number]
-            axes.plot(*_columns(curve.train), color=colour, linestyle=style, linewidth=0.9, alpha=0.8)
-            axes.plot(*_columns(curve.val), color=colour, linewidth=0.5, marker=marker, zorder=3)
+            colour, style, marker = COLORS[number], LINE_STYLES[number], MARKERS[number]
+            axes.plot(*_unzip_points(curve.train), color=colour, linestyle=style, linewidth=0.9, alpha=0.8)
+            axes.plot(*_unzip_points(curve.val), color=colour, linewidth=0.5, marker=marker, zorder=3)
             axes.plot([], [], color=colour, linestyle=style, marker=marker, label=curve.label)
-        low, high = panel.losses
+        low, high = panel.loss_range
         space = 0.04 * (high - low) or 0.1
         axes.set(
-            title=_wrapped(panel.title),
+            title=_wrap(panel.title),
             xlabel="epochs",
             ylabel="loss (nats per token)",
             ylim=(low - space, high + space),
         )
         axes.set_xlim(left=0)
-        _legend(figure, axes, panel.legend, [curve.label for curve in panel.curves])
+        _add_legend(figure, axes, panel.legend, [curve.label for curve in panel.curves])
         return figure
 
 
-def lines(panel: LinesPanel) -> Figure:
+def plot_series(panel: SeriesPanel) -> Figure:
     """Val loss against a field, whose values are a factor apart, so on a logarithmic axis."""
-    with _style():
-        figure, axes = _start(WIDTH, HEIGHT)
-        for number, line in enumerate(panel.lines):
-            look = {"color": COLOURS[number], "marker": MARKERS[number]}
-            axes.plot(*_columns(line.points), linestyle=STYLES[number], label=line.label, **look)  # type: ignore[arg-type]
-        values = sorted({x for line in panel.lines for x, _ in line.points})
+    with _rc_context():
+        figure, axes = _new_figure(WIDTH, HEIGHT)
+        for number, line in enumerate(panel.series):
+            look = {"color": COLORS[number], "marker": MARKERS[number]}
+            axes.plot(*_unzip_points(line.points), linestyle=LINE_STYLES[number], label=line.label, **look)  # type: ignore[arg-type]
+        values = sorted({x for line in panel.series for x, _ in line.points})
         ticks = values[:: math.ceil(len(values) / 8)]
         axes.set_xscale("log", base=2)
         axes.set_xticks(ticks, [f"{value:g}" for value in ticks])
         axes.set_xticks([], minor=True)
-        axes.set(title=_wrapped(panel.title), xlabel=FIELD_LABELS[panel.field], ylabel="val loss (nats per token)")
+        axes.set(title=_wrap(panel.title), xlabel=FIELD_LABELS[panel.field], ylabel="val loss (nats per token)")
         axes.margins(0.08)
-        _legend(figure, axes, panel.legend, [line.label for line in panel.lines])
+        _add_legend(figure, axes, panel.legend, [line.label for line in panel.series])
         return figure
 
 
 def is_wide(panel: ParallelPanel) -> bool:
     """Whether the drawing needs the width of two."""
-    return len(panel.axes) > NARROW_AXES
+    return len(panel.axes) > MAX_NARROW_AXES
 
 
-def parallel(panel: ParallelPanel) -> Figure:
+def plot_parallel_coordinates(panel: ParallelPanel) -> Figure:
     """Each trial a line through its fields' values to its val loss, the darker the lower; the best in front."""
-    with _style():
-        figure, axes = _start(2 * WIDTH if is_wide(panel) else WIDTH, HEIGHT)
+    with _rc_context():
+        figure, axes = _new_figure(2 * WIDTH if is_wide(panel) else WIDTH, HEIGHT)
         colours = ScalarMappable(Normalize(0, 1.25), "cividis")  # its lightest yellows would not be seen
-        for line in sorted(panel.lines, key=lambda places: -places[-1]):
+        for line in sorted(panel.coordinates, key=lambda places: -places[-1]):
             axes.plot(range(len(line)), line, color=colours.to_rgba(line[-1]), linewidth=1.3)  # type: ignore[arg-type]
         for place, axis in enumerate(panel.axes):
-            axes.axvline(place, color=GREY, linewidth=0.7)
+            axes.axvline(place, color=GRAY, linewidth=0.7)
             for height, label in axis.ticks:
                 axes.annotate(
                     label,
@@ -176,40 +176,42 @@ def parallel(panel: ParallelPanel) -> Figure:
                 )
         names = [axis.name for axis in panel.axes]
         axes.set_xticks(range(len(names)), [*names[:-1], "val loss\n(nats per token)"], color="black")
-        axes.set(title=_wrapped(panel.title), yticks=[], xlim=(-0.1, len(names) - 0.6), ylim=(-0.06, 1.06))
+        axes.set(title=_wrap(panel.title), yticks=[], xlim=(-0.1, len(names) - 0.6), ylim=(-0.06, 1.06))
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0)
         axes.grid(False)
         return figure
 
 
-def seconds(bars: Bars) -> Figure:
+def plot_training_time(chart: BarChart) -> Figure:
     """Training time in a unit that gives numbers of few digits."""
-    longest = max(bars.values)
+    longest = max(chart.values)
     unit, size = ("h", 3600) if longest >= 3 * 3600 else ("min", 60) if longest >= 3 * 60 else ("s", 1)
-    return _bars(bars, f"training time ({unit})", [value / size for value in bars.values])
+    return _plot_bar_chart(chart, f"training time ({unit})", [value / size for value in chart.values])
 
 
-def tokens_per_second(bars: Bars) -> Figure:
+def plot_tokens_per_second(chart: BarChart) -> Figure:
     """Training tokens per second of training time."""
-    return _bars(bars, "training tokens per second", bars.values)
+    return _plot_bar_chart(chart, "training tokens per second", chart.values)
 
 
-def importance(bars: Bars) -> Figure:
+def plot_importances(chart: BarChart) -> Figure:
     """Shares in percent."""
-    return _bars(bars, "share (%)", bars.values)
+    return _plot_bar_chart(chart, "share (%)", chart.values)
 
 
-def _bars(bars: Bars, name: str, values: Sequence[float]) -> Figure:
-    with _style():
-        figure, axes = _start(WIDTH, 0.9 + BAR_ROW * len(values))
+def _plot_bar_chart(chart: BarChart, xlabel: str, values: Sequence[float]) -> Figure:
+    with _rc_context():
+        figure, axes = _new_figure(WIDTH, 0.9 + BAR_ROW_HEIGHT * len(values))
         digits = max(0, 2 - math.floor(math.log10(max(values))))
-        drawn = axes.barh(range(len(values)), values, height=0.62, color=COLOURS[0])
+        drawn = axes.barh(range(len(values)), values, height=0.62, color=COLORS[0])
         axes.bar_label(drawn, [f"{value:,.{digits}f}" for value in values], padding=3)
-        labels = [text if len(text) <= BAR_LETTERS else text[: BAR_LETTERS - 1] + "…" for text in bars.labels]
+        labels = [
+            text if len(text) <= MAX_BAR_LABEL_CHARS else text[: MAX_BAR_LABEL_CHARS - 1] + "…" for text in chart.labels
+        ]
         axes.set_yticks(range(len(values)), labels, color="black", fontsize=8)
-        axes.set(ylim=(len(values) - 0.4, -0.6), xlim=(0, max(values) * 1.22), xlabel=name)
-        figure.suptitle(_wrapped(bars.legend), x=0.01, horizontalalignment="left", fontsize=8, color=GREY)
+        axes.set(ylim=(len(values) - 0.4, -0.6), xlim=(0, max(values) * 1.22), xlabel=xlabel)
+        figure.suptitle(_wrap(chart.legend), x=0.01, horizontalalignment="left", fontsize=8, color=GRAY)
         axes.grid(False, axis="y")
         axes.tick_params(axis="y", length=0)
         axes.xaxis.set_major_locator(MaxNLocator(5))
@@ -217,9 +219,9 @@ def _bars(bars: Bars, name: str, values: Sequence[float]) -> Figure:
         return figure
 
 
-def _wrapped(text: str) -> str:
-    return textwrap.fill(text, LETTERS)
+def _wrap(text: str) -> str:
+    return textwrap.fill(text, MAX_LINE_CHARS)
 
 
-def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+def _unzip_points(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
     return [x for x, _ in points], [y for _, y in points]

@@ -9,11 +9,11 @@ from importlib import resources
 from pathlib import Path
 
 from raylm.config.trial import TrialConfig
-from raylm.errors import UserError, show
+from raylm.errors import UserError, safe_repr
 
-KEYS = ("dataset", "context_length", "model", "batch_size")
-LOSSES = ("train_loss", "val_loss", "adj_val_loss")
-FREE = frozenset({*KEYS, "seed"})
+KEY_FIELDS = ("dataset", "context_length", "model", "batch_size")
+LOSS_FIELDS = ("train_loss", "val_loss", "adj_val_loss")
+ALLOWED_FIELDS = frozenset({*KEY_FIELDS, "seed"})
 """Fields in which a trial may differ from the defaults and still be a row of the packaged table."""
 
 
@@ -37,29 +37,29 @@ class ReferenceRow:
         return self.train_loss, self.val_loss, self.adj_val_loss
 
     @property
-    def name(self) -> str:
+    def label(self) -> str:
         """What the row is of."""
         return f"{self.dataset} {self.model} {self.context_length}x{self.batch_size}"
 
 
 @dataclass(frozen=True)
-class Reference:
+class ReferenceTable:
     """A reference table."""
 
     rows: tuple[ReferenceRow, ...]
-    given: bool
+    is_custom: bool
     """Whether the user named it: then its rows stand beside all trials with their four keys, else only beside trials
     that are otherwise as the reference's were, which is as the defaults are."""
 
-    def row(self, config: TrialConfig) -> ReferenceRow | None:
+    def find_row(self, config: TrialConfig) -> ReferenceRow | None:
         """The row of a trial, None where there is none."""
         others = [name for name, value in config.as_dict().items() if value != getattr(TrialConfig, name)]
-        if not self.given and not FREE.issuperset(others):
+        if not self.is_custom and not ALLOWED_FIELDS.issuperset(others):
             return None
-        key = tuple(getattr(config, name) for name in KEYS)
-        return next((row for row in self.rows if tuple(getattr(row, name) for name in KEYS) == key), None)
+        key = tuple(getattr(config, name) for name in KEY_FIELDS)
+        return next((row for row in self.rows if tuple(getattr(row, name) for name in KEY_FIELDS) == key), None)
 
-    def repeated(self) -> list[tuple[ReferenceRow, ReferenceRow]]:
+    def find_duplicates(self) -> list[tuple[ReferenceRow, ReferenceRow]]:
         """Rows that have all three losses of an earlier row of their dataset: probably copied by mistake."""
         pairs = []
         for number, row in enumerate(self.rows):
@@ -69,7 +69,7 @@ class Reference:
         return pairs
 
 
-def load_reference(path: Path | None = None) -> Reference:
+def load_reference(path: Path | None = None) -> ReferenceTable:
     """A reference table from a CSV file; without one, the 21 rows that come with raylm.
 
     Raises:
@@ -83,21 +83,23 @@ def load_reference(path: Path | None = None) -> Reference:
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--reference {path} cannot be read: {error}") from None
     lines = csv.DictReader(text.splitlines())
-    if missing := [name for name in (*KEYS, *LOSSES) if name not in (lines.fieldnames or ())]:
+    if missing := [name for name in (*KEY_FIELDS, *LOSS_FIELDS) if name not in (lines.fieldnames or ())]:
         raise UserError(f"--reference {path} has no column {', '.join(missing)}; it has {lines.fieldnames}")
-    return Reference(tuple(_row(line, number) for number, line in enumerate(lines, start=2)), given=path is not None)
+    return ReferenceTable(
+        tuple(_parse_row(line, number) for number, line in enumerate(lines, start=2)), is_custom=path is not None
+    )
 
 
-def _row(line: dict[str, str | None], number: int) -> ReferenceRow:
+def _parse_row(record: dict[str, str | None], line_number: int) -> ReferenceRow:
     def cell(name: str) -> str:
-        return (line.get(name) or "").strip()
+        return (record.get(name) or "").strip()
 
     try:
-        train, val, adj = losses = [float(cell(name)) for name in LOSSES]
+        train, val, adj = losses = [float(cell(name)) for name in LOSS_FIELDS]
         if not all(map(math.isfinite, losses)):
             raise ValueError("a loss is not finite")
         context_length, batch_size = int(cell("context_length")), int(cell("batch_size"))
     except ValueError as error:
-        raise UserError(f"line {number} of the reference table is no row: {error}: {show(line)}") from None
+        raise UserError(f"line {line_number} of the reference table is no row: {error}: {safe_repr(record)}") from None
     key = (cell("dataset"), context_length, cell("model"), batch_size)
     return ReferenceRow(*key, train, val, adj, cell("run"), cell("note"))

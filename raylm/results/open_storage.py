@@ -10,25 +10,25 @@ from raylm.config import validation
 from raylm.errors import SweepError
 from raylm.results.storage import Folder, Storage
 
-SCHEMES = ("s3://", "gs://")
+BUCKET_SCHEMES = ("s3://", "gs://")
 
 
-def storage_at(place: str | os.PathLike[str]) -> Storage:
+def open_storage(uri: str | os.PathLike[str]) -> Storage:
     """The storage at a path or a URI.
 
     Raises:
         UserError: if it is a bucket, and cannot be reached. A folder need not be there.
     """
-    if not str(place).startswith(SCHEMES):
-        return Folder(Path(place).expanduser().absolute())
+    if not str(uri).startswith(BUCKET_SCHEMES):
+        return Folder(Path(uri).expanduser().absolute())
     from raylm.results.bucket import Bucket  # pyarrow takes a moment to load
 
-    bucket = Bucket(str(place).rstrip("/"))
-    bucket.reach()
+    bucket = Bucket(str(uri).rstrip("/"))
+    bucket.check_access()
     return bucket
 
 
-def first_named(*named: tuple[str, str | os.PathLike[str] | None]) -> Storage | None:
+def open_first_given(*candidates: tuple[str, str | os.PathLike[str] | None]) -> Storage | None:
     """The storage at the first place that is given, if one is.
 
     Args:
@@ -37,9 +37,9 @@ def first_named(*named: tuple[str, str | os.PathLike[str] | None]) -> Storage | 
     Raises:
         UserError: if that is no place for results.
     """
-    for source, place in named:
+    for source, place in candidates:
         if place:
-            if problem := validation.storage(place):
-                raise SweepError([replace(problem, where=source)], "this command")
-            return storage_at(place)
+            if problem := validation.check_storage(place):
+                raise SweepError([replace(problem, location=source)], "this command")
+            return open_storage(place)
     return None

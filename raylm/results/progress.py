@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 
 @dataclass(frozen=True)
-class Fit:
+class MicroBatching:
     """How a batch goes through the model, so that it fits. It changes no number of the row but by rounding."""
 
     micro_batch_size: int
@@ -21,17 +21,17 @@ class Fit:
     """Whether a block's activations are computed again in the backward pass (activation checkpointing)."""
 
     @property
-    def smaller(self) -> Fit | None:
+    def next_smaller(self) -> MicroBatching | None:
         """What needs less memory: half the windows at a time; of one window, its activations again; else nothing."""
         if self.micro_batch_size > 1:
-            return Fit(-(-self.micro_batch_size // 2), self.recompute)
-        return None if self.recompute else Fit(1, recompute=True)
+            return MicroBatching(-(-self.micro_batch_size // 2), self.recompute)
+        return None if self.recompute else MicroBatching(1, recompute=True)
 
-    def within(self, limit: Fit | None) -> Fit:
+    def clamp(self, limit: MicroBatching | None) -> MicroBatching:
         """This, but for what would need more memory than the limit."""
         if limit is None:
             return self
-        return Fit(min(self.micro_batch_size, limit.micro_batch_size), self.recompute or limit.recompute)
+        return MicroBatching(min(self.micro_batch_size, limit.micro_batch_size), self.recompute or limit.recompute)
 
     def __str__(self) -> str:
         """In words, for a person."""
@@ -42,12 +42,12 @@ CURVE_POINTS = 100
 """Points of the training-loss curve that is kept of a trial."""
 
 
-NOISE_WIDTHS = 4.0
+MIN_RISE_STANDARD_ERRORS = 4.0
 """Standard errors by which the loss must rise to be called going up."""
 
 
 @dataclass(frozen=True)
-class Measured:
+class EvalMetrics:
     """The losses of one evaluation, in nats."""
 
     epoch: int
@@ -64,13 +64,13 @@ class Measured:
     """Mean per word of the validation split's original text."""
 
     @property
-    def finite(self) -> bool:
+    def is_finite(self) -> bool:
         """Whether all its losses are numbers to rank by."""
         return all(map(math.isfinite, (self.train_loss, self.val_loss, self.adj_val_loss)))
 
 
 @dataclass(frozen=True)
-class Step:
+class StepMetrics:
     """How a trial is going, at a look at its loss."""
 
     step: int
@@ -85,14 +85,14 @@ class Step:
     """Over all optimizer steps so far."""
 
     @property
-    def share(self) -> float:
+    def fraction_done(self) -> float:
         """Of the trial that is done, 0 to 1."""
         return self.step / self.total_steps
 
     @property
     def seconds_left(self) -> float:
         """In optimizer steps, at the rate so far."""
-        return self.tokens_seen * (1 / self.share - 1) / self.tokens_per_second
+        return self.tokens_seen * (1 / self.fraction_done - 1) / self.tokens_per_second
 
 
 @dataclass
@@ -120,19 +120,19 @@ class Progress:
     """Time in optimizer steps."""
     curve: list[tuple[int, float]] = field(default_factory=list)
     """(step, mean training loss since the point before)."""
-    evaluations: list[Measured] = field(default_factory=list)
+    evaluations: list[EvalMetrics] = field(default_factory=list)
     ranks: int = 1
     """Processes that share each step; each draws dropout masks of its own."""
     recompute: bool = False
     """Whether activations are computed again in the backward pass; kept, as the micro-batch is."""
 
     @property
-    def best(self) -> Measured | None:
+    def best_metrics(self) -> EvalMetrics | None:
         """The evaluation with the lowest val loss, the earliest of equals."""
         return min(self.evaluations, key=lambda one: one.val_loss, default=None)
 
     @property
-    def finished(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether the last step is done."""
         return self.step == self.total_steps
 
@@ -142,21 +142,21 @@ class Progress:
         return self.epoch_nll / self.epoch_tokens
 
     @property
-    def fit(self) -> Fit:
+    def micro_batching(self) -> MicroBatching:
         """How a batch goes through the model."""
-        return Fit(self.micro_batch_size, self.recompute)
+        return MicroBatching(self.micro_batch_size, self.recompute)
 
-    @fit.setter
-    def fit(self, fit: Fit) -> None:
+    @micro_batching.setter
+    def micro_batching(self, fit: MicroBatching) -> None:
         self.micro_batch_size, self.recompute = fit.micro_batch_size, fit.recompute
 
-    def at_step(self, loss: float) -> Step:
+    def step_metrics(self, loss: float) -> StepMetrics:
         """What there is to tell now, the last step having had this loss."""
         rate = self.tokens_seen / self.training_seconds
-        return Step(self.step, self.total_steps, loss, self.tokens_seen, rate)
+        return StepMetrics(self.step, self.total_steps, loss, self.tokens_seen, rate)
 
     @property
-    def going_up(self) -> bool:
+    def is_loss_rising(self) -> bool:
         """Whether the training loss at the end is higher than its minimum by more than noise.
 
         Both are means of a tenth of the curve; the noise of a point follows from the differences between neighbours.
@@ -168,7 +168,7 @@ class Progress:
         means = [statistics.fmean(losses[end - span : end]) for end in range(span, len(losses) + 1)]
         steps = [one - other for one, other in itertools.pairwise(losses)]
         noise = math.sqrt(statistics.fmean(step * step for step in steps) / 2)  # of a point, its trend taken out
-        return means[-1] - min(means) > NOISE_WIDTHS * noise * math.sqrt(2 / span)
+        return means[-1] - min(means) > MIN_RISE_STANDARD_ERRORS * noise * math.sqrt(2 / span)
 
     def start_epoch(self) -> None:
         """Begins the mean of a new epoch."""
@@ -196,23 +196,23 @@ class Progress:
     def from_dict(cls, data: Mapping[str, Any]) -> Progress:
         """What `as_dict` gave, also after a way through JSON."""
         curve = [(int(step), float(loss)) for step, loss in data["curve"]]
-        evaluations = [_of_its_types(Measured(**one)) for one in data["evaluations"]]
-        return _of_its_types(cls(**{**data, "curve": curve, "evaluations": evaluations}))
+        evaluations = [_check_types(EvalMetrics(**one)) for one in data["evaluations"]]
+        return _check_types(cls(**{**data, "curve": curve, "evaluations": evaluations}))
 
 
-KINDS: dict[Any, Any] = {"bool": bool, "int": int, "float": (int, float), "float | None": (int, float, type(None))}
+JSON_TYPES: dict[Any, Any] = {"bool": bool, "int": int, "float": (int, float), "float | None": (int, float, type(None))}
 """What JSON may hold for a field, by the name of its type."""
-T = TypeVar("T", Measured, Progress)
+T = TypeVar("T", EvalMetrics, Progress)
 
 
-def _of_its_types(made: T) -> T:
+def _check_types(instance: T) -> T:
     """What was made, its fields being of the types that they are said to be.
 
     Raises:
         TypeError: if one is not.
     """
-    for one in dataclasses.fields(made):
-        value = getattr(made, one.name)
-        if not isinstance(value, KINDS.get(one.type, object)):
+    for one in dataclasses.fields(instance):
+        value = getattr(instance, one.name)
+        if not isinstance(value, JSON_TYPES.get(one.type, object)):
             raise TypeError(f"{one.name} is {value!r}")
-    return made
+    return instance

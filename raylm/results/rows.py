@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from raylm.config.trial import TrialConfig
-from raylm.errors import UserError, nearest, show
-from raylm.results.progress import Measured, Progress
+from raylm.errors import UserError, format_suggestion, safe_repr
+from raylm.results.progress import EvalMetrics, Progress
 from raylm.results.storage import Storage
 
 DONE, STOPPED, DIVERGED, FAILED = "done", "stopped", "diverged", "failed"
-INTERRUPTED, MISSING = "interrupted", "missing"
-RUNNING, WAITING = "running", "waiting"
+INTERRUPTED, PENDING = "interrupted", "missing"
+RUNNING, QUEUED = "running", "waiting"
 """What a row can be: trained to its last step; stopped early by the scheduler; a loss was not finite; gave an error
 until its retries were used up; ended on its way, to go on from its checkpoint; not begun. And while a command runs it,
 of which storage says nothing: running; to be begun or gone on with."""
@@ -27,7 +27,7 @@ class SavedCheckpoint:
     """Its name in the results folder."""
     progress: Progress
     """How far the trial was."""
-    weights: str = ""
+    weights_hash: str = ""
     """Stands for its weights."""
 
 
@@ -41,32 +41,32 @@ class Row:
     """`done`, `stopped`, `diverged`, `failed`, `interrupted` or `missing`."""
     reason: str
     """Why it was stopped, diverged or failed, in a line."""
-    latest: SavedCheckpoint | None
+    latest_checkpoint: SavedCheckpoint | None
     """The checkpoint with the most steps done."""
-    best: SavedCheckpoint | None
+    best_checkpoint: SavedCheckpoint | None
     """The checkpoint of the best epoch."""
-    elsewhere: Mapping[int, float] = field(default_factory=dict)
+    length_evals: Mapping[int, float] = field(default_factory=dict)
     """Val loss of the best checkpoint at other context lengths, by their tokens, where `raylm evaluate` was run."""
 
     @property
-    def measured(self) -> Measured | None:
+    def metrics(self) -> EvalMetrics | None:
         """The losses of the best epoch; None where no epoch was evaluated."""
-        return self.latest.progress.best if self.latest else None
+        return self.latest_checkpoint.progress.best_metrics if self.latest_checkpoint else None
 
     @property
-    def evaluations(self) -> list[Measured]:
+    def evaluations(self) -> list[EvalMetrics]:
         """All of its evaluations so far."""
-        return self.latest.progress.evaluations if self.latest else []
+        return self.latest_checkpoint.progress.evaluations if self.latest_checkpoint else []
 
-    def cut_off(self, last: Measured) -> Row:
+    def truncate(self, last_eval: EvalMetrics) -> Row:
         """This row as it would stand, had it been stopped early at one of its evaluations."""
-        assert self.latest is not None
-        kept = [one for one in self.evaluations if one.tokens_seen <= last.tokens_seen]
-        progress = replace(self.latest.progress, evaluations=kept)
-        return replace(self, status=STOPPED, latest=replace(self.latest, progress=progress))
+        assert self.latest_checkpoint is not None
+        kept = [one for one in self.evaluations if one.tokens_seen <= last_eval.tokens_seen]
+        progress = replace(self.latest_checkpoint.progress, evaluations=kept)
+        return replace(self, status=STOPPED, latest_checkpoint=replace(self.latest_checkpoint, progress=progress))
 
     @property
-    def ended(self) -> bool:
+    def is_finished(self) -> bool:
         """Whether running the sweep again leaves this row as it is."""
         return self.status in (DONE, STOPPED, DIVERGED, FAILED)
 
@@ -91,12 +91,12 @@ class Results:
         """
         known = list(dict.fromkeys(row.config.dataset for row in self.rows))
         if dataset is None and len(known) > 1:
-            raise UserError(f"{self.storage.place} has a best row for each dataset; name one: {', '.join(known)}")
+            raise UserError(f"{self.storage.uri} has a best row for each dataset; name one: {', '.join(known)}")
         if dataset is not None and dataset not in known:
-            raise UserError(f"{self.storage.place} has no dataset {show(dataset)}; expected {' or '.join(known)}")
+            raise UserError(f"{self.storage.uri} has no dataset {safe_repr(dataset)}; expected {' or '.join(known)}")
         best = self.best_by_dataset.get(dataset or "".join(known))
         if best is None:
-            raise UserError(f"{self.storage.place} has no finished row{f' of {dataset}' if dataset else ''} yet")
+            raise UserError(f"{self.storage.uri} has no finished row{f' of {dataset}' if dataset else ''} yet")
         return best
 
     @property
@@ -105,22 +105,22 @@ class Results:
         best: dict[str, Row] = {}
         lowest: dict[str, float] = {}
         for row in self.rows:
-            dataset, measured = row.config.dataset, row.measured
+            dataset, measured = row.config.dataset, row.metrics
             if row.status == DONE and measured and measured.adj_val_loss < lowest.get(dataset, math.inf):
                 best[dataset], lowest[dataset] = row, measured.adj_val_loss
         return best
 
-    def row(self, run: str) -> Row:
+    def get_row(self, run_name: str) -> Row:
         """The row of a run name.
 
         Raises:
             UserError: if there is none.
         """
         found = {row.config.run_name: row for row in self.rows}
-        if run not in found:
-            hint = nearest(run, found) or "; `raylm report` shows their names"
-            raise UserError(f"{self.storage.place} has no run {show(run)}{hint}")
-        return found[run]
+        if run_name not in found:
+            hint = format_suggestion(run_name, found) or "; `raylm report` shows their names"
+            raise UserError(f"{self.storage.uri} has no run {safe_repr(run_name)}{hint}")
+        return found[run_name]
 
     def count(self, *statuses: str) -> int:
         """How many rows have one of these statuses."""

@@ -20,35 +20,35 @@ from typing import Any
 import psutil
 
 from raylm.errors import UserError
-from raylm.files import write_text
+from raylm.files import write_text_atomic
 
-DEEPEST = 8
+MAX_DEPTH = 8
 """Levels of folders that are looked through: more than a results folder has, fewer than links that lead in circles."""
-ELSEWHERE = "choose another place with --storage"
-HOLDER = ".running"
+STORAGE_HINT = "choose another place with --storage"
+LOCK_OWNER_FILE = ".running"
 
 
 class Storage(abc.ABC):
     """Files by their names, in a place of which a sweep has a part of its own: its results folder."""
 
-    place: str
+    uri: str
     """What a user calls it: a path, or a URI."""
 
     @property
     def name(self) -> str:
         """The last part of the place."""
-        return self.place.rstrip("/").rsplit("/", 1)[-1]
+        return self.uri.rstrip("/").rsplit("/", 1)[-1]
 
-    def where(self, name: str) -> str:
+    def uri_of(self, name: str) -> str:
         """What a user calls a file or folder in it."""
-        return f"{self.place}/{name}"
+        return f"{self.uri}/{name}"
 
     @abc.abstractmethod
-    def inside(self, name: str) -> Storage:
+    def subfolder(self, name: str) -> Storage:
         """A folder in it as a storage of its own."""
 
     @abc.abstractmethod
-    def make(self) -> None:
+    def create(self) -> None:
         """Makes it where it is missing, and tries to write to it.
 
         Raises:
@@ -56,7 +56,7 @@ class Storage(abc.ABC):
         """
 
     @abc.abstractmethod
-    def entries(self, below: str = "", *, deep: bool = True) -> dict[str, int | None]:
+    def list_entries(self, folder: str = "", *, recursive: bool = True) -> dict[str, int | None]:
         """What is in a folder, or anywhere below it: the bytes of each file, None for a folder."""
 
     @abc.abstractmethod
@@ -73,7 +73,7 @@ class Storage(abc.ABC):
         """Writes a file whole or not at all, with the folders that it is in."""
 
     @abc.abstractmethod
-    def appended(self, name: str) -> AbstractContextManager[int]:
+    def open_append(self, name: str) -> AbstractContextManager[int]:
         """A descriptor; what is written to it is added to a file, at once or soon."""
 
     @abc.abstractmethod
@@ -81,11 +81,11 @@ class Storage(abc.ABC):
         """Removes a file, or a folder with all that is below it; what a link leads to is left."""
 
     @abc.abstractmethod
-    def local(self, folder: str) -> AbstractContextManager[Path]:
+    def local_copy(self, folder: str) -> AbstractContextManager[Path]:
         """A folder's files on this machine: the folder itself, or a copy that is removed in the end."""
 
     @abc.abstractmethod
-    def held(self) -> AbstractContextManager[None]:
+    def lock(self) -> AbstractContextManager[None]:
         """Keeps a second command away from it.
 
         Raises:
@@ -96,19 +96,19 @@ class Storage(abc.ABC):
     def free_bytes(self) -> int | None:
         """Room that is left; None where there is no limit to speak of."""
 
-    def hasty(self) -> Storage:
+    def without_retries(self) -> Storage:
         """The same, for a first look: without patience where it does not answer."""
         return self
 
-    def explained(self, error: OSError) -> str:
+    def describe_error(self, error: OSError) -> str:
         """What went wrong with it, in a few words."""
         return error.strerror or str(error)
 
     @abc.abstractmethod
-    def for_tune(self) -> tuple[str, Any]:
+    def tune_storage(self) -> tuple[str, Any]:
         """What Ray Tune takes for it: a path and pyarrow's file system that it is in, None being this machine's."""
 
-    def says(self, name: str, text: str) -> bool:
+    def has_text(self, name: str, text: str) -> bool:
         """Whether a file has this text."""
         try:
             return self.read(name) == text
@@ -123,30 +123,30 @@ class Folder(Storage):
     path: Path
 
     @property
-    def place(self) -> str:  # type: ignore[override]
+    def uri(self) -> str:  # type: ignore[override]
         """Its path."""
         return str(self.path)
 
-    def inside(self, name: str) -> Folder:
+    def subfolder(self, name: str) -> Folder:
         """A folder in it."""
         return Folder(self.path / name)
 
-    def make(self) -> None:
+    def create(self) -> None:
         """Makes it where it is missing, and tries to write to it."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.write(".writable", "")
             self.remove(".writable")
         except OSError as error:
-            raise UserError(f"results cannot be written to {self.path}: {error.strerror}; {ELSEWHERE}") from None
+            raise UserError(f"results cannot be written to {self.path}: {error.strerror}; {STORAGE_HINT}") from None
 
-    def entries(self, below: str = "", *, deep: bool = True) -> dict[str, int | None]:
+    def list_entries(self, folder: str = "", *, recursive: bool = True) -> dict[str, int | None]:
         """What is in a folder; links are followed."""
         found: dict[str, int | None] = {}
 
-        def look(folder: Path, prefix: str, levels: int) -> None:
+        def scan(path: Path, prefix: str, depth: int) -> None:
             try:
-                entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+                entries = sorted(os.scandir(path), key=lambda entry: entry.name)
             except (OSError, ValueError):  # none, not a folder, not ours to read, a name that no folder can have
                 return
             for entry in entries:
@@ -155,10 +155,10 @@ class Folder(Storage):
                     found[prefix + entry.name] = None if is_folder else entry.stat().st_size
                 except OSError:  # it went away, or is a link to nothing
                     continue
-                if is_folder and levels > 1:
-                    look(Path(entry.path), f"{prefix}{entry.name}/", levels - 1)
+                if is_folder and depth > 1:
+                    scan(Path(entry.path), f"{prefix}{entry.name}/", depth - 1)
 
-        look(self.path / below, f"{below}/" if below else "", DEEPEST if deep else 1)
+        scan(self.path / folder, f"{folder}/" if folder else "", MAX_DEPTH if recursive else 1)
         return found
 
     def read(self, name: str) -> str:
@@ -168,10 +168,10 @@ class Folder(Storage):
     def write(self, name: str, text: str) -> None:
         """Writes a file whole or not at all."""
         (self.path / name).parent.mkdir(parents=True, exist_ok=True)
-        write_text(self.path / name, text)
+        write_text_atomic(self.path / name, text)
 
     @contextmanager
-    def appended(self, name: str) -> Iterator[int]:
+    def open_append(self, name: str) -> Iterator[int]:
         """A descriptor of the file itself."""
         (self.path / name).parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.path / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
@@ -191,33 +191,35 @@ class Folder(Storage):
             path.unlink(missing_ok=True)
 
     @contextmanager
-    def local(self, folder: str) -> Iterator[Path]:
+    def local_copy(self, folder: str) -> Iterator[Path]:
         """The folder itself."""
         yield self.path / folder
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Keeps a second command away, by a lock that the operating system takes back from one that dies."""
         from filelock import FileLock, Timeout
 
         try:
             lock = FileLock(self.path / ".lock").acquire(timeout=0)
         except Timeout:
-            raise in_use(self, self.read(HOLDER) if (self.path / HOLDER).exists() else "{}") from None
+            raise locked_error(
+                self, self.read(LOCK_OWNER_FILE) if (self.path / LOCK_OWNER_FILE).exists() else "{}"
+            ) from None
         except OSError as error:
-            raise UserError(f"{self.path} cannot be locked: {error.strerror}; {ELSEWHERE}") from None
+            raise UserError(f"{self.path} cannot be locked: {error.strerror}; {STORAGE_HINT}") from None
         with lock:
-            self.write(HOLDER, this_process())
+            self.write(LOCK_OWNER_FILE, process_identity())
             try:
                 yield
             finally:
-                self.remove(HOLDER)
+                self.remove(LOCK_OWNER_FILE)
 
     def free_bytes(self) -> int:
         """Room on its disk."""
         return shutil.disk_usage(self.path).free
 
-    def for_tune(self) -> tuple[str, Any]:
+    def tune_storage(self) -> tuple[str, Any]:
         """Its path."""
         return str(self.path.resolve()), None
 
@@ -225,15 +227,15 @@ class Folder(Storage):
 # ---- who holds it -------------------------------------------------------------------------------------------------
 
 
-def this_process() -> str:
+def process_identity() -> str:
     """What tells this process from all others, for whom it keeps away."""
     since = psutil.Process().create_time()
     return json.dumps({"process": os.getpid(), "host": platform.node(), "since": since})
 
 
-def is_alive_here(holder: str) -> bool | None:
+def is_process_alive(owner: str) -> bool | None:
     """Whether a process that `this_process` told of runs on this machine; None where it was on another, or unknown."""
-    told = _told(holder)
+    told = _parse_owner(owner)
     if told.get("host") != platform.node():
         return None
     try:
@@ -244,16 +246,16 @@ def is_alive_here(holder: str) -> bool | None:
         return None
 
 
-def in_use(storage: Storage, holder: str) -> UserError:
+def locked_error(storage: Storage, owner: str) -> UserError:
     """The error of a second command on one results folder."""
-    told = _told(holder)
+    told = _parse_owner(owner)
     who = f"process {told['process']} on {told['host']}" if {"process", "host"} <= told.keys() else "another process"
-    return UserError(f"{storage.place} is in use by {who}; wait for it, or {ELSEWHERE}")
+    return UserError(f"{storage.uri} is in use by {who}; wait for it, or {STORAGE_HINT}")
 
 
-def _told(holder: str) -> dict[str, Any]:
+def _parse_owner(owner: str) -> dict[str, Any]:
     try:
-        told = json.loads(holder)
+        told = json.loads(owner)
     except ValueError:
         return {}
     return told if isinstance(told, dict) else {}

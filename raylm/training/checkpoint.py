@@ -34,14 +34,14 @@ def save(
     model.save_pretrained(folder)
     for name, content in tokenizer_files.items():
         (folder / name).write_bytes(content)
-    save_file(_optimizer_tensors(optimizer), folder / manifest.OPTIMIZER)
-    (folder / "README.md").write_text(_model_card(config, progress), encoding="utf-8")
+    save_file(_optimizer_tensors(optimizer), folder / manifest.OPTIMIZER_FILE)
+    (folder / "README.md").write_text(_format_model_card(config, progress), encoding="utf-8")
     manifest.write(folder, {"trial_id": config.id, "config": config.as_dict(), "progress": progress.as_dict()})
 
 
 def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
     """Gives a fresh optimizer the state that `save` wrote."""
-    tensors = load_file(folder / manifest.OPTIMIZER)
+    tensors = load_file(folder / manifest.OPTIMIZER_FILE)
     for number, parameter in enumerate(_parameters(optimizer)):
         state = optimizer.state[parameter]
         for key in [key for key in tensors if key.startswith(f"{number}.")]:
@@ -69,7 +69,7 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return tensors
 
 
-def _model_card(config: TrialConfig, progress: Progress) -> str:
+def _format_model_card(config: TrialConfig, progress: Progress) -> str:
     last = progress.evaluations[-1] if progress.evaluations else None
     after = f"after epoch {last.epoch} of {config.epochs}" if last and last.step == progress.step else "on its way"
     measures = {"optimizer steps": f"{progress.step:,} of {progress.total_steps:,}"}
@@ -92,15 +92,15 @@ tags: [raylm]
 
 | measure | value |
 | --- | --- |
-{_lines(measures)}
+{_format_rows(measures)}
 
 | setting | value |
 | --- | --- |
-{_lines(config.as_dict())}
+{_format_rows(config.as_dict())}
 """
 
 
-def _lines(cells: Mapping[str, object]) -> str:
+def _format_rows(cells: Mapping[str, object]) -> str:
     return "\n".join(f"| {name} | {value} |" for name, value in cells.items())
 
 

@@ -9,11 +9,11 @@ import torch
 
 from raylm.errors import UserError
 
-CPU_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
+CPU_BFLOAT16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
 """What `torch.cpu.get_capabilities` calls products in bfloat16, on x86 and on ARM."""
 
 
-def resolved(asked: str, device: str) -> str:
+def resolve_precision(requested: str, device: str) -> str:
     """The precision that `auto` means on a device: bfloat16 where it has it, else float32.
 
     Raises:
@@ -22,38 +22,38 @@ def resolved(asked: str, device: str) -> str:
     if device == "cuda":
         has_it = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        has_it = any(torch.cpu.get_capabilities().get(name) for name in CPU_BFLOAT16)
-        if asked == "bfloat16" and not has_it:
+        has_it = any(torch.cpu.get_capabilities().get(name) for name in CPU_BFLOAT16_FLAGS)
+        if requested == "bfloat16" and not has_it:
             raise UserError(
                 "precision: bfloat16 would be emulated on this processor, which has none of "
-                f"{', '.join(CPU_BFLOAT16)}; expected float32, or auto, which is float32 here"
+                f"{', '.join(CPU_BFLOAT16_FLAGS)}; expected float32, or auto, which is float32 here"
             )
-    if asked != "auto":
-        return asked
+    if requested != "auto":
+        return requested
     return "bfloat16" if has_it else "float32"
 
 
 M_MMAP_THRESHOLD = -3
 """glibc's name for the size from which on a block is mapped by itself (malloc.h)."""
-MAPPED_BYTES = 2**20
+MMAP_THRESHOLD_BYTES = 2**20
 """That size where memory is short."""
 
 
-def return_freed_blocks() -> None:
+def lower_mmap_threshold() -> None:
     """Makes the C library give each large block back to the system when it is freed.
 
     glibc keeps blocks of up to 32 MiB for itself once it has seen them freed, in pieces that the next tensor may not
     fit into: gpt2-xl at micro-batch 2 then takes more than 24 GB on a CPU, where 18 are in use. Mapping costs time, so
     this is for trials whose memory is short. Nothing happens where the library is another one.
     """
-    _ask_glibc("mallopt", M_MMAP_THRESHOLD, MAPPED_BYTES)
+    _call_glibc("mallopt", M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
 
 
 def trim_heap() -> None:
     """Gives freed blocks that glibc keeps for itself back to the system, now."""
-    _ask_glibc("malloc_trim", 0)
+    _call_glibc("malloc_trim", 0)
 
 
-def _ask_glibc(function: str, *arguments: int) -> None:
+def _call_glibc(function: str, *arguments: int) -> None:
     if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), function):
         getattr(library, function)(*arguments)

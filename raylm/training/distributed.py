@@ -28,47 +28,47 @@ if TYPE_CHECKING:
 
 
 BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
-HERE = "127.0.0.1"
+LOOPBACK = "127.0.0.1"
 """The ranks of a trial are on one machine."""
-LONGEST_WAIT = datetime.timedelta(hours=1)
+RANK_TIMEOUT = datetime.timedelta(hours=1)
 """Time that a rank waits for another, as while the first one writes a checkpoint into a slow storage. A rank that dies
 is noticed by other means."""
 
-Indices = npt.NDArray[np.integer[Any]]
+WindowIndices = npt.NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True)
-class Ranks:
+class DistributedContext:
     """The place of this process among those that train a trial. One that is alone exchanges nothing."""
 
     rank: int = 0
     """From 0 to size - 1; the first one saves and reports."""
-    size: int = 1
+    world_size: int = 1
     device: str = "cpu"
 
-    def share(self, indices: Indices) -> Indices:
+    def rank_windows(self, indices: WindowIndices) -> WindowIndices:
         """This rank's windows of those with these numbers; none, where they are fewer than the ranks."""
-        return indices[self.rank :: self.size]
+        return indices[self.rank :: self.world_size]
 
-    def largest_share(self, windows: int) -> int:
+    def max_rank_windows(self, num_windows: int) -> int:
         """How many of so many windows a rank has at most."""
-        return -(-windows // self.size)
+        return -(-num_windows // self.world_size)
 
-    def add_up(self, values: Tensor) -> Tensor:
+    def all_reduce(self, values: Tensor) -> Tensor:
         """The sum of all ranks' values, in their place. All ranks must come here."""
-        if self.size > 1:
+        if self.world_size > 1:
             dist.all_reduce(values)
         return values
 
-    def agree(self, answer: bool) -> bool:
+    def broadcast(self, value: bool) -> bool:
         """The first rank's answer, for all. All ranks must come here."""
-        if self.size == 1:
-            return answer
-        answers = torch.tensor([answer], dtype=torch.uint8, device=self.device)
+        if self.world_size == 1:
+            return value
+        answers = torch.tensor([value], dtype=torch.uint8, device=self.device)
         dist.broadcast(answers, src=0)
         return bool(answers.item())
 
-    def loss_of(self, model: PreTrainedModel) -> nn.Module:
+    def build_loss(self, model: PreTrainedModel) -> nn.Module:
         """`models.summed_loss` of a model as a module, whose gradients are then the mean of those of all ranks.
 
         Buckets of gradients are added up while the backward pass goes on. Looking for parameters that a window does not
@@ -76,12 +76,12 @@ class Ranks:
         trial resumed in the middle adds up in the same order as one that was not.
         """
         loss = _SummedLoss(model)
-        if self.size == 1:
+        if self.world_size == 1:
             return loss
         return DistributedDataParallel(loss, gradient_as_bucket_view=True, find_unused_parameters=True)
 
 
-ALONE = Ranks()
+SINGLE_PROCESS = DistributedContext()
 
 
 class _SummedLoss(nn.Module):
@@ -93,30 +93,30 @@ class _SummedLoss(nn.Module):
         return summed_loss(self.model, inputs_BT, targets_BT)
 
 
-def exchanging(loss: nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:
+def gradient_sync(loss_fn: nn.Module, is_last: bool) -> contextlib.AbstractContextManager[None]:
     """Surrounds a micro-batch's forward and backward pass: gradients are exchanged in the last one of a step alone."""
-    if isinstance(loss, DistributedDataParallel) and not last:
-        return loss.no_sync()
+    if isinstance(loss_fn, DistributedDataParallel) and not is_last:
+        return loss_fn.no_sync()
     return contextlib.nullcontext()
 
 
-def meeting_place() -> TCPStore:
+def create_store() -> TCPStore:
     """Where ranks find each other, while it is kept: at a port that nobody else has, open to this machine alone."""
-    listening = socket.create_server((HERE, 0))
+    listening = socket.create_server((LOOPBACK, 0))
     port = listening.getsockname()[1]
-    return TCPStore(HERE, port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach())
+    return TCPStore(LOOPBACK, port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach())
 
 
 @contextlib.contextmanager
-def joined(rank: int, size: int, device: str, port: int) -> Iterator[Ranks]:
+def join_process_group(rank: int, world_size: int, device: str, port: int) -> Iterator[DistributedContext]:
     """This process as a rank, from when all are there.
 
     Args:
         port: of the meeting place.
     """
-    store = TCPStore(HERE, port, is_master=False)
-    dist.init_process_group(BACKENDS[device], store=store, rank=rank, world_size=size, timeout=LONGEST_WAIT)
+    store = TCPStore(LOOPBACK, port, is_master=False)
+    dist.init_process_group(BACKENDS[device], store=store, rank=rank, world_size=world_size, timeout=RANK_TIMEOUT)
     try:
-        yield Ranks(rank, size, device)
+        yield DistributedContext(rank, world_size, device)
     finally:  # a rank may leave before the others, or after they died: a shutdown would wait for them
         dist.distributed_c10d._abort_process_group()

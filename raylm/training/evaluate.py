@@ -10,18 +10,18 @@ import torch
 
 from raylm.config.trial import TrialConfig
 from raylm.data.corpus import Corpus, prepare
-from raylm.data.corpus import cached as data_cached
+from raylm.data.corpus import load_cached as data_cached
 from raylm.errors import UserError
 from raylm.results import sweep_record
-from raylm.results.folder import ELSEWHERE_FILE, best_epoch, read_elsewhere
+from raylm.results.folder import LENGTH_EVALS_FILE, load_length_evals, open_best_checkpoint
 from raylm.results.rows import DONE, Results, Row
 from raylm.training import models
-from raylm.training.device import resolved
+from raylm.training.device import resolve_precision
 from raylm.training.validation import validation_loss
 
 
 @dataclass(frozen=True)
-class Elsewhere:
+class LengthEval:
     """The val loss of a trial's best checkpoint at a context length that it was not trained at."""
 
     config: TrialConfig
@@ -31,7 +31,7 @@ class Elsewhere:
     """Nats per token."""
 
 
-def evaluate(found: Results, context_lengths: Sequence[int]) -> Iterator[Elsewhere]:
+def evaluate_lengths(results: Results, context_lengths: Sequence[int]) -> Iterator[LengthEval]:
     """Evaluates each best checkpoint at other context lengths; what is known already is not computed again.
 
     Every value is written to the results folder before the next one begins.
@@ -46,45 +46,45 @@ def evaluate(found: Results, context_lengths: Sequence[int]) -> Iterator[Elsewhe
     Raises:
         UserError: if a checkpoint is damaged, or its dataset has changed since.
     """
-    known = dict(read_elsewhere(found.storage))
-    for row in found.rows:
-        if row.status != DONE or row.best is None:
+    known = dict(load_length_evals(results.storage))
+    for row in results.rows:
+        if row.status != DONE or row.best_checkpoint is None:
             continue
-        have = known.get(row.best.weights, {})
+        have = known.get(row.best_checkpoint.weights_hash, {})
         wanted = [length for length in context_lengths if length not in have and length != row.config.context_length]
-        for length, loss in _losses(found, row, wanted):
-            known[row.best.weights] = have = {**have, length: loss}
-            found.storage.write(ELSEWHERE_FILE, json.dumps(known, indent=2))
-            yield Elsewhere(row.config, length, loss)
+        for length, loss in _evaluate_row(results, row, wanted):
+            known[row.best_checkpoint.weights_hash] = have = {**have, length: loss}
+            results.storage.write(LENGTH_EVALS_FILE, json.dumps(known, indent=2))
+            yield LengthEval(row.config, length, loss)
 
 
-def _losses(found: Results, row: Row, context_lengths: Sequence[int]) -> Iterator[tuple[int, float]]:
-    if not context_lengths or row.best is None:
+def _evaluate_row(results: Results, row: Row, context_lengths: Sequence[int]) -> Iterator[tuple[int, float]]:
+    if not context_lengths or row.best_checkpoint is None:
         return
-    corpus = _corpus(found, row.config)
-    with best_epoch(found, row) as folder:
-        model = models.load_weights(folder, row.config.run_name)
+    corpus = _load_corpus(results, row.config)
+    with open_best_checkpoint(results, row) as folder:
+        model = models.load_pretrained(folder, row.config.run_name)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)
-    longest = models.longest_context(model)
-    asked = sweep_record.launches(found.storage)[-1]["precision"]
-    kind = resolved("float32" if asked == "float32" else "auto", device)  # this machine may lack bfloat16
+    longest = models.max_context_length(model)
+    asked = sweep_record.load_launches(results.storage)[-1]["precision"]
+    kind = resolve_precision("float32" if asked == "float32" else "auto", device)  # this machine may lack bfloat16
     for length in context_lengths:
         if longest is None or length <= longest:
             yield length, validation_loss(model, corpus, length, micro_batch_size=1, precision=kind)
 
 
-def _corpus(found: Results, config: TrialConfig) -> Corpus:
+def _load_corpus(results: Results, config: TrialConfig) -> Corpus:
     """The corpus that a trial was trained on: from the cache by its fingerprint, else prepared again and compared."""
-    used = [one for launch in sweep_record.launches(found.storage) for one in launch["data"]]
+    used = [one for launch in sweep_record.load_launches(results.storage) for one in launch["data"]]
     fingerprint = next(
         one["fingerprint"] for one in used if (one["dataset"], one["model"]) == (config.dataset, config.model)
     )
     cached = data_cached(fingerprint)
     if cached is not None:
         return cached
-    source = models.locate(config.model, pretrained=False)
-    corpus = prepare(config.dataset, source.files(), config.model)
+    source = models.resolve_model(config.model, pretrained=False)
+    corpus = prepare(config.dataset, source.fetch_files(), config.model)
     if corpus.fingerprint != fingerprint:
         raise UserError(
             f"the text or the tokenizer of {config.dataset} with {config.model} has changed since the sweep"

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
-from raylm.config.catalog import NANO
+from raylm.config.catalog import NANO_MODEL
 from raylm.config.trial import TrialConfig
 from raylm.data import tokenizer
 from raylm.errors import UserError
-from raylm.results.folder import best_epoch
+from raylm.results.folder import open_best_checkpoint
 from raylm.results.rows import Results, Row
 from raylm.training import models
 
@@ -21,12 +21,12 @@ class Sample:
     """What a model wrote."""
 
     row: Row
-    text: str
+    full_text: str
     """The prompt and what comes after it."""
 
 
-def generate(
-    found: Results,
+def generate_samples(
+    results: Results,
     rows: Sequence[Row],
     prompt: str,
     *,
@@ -52,13 +52,13 @@ def generate(
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for row in rows:
-        with best_epoch(found, row) as folder:
-            model = models.load_weights(folder, row.config.run_name)
+        with open_best_checkpoint(results, row) as folder:
+            model = models.load_pretrained(folder, row.config.run_name)
             words = tokenizer.load(folder, row.config.run_name)
         model.set_attn_implementation("sdpa")  # ours takes all positions at once, not one after those that are cached
         model.to(device).eval()
         ids = words(prompt, add_special_tokens=False)["input_ids"] or [words.eos_token_id]
-        longest = _longest(row.config, models.longest_context(model))
+        longest = _max_positions(row.config, models.max_context_length(model))
         if longest is not None and len(ids) >= longest:
             takes = f"{row.config.run_name} takes {longest:,}, with at least one to write"
             raise UserError(f"the prompt has {len(ids):,} tokens; {takes}")
@@ -77,8 +77,8 @@ def generate(
         yield Sample(row, prompt + words.decode(written[0, len(ids) :], skip_special_tokens=True))
 
 
-def _longest(config: TrialConfig, positions: int | None) -> int | None:
+def _max_positions(config: TrialConfig, max_positions: int | None) -> int | None:
     """Positions that a model knows: those that it was trained at, where its weights were random, else all."""
-    if config.pretrained and config.model != NANO:
-        return positions
+    if config.pretrained and config.model != NANO_MODEL:
+        return max_positions
     return config.context_length

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-QUERY_ROWS = 128
+QUERY_BLOCK_ROWS = 128
 """Queries at a time: the positions that none of them sees are left out."""
-DRAWS = 2**16
+DROPOUT_LEVELS = 2**16
 """A position is dropped if one of so many equally likely numbers is small: two bytes of chance each."""
 
 
-def refit(model: PreTrainedModel) -> PreTrainedModel:
+def patch_layers(model: PreTrainedModel) -> PreTrainedModel:
     """The model with layers from here. Its configuration stays, so that a checkpoint is what it was."""
     from transformers import AttentionInterface
     from transformers.activations import NewGELUActivation
@@ -35,7 +35,7 @@ def refit(model: PreTrainedModel) -> PreTrainedModel:
             elif type(child) is nn.Dropout:
                 setattr(module, name, Dropout(child.p))
     if model.config.model_type == "gpt2":
-        AttentionInterface.register("raylm", attention)
+        AttentionInterface.register("raylm", causal_attention)
         model.config._attn_implementation = "raylm"
     return model
 
@@ -59,26 +59,28 @@ class Dropout(nn.Dropout):
         """Drops in training."""
         if not self.training or self.p == 0 or not hidden.is_cpu:
             return super().forward(hidden)
-        return (hidden * _kept(hidden.shape, self.p)).mul_(_scale(self.p))
+        return (hidden * _keep_mask(hidden.shape, self.p)).mul_(_dropout_scale(self.p))
 
 
-def _kept(shape: torch.Size | tuple[int, ...], p: float) -> Tensor:
+def _keep_mask(shape: torch.Size | tuple[int, ...], p: float) -> Tensor:
     """1 where a position is kept and 0 where not, from torch's generator: the same for any number of threads."""
     chance = torch.empty(-(-torch.Size(shape).numel() // 4), dtype=torch.int64).random_(-(2**63), None)
     numbers = chance.view(torch.int16)[: torch.Size(shape).numel()].view(shape)
-    return (numbers >= _dropped(p) - DRAWS // 2).view(torch.uint8)  # which turns into floats faster than booleans do
+    return (numbers >= _drop_threshold(p) - DROPOUT_LEVELS // 2).view(
+        torch.uint8
+    )  # which turns into floats faster than booleans do
 
 
-def _dropped(p: float) -> int:
+def _drop_threshold(p: float) -> int:
     """Of all numbers, how many drop a position."""
-    return min(round(p * DRAWS), DRAWS - 1)
+    return min(round(p * DROPOUT_LEVELS), DROPOUT_LEVELS - 1)
 
 
-def _scale(p: float) -> float:
-    return DRAWS / (DRAWS - _dropped(p))
+def _dropout_scale(p: float) -> float:
+    return DROPOUT_LEVELS / (DROPOUT_LEVELS - _drop_threshold(p))
 
 
-def attention(
+def causal_attention(
     module: nn.Module,
     query_BHTD: Tensor,
     key_BHTD: Tensor,
@@ -115,15 +117,15 @@ class _AttentionWithDropout(torch.autograd.Function):
         bias_TT = query_bTD.new_full((length, length), -torch.inf).triu_(1)
         mixed_bTD = torch.empty_like(value_bTD)
         weights, kept = [], []
-        for start in range(0, length, QUERY_ROWS):
-            rows, end = slice(start, start + QUERY_ROWS), min(start + QUERY_ROWS, length)
+        for start in range(0, length, QUERY_BLOCK_ROWS):
+            rows, end = slice(start, start + QUERY_BLOCK_ROWS), min(start + QUERY_BLOCK_ROWS, length)
             keys_bDk = key_bTD[:, :end].transpose(1, 2)
             scores_bqk = torch.baddbmm(bias_TT[rows, :end], query_bTD[:, rows], keys_bDk, alpha=scaling)
             weights.append(scores_bqk.softmax(dim=-1))
-            kept.append(_kept(scores_bqk.shape, dropout))
+            kept.append(_keep_mask(scores_bqk.shape, dropout))
             mixed_bTD[:, rows] = torch.bmm(weights[-1] * kept[-1], value_bTD[:, :end])
         ctx.save_for_backward(query_bTD, key_bTD, value_bTD, *weights, *kept)
-        ctx.scaling, ctx.scale = scaling, _scale(dropout)
+        ctx.scaling, ctx.scale = scaling, _dropout_scale(dropout)
         return mixed_bTD.mul_(ctx.scale)
 
     @staticmethod
@@ -134,7 +136,7 @@ class _AttentionWithDropout(torch.autograd.Function):
         grad_query_bTD = torch.empty_like(query_bTD)
         grad_key_bTD, grad_value_bTD = torch.zeros_like(key_bTD), torch.zeros_like(value_bTD)
         for number, (weights_bqk, kept_bqk) in enumerate(zip(weights, kept, strict=True)):
-            rows, end = slice(number * QUERY_ROWS, (number + 1) * QUERY_ROWS), weights_bqk.shape[-1]
+            rows, end = slice(number * QUERY_BLOCK_ROWS, (number + 1) * QUERY_BLOCK_ROWS), weights_bqk.shape[-1]
             grad_bqD = grad_bTD[:, rows]
             grad_value_bTD[:, :end].baddbmm_((weights_bqk * kept_bqk).transpose(1, 2), grad_bqD)
             grad_weights_bqk = torch.bmm(grad_bqD, value_bTD[:, :end].transpose(1, 2)).mul_(kept_bqk)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from raylm.data.corpus import IGNORED
+from raylm.data.corpus import IGNORE_INDEX
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 BLOCK_ROWS = {"cpu": 512, "cuda": 2048}
 """Positions whose logits exist at a time: enough to be worth an addition to the weight's gradient."""
-ALIGNMENT = 64
+LOGITS_ALIGNMENT = 64
 """Rows of logits are so many numbers apart, or a multiple: 50,257 apart, the product takes half as long again."""
 
 
@@ -30,31 +30,33 @@ def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor
     """
     if torch.is_grad_enabled():
         return cast(Tensor, _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N))  # type: ignore[no-untyped-call]
-    kind = _product_type(hidden_ND)
-    blocks = _blocks(hidden_ND.to(kind), weight_VD.to(kind), targets_N)
+    kind = _matmul_dtype(hidden_ND)
+    blocks = _iter_blocks(hidden_ND.to(kind), weight_VD.to(kind), targets_N)
     return torch.stack([loss for _, loss, _, _ in blocks]).sum()
 
 
-def _product_type(tensor: Tensor) -> torch.dtype:
+def _matmul_dtype(tensor: Tensor) -> torch.dtype:
     device = tensor.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
 
 
-def _blocks(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+def _iter_blocks(
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor
+) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
     """Goes through the positions, with one buffer for the logits of a block and then for their gradient.
 
     Yields:
         Which positions; their summed loss; its gradient by their logits (n, V), but for a factor each; that (n, 1).
     """
     rows, columns = BLOCK_ROWS[hidden_ND.device.type], len(weight_VD)
-    padded = -(-columns // ALIGNMENT) * ALIGNMENT
+    padded = -(-columns // LOGITS_ALIGNMENT) * LOGITS_ALIGNMENT
     buffer_nV = hidden_ND.new_empty(min(rows, len(hidden_ND)), padded)[:, :columns]
     for start in range(0, len(hidden_ND), rows):
         block = slice(start, start + rows)
         hidden_nD, targets_n1 = hidden_ND[block], targets_N[block].unsqueeze(-1)
         product_nV = torch.mm(hidden_nD, weight_VD.T, out=buffer_nV[: len(hidden_nD)])
         logits_nV = product_nV.float()  # float32 is itself
-        counted_n1, labels_n1 = targets_n1 != IGNORED, targets_n1.clamp(min=0)
+        counted_n1, labels_n1 = targets_n1 != IGNORE_INDEX, targets_n1.clamp(min=0)
         picked_n1, largest_n1 = logits_nV.gather(1, labels_n1), logits_nV.amax(dim=-1, keepdim=True)
         total_n1 = logits_nV.sub_(largest_n1).exp_().sum(dim=-1, keepdim=True)
         loss = ((total_n1.log() + largest_n1 - picked_n1) * counted_n1).sum()
@@ -69,10 +71,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
         grad_hidden_ND, grad_weight_VD = torch.empty_like(hidden_ND), torch.zeros_like(weight_VD)
-        kind = _product_type(hidden_ND)
+        kind = _matmul_dtype(hidden_ND)
         hidden_ND, weight_VD = hidden_ND.to(kind), weight_VD.to(kind)
         losses = []
-        for block, loss, grad_nV, factor_n1 in _blocks(hidden_ND, weight_VD, targets_N):
+        for block, loss, grad_nV, factor_n1 in _iter_blocks(hidden_ND, weight_VD, targets_N):
             losses.append(loss)
             grad_hidden_ND[block] = (grad_nV @ weight_VD).mul_(factor_n1)
             scaled_nD = (hidden_ND[block] * factor_n1).to(kind)
@@ -103,5 +105,5 @@ def summed_loss(model: PreTrainedModel, inputs_BT: Tensor, targets_BT: Tensor) -
         return linear_cross_entropy(hidden_BTD.flatten(0, 1), weight_VD, targets_BT.flatten())
     logits_BTV = model(input_ids=inputs_BT, use_cache=False).logits
     return torch.nn.functional.cross_entropy(
-        logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), ignore_index=IGNORED, reduction="sum"
+        logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
     )

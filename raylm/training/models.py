@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from raylm.config.catalog import MODELS, NANO, Shape, positions
+from raylm.config.catalog import MODELS, NANO_MODEL, ModelShape, max_positions
 from raylm.data import hub
 from raylm.errors import UserError
-from raylm.files import sha256
+from raylm.files import compute_sha256
 from raylm.training import layers
 
 if TYPE_CHECKING:
@@ -34,38 +34,38 @@ class ModelSource:
     """As the sweep names it."""
     folder: str | None
     """Its files on the machine that found it; None for `gpt2-nano`, which has none."""
-    weights: bool
+    pretrained: bool
     """Whether its weights are loaded; else they are random."""
     hub_id: str | None = None
     revision: str | None = None
     """Its commit on the hub, or the sha256 over a local folder's files."""
 
-    def files(self) -> Path | None:
+    def fetch_files(self) -> Path | None:
         """The model's files on this machine, fetched where they are missing."""
         if self.folder is None or Path(self.folder).is_dir() or self.hub_id is None or self.revision is None:
             return None if self.folder is None else Path(self.folder)
-        return hub.snapshot(self.hub_id, self.revision, weights=self.weights)
+        return hub.download_snapshot(self.hub_id, self.revision, include_weights=self.pretrained)
 
 
-def locate(name: str, *, pretrained: bool) -> ModelSource:
+def resolve_model(name: str, *, pretrained: bool) -> ModelSource:
     """Finds a model and fetches its files.
 
     Raises:
         UserError: if it cannot be had, or has no safetensors weights where they are asked for.
     """
-    if name == NANO:
-        return ModelSource(name, None, weights=False)
+    if name == NANO_MODEL:
+        return ModelSource(name, None, pretrained=False)
     hub_id = None
     if name not in MODELS and Path(name, "config.json").is_file():
         folder = Path(name).resolve()
-        revision = _digest(hub.model_files(folder, weights=pretrained))
+        revision = _hash_files(hub.list_model_files(folder, include_weights=pretrained))
     else:
         hub_id = MODELS[name].hub_id or name if name in MODELS else name
-        revision = hub.current_commit(hub_id, "model")
-        folder = hub.snapshot(hub_id, revision, weights=pretrained)
+        revision = hub.resolve_commit(hub_id, "model")
+        folder = hub.download_snapshot(hub_id, revision, include_weights=pretrained)
     if not (folder / "config.json").is_file():
         raise UserError(f"model {name}: has no config.json; expected a model of transformers")
-    if pretrained and not _safetensors(folder):
+    if pretrained and not _has_safetensors(folder):
         raise UserError(
             f"model {name}: has no weights in safetensors, the only format that raylm loads; "
             "pretrained=False takes its architecture with random weights"
@@ -73,15 +73,15 @@ def locate(name: str, *, pretrained: bool) -> ModelSource:
     return ModelSource(name, str(folder), pretrained, hub_id, revision)
 
 
-def _digest(files: Sequence[Path]) -> str:
+def _hash_files(paths: Sequence[Path]) -> str:
     """A sha256 over files, their names and their contents."""
     together = hashlib.sha256()
-    for path in files:
-        together.update(f"{path.name} {sha256(path)} ".encode())
+    for path in paths:
+        together.update(f"{path.name} {compute_sha256(path)} ".encode())
     return together.hexdigest()
 
 
-def _safetensors(folder: Path) -> bool:
+def _has_safetensors(folder: Path) -> bool:
     """Whether a folder has weights in safetensors and names no other file for them."""
     index = folder / "model.safetensors.index.json"
     try:
@@ -92,18 +92,22 @@ def _safetensors(folder: Path) -> bool:
     return not apart and any(folder.glob("*.safetensors"))
 
 
-def shape(source: ModelSource) -> Shape | None:
+def load_shape(source: ModelSource) -> ModelShape | None:
     """The shape behind a model's costs; None where its config.json does not tell it."""
-    files = source.files()
-    return MODELS[NANO].shape if files is None else Shape.of(json.loads((files / "config.json").read_text()))
+    files = source.fetch_files()
+    return (
+        MODELS[NANO_MODEL].shape
+        if files is None
+        else ModelShape.from_config(json.loads((files / "config.json").read_text()))
+    )
 
 
-def longest_context(model: PreTrainedModel) -> int | None:
+def max_context_length(model: PreTrainedModel) -> int | None:
     """The longest context that a model takes, in tokens, if its configuration tells."""
-    return positions(model.config.to_dict())
+    return max_positions(model.config.to_dict())
 
 
-def load(source: ModelSource, *, vocabulary: int, dropout: float | None, seed: int) -> PreTrainedModel:
+def load_model(source: ModelSource, *, vocab_size: int, dropout: float | None, seed: int) -> PreTrainedModel:
     """The model in float32, with its weights or with random ones that follow from the seed.
 
     Raises:
@@ -112,20 +116,20 @@ def load(source: ModelSource, *, vocabulary: int, dropout: float | None, seed: i
     """
     from transformers import AutoModelForCausalLM
 
-    config = _config(source, vocabulary)
+    config = _load_config(source, vocab_size)
     _set_dropout(config, dropout, source.name)
-    folder = source.files()
-    if source.weights and folder is not None:
-        return load_weights(folder, source.name, config)
+    folder = source.fetch_files()
+    if source.pretrained and folder is not None:
+        return load_pretrained(folder, source.name, config)
     torch.manual_seed(seed)
     try:
-        return layers.refit(AutoModelForCausalLM.from_config(config, dtype=torch.float32))
+        return layers.patch_layers(AutoModelForCausalLM.from_config(config, dtype=torch.float32))
     except ValueError as error:
         first_line = str(error).strip().splitlines()[0]
         raise UserError(f"model {source.name}: is no causal language model: {first_line}") from error
 
 
-def load_weights(folder: Path, name: str, config: PretrainedConfig | None = None) -> PreTrainedModel:
+def load_pretrained(folder: Path, name: str, config: PretrainedConfig | None = None) -> PreTrainedModel:
     """A model with the weights of a folder: each tensor there, each of its shape."""
     import transformers
     from transformers import AutoModelForCausalLM
@@ -150,20 +154,20 @@ def load_weights(folder: Path, name: str, config: PretrainedConfig | None = None
     if wrong:
         more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise UserError(f"model {name}: its weights do not fit its config.json: {', '.join(wrong[:3])}{more}")
-    return layers.refit(model)
+    return layers.patch_layers(model)
 
 
-def _config(source: ModelSource, vocabulary: int) -> PretrainedConfig:
+def _load_config(source: ModelSource, vocab_size: int) -> PretrainedConfig:
     from transformers import AutoConfig, GPT2Config
 
     if source.folder is None:
-        nano = MODELS[NANO].shape
+        nano = MODELS[NANO_MODEL].shape
         return GPT2Config(
-            vocab_size=vocabulary,
-            n_positions=nano.positions,
-            n_embd=nano.width,
-            n_layer=nano.layers,
-            n_head=nano.heads,
+            vocab_size=vocab_size,
+            n_positions=nano.max_positions,
+            n_embd=nano.hidden_size,
+            n_layer=nano.num_layers,
+            n_head=nano.num_heads,
             resid_pdrop=0.0,
             embd_pdrop=0.0,
             attn_pdrop=0.0,
@@ -171,28 +175,28 @@ def _config(source: ModelSource, vocabulary: int) -> PretrainedConfig:
             eos_token_id=0,
         )
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(source.files(), trust_remote_code=False)
+        config: PretrainedConfig = AutoConfig.from_pretrained(source.fetch_files(), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise UserError(f"model {source.name}: its config.json cannot be used: {first_line}") from error
-    if config.vocab_size < vocabulary:
+    if config.vocab_size < vocab_size:
         raise UserError(
-            f"model {source.name}: its tokenizer has {vocabulary:,} tokens, the model only {config.vocab_size:,}"
+            f"model {source.name}: its tokenizer has {vocab_size:,} tokens, the model only {config.vocab_size:,}"
         )
     return config
 
 
-def _set_dropout(config: PretrainedConfig, dropout: float | None, name: str) -> None:
+def _set_dropout(config: PretrainedConfig, dropout: float | None, model_name: str) -> None:
     if dropout is None:
         return
     settings = [key for key in config.to_dict() if key.endswith(("pdrop", "dropout"))]
     if not settings:
-        raise UserError(f"model {name}: has no dropout in its config.json; leave dropout at None")
+        raise UserError(f"model {model_name}: has no dropout in its config.json; leave dropout at None")
     for setting in settings:
         setattr(config, setting, dropout)
 
 
-def recompute_activations(model: PreTrainedModel) -> None:
+def enable_activation_checkpointing(model: PreTrainedModel) -> None:
     """Has each block keep its input alone and run again in the backward pass, with the same dropout."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from raylm.config.trial import TrialConfig
 
-Share = float | Tensor
+LerpWeight = float | Tensor
 """Of the new in a running mean."""
 
 ADAFACTOR_DECAY = 0.8
@@ -21,7 +21,7 @@ ADAFACTOR_EPS = 1e-30
 ADAFACTOR_CLIP = 1.0
 """Largest root mean square of a step, in units of the learning rate."""
 
-CACHED_NUMBERS = 2**19
+CACHE_BLOCK_ELEMENTS = 2**19
 """A part of a matrix that a processor's cache holds, several times."""
 
 
@@ -65,10 +65,10 @@ class Adafactor(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     if group["weight_decay"]:
                         parameter.sub_(parameter, alpha=group["weight_decay"] * group["lr"])
-                    self._update(parameter, group["lr"])
+                    self._update_parameter(parameter, group["lr"])
         return loss
 
-    def _update(self, parameter: Tensor, rate: float) -> None:
+    def _update_parameter(self, parameter: Tensor, lr: float) -> None:
         state, grad = self.state[parameter], parameter.grad
         assert grad is not None
         if not state and grad.dim() < 2:
@@ -77,23 +77,23 @@ class Adafactor(torch.optim.Optimizer):
             state.update(step=0, row=torch.zeros_like(grad[..., 0]), column=torch.zeros_like(grad[..., 0, :]))
         state["step"] += 1
         share = float(state["step"]) ** -ADAFACTOR_DECAY
-        fresh: Share = grad.new_full((), share) if self.compiled else share  # a number would be compiled in
+        fresh: LerpWeight = grad.new_full((), share) if self.compiled else share  # a number would be compiled in
         value = parameter.detach()  # the shape of a parameter would be, too
         if grad.dim() < 2:
-            self._update_vector(value, grad, state["second_moment"], rate, fresh)
+            self._update_vector(value, grad, state["second_moment"], lr, fresh)
         else:
-            self._update_matrix(value, grad, state["row"], state["column"], rate, fresh)
+            self._update_matrix(value, grad, state["row"], state["column"], lr, fresh)
 
 
-def _update_vector(value: Tensor, grad: Tensor, moment: Tensor, rate: float, fresh: Share) -> None:
+def _update_vector(param: Tensor, grad: Tensor, second_moment: Tensor, lr: float, lerp_weight: LerpWeight) -> None:
     """Subtracts the gradient over the root of its second moment, to whose running mean it adds a share of `fresh`."""
-    moment.lerp_(grad.square().add_(ADAFACTOR_EPS), fresh)
-    update = moment.rsqrt().mul_(grad)
-    value.sub_(update.mul_(_clipped(rate, update.square().mean())))
+    second_moment.lerp_(grad.square().add_(ADAFACTOR_EPS), lerp_weight)
+    update = second_moment.rsqrt().mul_(grad)
+    param.sub_(update.mul_(_clip_lr(lr, update.square().mean())))
 
 
 def _update_matrix(
-    value: Tensor, grad: Tensor, row: Tensor, column: Tensor, rate: float, fresh: float | Tensor
+    param: Tensor, grad: Tensor, row_moment: Tensor, column_moment: Tensor, lr: float, lerp_weight: float | Tensor
 ) -> None:
     """The same, the second moment (..., R, C) being the product of the means of its rows (..., R) and columns (..., C).
 
@@ -102,26 +102,26 @@ def _update_matrix(
     """
     length = grad.shape[-2]
     whole = torch.compiler.is_compiling() or not grad.is_cpu
-    size = length if whole else max(1, CACHED_NUMBERS * length // grad.numel())
+    size = length if whole else max(1, CACHE_BLOCK_ELEMENTS * length // grad.numel())
     blocks = torch.split(grad, size, dim=-2)
     squared = map(torch.square, blocks)  # one at a time
     means, sums = zip(*((block.mean(dim=-1), block.sum(dim=-2)) for block in squared), strict=True)
-    row.lerp_(torch.cat(means, dim=-1).add_(ADAFACTOR_EPS), fresh)
-    column.lerp_(torch.stack(sums).sum(dim=0).div_(length).add_(ADAFACTOR_EPS), fresh)
-    row_factor, column_factor = (row / row.mean(dim=-1, keepdim=True)).rsqrt_(), column.rsqrt()
+    row_moment.lerp_(torch.cat(means, dim=-1).add_(ADAFACTOR_EPS), lerp_weight)
+    column_moment.lerp_(torch.stack(sums).sum(dim=0).div_(length).add_(ADAFACTOR_EPS), lerp_weight)
+    row_factor, column_factor = (row_moment / row_moment.mean(dim=-1, keepdim=True)).rsqrt_(), column_moment.rsqrt()
     squares = torch.cat([block.square() @ column_factor.square().unsqueeze(-1) for block in blocks], dim=-2)
     mean_square = (squares * row_factor.square().unsqueeze(-1)).mean() / grad.shape[-1]
-    scaled = torch.split((row_factor * _clipped(rate, mean_square)).unsqueeze(-1), size, dim=-2)
-    for part, block, factor in zip(torch.split(value, size, dim=-2), blocks, scaled, strict=True):
+    scaled = torch.split((row_factor * _clip_lr(lr, mean_square)).unsqueeze(-1), size, dim=-2)
+    for part, block, factor in zip(torch.split(param, size, dim=-2), blocks, scaled, strict=True):
         part.addcmul_(block * column_factor.unsqueeze(-2), factor, value=-1)
 
 
-def _clipped(rate: float, mean_square: Tensor) -> Tensor:
+def _clip_lr(lr: float, mean_square: Tensor) -> Tensor:
     """The rate for an update of this mean square, which is to be at most `ADAFACTOR_CLIP`'s."""
-    return rate / (mean_square.sqrt() / ADAFACTOR_CLIP).clamp_(min=1.0)
+    return lr / (mean_square.sqrt() / ADAFACTOR_CLIP).clamp_(min=1.0)
 
 
-def make(config: TrialConfig, model: nn.Module, compiled: bool = False) -> torch.optim.Optimizer:
+def build_optimizer(config: TrialConfig, model: nn.Module, compiled: bool = False) -> torch.optim.Optimizer:
     """The optimizer of a trial. Only matrices decay: a decayed bias or norm loses what it is for."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
@@ -133,7 +133,7 @@ def make(config: TrialConfig, model: nn.Module, compiled: bool = False) -> torch
     return Adafactor(groups, lr=config.learning_rate, compiled=compiled)
 
 
-def learning_rate(config: TrialConfig, step: int, total_steps: int) -> float:
+def learning_rate_at(config: TrialConfig, step: int, total_steps: int) -> float:
     """The rate of one step, counted from 0: up in a line during the warm-up, then as the schedule says.
 
     The first step already moves (transformers' starts at zero), the last one still does.

@@ -19,28 +19,28 @@ from torch import Tensor, nn
 
 from raylm.config.trial import TrialConfig
 from raylm.data.corpus import Corpus
-from raylm.errors import RestartError, memory_is_out
-from raylm.results.progress import Fit, Measured, Progress, Step
+from raylm.errors import RestartError, is_out_of_memory
+from raylm.results.progress import EvalMetrics, MicroBatching, Progress, StepMetrics
 from raylm.training import checkpoint, layers, models, optim
 from raylm.training.batches import Batches
-from raylm.training.device import return_freed_blocks
-from raylm.training.distributed import ALONE, Indices, Ranks, exchanging
-from raylm.training.validation import summed_nll, training_windows, validation_loss
+from raylm.training.device import lower_mmap_threshold
+from raylm.training.distributed import SINGLE_PROCESS, DistributedContext, WindowIndices, gradient_sync
+from raylm.training.validation import autocast_loss, build_training_windows, validation_loss
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-LOOK_EVERY_STEPS = {"cpu": 1, "cuda": 10}
+LOSS_CHECK_STEPS = {"cpu": 1, "cuda": 10}
 """Steps between two looks at the loss: each makes a GPU wait; a diverged trial is noticed at the next."""
-COMPILED_FROM_STEPS = 2000
+MIN_STEPS_TO_COMPILE = 2000
 """Trials on a GPU of so many steps are compiled: estimated from half a minute of compiling, not measured."""
 
-OnStep = Callable[[Step], None]
+OnStep = Callable[[StepMetrics], None]
 """Told how the trial is going at each look at its loss."""
-OnSmaller = Callable[[Fit], None]
+OnOutOfMemory = Callable[[MicroBatching], None]
 """Told what a trial is to go on with that has run out of memory."""
-CheckpointDue = Callable[[], bool]
+IsCheckpointDue = Callable[[], bool]
 """Asked after each look at the loss whether the trial is to be saved now, before its next evaluation."""
 
 
@@ -48,18 +48,18 @@ CheckpointDue = Callable[[], bool]
 class Evaluation:
     """The trial as it is at this moment, after an evaluation or on its way: save it before asking for the next one."""
 
-    measured: Measured
+    eval_metrics: EvalMetrics
     """The losses; not numbers where the trial diverged, and between two evaluations, where a checkpoint was due."""
     diverged: bool
     """Whether a loss was not finite; the trial ends with this evaluation."""
-    trial: Trial
+    trainer: Trainer
     """Model, optimizer and progress."""
 
     def metrics(self) -> dict[str, float]:
         """Flat and finite numbers for a tuner: a loss that is none is left out, the best one is the last good one."""
-        best, progress = self.trial.progress.best, self.trial.progress
+        best, progress = self.trainer.progress.best_metrics, self.trainer.progress
         named = {
-            **dataclasses.asdict(self.measured),
+            **dataclasses.asdict(self.eval_metrics),
             "best_val_loss": best.val_loss if best else math.nan,
             "best_adj_val_loss": best.adj_val_loss if best else math.nan,
             "best_epoch": best.epoch if best else math.nan,
@@ -70,14 +70,14 @@ class Evaluation:
 
     def save(self, folder: Path) -> None:
         """Writes a checkpoint of the trial into an empty folder."""
-        trial = self.trial
+        trial = self.trainer
         checkpoint.save(
             folder, trial.config, trial.model, trial.optimizer, trial.corpus.tokenizer_files, trial.progress
         )
 
 
 @dataclass
-class Trial:
+class Trainer:
     """A trial under way."""
 
     config: TrialConfig
@@ -89,11 +89,11 @@ class Trial:
     progress: Progress
     precision: str
     on_step: OnStep
-    ranks: Ranks
-    loss: nn.Module
+    dist_context: DistributedContext
+    loss_fn: nn.Module
     """The model's summed loss, with gradients."""
-    compiled: bool
-    on_smaller: OnSmaller
+    is_compiled: bool
+    on_out_of_memory: OnOutOfMemory
 
     @property
     def device(self) -> torch.device:
@@ -101,7 +101,7 @@ class Trial:
         device: torch.device = next(self.model.parameters()).device
         return device
 
-    def train(self, epoch: int, steps: range, checkpoint_due: CheckpointDue) -> bool:
+    def train(self, epoch: int, steps: range, is_checkpoint_due: IsCheckpointDue) -> bool:
         """Optimizer steps of one epoch, both counted from 0, until a checkpoint is due; False: a loss was not finite.
 
         The order of the windows follows from (seed, epoch), dropout from (seed, step, rank).
@@ -111,84 +111,84 @@ class Trial:
         started = time.perf_counter()
         for step in steps:
             indices = order[step * self.config.batch_size : (step + 1) * self.config.batch_size]
-            unread.append(self._step(indices, self.progress.step + len(unread)))
-            if len(unread) < LOOK_EVERY_STEPS[self.device.type] and step != steps[-1]:
+            unread.append(self._optimizer_step(indices, self.progress.step + len(unread)))
+            if len(unread) < LOSS_CHECK_STEPS[self.device.type] and step != steps[-1]:
                 continue
-            losses = self.ranks.add_up(torch.stack([nll for nll, _ in unread]).double()).tolist()
+            losses = self.dist_context.all_reduce(torch.stack([nll for nll, _ in unread]).double()).tolist()
             self.progress.training_seconds += time.perf_counter() - started
             started = time.perf_counter()
             for nll, (_, tokens) in zip(losses, unread, strict=True):
                 if not math.isfinite(nll):
                     return False
                 self.progress.add_step(nll, tokens)
-            self.on_step(self.progress.at_step(losses[-1] / unread[-1][1]))
+            self.on_step(self.progress.step_metrics(losses[-1] / unread[-1][1]))
             unread.clear()
-            if step != steps[-1] and self.ranks.agree(checkpoint_due()):
+            if step != steps[-1] and self.dist_context.broadcast(is_checkpoint_due()):
                 break
         return True
 
-    def _step(self, indices: Indices, step: int) -> tuple[Tensor, int]:
+    def _optimizer_step(self, indices: WindowIndices, step: int) -> tuple[Tensor, int]:
         """One optimizer step on one batch: this rank's summed loss of it, on the device, and all its tokens."""
-        tokens = self.batches.windows.token_count(indices)
-        while (total := self._gradients(indices, step, tokens)) is None:
-            self._make_smaller()
+        tokens = self.batches.windows.count_tokens(indices)
+        while (total := self._accumulate_gradients(indices, step, tokens)) is None:
+            self._reduce_micro_batch()
         if self.config.max_grad_norm > 0:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
         for group in self.optimizer.param_groups:
-            group["lr"] = optim.learning_rate(self.config, step, self.progress.total_steps)
+            group["lr"] = optim.learning_rate_at(self.config, step, self.progress.total_steps)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return total, tokens
 
-    def _gradients(self, indices: Indices, step: int, tokens: int) -> Tensor | None:
+    def _accumulate_gradients(self, indices: WindowIndices, step: int, num_tokens: int) -> Tensor | None:
         """Makes those of a batch with so many tokens; this rank's summed loss of it, or None where memory ran out."""
-        entropy = [self.config.seed, step, self.ranks.rank]  # for rank 0, the same as without it
+        entropy = [self.config.seed, step, self.dist_context.rank]  # for rank 0, the same as without it
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
         total = torch.zeros((), device=self.device)
-        mine, size = self.ranks.share(indices), self.progress.micro_batch_size
+        mine, size = self.dist_context.rank_windows(indices), self.progress.micro_batch_size
         starts = range(0, max(1, len(mine)), size)  # a rank without windows takes part all the same
         try:
             for start in starts:
-                with exchanging(self.loss, last=start == starts[-1]):
+                with gradient_sync(self.loss_fn, is_last=start == starts[-1]):
                     # of the gradients the ranks take the mean
-                    nll = summed_nll(self.loss, *self.batches.of(mine[start : start + size]), self.precision)
-                    (self.ranks.size * nll / tokens).backward()  # type: ignore[no-untyped-call]
+                    nll = autocast_loss(self.loss_fn, *self.batches.get(mine[start : start + size]), self.precision)
+                    (self.dist_context.world_size * nll / num_tokens).backward()  # type: ignore[no-untyped-call]
                 total += nll.detach()
         except RuntimeError as error:
-            if not memory_is_out(error) or self.progress.fit.smaller is None:
+            if not is_out_of_memory(error) or self.progress.micro_batching.next_smaller is None:
                 raise
             return None  # the error holds tensors of the frames that it came through, until here
         return total
 
-    def _make_smaller(self) -> None:
+    def _reduce_micro_batch(self) -> None:
         """Has the step that ran out of memory begin again with less, and all after it take no more.
 
         Raises:
             RestartError: if that cannot be in this place: other ranks are in the midst of the step, or its blocks are
                 compiled.
         """
-        smaller = self.progress.fit.smaller
+        smaller = self.progress.micro_batching.next_smaller
         assert smaller is not None
-        self.on_smaller(smaller)
-        if self.ranks.size > 1 or (self.compiled and smaller.recompute):
-            raise RestartError(f"out of memory with {self.progress.fit}; it goes on with {smaller}")
+        self.on_out_of_memory(smaller)
+        if self.dist_context.world_size > 1 or (self.is_compiled and smaller.recompute):
+            raise RestartError(f"out of memory with {self.progress.micro_batching}; it goes on with {smaller}")
         self.optimizer.zero_grad(set_to_none=True)
         if smaller.recompute and not self.progress.recompute:
-            models.recompute_activations(self.model)
-        self.progress.fit = smaller
+            models.enable_activation_checkpointing(self.model)
+        self.progress.micro_batching = smaller
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         else:
-            return_freed_blocks()
+            lower_mmap_threshold()
 
-    def measure(self, epoch: int) -> Measured:
+    def evaluate(self, epoch: int) -> EvalMetrics:
         """The losses now, in an epoch counted from 0."""
         length, micro_batch_size = self.config.context_length, self.progress.micro_batch_size
-        val_loss = validation_loss(self.model, self.corpus, length, micro_batch_size, self.precision, self.ranks)
-        words = self.corpus.validation.words
+        val_loss = validation_loss(self.model, self.corpus, length, micro_batch_size, self.precision, self.dist_context)
+        words = self.corpus.validation.num_words
         adjusted = val_loss * len(self.corpus.validation.tokens) / words
         progress = self.progress
-        return Measured(epoch + 1, progress.step, progress.tokens_seen, progress.train_loss, val_loss, adjusted)
+        return EvalMetrics(epoch + 1, progress.step, progress.tokens_seen, progress.train_loss, val_loss, adjusted)
 
 
 def finetune(
@@ -198,13 +198,13 @@ def finetune(
     *,
     device: str = "cpu",
     precision: str = "float32",
-    fit: Fit | None = None,
+    micro_batching: MicroBatching | None = None,
     resume_from: Path | None = None,
-    limit: Fit | None = None,
+    micro_batching_limit: MicroBatching | None = None,
     on_step: OnStep = lambda step: None,
-    on_smaller: OnSmaller = lambda fit: None,
-    checkpoint_due: CheckpointDue = lambda: False,
-    ranks: Ranks = ALONE,
+    on_out_of_memory: OnOutOfMemory = lambda fit: None,
+    is_checkpoint_due: IsCheckpointDue = lambda: False,
+    dist_context: DistributedContext = SINGLE_PROCESS,
 ) -> Iterator[Evaluation]:
     """Fine-tunes one trial.
 
@@ -234,60 +234,74 @@ def finetune(
         WorkError: if `resume_from` is no checkpoint of this trial.
         RestartError: if it ran out of memory, and can go on with less of it from a checkpoint alone.
     """
-    windows = training_windows(config, corpus)
+    windows = build_training_windows(config, corpus)
     steps_per_epoch = -(-len(windows) // config.batch_size)
-    fit = fit or Fit(ranks.largest_share(config.batch_size))
+    micro_batching = micro_batching or MicroBatching(dist_context.max_rank_windows(config.batch_size))
     progress = Progress(
-        steps_per_epoch * config.epochs, fit.micro_batch_size, ranks=ranks.size, recompute=fit.recompute
+        steps_per_epoch * config.epochs,
+        micro_batching.micro_batch_size,
+        ranks=dist_context.world_size,
+        recompute=micro_batching.recompute,
     )
     if resume_from is None:
-        model = models.load(source, vocabulary=corpus.vocabulary, dropout=config.dropout, seed=config.seed)
+        model = models.load_model(source, vocab_size=corpus.vocab_size, dropout=config.dropout, seed=config.seed)
     else:
         progress = checkpoint.load_progress(resume_from, config, progress.total_steps)
-        if progress.ranks != ranks.size:  # other bits in any case, and another need of memory
-            progress.ranks, progress.fit = ranks.size, fit
-        model = models.load_weights(resume_from, config.run_name)
-    progress.fit = progress.fit.within(limit)
-    short_of_memory = progress.recompute or progress.micro_batch_size < ranks.largest_share(config.batch_size)
+        if progress.ranks != dist_context.world_size:  # other bits in any case, and another need of memory
+            progress.ranks, progress.micro_batching = dist_context.world_size, micro_batching
+        model = models.load_pretrained(resume_from, config.run_name)
+    progress.micro_batching = progress.micro_batching.clamp(micro_batching_limit)
+    short_of_memory = progress.recompute or progress.micro_batch_size < dist_context.max_rank_windows(config.batch_size)
     if device == "cpu" and short_of_memory:
-        return_freed_blocks()
+        lower_mmap_threshold()
     if progress.recompute:
-        models.recompute_activations(model)
+        models.enable_activation_checkpointing(model)
     model.to(device).train()
-    compiled = device == "cuda" and progress.total_steps >= COMPILED_FROM_STEPS and layers.can_compile(model)
+    compiled = device == "cuda" and progress.total_steps >= MIN_STEPS_TO_COMPILE and layers.can_compile(model)
     if compiled:
         layers.compile_blocks(model)
-    optimizer = optim.make(config, model, compiled)
+    optimizer = optim.build_optimizer(config, model, compiled)
     if resume_from is not None:
         checkpoint.load_optimizer(resume_from, optimizer)
-    loss = ranks.loss_of(model)
+    loss = dist_context.build_loss(model)
     batches = Batches(windows, torch.device(device))
-    trial = Trial(
-        config, corpus, batches, model, optimizer, progress, precision, on_step, ranks, loss, compiled, on_smaller
+    trial = Trainer(
+        config,
+        corpus,
+        batches,
+        model,
+        optimizer,
+        progress,
+        precision,
+        on_step,
+        dist_context,
+        loss,
+        compiled,
+        on_out_of_memory,
     )
 
     stops = _evaluation_steps(steps_per_epoch, config.evals_per_epoch)
-    while not progress.finished:
+    while not progress.is_complete:
         epoch, done = divmod(progress.step, steps_per_epoch)
         if done == 0:
             progress.start_epoch()
         stop = next(stop for stop in stops if stop > done)
-        healthy = trial.train(epoch, range(done, stop), checkpoint_due)
+        healthy = trial.train(epoch, range(done, stop), is_checkpoint_due)
         if healthy and progress.step < epoch * steps_per_epoch + stop:
-            yield Evaluation(_not_measured(epoch, progress), False, trial)
+            yield Evaluation(_nan_metrics(epoch, progress), False, trial)
             continue
-        measured = trial.measure(epoch) if healthy else _not_measured(epoch, progress)
-        if measured.finite:
+        measured = trial.evaluate(epoch) if healthy else _nan_metrics(epoch, progress)
+        if measured.is_finite:
             progress.evaluations.append(measured)
-        yield Evaluation(measured, not measured.finite, trial)
-        if not measured.finite:
+        yield Evaluation(measured, not measured.is_finite, trial)
+        if not measured.is_finite:
             return
 
 
-def _not_measured(epoch: int, progress: Progress) -> Measured:
-    return Measured(epoch + 1, progress.step, progress.tokens_seen, math.nan, math.nan, math.nan)
+def _nan_metrics(epoch: int, progress: Progress) -> EvalMetrics:
+    return EvalMetrics(epoch + 1, progress.step, progress.tokens_seen, math.nan, math.nan, math.nan)
 
 
-def _evaluation_steps(steps_per_epoch: int, evaluations: int) -> list[int]:
+def _evaluation_steps(steps_per_epoch: int, num_evaluations: int) -> list[int]:
     """The steps of an epoch after which to evaluate, evenly spaced, the last one always."""
-    return sorted({-(-steps_per_epoch * number // evaluations) for number in range(1, evaluations + 1)})
+    return sorted({-(-steps_per_epoch * number // num_evaluations) for number in range(1, num_evaluations + 1)})

@@ -17,24 +17,24 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from raylm.config.trial import TrialConfig
-from raylm.errors import Pause
-from raylm.events import PAUSED, SET_ASIDE, Live
-from raylm.results.folder import find_row, write_ending
+from raylm.errors import PauseReason
+from raylm.events import DEFERRED, PAUSED, TrialListener
+from raylm.results.folder import load_row, write_final_status
 from raylm.results.rows import DIVERGED, DONE, FAILED, STOPPED
 from raylm.results.storage import Storage
-from raylm.tuning.searcher import config_of
-from raylm.tuning.trial_queue import Lineup
+from raylm.tuning.searcher import get_trial_config
+from raylm.tuning.trial_queue import TrialQueue
 
-PAUSE_SECONDS = 25.0
+PAUSE_TIMEOUT_SECONDS = 25.0
 """Time that running trials have to save themselves; after it they are stopped where they are."""
 
-COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+ANSI_COLOR = re.compile(r"\x1b\[[0-9;]*m")
 """What Ray puts into its errors for terminals."""
-OWN_ERROR = re.compile(r"^raylm(\.\w+)+: ")
+RAYLM_ERROR_PREFIX = re.compile(r"^raylm(\.\w+)+: ")
 """The class of an error whose words say it all."""
 
 
-class Watcher(tune.Callback):
+class LaunchCallback(tune.Callback):
     """Tells the display what Tune does, storage how trials ended that have no finished checkpoint, and trials to pause.
 
     A first SIGINT (Ctrl-C) or SIGTERM, a full disk and a used-up time budget have all running trials save themselves
@@ -42,16 +42,28 @@ class Watcher(tune.Callback):
     """
 
     def __init__(
-        self, folder: Storage, launch: str, lineup: Lineup, live: Live, board: Any, budget_seconds: float | None
+        self,
+        storage: Storage,
+        launch_name: str,
+        queue: TrialQueue,
+        listener: TrialListener,
+        coordinator: Any,
+        budget_seconds: float | None,
     ) -> None:
-        self._folder, self._launch, self._lineup, self._live, self._board = folder, launch, lineup, live, board
+        self._storage, self._launch_name, self._queue, self._listener, self._coordinator = (
+            storage,
+            launch_name,
+            queue,
+            listener,
+            coordinator,
+        )
         self._deadline = time.monotonic() + budget_seconds if budget_seconds else None
-        self._tune_interrupts: Any = None
-        self._pause_until: float | None = None
+        self._tune_sigint_handler: Any = None
+        self._pause_deadline: float | None = None
         self._running: dict[str, TrialConfig] = {}
-        self.pause_reason: Pause | None = None
+        self.pause_reason: PauseReason | None = None
         """Why the launch was paused, if it was."""
-        self.set_aside: dict[str, TrialConfig] = {}
+        self.deferred: dict[str, TrialConfig] = {}
         """Trials that ran out of memory beside others, by run."""
 
     def __getstate__(self) -> dict[str, Any]:
@@ -62,87 +74,89 @@ class Watcher(tune.Callback):
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Between any two events."""
-        if self._tune_interrupts is None and threading.current_thread() is threading.main_thread():
-            self._tune_interrupts = signal.signal(signal.SIGINT, self._on_signal)
+        if self._tune_sigint_handler is None and threading.current_thread() is threading.main_thread():
+            self._tune_sigint_handler = signal.signal(signal.SIGINT, self._on_signal)
             signal.signal(signal.SIGTERM, self._on_signal)
         if self._deadline and time.monotonic() > self._deadline:
-            self.pause(Pause.BUDGET_USED)
-        if self.set_aside and not self._running and not self._lineup.finished:
-            self._tune_interrupts(signal.SIGINT, None)  # what is left waits for those that were set aside
-        if self._pause_until and (not self._running or time.monotonic() > self._pause_until):
-            self._pause_until = None
-            self._tune_interrupts(signal.SIGINT, None)  # Tune stops what is left
+            self.pause(PauseReason.BUDGET_USED)
+        if self.deferred and not self._running and not self._queue.all_dispatched:
+            self._tune_sigint_handler(signal.SIGINT, None)  # what is left waits for those that were set aside
+        if self._pause_deadline and (not self._running or time.monotonic() > self._pause_deadline):
+            self._pause_deadline = None
+            self._tune_sigint_handler(signal.SIGINT, None)  # Tune stops what is left
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial got its resources."""
-        config = config_of(trial)
+        config = get_trial_config(trial)
         if not self.pause_reason:
             self._running[config.run_name] = config
-            self._live.started(config.run_name)
+            self._listener.on_trial_start(config.run_name)
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         """A trial reported an evaluation, a checkpoint on its way, or why it cannot go on."""
         if "val_loss" in result:
-            self._live.evaluated(config_of(trial).run_name, result)
+            self._listener.on_evaluate(get_trial_config(trial).run_name, result)
         elif "memory" in result:
-            config = config_of(trial)
-            self.set_aside[config.run_name] = config
-        elif result.get("paused") == Pause.DISK_FULL:
-            self.pause(Pause.DISK_FULL, f" ({result['detail']})")
+            config = get_trial_config(trial)
+            self.deferred[config.run_name] = config
+        elif result.get("paused") == PauseReason.DISK_FULL:
+            self.pause(PauseReason.DISK_FULL, f" ({result['detail']})")
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial failed and is started again."""
-        run, reason = config_of(trial).run_name, failure_reason(trial)
-        self._board.recovered.remote(run, reason)
-        self._live.retried(run, reason)
+        run, reason = get_trial_config(trial).run_name, read_failure_reason(trial)
+        self._coordinator.record_restart.remote(run, reason)
+        self._listener.on_retry(run, reason)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial's function returned, or a scheduler stopped it."""
-        config, last = config_of(trial), trial.last_result or {}
-        row = find_row(self._folder, config)
+        config, last = get_trial_config(trial), trial.last_result or {}
+        row = load_row(self._storage, config)
         if "reason" in last:
-            self._end(config, FAILED, str(last["reason"]))
+            self._finish_trial(config, FAILED, str(last["reason"]))
         elif last.get("diverged"):
-            self._end(config, DIVERGED, f"the loss was not finite in epoch {last['epoch']:.0f}")
+            self._finish_trial(config, DIVERGED, f"the loss was not finite in epoch {last['epoch']:.0f}")
         elif row.status == DONE:
-            self._end(config, DONE, "")
-        elif config.run_name in self.set_aside or "paused" in last or self.pause_reason:
+            self._finish_trial(config, DONE, "")
+        elif config.run_name in self.deferred or "paused" in last or self.pause_reason:
             self._running.pop(config.run_name, None)
-            self._live.ended(config.run_name, SET_ASIDE if "memory" in last else PAUSED, last.get("memory", ""))
+            self._listener.on_trial_end(
+                config.run_name, DEFERRED if "memory" in last else PAUSED, last.get("memory", "")
+            )
         else:
-            reason = self._lineup.is_beyond_limit(config, row) or "by the scheduler"
-            self._end(config, STOPPED, reason)
+            reason = self._queue.find_stop_reason(config, row) or "by the scheduler"
+            self._finish_trial(config, STOPPED, reason)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial failed for the last time."""
-        self._end(config_of(trial), FAILED, failure_reason(trial))
+        self._finish_trial(get_trial_config(trial), FAILED, read_failure_reason(trial))
 
-    def _end(self, config: TrialConfig, status: str, reason: str) -> None:
+    def _finish_trial(self, config: TrialConfig, status: str, reason: str) -> None:
         if status != DONE:
-            write_ending(self._folder, self._launch, config, status, reason)
-        self._lineup.ended(config)
+            write_final_status(self._storage, self._launch_name, config, status, reason)
+        self._queue.mark_finished(config)
         self._running.pop(config.run_name, None)
-        self._live.ended(config.run_name, status, reason)
+        self._listener.on_trial_end(config.run_name, status, reason)
 
-    def out_of_memory(self, alone: bool) -> None:
+    def handle_out_of_memory(self, exclusive: bool) -> None:
         """Ray's own monitor ended a process, and Tune with it: whichever it was, it was one of those that ran."""
         for run, config in list(self._running.items()):
-            if alone:
-                self._end(config, FAILED, "out of memory, alone on its machine")
+            if exclusive:
+                self._finish_trial(config, FAILED, "out of memory, alone on its machine")
             else:
-                self.set_aside[run] = config
+                self.deferred[run] = config
 
     # ---- pausing --------------------------------------------------------------------------------------------------
 
-    def pause(self, reason: Pause, detail: str = "") -> None:
+    def pause(self, reason: PauseReason, detail: str = "") -> None:
         """Has all running trials save themselves and end, and no other begin."""
         if not self.pause_reason:
             self.pause_reason = reason
-            self._pause_until = time.monotonic() + PAUSE_SECONDS
-            self._board.pause.remote()
-            self._live.pausing(f"{reason}{detail}")
+            self._pause_deadline = time.monotonic() + PAUSE_TIMEOUT_SECONDS
+            self._coordinator.pause_all.remote()
+            self._listener.on_pause(f"{reason}{detail}")
 
     def _on_signal(self, number: int, frame: Any) -> None:
         if self.pause_reason and number == signal.SIGINT:
@@ -150,42 +164,42 @@ class Watcher(tune.Callback):
                 with contextlib.suppress(psutil.Error):  # it has just ended
                     process.kill()
             os._exit(130)
-        self.pause(Pause.INTERRUPTED)
+        self.pause(PauseReason.INTERRUPTED)
 
 
-def failure_reason(trial: Trial) -> str:
+def read_failure_reason(trial: Trial) -> str:
     """What a trial failed of the last time, in a line, from the file in which Tune notes it at once."""
     path = Path(trial.error_file or "")
     noted = path.read_text(encoding="utf-8").rsplit("Failure #", 1)[-1] if path.is_file() else ""
-    lines = [line.strip() for line in COLOUR.sub("", noted).splitlines()[1:] if line.strip()]
+    lines = [line.strip() for line in ANSI_COLOR.sub("", noted).splitlines()[1:] if line.strip()]
     if not lines:
         return "for a reason that Ray does not tell"
     raised = any(line.startswith(("Traceback", "ray::")) for line in lines)
-    return OWN_ERROR.sub("", lines[-1] if raised else lines[0])[:500]
+    return RAYLM_ERROR_PREFIX.sub("", lines[-1] if raised else lines[0])[:500]
 
 
-class StepsShown:
+class StepPoller:
     """While it is entered, the steps of running trials are brought to the display by a thread of its own."""
 
-    SECONDS_BETWEEN_LOOKS = 0.5
+    POLL_SECONDS = 0.5
 
-    def __init__(self, board: Any, live: Live) -> None:
-        self._board, self._live = board, live
-        self._finished = threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
+    def __init__(self, coordinator: Any, listener: TrialListener) -> None:
+        self._coordinator, self._listener = coordinator, listener
+        self._stop_event = threading.Event()
+        self._thread = threading.Thread(target=self._poll, daemon=True)
 
     def __enter__(self) -> None:
         self._thread.start()
 
     def __exit__(self, *exception: object) -> None:
-        self._finished.set()
+        self._stop_event.set()
         self._thread.join(timeout=15)
 
-    def _look(self) -> None:
-        while not self._finished.wait(self.SECONDS_BETWEEN_LOOKS):
+    def _poll(self) -> None:
+        while not self._stop_event.wait(self.POLL_SECONDS):
             try:
-                steps = ray.get(self._board.steps.remote(), timeout=10)
+                steps = ray.get(self._coordinator.get_steps.remote(), timeout=10)
             except (ray.exceptions.RayError, TimeoutError):
                 continue  # no display is worth a trial; the next look may succeed
             for run, step in steps.items():
-                self._live.stepped(run, step)
+                self._listener.on_step(run, step)

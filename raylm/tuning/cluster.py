@@ -20,7 +20,7 @@ from ray._private.services import find_bootstrap_address
 
 from raylm.config.trial import Resources
 from raylm.errors import UserError, WorkError
-from raylm.planning.devices import Card, known
+from raylm.planning.devices import Device, find_device
 from raylm.results.storage import Storage
 from raylm.tuning import cluster
 
@@ -35,22 +35,22 @@ WORKER_ENVIRONMENT = {
 }
 AUTOSCALER_FILE = Path("~/ray_bootstrap_config.yaml")
 """What `ray up` lays down on the head: the kinds of nodes that it may start."""
-CARD_MEMORY = "gpu_gib"
+GPU_MEMORY_RESOURCE = "gpu_gib"
 """The custom resource in which nodes tell the memory of their GPUs, in GiB, of all their cards together."""
-CARD_NAME = "accelerator_type:"
+ACCELERATOR_TYPE_PREFIX = "accelerator_type:"
 """How the resource begins by which Ray names a node's GPUs."""
-SECONDS_TO_ANSWER = 60.0
+NODE_TIMEOUT_SECONDS = 60.0
 """Time that a node has to answer a question; a process has to be started there first."""
-SECONDS_TO_CONNECT = 2.0
-SEEN = ".seen"
+CONNECT_TIMEOUT_SECONDS = 2.0
+STORAGE_CHECK_FOLDER = ".seen"
 """Folder in which nodes show each other that they see the storage."""
 
-Amounts = Mapping[str, float]
+NodeResources = Mapping[str, float]
 """Resources by Ray's names: `CPU`, `GPU`, and custom ones."""
 
 
 @contextlib.contextmanager
-def started_ray(address: str | None, verbose: bool) -> Iterator[str | None]:
+def connect_ray(address: str | None, verbose: bool) -> Iterator[str | None]:
     """A connection to a running cluster, or Ray on this machine; gives the dashboard's address.
 
     Args:
@@ -60,12 +60,12 @@ def started_ray(address: str | None, verbose: bool) -> Iterator[str | None]:
     Raises:
         UserError: if the cluster cannot be reached.
     """
-    address = known_address(address)
+    address = resolve_address(address)
     here = address == "local"
     logging.getLogger("ray.tune").setLevel(logging.INFO if verbose else logging.CRITICAL)
     os.environ.update({name: os.environ.get(name, value) for name, value in WORKER_ENVIRONMENT.items()})
     if here:
-        _keep_token()
+        _create_auth_token()
     try:
         context = ray.init(
             address,
@@ -82,19 +82,19 @@ def started_ray(address: str | None, verbose: bool) -> Iterator[str | None]:
         ) from error
     try:
         url = context.dashboard_url
-        with contextlib.nullcontext() if verbose else cluster.raylets():
+        with contextlib.nullcontext() if verbose else cluster.suppress_raylet_messages():
             yield f"http://{url}" if url else None
     finally:
-        with contextlib.nullcontext() if verbose else cluster.everything():
+        with contextlib.nullcontext() if verbose else cluster.suppress_stdout():
             ray.shutdown()  # prints what raylets have said more than once
 
 
-def known_address(asked: str | None) -> str:
+def resolve_address(address: str | None) -> str:
     """Of the cluster that a command is to use; `local` where it is to start one."""
-    return asked or os.environ.get("RAY_ADDRESS") or _own_cluster() or "local"
+    return address or os.environ.get("RAY_ADDRESS") or _find_local_cluster() or "local"
 
 
-def _own_cluster() -> str | None:
+def _find_local_cluster() -> str | None:
     """Of the cluster that `ray start` has made this machine a node of, if that still listens.
 
     Ray keeps the address of one that has died, and would wait for it for minutes.
@@ -102,7 +102,7 @@ def _own_cluster() -> str | None:
     address = str(find_bootstrap_address(None) or "")
     host, _, port = address.rpartition(":")
     try:
-        with socket.create_connection((host, int(port)), timeout=SECONDS_TO_CONNECT):
+        with socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_SECONDS):
             return address
     except (OSError, ValueError):
         return None
@@ -111,26 +111,26 @@ def _own_cluster() -> str | None:
 # ---- resources ----------------------------------------------------------------------------------------------------
 
 
-def nodes() -> list[dict[str, Any]]:
+def list_alive_nodes() -> list[dict[str, Any]]:
     """The nodes that are there."""
     return [node for node in ray.nodes() if node["Alive"]]
 
 
-def offers() -> list[tuple[Amounts, int]]:
+def list_node_types() -> list[tuple[NodeResources, int]]:
     """Resources of the nodes that are there or may be started, and how many there may be of each kind."""
-    kinds, _ = _kinds()
-    return [*((resources, 1) for resources in _lasting(bool(kinds))), *kinds]
+    kinds, _ = _load_autoscaler_node_types()
+    return [*((resources, 1) for resources in _list_static_nodes(bool(kinds))), *kinds]
 
 
-def _lasting(autoscaled: bool) -> list[Amounts]:
+def _list_static_nodes(autoscaled: bool) -> list[NodeResources]:
     """Resources of the nodes that no autoscaler starts or ends: all, or the head where it does so with the others."""
-    there: list[Amounts] = [node["Resources"] for node in nodes()]
+    there: list[NodeResources] = [node["Resources"] for node in list_alive_nodes()]
     return [resources for resources in there if not autoscaled or "node:__internal_head__" in resources]
 
 
-def _kinds() -> tuple[list[tuple[Amounts, int]], int]:
+def _load_autoscaler_node_types() -> tuple[list[tuple[NodeResources, int]], int]:
     """The kinds of nodes that an autoscaler may start, where this is the head of its cluster; how many in all."""
-    if ray.get_runtime_context().gcs_address != _own_cluster():
+    if ray.get_runtime_context().gcs_address != _find_local_cluster():
         return [], 0
     try:
         content = yaml.safe_load(AUTOSCALER_FILE.expanduser().read_text(encoding="utf-8"))
@@ -142,17 +142,17 @@ def _kinds() -> tuple[list[tuple[Amounts, int]], int]:
     return [(resources, number) for resources, number in found if number > 0], most
 
 
-def resolved_resources(asked: Resources) -> dict[str, float]:
+def resolve_resources(requested: Resources) -> dict[str, float]:
     """The resources of a trial on this cluster.
 
     Raises:
         UserError: if no node of the cluster has them, or could have them.
     """
-    kinds = [resources for resources, _ in offers()]
-    gpus = asked.gpus
+    kinds = [resources for resources, _ in list_node_types()]
+    gpus = requested.gpus
     if gpus is None or gpus == "auto":
         gpus = 1.0 if any(kind.get("GPU", 0) for kind in kinds) else 0.0
-    cpus = max(asked.cpus, int(gpus))  # one per rank at least
+    cpus = max(requested.cpus, int(gpus))  # one per rank at least
     if not any(kind.get("CPU", 0) >= cpus and kind.get("GPU", 0) >= gpus for kind in kinds):
         there = "; ".join(sorted(f"{kind.get('CPU', 0):g} CPUs and {kind.get('GPU', 0):g} GPUs" for kind in kinds))
         raise UserError(
@@ -162,68 +162,72 @@ def resolved_resources(asked: Resources) -> dict[str, float]:
     return {"cpu": cpus, "gpu": gpus}
 
 
-def cards_to_share(cpus: int) -> list[tuple[Card, int]]:
+def find_shareable_devices(cpus: int) -> list[tuple[Device, int]]:
     """The GPUs that there are or may be, each with how many trials of so many CPUs it has CPUs for.
 
     None are shared where one of them is not known.
     """
-    found: list[tuple[Card, int]] = []
-    for kind, _ in offers():
+    found: list[tuple[Device, int]] = []
+    for kind, _ in list_node_types():
         if kind.get("GPU", 0):
-            names = [name.removeprefix(CARD_NAME) for name in kind if name.startswith(CARD_NAME)]
-            card = known(names[0]) if names else None
+            names = [
+                name.removeprefix(ACCELERATOR_TYPE_PREFIX) for name in kind if name.startswith(ACCELERATOR_TYPE_PREFIX)
+            ]
+            card = find_device(names[0]) if names else None
             if card is None:
                 return []
             found.append((card, int(kind.get("CPU", 0) / kind["GPU"] / cpus)))
     return found
 
 
-def largest_card_gib() -> float:
+def max_gpu_memory_gib() -> float:
     """Memory of the largest GPU that there is or may be, in GiB, where the nodes tell; 0 where they do not."""
-    return max((kind.get(CARD_MEMORY, 0) / max(kind.get("GPU", 0), 1) for kind, _ in offers()), default=0)
+    return max(
+        (kind.get(GPU_MEMORY_RESOURCE, 0) / max(kind.get("GPU", 0), 1) for kind, _ in list_node_types()), default=0
+    )
 
 
-def slots(resources: Mapping[str, float], max_concurrent: int | None) -> int:
+def count_concurrent_trials(resources: Mapping[str, float], max_concurrent: int | None) -> int:
     """Trials that run at a time, once all nodes that may be started are there."""
 
-    def fits(node: Amounts) -> int:
+    def count_fitting(node: NodeResources) -> int:
         return int(min(node.get(name.upper(), 0) / amount for name, amount in resources.items() if amount) + 1e-9)
 
-    kinds, most = _kinds()
-    started = sorted((fits(kind) for kind, number in kinds for _ in range(number)), reverse=True)
-    found = sum(map(fits, _lasting(bool(kinds)))) + sum(started[:most])
+    kinds, most = _load_autoscaler_node_types()
+    started = sorted((count_fitting(kind) for kind, number in kinds for _ in range(number)), reverse=True)
+    found = sum(map(count_fitting, _list_static_nodes(bool(kinds)))) + sum(started[:most])
     return max(1, min(found, max_concurrent or found))
 
 
-def part(resources: Mapping[str, float]) -> float:
+def compute_memory_fraction(resources: Mapping[str, float]) -> float:
     """A trial's part of a node: the largest of its parts of the node's CPUs and GPUs, on the largest node."""
     parts = [
         max(amount / kind[name.upper()] for name, amount in resources.items() if amount)
-        for kind, _ in offers()
+        for kind, _ in list_node_types()
         if all(kind.get(name.upper(), 0) >= amount for name, amount in resources.items() if amount)
     ]
     return float(min(1.0, *parts))
 
 
-def _look(storage: Storage, word: str) -> str:
+def _check_storage_on_node(storage: Storage, nonce: str) -> str:
     """On a node: what is wrong with the storage there."""
-    hasty = storage.hasty()
+    hasty = storage.without_retries()
     try:
-        if hasty.read(f"{SEEN}/{word}") != word:
+        if hasty.read(f"{STORAGE_CHECK_FOLDER}/{nonce}") != nonce:
             return "another file is there under the same name"
-        hasty.write(f"{SEEN}/{ray.get_runtime_context().get_node_id()}", word)
+        hasty.write(f"{STORAGE_CHECK_FOLDER}/{ray.get_runtime_context().get_node_id()}", nonce)
     except FileNotFoundError:
         return "what was written here is not there"
     except OSError as error:
-        return hasty.explained(error)
+        return hasty.describe_error(error)
     return ""
 
 
-def _answer(reference: Any) -> Any:
+def _get_result(object_ref: Any) -> Any:
     try:
-        return ray.get(reference, timeout=1)
+        return ray.get(object_ref, timeout=1)
     except ray.exceptions.GetTimeoutError:
-        return WorkError(f"it did not answer within {SECONDS_TO_ANSWER:.0f} s")
+        return WorkError(f"it did not answer within {NODE_TIMEOUT_SECONDS:.0f} s")
     except ray.exceptions.RayError as error:
         return WorkError(str(error).strip().splitlines()[-1])
 
@@ -231,7 +235,7 @@ def _answer(reference: Any) -> Any:
 # ---- the token ----------------------------------------------------------------------------------------------------
 
 
-def _keep_token() -> None:
+def _create_auth_token() -> None:
     """Makes the token of a Ray that may be started here, as Ray would itself, but readable by nobody else."""
     file = Path.home() / ".ray" / "auth_token"
     if file.exists():
@@ -244,46 +248,46 @@ def _keep_token() -> None:
         beside.replace(file)  # whole, whoever reads it
 
 
-RAYLETS_THREAD = "ray_listen_error_messages"
+RAYLET_MESSAGE_THREAD = "ray_listen_error_messages"
 """Of the command's own process; it prints what raylets say (ray/_private/worker.py)."""
 
 
-def raylets() -> contextlib.AbstractContextManager[object]:
+def suppress_raylet_messages() -> contextlib.AbstractContextManager[object]:
     """Nothing of raylets on standard output, while it is entered."""
-    return contextlib.redirect_stdout(_WithoutRaylets(sys.stdout))
+    return contextlib.redirect_stdout(_RayletMessageFilter(sys.stdout))
 
 
-def everything() -> contextlib.AbstractContextManager[object]:
+def suppress_stdout() -> contextlib.AbstractContextManager[object]:
     """Nothing on standard output, while it is entered."""
     return contextlib.redirect_stdout(io.StringIO())
 
 
-class _WithoutRaylets(io.TextIOBase):
+class _RayletMessageFilter(io.TextIOBase):
     """Standard output without what a thread of Ray's prints there, whatever is asked of it, when a process has died.
 
     What raylm says of it in a line is enough; Ray's own logs have the rest.
     """
 
-    def __init__(self, output: TextIO) -> None:
-        self._output = output
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
 
     def write(self, text: str) -> int:
         """Writes what others print."""
-        return len(text) if threading.current_thread().name == RAYLETS_THREAD else self._output.write(text)
+        return len(text) if threading.current_thread().name == RAYLET_MESSAGE_THREAD else self._stream.write(text)
 
     def flush(self) -> None:
         """See `io.IOBase`."""
-        self._output.flush()
+        self._stream.flush()
 
     def isatty(self) -> bool:
         """See `io.IOBase`."""
-        return self._output.isatty()
+        return self._stream.isatty()
 
     def fileno(self) -> int:
         """See `io.IOBase`."""
-        return self._output.fileno()
+        return self._stream.fileno()
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
         """Of what is written."""
-        return self._output.encoding
+        return self._stream.encoding

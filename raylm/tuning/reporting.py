@@ -16,13 +16,13 @@ import torch
 from ray import tune
 from ray.util.metrics import Gauge
 
-from raylm.results.progress import Step
-from raylm.tuning.coordinator import CHECKPOINT_SECONDS, SECONDS_BETWEEN_WORDS, Word
+from raylm.results.progress import StepMetrics
+from raylm.tuning.coordinator import CHECKPOINT_SECONDS, REPORT_SECONDS, Command
 
 Metrics = Mapping[str, float]
 
 
-class Reporter:
+class AsyncReporter:
     """Hands over one evaluation at a time, in their order. Used as a context, which ends when all are handed over.
 
     Tune ends a trial by raising SystemExit where it reports. That, and whatever else reporting raises, is raised again
@@ -30,81 +30,83 @@ class Reporter:
     """
 
     def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="reporter")
-        self._under_way: Future[None] | None = None
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="reporter")
+        self._pending: Future[None] | None = None
 
-    def __enter__(self) -> Reporter:
+    def __enter__(self) -> AsyncReporter:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, raised: BaseException | None, traceback: TracebackType | None
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._thread.shutdown(wait=True)  # a checkpoint on its way arrives, whatever has happened to the trial
-        if raised is None:
+        self._executor.shutdown(wait=True)  # a checkpoint on its way arrives, whatever has happened to the trial
+        if exc is None:
             self.wait()
 
-    def hand_over(self, metrics: Metrics, save: Callable[[Path], None]) -> None:
+    def submit(self, metrics: Metrics, save: Callable[[Path], None]) -> None:
         """Begins to report an evaluation, with the checkpoint that `save` writes into a folder at once."""
         self.wait()
         folder = tempfile.TemporaryDirectory()
         try:
             save(Path(folder.name))
-            self._under_way = self._thread.submit(_report, metrics, folder)
+            self._pending = self._executor.submit(_report_to_tune, metrics, folder)
         except BaseException:
             folder.cleanup()
             raise
 
-    def look(self) -> None:
+    def raise_if_failed(self) -> None:
         """Raises what reporting has raised meanwhile."""
-        if self._under_way is not None and self._under_way.done():
+        if self._pending is not None and self._pending.done():
             self.wait()
 
     def wait(self) -> None:
         """Returns when all that was handed over has been reported; raises what that raised."""
-        under_way, self._under_way = self._under_way, None
+        under_way, self._pending = self._pending, None
         if under_way is not None:
             under_way.result()
 
 
-def _report(metrics: Metrics, folder: tempfile.TemporaryDirectory[str]) -> None:
+def _report_to_tune(metrics: Metrics, folder: tempfile.TemporaryDirectory[str]) -> None:
     with folder as path:
         tune.report(dict(metrics), checkpoint=tune.Checkpoint.from_directory(path))
 
 
-class Contact:
+class CoordinatorClient:
     """A running trial's end of the line to the board. It never waits for an answer."""
 
-    def __init__(self, board: Any, run: str, gauges: Gauges) -> None:
-        self._run, self._gauges, self._node = run, gauges, ray.get_runtime_context().get_node_id()
-        self._board = board
-        self.word: Word = ray.get(board.word.remote(self._node))
+    def __init__(self, coordinator: Any, run_name: str, gauges: TrialGauges) -> None:
+        self._run_name, self._gauges, self._node_id = run_name, gauges, ray.get_runtime_context().get_node_id()
+        self._coordinator = coordinator
+        self.command: Command = ray.get(coordinator.get_command.remote(self._node_id))
         """What the trial is to do."""
-        self.left = self.word is not Word.GO_ON
+        self.should_exit = self.command is not Command.CONTINUE
         """Whether it does that: it ends before it is done."""
-        self._answer: Any = None
-        self._told = self._saved = time.monotonic()
+        self._pending_command: Any = None
+        self._last_report = self._last_checkpoint = time.monotonic()
 
-    def on_step(self, step: Step) -> None:
+    def on_step(self, step: StepMetrics) -> None:
         """Says how far the trial is, now and then."""
-        if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
-            self.word, self._answer = ray.get(self._answer), None
-        if self._answer is None and time.monotonic() - self._told > SECONDS_BETWEEN_WORDS:
-            self._told = time.monotonic()
-            self._gauges.stepped(step)
-            named = self._board.step.options(name=self._run)  # so that Ray's dashboard lists the run among the tasks
-            self._answer = named.remote(self._run, self._node, step)
+        if self._pending_command is not None and ray.wait([self._pending_command], timeout=0)[0]:
+            self.command, self._pending_command = ray.get(self._pending_command), None
+        if self._pending_command is None and time.monotonic() - self._last_report > REPORT_SECONDS:
+            self._last_report = time.monotonic()
+            self._gauges.update_step(step)
+            named = self._coordinator.report_step.options(
+                name=self._run_name
+            )  # so that Ray's dashboard lists the run among the tasks
+            self._pending_command = named.remote(self._run_name, self._node_id, step)
 
     def checkpoint_due(self) -> bool:
         """Whether the trial is to be saved now."""
-        return self.word is not Word.GO_ON or time.monotonic() - self._saved > CHECKPOINT_SECONDS
+        return self.command is not Command.CONTINUE or time.monotonic() - self._last_checkpoint > CHECKPOINT_SECONDS
 
-    def saved(self, metrics: Mapping[str, Any]) -> None:
+    def on_checkpoint(self, metrics: Mapping[str, Any]) -> None:
         """The trial was saved, most often with an evaluation."""
-        self._gauges.evaluated(metrics)
-        self._saved = time.monotonic()
+        self._gauges.update_losses(metrics)
+        self._last_checkpoint = time.monotonic()
 
 
-GAUGES = {
+GAUGE_DESCRIPTIONS = {
     "raylm_train_loss": "Training loss of the last step, nats per token.",
     "raylm_val_loss": "Validation loss of the last evaluation, nats per token.",
     "raylm_adj_val_loss": "Validation loss of the last evaluation, nats per word.",
@@ -115,18 +117,20 @@ GAUGES = {
     "raylm_memory_bytes": "Memory of the trial's first process: of its GPU at its peak, without one of the process.",
 }
 """What is exported, with what it means; each by sweep and run."""
-TAGS = ("sweep", "run")
+TAG_KEYS = ("sweep", "run")
 
 
-class Gauges:
+class TrialGauges:
     """Those of one trial. A node exports what was set since it was last asked, so all of them are set each time."""
 
-    def __init__(self, sweep: str, run: str, device: str) -> None:
-        self._tags, self._device = {"sweep": sweep, "run": run}, device
-        self._gauges = {name: Gauge(name, description, tag_keys=TAGS) for name, description in GAUGES.items()}
+    def __init__(self, sweep_name: str, run_name: str, device: str) -> None:
+        self._tags, self._device = {"sweep": sweep_name, "run": run_name}, device
+        self._gauges = {
+            name: Gauge(name, description, tag_keys=TAG_KEYS) for name, description in GAUGE_DESCRIPTIONS.items()
+        }
         self._losses: dict[str, float] = {}
 
-    def stepped(self, step: Step) -> None:
+    def update_step(self, step: StepMetrics) -> None:
         """Sets what there is to say after a step."""
         values = {
             "raylm_train_loss": step.loss,
@@ -140,7 +144,7 @@ class Gauges:
         for name, value in values.items():
             self._gauges[name].set(value, self._tags)
 
-    def evaluated(self, metrics: Mapping[str, Any]) -> None:
+    def update_losses(self, metrics: Mapping[str, Any]) -> None:
         """Keeps the losses of an evaluation, to be set with the steps that follow."""
         named = {f"raylm_{name}": metrics.get(name) for name in ("val_loss", "adj_val_loss")}
         self._losses |= {name: value for name, value in named.items() if value is not None}

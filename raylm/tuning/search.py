@@ -25,7 +25,7 @@ from ray.tune.search.optuna import OptunaSearch
 from raylm.config import search_space
 from raylm.config.sweep import Sweep
 from raylm.config.trial import TrialConfig
-from raylm.errors import SweepError, UserError, show, unknown
+from raylm.errors import SweepError, UserError, safe_repr, unknown_name_problem
 from raylm.results.rows import DIVERGED, FAILED, STOPPED, Row
 from raylm.results.storage import Storage
 
@@ -33,31 +33,31 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # read at import; the display 
 
 METRIC = "adj_val_loss"
 """What is searched for: the lowest adj val loss of the best epoch, which compares between tokenizers."""
-LOSS_OF_DIVERGED = 1e3
+DIVERGED_LOSS = 1e3
 """Nats per word that a diverged trial is told with: worse than any other, and finite, which samplers need."""
-REPEATS_OF_SAMPLER = 20
+MAX_SAMPLER_DUPLICATES = 20
 """Suggestions in a row that name a trial of before, until a random point is taken, and so many more: until the end."""
-MOST_REPEATS = 40
-PROBES = 1000
+MAX_DUPLICATES = 40
+NUM_RANDOM_POINTS = 1000
 """Random points among which a new one is looked for, and by which a define-by-run function is tried beforehand."""
 
 
-class Proposals:
+class Suggester:
     """Names one trial after the other, each of them once, having been told how earlier ones came out."""
 
     def __init__(self, sweep: Sweep) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._fixed, self._space = _split(sweep.space)
+        self._fixed_fields, self._space = _split_space(sweep.space)
         self._study: optuna.Study | None = None
         """Where the searcher is Optuna."""
-        with _no_warnings():
-            self._searcher = self._make(sweep)
-        self._ids: list[str] = []
+        with _suppress_warnings():
+            self._searcher = self._create_searcher(sweep)
+        self._searcher_ids: list[str] = []
         """The searcher's names of the trials, by their places."""
-        self._asked = 0
-        self._known: set[str] = set()
+        self._num_suggested = 0
+        self._suggested_ids: set[str] = set()
 
-    def _make(self, sweep: Sweep) -> Searcher:
+    def _create_searcher(self, sweep: Sweep) -> Searcher:
         if isinstance(sweep.search, Searcher):
             searcher = copy.deepcopy(sweep.search)  # it is used up by one search
             if not searcher.set_search_properties(METRIC, "min", dict(self._space)):
@@ -65,16 +65,16 @@ class Proposals:
             return searcher
         storage = InMemoryStorage()
         searcher = OptunaSearch(
-            _distributions(self._space),
+            _to_distributions(self._space),
             metric=METRIC,
             mode="min",
-            sampler=_sampler(sweep),
+            sampler=_build_sampler(sweep),
             study_name=sweep.name,
             storage=storage,
         )
         self._study = optuna.load_study(study_name=sweep.name, storage=storage)
         for point in sweep.points_to_evaluate:
-            self._study.enqueue_trial({name: value for name, value in point.items() if name not in self._fixed})
+            self._study.enqueue_trial({name: value for name, value in point.items() if name not in self._fixed_fields})
         return searcher
 
     def __call__(self, outcomes: Sequence[tuple[int, Row]]) -> TrialConfig | None:
@@ -83,19 +83,19 @@ class Proposals:
         Args:
             outcomes: places of earlier trials, and how they ended: those that have not been told before.
         """
-        self.tell(outcomes)
-        with _no_warnings():
-            for repeats in range(MOST_REPEATS):
-                if repeats == REPEATS_OF_SAMPLER and not self._enqueue_random_point():
+        self.report_outcomes(outcomes)
+        with _suppress_warnings():
+            for repeats in range(MAX_DUPLICATES):
+                if repeats == MAX_SAMPLER_DUPLICATES and not self._enqueue_random_point():
                     return None
-                searcher_id, self._asked = str(self._asked), self._asked + 1
+                searcher_id, self._num_suggested = str(self._num_suggested), self._num_suggested + 1
                 suggested = self._searcher.suggest(searcher_id)
                 if suggested is None or suggested == Searcher.FINISHED:
                     return None
-                trial = _trial({**self._fixed, **suggested})
-                if trial.id not in self._known:
-                    self._known.add(trial.id)
-                    self._ids.append(searcher_id)
+                trial = _build_trial({**self._fixed_fields, **suggested})
+                if trial.id not in self._suggested_ids:
+                    self._suggested_ids.add(trial.id)
+                    self._searcher_ids.append(searcher_id)
                     return trial
                 self._searcher.on_trial_complete(searcher_id, error=True)  # it tells the sampler nothing
         return None
@@ -104,22 +104,22 @@ class Proposals:
         """Has a random point that was never suggested be the next suggestion, if one is found and can be named."""
         if self._study is None:
             return False
-        for fields, suggested in _random_points(self._fixed, self._space, len(self._ids)):
-            if _trial(fields).id not in self._known:
+        for fields, suggested in _sample_random_points(self._fixed_fields, self._space, len(self._searcher_ids)):
+            if _build_trial(fields).id not in self._suggested_ids:
                 self._study.enqueue_trial(suggested)
                 return True
         return False
 
-    def tell(self, outcomes: Sequence[tuple[int, Row]]) -> None:
+    def report_outcomes(self, outcomes: Sequence[tuple[int, Row]]) -> None:
         """Tells the searcher how trials ended, in the order of their places."""
-        with _no_warnings():
+        with _suppress_warnings():
             for place, row in outcomes:
-                self._tell(self._ids[place], row)
+                self._report_outcome(self._searcher_ids[place], row)
 
-    def _tell(self, searcher_id: str, row: Row) -> None:
-        measured = row.measured
+    def _report_outcome(self, searcher_id: str, row: Row) -> None:
+        measured = row.metrics
         if row.status == DIVERGED:
-            self._searcher.on_trial_complete(searcher_id, {METRIC: LOSS_OF_DIVERGED})
+            self._searcher.on_trial_complete(searcher_id, {METRIC: DIVERGED_LOSS})
         elif row.status == FAILED or measured is None:
             self._searcher.on_trial_complete(searcher_id, error=True)
         elif row.status == STOPPED:  # Optuna calls it pruned, and ranks it by how far it came
@@ -130,7 +130,7 @@ class Proposals:
         else:
             self._searcher.on_trial_complete(searcher_id, {METRIC: measured.adj_val_loss})
 
-    def write_study(self, folder: Storage) -> None:
+    def write_study(self, storage: Storage) -> None:
         """Writes the study as it is, for optuna-dashboard; nothing where another searcher keeps none."""
         if self._study is None:
             return
@@ -140,25 +140,25 @@ class Proposals:
                 storage=JournalStorage(JournalFileBackend(str(journal))), study_name=self._study.study_name
             )
             written.add_trials(self._study.trials)
-            folder.write(STUDY_FILE, journal.read_text(encoding="utf-8"))
+            storage.write(STUDY_FILE, journal.read_text(encoding="utf-8"))
 
 
 STUDY_FILE = "optuna/journal.log"
 """In a results folder."""
 
 
-def possible(sweep: Sweep) -> list[TrialConfig]:
+def representative_trials(sweep: Sweep) -> list[TrialConfig]:
     """Trials that stand for all that a search may need: each model, dataset and longest context it may name.
 
     Raises:
         SweepError: if a define-by-run function gives trials that cannot be.
     """
-    fixed, space = _split(sweep.space)
+    fixed, space = _split_space(sweep.space)
     if callable(space):
-        return list({_needs(trial): trial for trial in _probe(sweep, space)}.values())
+        return list({_input_requirements(trial): trial for trial in _sample_function_trials(sweep, space)}.values())
     combined: list[dict[str, Any]] = [dict(fixed)]
     for name, domain in space.items():
-        found = search_space.values(domain)
+        found = search_space.list_values(domain)
         if name in ("dataset", "model", "pretrained"):
             combined = [{**one, name: value} for one in combined for value in found]
         else:
@@ -169,36 +169,38 @@ def possible(sweep: Sweep) -> list[TrialConfig]:
     return [TrialConfig(**one) for one in combined]
 
 
-def _probe(sweep: Sweep, function: Any) -> Iterator[TrialConfig]:
+def _sample_function_trials(sweep: Sweep, space_function: Any) -> Iterator[TrialConfig]:
     """Trials of random points of a define-by-run function."""
-    with _no_warnings():
-        for fields, _ in _random_points({}, function, 0):
+    with _suppress_warnings():
+        for fields, _ in _sample_random_points({}, space_function, 0):
             try:
-                yield _trial(fields)
+                yield _build_trial(fields)
             except SweepError as error:
-                raise SweepError([p.inside("space(...)") for p in error.problems], sweep.name) from None
+                raise SweepError([p.nested_in("space(...)") for p in error.problems], sweep.name) from None
 
 
-def _trial(named: Mapping[str, Any]) -> TrialConfig:
+def _build_trial(fields: Mapping[str, Any]) -> TrialConfig:
     """The trial of these fields.
 
     Raises:
         SweepError: if they do not make one, which a define-by-run function alone can bring about.
     """
     known = [field.name for field in dataclasses.fields(TrialConfig)]
-    if problems := [unknown(name, known) for name in named if name not in known]:
+    if problems := [unknown_name_problem(name, known) for name in fields if name not in known]:
         raise SweepError(problems)
-    return TrialConfig(**named)
+    return TrialConfig(**fields)
 
 
-def _random_points(fixed: Mapping[str, Any], space: Any, seed: int) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+def _sample_random_points(
+    fixed_fields: Mapping[str, Any], space: Any, seed: int
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Fields of trials at random, and that part of them which is suggested."""
     study = optuna.create_study(storage=InMemoryStorage(), sampler=RandomSampler(seed=seed))
-    distributions = _distributions(space)
-    for _ in range(PROBES):
+    distributions = _to_distributions(space)
+    for _ in range(NUM_RANDOM_POINTS):
         if not callable(space):
             suggested = study.ask(distributions).params
-            yield {**fixed, **suggested}, suggested
+            yield {**fixed_fields, **suggested}, suggested
             continue
         trial = study.ask()
         try:
@@ -206,20 +208,20 @@ def _random_points(fixed: Mapping[str, Any], space: Any, seed: int) -> Iterator[
         except Exception as error:  # the user's own function
             raise UserError(f"space: the function raises {type(error).__name__}: {error}") from error
         if not isinstance(returned, dict):
-            raise UserError(f"space: the function returns {show(returned)}; expected a dict of fields, or None")
+            raise UserError(f"space: the function returns {safe_repr(returned)}; expected a dict of fields, or None")
         yield {**trial.params, **returned}, trial.params
 
 
-def _distributions(space: Any) -> Any:
+def _to_distributions(space: Any) -> Any:
     """A space as Optuna's distributions; a function as it is."""
     return space if callable(space) else OptunaSearch.convert_search_space(dict(space))
 
 
-def _needs(trial: TrialConfig) -> tuple[Any, ...]:
+def _input_requirements(trial: TrialConfig) -> tuple[Any, ...]:
     return trial.dataset, trial.model, trial.pretrained, trial.context_length, trial.max_train_tokens
 
 
-def _sampler(sweep: Sweep) -> BaseSampler:
+def _build_sampler(sweep: Sweep) -> BaseSampler:
     if isinstance(sweep.search, BaseSampler):
         return copy.deepcopy(sweep.search)  # its state is used up by one search
     if sweep.search == "random":
@@ -227,7 +229,7 @@ def _sampler(sweep: Sweep) -> BaseSampler:
     return TPESampler(seed=sweep.search_seed, multivariate=True, group=True, constant_liar=True)
 
 
-def _split(space: Any) -> tuple[dict[str, Any], Any]:
+def _split_space(space: Any) -> tuple[dict[str, Any], Any]:
     """The fields that have one value, and the distributions; a function has none of the former."""
     if callable(space):
         return {}, space
@@ -237,7 +239,7 @@ def _split(space: Any) -> tuple[dict[str, Any], Any]:
 
 
 @contextmanager
-def _no_warnings() -> Iterator[None]:
+def _suppress_warnings() -> Iterator[None]:
     """Optuna warns of what is experimental in it; nobody here can act on that."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -10,22 +10,22 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from raylm.config.trial import TrialConfig
-from raylm.results.folder import find_row
+from raylm.results.folder import load_row
 from raylm.results.storage import Storage
-from raylm.tuning.trial_queue import Lineup
+from raylm.tuning.trial_queue import TrialQueue
 
 
-def config_of(trial: Trial) -> TrialConfig:
+def get_trial_config(trial: Trial) -> TrialConfig:
     """The trial that Tune runs, as raylm knows it."""
-    return TrialConfig.recorded(trial.config)
+    return TrialConfig.from_record(trial.config)
 
 
-class FromLineup(Searcher):
+class QueueSearcher(Searcher):
     """Hands Tune the trials of a line-up."""
 
-    def __init__(self, lineup: Lineup, on_change: Callable[[], None]) -> None:
+    def __init__(self, queue: TrialQueue, on_change: Callable[[], None]) -> None:
         super().__init__()
-        self._lineup = lineup
+        self._queue = queue
         self._on_change = on_change
 
     def __getstate__(self) -> dict[str, Any]:
@@ -38,13 +38,13 @@ class FromLineup(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial's config; None: not before another has ended."""
-        proposed = len(self._lineup.trials)
-        trial = self._lineup.next()
-        if len(self._lineup.trials) > proposed or self._lineup.finished:
+        proposed = len(self._queue.trials)
+        trial = self._queue.next_trial()
+        if len(self._queue.trials) > proposed or self._queue.all_dispatched:
             self._on_change()
         if trial is not None:
             return trial.as_dict()
-        return Searcher.FINISHED if self._lineup.finished else None
+        return Searcher.FINISHED if self._queue.all_dispatched else None
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
         """The callback is told more."""
@@ -56,12 +56,12 @@ class FromLineup(Searcher):
         """See `save`."""
 
 
-class StopsEarly(FIFOScheduler):
+class QueueScheduler(FIFOScheduler):
     """Stops the trials that the line-up finds beyond their limits."""
 
-    def __init__(self, lineup: Lineup, folder: Storage) -> None:
+    def __init__(self, queue: TrialQueue, storage: Storage) -> None:
         super().__init__()
-        self._lineup, self._folder = lineup, folder
+        self._queue, self._storage = queue, storage
 
     def __getstate__(self) -> dict[str, Any]:
         """As the searcher's."""
@@ -71,6 +71,6 @@ class StopsEarly(FIFOScheduler):
         """Whether a trial goes on, as its checkpoint in storage tells."""
         if "val_loss" not in result or result.get("diverged"):
             return str(TrialScheduler.CONTINUE)
-        config = config_of(trial)
-        beyond = self._lineup.is_beyond_limit(config, find_row(self._folder, config))
+        config = get_trial_config(trial)
+        beyond = self._queue.find_stop_reason(config, load_row(self._storage, config))
         return str(TrialScheduler.STOP if beyond else TrialScheduler.CONTINUE)

@@ -13,10 +13,10 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from raylm.errors import UserError
 
-EXIT_UNKNOWN = 1
+UNKNOWN_EXIT_CODE = 1
 
 
-def submit(address: str, file: Path, arguments: Sequence[str], say: Callable[[str], None]) -> int:
+def submit_job(address: str, sweep_file: Path, arguments: Sequence[str], write: Callable[[str], None]) -> int:
     """Runs a sweep file on a cluster and shows what it says there; gives its exit code.
 
     The file alone goes there: what it imports or reads besides must be on the head.
@@ -34,8 +34,8 @@ def submit(address: str, file: Path, arguments: Sequence[str], say: Callable[[st
     try:
         client = JobSubmissionClient(address)
         with tempfile.TemporaryDirectory() as folder:
-            shutil.copy(file, folder)
-            command = ["python", "-m", "raylm.sweep", file.name, *arguments]
+            shutil.copy(sweep_file, folder)
+            command = ["python", "-m", "raylm.sweep", sweep_file.name, *arguments]
             job = client.submit_job(entrypoint=shlex.join(command), runtime_env={"working_dir": folder})
     except (ConnectionError, RuntimeError) as error:
         first_line = str(error).strip().splitlines()[0]
@@ -43,17 +43,17 @@ def submit(address: str, file: Path, arguments: Sequence[str], say: Callable[[st
             f"no cluster takes jobs at {address}: {first_line}; "
             "`ray dashboard cluster.yaml` opens the way to one, and RAY_AUTH_MODE=token has its token shown"
         ) from None
-    say(f"job {job} at {address}; Ctrl-C leaves it running, `ray job stop --address {address} {job}` ends it\n")
-    asyncio.run(_follow(client, job, say))
+    write(f"job {job} at {address}; Ctrl-C leaves it running, `ray job stop --address {address} {job}` ends it\n")
+    asyncio.run(_stream_logs(client, job, write))
     info = client.get_job_info(job)
     if info.driver_exit_code is not None:
         return int(info.driver_exit_code)
     if info.status == JobStatus.SUCCEEDED:
         return 0
-    say(f"job {job}: {info.message or info.status}\n")
-    return EXIT_UNKNOWN
+    write(f"job {job}: {info.message or info.status}\n")
+    return UNKNOWN_EXIT_CODE
 
 
-async def _follow(client: JobSubmissionClient, job: str, say: Callable[[str], None]) -> None:
-    async for text in client.tail_job_logs(job):
-        say(text)
+async def _stream_logs(client: JobSubmissionClient, job_id: str, write: Callable[[str], None]) -> None:
+    async for text in client.tail_job_logs(job_id):
+        write(text)

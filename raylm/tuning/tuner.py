@@ -20,89 +20,91 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raylm.config.sweep import Sweep
 from raylm.config.trial import TrialConfig
-from raylm.errors import Pause, WorkError
-from raylm.events import Live
+from raylm.errors import PauseReason, WorkError
+from raylm.events import TrialListener
 from raylm.planning import memory
-from raylm.planning.devices import Card
-from raylm.results.progress import Fit
+from raylm.planning.devices import Device
+from raylm.results.progress import MicroBatching
 from raylm.results.storage import Storage
 from raylm.training import models
 from raylm.tuning import cluster, prepare
-from raylm.tuning.callbacks import StepsShown, Watcher
-from raylm.tuning.coordinator import Board
-from raylm.tuning.prepare import Job, Prepared
-from raylm.tuning.searcher import FromLineup, StopsEarly, config_of
+from raylm.tuning.callbacks import LaunchCallback, StepPoller
+from raylm.tuning.coordinator import Coordinator
+from raylm.tuning.prepare import LaunchContext, PreparedInputs
+from raylm.tuning.searcher import QueueScheduler, QueueSearcher, get_trial_config
 from raylm.tuning.trainable import train_gpt2
-from raylm.tuning.trial_queue import Lineup
+from raylm.tuning.trial_queue import TrialQueue
 
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # read at import; the display is ours
 
-KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
+AWS_CREDENTIAL_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
 """What Tune copies from the command's environment into that of the trials (ray/tune/execution/class_cache.py)."""
-PENDING_TRIALS = 100
+MAX_PENDING_TRIALS = 100
 """Trials that wait for resources at a time; with Tune's own number for a searcher, 1, they start one after another."""
-MOST_DEATHS = 20
+MAX_PROCESS_FAILURES = 20
 """How often the process or the node of a trial may die; errors that it raises are counted apart."""
 
 
-def ranks_of(resources: Mapping[str, float]) -> int:
+def resolve_world_size(resources: Mapping[str, float]) -> int:
     """Processes that train a trial: one per GPU."""
     return max(1, int(resources["gpu"]))
 
 
-def device_of(resources: Mapping[str, float]) -> str:
+def resolve_device(resources: Mapping[str, float]) -> str:
     """What trials compute on."""
     return "cuda" if resources["gpu"] else "cpu"
 
 
-def placement(resources: Mapping[str, float], card_gib: int = 0) -> tune.PlacementGroupFactory:
+def build_placement_group(resources: Mapping[str, float], gpu_memory_gib: int = 0) -> tune.PlacementGroupFactory:
     """A bundle for each rank, all on one node; the first one has the CPUs that cannot be shared evenly.
 
     Args:
         card_gib: memory that each GPU must have, where the nodes tell theirs.
     """
-    ranks = ranks_of(resources)
+    ranks = resolve_world_size(resources)
     share = {"CPU": resources["cpu"] // ranks, "GPU": resources["gpu"] / ranks}
-    share |= {cluster.CARD_MEMORY: card_gib} if card_gib else {}
+    share |= {cluster.GPU_MEMORY_RESOURCE: gpu_memory_gib} if gpu_memory_gib else {}
     first = {**share, "CPU": share["CPU"] + resources["cpu"] % ranks}
     return tune.PlacementGroupFactory([first, *[share] * (ranks - 1)], strategy="STRICT_PACK")
 
 
-def card_gib(trial: TrialConfig, prepared: Prepared, precision: str, largest: float, ranks: int = 1) -> int:
+def estimate_gpu_memory_gib(
+    trial: TrialConfig, prepared: PreparedInputs, precision: str, max_gib: float, world_size: int = 1
+) -> int:
     """Memory that a trial's GPU must have, in GiB, for one window at a time; not more than the largest has."""
-    shape = models.shape(prepared.sources[trial.model, trial.pretrained])
+    shape = models.load_shape(prepared.sources[trial.model, trial.pretrained])
     if shape is None:
-        return int(largest)
+        return int(max_gib)
     kind = "float32" if precision == "float32" else "bfloat16"
-    needed = memory.Workload(shape, trial, "cuda", kind, ranks).peak_bytes(Fit(micro_batch_size=1))
-    return min(math.ceil(needed / memory.RESERVE / 2**30), int(largest))
+    needed = memory.MemoryModel(shape, trial, "cuda", kind, world_size).peak_bytes(MicroBatching(micro_batch_size=1))
+    return min(math.ceil(needed / memory.USABLE_MEMORY_FRACTION / 2**30), int(max_gib))
 
 
 @dataclass(frozen=True)
-class Launched:
+class LaunchResult:
     """How a launch came to its end."""
 
-    complete: bool
+    all_finished: bool
     """Whether all trials were begun and have ended."""
-    pause_reason: Pause | None
+    pause_reason: PauseReason | None
     """Why it was paused, if it was."""
-    set_aside: list[TrialConfig]
+    deferred: list[TrialConfig]
     """Trials that ran out of memory beside others."""
 
 
-def launch(
+def run_trials(
     sweep: Sweep,
-    prepared: Prepared,
-    folder: Storage,
-    number: str,
+    prepared: PreparedInputs,
+    storage: Storage,
+    launch_name: str,
     resources: Mapping[str, float],
     max_concurrent: int | None,
-    lineup: Lineup,
+    queue: TrialQueue,
     on_change: Callable[[], None],
-    live: Live,
+    listener: TrialListener,
     *,
-    alone: bool = False,
-) -> Launched:
+    exclusive: bool = False,
+) -> LaunchResult:
     """Runs the trials of a line-up to their end, or until something pauses them.
 
     Args:
@@ -114,63 +116,63 @@ def launch(
     Raises:
         WorkError: if Tune itself gives up.
     """
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(PENDING_TRIALS)
-    _count_nothing()
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(MAX_PENDING_TRIALS)
+    _disable_usage_stats()
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # Tune's event files count reports, and know no step
     here = ray.get_runtime_context().get_node_id()
     there = NodeAffinitySchedulingStrategy(here, soft=False)  # no lost node takes it along
     lasting = {"max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": there}
-    board = ray.remote(num_cpus=0, **lasting)(Board).remote()
-    ranks = ranks_of(resources)
-    job = Job(
-        folder=folder,
-        launch=number,
+    board = ray.remote(num_cpus=0, **lasting)(Coordinator).remote()
+    ranks = resolve_world_size(resources)
+    job = LaunchContext(
+        storage=storage,
+        launch_name=launch_name,
         corpora={key: ray.put(corpus) for key, corpus in prepared.corpora.items()},
         sources=prepared.sources,
-        shapes={key: models.shape(source) for key, source in prepared.sources.items()},
-        home=here,
-        carried=_carried(prepared),
+        shapes={key: models.load_shape(source) for key, source in prepared.sources.items()},
+        driver_node_id=here,
+        packed_models=_ship_models(prepared),
         precision=sweep.precision,
-        device=device_of(resources),
-        ranks=ranks,
-        gpus=resources["gpu"] / ranks,
-        cards=_cards(sweep, resources, alone),
-        threads=int(resources["cpu"]) // ranks,
-        part=cluster.part(resources) / ranks,
+        device=resolve_device(resources),
+        world_size=ranks,
+        gpus_per_rank=resources["gpu"] / ranks,
+        shareable_devices=_find_shareable_devices(sweep, resources, exclusive),
+        threads_per_rank=int(resources["cpu"]) // ranks,
+        memory_fraction=cluster.compute_memory_fraction(resources) / ranks,
         max_failures=sweep.max_failures,
-        alone=alone,
-        board=board,
+        exclusive=exclusive,
+        coordinator=board,
     )
-    path, filesystem = folder.for_tune()
-    largest = cluster.largest_card_gib() if resources["gpu"] >= 1 else 0.0
+    path, filesystem = storage.tune_storage()
+    largest = cluster.max_gpu_memory_gib() if resources["gpu"] >= 1 else 0.0
 
-    def request(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
-        trial = TrialConfig.recorded(config)
-        gib = card_gib(trial, prepared, sweep.precision, largest, ranks) if largest else 0
-        return placement({**resources, "gpu": resources["gpu"] * job.share(trial)}, gib)
+    def request_resources(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
+        trial = TrialConfig.from_record(config)
+        gib = estimate_gpu_memory_gib(trial, prepared, sweep.precision, largest, ranks) if largest else 0
+        return build_placement_group({**resources, "gpu": resources["gpu"] * job.gpu_fraction(trial)}, gib)
 
     budget_seconds = sweep.time_budget_hours * 3600 if sweep.time_budget_hours else None
-    watcher = Watcher(folder, number, lineup, live, board, budget_seconds)
-    own_scheduler = StopsEarly(lineup, folder) if sweep.scheduler == "asha" else sweep.scheduler
+    watcher = LaunchCallback(storage, launch_name, queue, listener, board, budget_seconds)
+    own_scheduler = QueueScheduler(queue, storage) if sweep.scheduler == "asha" else sweep.scheduler
     trainable = tune.with_parameters(train_gpt2, job=job)
     trainable.__name__ = sweep.name  # what Ray's dashboard calls its actors, which run one trial after another
     tuner = tune.Tuner(
-        tune.with_resources(trainable, request),
+        tune.with_resources(trainable, request_resources),
         tune_config=tune.TuneConfig(
-            search_alg=FromLineup(lineup, on_change),
+            search_alg=QueueSearcher(queue, on_change),
             scheduler=own_scheduler,
-            **_metric_for(own_scheduler),
-            num_samples=lineup.total,
-            max_concurrent_trials=1 if alone else max_concurrent,
-            trial_name_creator=lambda trial: config_of(trial).run_name,
-            trial_dirname_creator=lambda trial: config_of(trial).run_name,
+            **_default_metric(own_scheduler),
+            num_samples=queue.max_trials,
+            max_concurrent_trials=1 if exclusive else max_concurrent,
+            trial_name_creator=lambda trial: get_trial_config(trial).run_name,
+            trial_dirname_creator=lambda trial: get_trial_config(trial).run_name,
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
-            name=number,
+            name=launch_name,
             storage_path=path,
             storage_filesystem=filesystem,
-            failure_config=tune.FailureConfig(max_failures=MOST_DEATHS),
+            failure_config=tune.FailureConfig(max_failures=MAX_PROCESS_FAILURES),
             checkpoint_config=tune.CheckpointConfig(
                 num_to_keep=1, checkpoint_score_attribute="checkpoint_score", checkpoint_score_order="min"
             ),
@@ -180,51 +182,51 @@ def launch(
             verbose=0,
         ),
     )
-    with StepsShown(board, live), _signals_as_before(), _keys_kept():
+    with StepPoller(board, listener), _restore_signal_handlers(), _hide_credentials():
         try:
             tuner.fit()
         except Exception as error:  # whatever it is, what was finished is in storage
             if "low on memory" not in str(error):
                 lines = str(error).strip().splitlines() or [type(error).__name__]
                 raise WorkError(f"Ray Tune gave up: {lines[-1]}") from error
-            watcher.out_of_memory(alone)
-    return Launched(lineup.complete, watcher.pause_reason, list(watcher.set_aside.values()))
+            watcher.handle_out_of_memory(exclusive)
+    return LaunchResult(queue.all_finished, watcher.pause_reason, list(watcher.deferred.values()))
 
 
-def _count_nothing() -> None:
+def _disable_usage_stats() -> None:
     """Keeps Tune from importing wandb and MLflow for usage statistics, which are off (`cluster`)."""
     if usage := sys.modules.get("ray.air._internal.usage"):  # Tune's own, which another Ray may do without
         vars(usage)["tag_callbacks"] = lambda callbacks: False
 
 
-def _cards(sweep: Sweep, resources: Mapping[str, float], alone: bool) -> list[tuple[Card, int]]:
+def _find_shareable_devices(sweep: Sweep, resources: Mapping[str, float], exclusive: bool) -> list[tuple[Device, int]]:
     """GPUs that trials may share."""
-    asked = sweep.resources.gpus == "auto" and resources["gpu"] and not alone
-    return cluster.cards_to_share(int(resources["cpu"])) if asked else []
+    asked = sweep.resources.gpus == "auto" and resources["gpu"] and not exclusive
+    return cluster.find_shareable_devices(int(resources["cpu"])) if asked else []
 
 
-def _carried(prepared: Prepared) -> dict[tuple[str, bool], Any]:
+def _ship_models(prepared: PreparedInputs) -> dict[tuple[str, bool], Any]:
     """Models in local folders, put where other nodes reach them, if there are or may be any."""
-    if sum(number for _, number in cluster.offers()) == 1:
+    if sum(number for _, number in cluster.list_node_types()) == 1:
         return {}
-    packed = {key: prepare.pack(source) for key, source in prepared.sources.items()}
+    packed = {key: prepare.ship_model(source) for key, source in prepared.sources.items()}
     return {key: ray.put(files) for key, files in packed.items() if files is not None}
 
 
-def _metric_for(scheduler: Any) -> dict[str, str]:
+def _default_metric(scheduler: Any) -> dict[str, str]:
     """What a scheduler of Ray's compares trials by, unless it was told."""
-    if scheduler is None or isinstance(scheduler, StopsEarly) or getattr(scheduler, "metric", None):
+    if scheduler is None or isinstance(scheduler, QueueScheduler) or getattr(scheduler, "metric", None):
         return {}
     return {"metric": "adj_val_loss", "mode": "min"}
 
 
 @contextlib.contextmanager
-def _keys_kept() -> Iterator[None]:
+def _hide_credentials() -> Iterator[None]:
     """Hides keys that Tune would put into the runtime environment of trials, which Ray writes into a readable log.
 
     Trials on this machine have them all the same, from Ray's own processes.
     """
-    hidden = {name: os.environ.pop(name) for name in KEYS if name in os.environ}
+    hidden = {name: os.environ.pop(name) for name in AWS_CREDENTIAL_VARIABLES if name in os.environ}
     try:
         yield
     finally:
@@ -232,7 +234,7 @@ def _keys_kept() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _signals_as_before() -> Iterator[None]:
+def _restore_signal_handlers() -> Iterator[None]:
     """Undoes what Tune and the watcher do to the handlers of SIGINT and SIGTERM."""
     if threading.current_thread() is not threading.main_thread():
         yield

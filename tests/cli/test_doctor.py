@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from s3 import served_s3
+from s3 import serve_s3
 
 RAYLM = str(Path(sys.executable).parent / "raylm")
 
@@ -40,8 +40,8 @@ def test_a_token_that_others_can_read_is_a_problem(tmp_path: Path) -> None:
 
 
 def test_a_bucket_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with served_s3(tmp_path / "log") as s3:
-        done = doctor(tmp_path, "--address", "local", "--storage", "s3://not-there/x", **s3.environment)
+    with serve_s3(tmp_path / "log") as s3:
+        done = doctor(tmp_path, "--address", "local", "--storage", "s3://not-there/x", **s3.env)
     assert done.returncode == 2
     assert "there is no bucket not-there" in done.stderr
 

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from oracle import newest
+from oracle import find_newest_checkpoint
 from ray import tune
 
 from raylm import load_results
@@ -29,14 +29,14 @@ from raylm.config.sweep_file import load_sweep
 from raylm.config.trial import Resources, TrialConfig
 from raylm.config.validation import parse_overrides
 from raylm.errors import SweepError, UserError
-from raylm.monitor.console import Screen
+from raylm.monitor.console import Console
 from raylm.results import manifest, sweep_record
-from raylm.results.folder import ELSEWHERE_FILE, STATUS_FILE, find_row, write_ending
-from raylm.results.open_storage import storage_at
-from raylm.results.progress import Measured, Progress
+from raylm.results.folder import LENGTH_EVALS_FILE, STATUS_FILE, load_row, write_final_status
+from raylm.results.open_storage import open_storage
+from raylm.results.progress import EvalMetrics, Progress
 from raylm.results.rows import DONE, FAILED, INTERRUPTED
 from raylm.results.storage import Folder
-from raylm.runner import results_folder, run
+from raylm.runner import resolve_storage, run
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what a mutated file is warned of is not of interest
 
@@ -85,8 +85,8 @@ def assert_name_of_one_folder(name: str) -> None:
 def assert_stays_inside(sweep: Sweep) -> None:
     """The names of an accepted sweep are those of folders in its storage, and of folders in these."""
     assert_name_of_one_folder(sweep.name)
-    assert results_folder(sweep, None) == storage_at(sweep.storage or "./runs").inside(sweep.name)
-    if sweep.search is None and sweep.points <= FEW_TRIALS:
+    assert resolve_storage(sweep, None) == open_storage(sweep.storage or "./runs").subfolder(sweep.name)
+    if sweep.search is None and sweep.grid_size <= FEW_TRIALS:
         for trial in sweep.trials():
             assert_name_of_one_folder(trial.run_name)
 
@@ -484,7 +484,7 @@ def test_results_are_not_written_where_a_file_is(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     for storage, name in ((tmp_path, "file"), (tmp_path / "file", "below"), (tmp_path / "file" / "further", "below")):
         with pytest.raises(UserError, match=r"cannot be written to .*--storage") as caught:
-            run(Sweep(name=name, space={"seed": 1}), storage=str(storage), screen=Screen(quiet=True))
+            run(Sweep(name=name, space={"seed": 1}), storage=str(storage), console=Console(quiet=True))
         assert_readable(caught.value)
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -498,7 +498,7 @@ def test_a_results_folder_that_cannot_be_locked_is_named(tmp_path: Path, kind: s
     else:
         (tmp_path / "s" / ".lock").mkdir()
     with pytest.raises(UserError, match=r"--storage") as caught:
-        run(Sweep(name="s", space={"seed": 1}), storage=str(tmp_path), screen=Screen(quiet=True))
+        run(Sweep(name="s", space={"seed": 1}), storage=str(tmp_path), console=Console(quiet=True))
     assert_readable(caught.value)
     assert kind == "folder" or (tmp_path / "mine").read_text() == "mine"
 
@@ -506,7 +506,7 @@ def test_a_results_folder_that_cannot_be_locked_is_named(tmp_path: Path, kind: s
 def test_results_are_not_read_where_no_folder_is(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    (tmp_path / "record" / sweep_record.NAME).mkdir(parents=True)
+    (tmp_path / "record" / sweep_record.RECORD_FILE).mkdir(parents=True)
     for name in ("file", "file/below", "loop", "record", "nul\0", "x" * 300, "\ud800"):
         with pytest.raises(UserError) as caught:
             load_results(tmp_path / name)
@@ -526,7 +526,7 @@ def save(folder: Path, number: int, *val_losses: float, of: int = 3, trial: Tria
     (checkpoint / "model.safetensors").write_bytes(b"weights %d" % number)
     progress = Progress(of * STEPS, 1, step=len(val_losses) * STEPS, curve=[(1, 5.0), (2, 4.0)])
     for epoch, loss in enumerate(val_losses, start=1):
-        progress.evaluations.append(Measured(epoch, epoch * STEPS, 100 * epoch, loss + 1, loss, loss + 2))
+        progress.evaluations.append(EvalMetrics(epoch, epoch * STEPS, 100 * epoch, loss + 1, loss, loss + 2))
     witness = {"trial_id": trial.id, "config": trial.as_dict(), "progress": progress.as_dict()}
     manifest.write(checkpoint, witness)
     return checkpoint
@@ -540,7 +540,7 @@ def assert_rows_or_message(folder: Path) -> None:
         return
     for row in found.rows:
         assert_name_of_one_folder(row.config.run_name)
-    newest(folder, TRIALS[0])
+    find_newest_checkpoint(folder, TRIALS[0])
 
 
 @pytest.fixture
@@ -550,11 +550,12 @@ def folder(tmp_path: Path) -> Path:
     save(folder, 0, 5.0, of=2)
     save(folder, 1, 5.0, 4.0, of=2)
     save(folder, 0, 5.0, trial=TRIALS[1])
-    write_ending(Folder(folder), "launch-001", TRIALS[1], FAILED, "no memory")
-    (folder / ELSEWHERE_FILE).write_text(json.dumps({"abc": {"64": 3.0}}))
+    write_final_status(Folder(folder), "launch-001", TRIALS[1], FAILED, "no memory")
+    (folder / LENGTH_EVALS_FILE).write_text(json.dumps({"abc": {"64": 3.0}}))
     launch = {"number": 1, "data": [], "models": [], "versions": {"raylm": "0"}}
     sweep_record.write(
-        Folder(folder), sweep_record.Record("sweep", TRIALS, failed=frozenset([TRIALS[1].id]), launches=[launch])
+        Folder(folder),
+        sweep_record.SweepRecord("sweep", TRIALS, failed_ids=frozenset([TRIALS[1].id]), launches=[launch]),
     )
     return folder
 
@@ -564,9 +565,9 @@ def test_the_folder_is_as_the_next_tests_take_it(folder: Path) -> None:
 
 
 def test_a_record_cut_off_anywhere_is_damaged(folder: Path) -> None:
-    whole = (folder / sweep_record.NAME).read_bytes()
+    whole = (folder / sweep_record.RECORD_FILE).read_bytes()
     for length in [*range(0, len(whole), 3), len(whole) - 1]:
-        (folder / sweep_record.NAME).write_bytes(whole[:length])
+        (folder / sweep_record.RECORD_FILE).write_bytes(whole[:length])
         with pytest.raises(UserError, match="is damaged") as caught:
             load_results(folder)
         assert_readable(caught.value)
@@ -575,13 +576,17 @@ def test_a_record_cut_off_anywhere_is_damaged(folder: Path) -> None:
 def test_a_manifest_cut_off_anywhere_makes_its_checkpoint_not_count(folder: Path) -> None:
     trial_folder = folder / "launch-001" / TRIALS[0].run_name
     older, newer = sorted(trial_folder.glob("checkpoint_*"))
-    whole = (newer / manifest.NAME).read_bytes()
+    whole = (newer / manifest.MANIFEST_FILE).read_bytes()
     for length in range(len(whole)):
-        (newer / manifest.NAME).write_bytes(whole[:length])
+        (newer / manifest.MANIFEST_FILE).write_bytes(whole[:length])
         if length % 20 == 0:
-            row = find_row(Folder(folder), TRIALS[0])
-            assert row.status == INTERRUPTED and row.latest is not None and folder / row.latest.folder == older
-            assert newest(folder, TRIALS[0]) == older
+            row = load_row(Folder(folder), TRIALS[0])
+            assert (
+                row.status == INTERRUPTED
+                and row.latest_checkpoint is not None
+                and folder / row.latest_checkpoint.folder == older
+            )
+            assert find_newest_checkpoint(folder, TRIALS[0]) == older
 
 
 def test_an_ending_cut_off_anywhere_leaves_its_trial_interrupted(folder: Path) -> None:
@@ -589,7 +594,7 @@ def test_an_ending_cut_off_anywhere_leaves_its_trial_interrupted(folder: Path) -
     whole = path.read_bytes()
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
-        row = find_row(Folder(folder), TRIALS[1])
+        row = load_row(Folder(folder), TRIALS[1])
         assert (row.status, row.reason) == (INTERRUPTED, "")
 
 
@@ -597,7 +602,7 @@ def file_in(folder: Path, name: str) -> Path:
     return next(path for path in sorted(folder.rglob(name)))
 
 
-WRITTEN = [sweep_record.NAME, manifest.NAME, STATUS_FILE, ELSEWHERE_FILE]
+WRITTEN = [sweep_record.RECORD_FILE, manifest.MANIFEST_FILE, STATUS_FILE, LENGTH_EVALS_FILE]
 
 
 @pytest.mark.parametrize("name", WRITTEN)

@@ -26,7 +26,7 @@ def test_all_are_listed_with_what_they_say_of_themselves() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_copy_is_the_same_sweep_wherever_it_is(name: str, tmp_path: Path) -> None:
-    copied = sweep_file.copy(name, tmp_path / "mine.py")
+    copied = sweep_file.copy_bundled_sweep(name, tmp_path / "mine.py")
     one, other = load_sweep(copied), load_sweep(SWEEPS / f"{name}.py")
     assert (one.name, one.num_samples) == (other.name, other.num_samples)
     if one.search is None:
@@ -52,7 +52,7 @@ def test_what_cannot_be_copied_is_told_and_nothing_is_overwritten(
 
 
 def test_a_copy_into_a_folder_has_its_own_name(tmp_path: Path) -> None:
-    assert sweep_file.copy("quickstart", tmp_path) == tmp_path / "quickstart.py"
+    assert sweep_file.copy_bundled_sweep("quickstart", tmp_path) == tmp_path / "quickstart.py"
 
 
 @pytest.mark.parametrize(("words", "offered"), [("raylm cp im", {"imdb_grid", "imdb_optuna"}), ("raylm pl", {"plan"})])

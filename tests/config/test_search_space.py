@@ -13,7 +13,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 from ray.tune.search.optuna import OptunaSearch
 
 from raylm.config import search_space
-from raylm.config.search_space import MOST_SAMPLES
+from raylm.config.search_space import MAX_SAMPLES
 from raylm.config.sweep import Sweep
 from raylm.errors import Problem, SweepError
 
@@ -38,7 +38,7 @@ def refused(make: Any, **named: Any) -> list[Problem]:
 def refused_once(make: Any, where: str, words: str, **named: Any) -> None:
     """A sweep has one mistake, which is there and says this."""
     problems = refused(make, **named)
-    assert [problem.where for problem in problems] == [where] and words in problems[0].what
+    assert [problem.location for problem in problems] == [where] and words in problems[0].message
     assert len(str(problems[0])) < 300
 
 
@@ -70,17 +70,17 @@ def test_a_mistake_in_a_searched_space(name: str, value: Any, words: str) -> Non
 @pytest.mark.parametrize("value", [tune.uniform(1.5, 8.5), tune.uniform(1, 8), tune.quniform(1, 8, 1)])
 def test_a_whole_number_is_not_drawn_from_a_range_of_real_ones(value: Any) -> None:
     problems = refused(search, space={"batch_size": value})
-    assert {problem.where for problem in problems} == {"space.batch_size"}
-    assert "expected a whole number" in problems[0].what
+    assert {problem.location for problem in problems} == {"space.batch_size"}
+    assert "expected a whole number" in problems[0].message
 
 
 @pytest.mark.parametrize("value", [tune.qlograndint(2, 64, 2), tune.qloguniform(2, 64, 2)])
 def test_a_distribution_that_optuna_does_not_have_is_refused(value: Any) -> None:
-    assert refused(search, space={"weight_decay": value})[0].where == "space.weight_decay"
+    assert refused(search, space={"weight_decay": value})[0].location == "space.weight_decay"
 
 
 def test_a_range_without_ends_is_refused() -> None:
-    assert {problem.where for problem in refused(search, space={"weight_decay": tune.randn()})} == (
+    assert {problem.location for problem in refused(search, space={"weight_decay": tune.randn()})} == (
         {"space.weight_decay"}
     )
 
@@ -142,7 +142,7 @@ def test_a_space_may_hold_more_combinations_than_a_grid_may() -> None:
 
 
 NO_SEED: list[Any] = [-1, 1.5, None, "0", 2**32]
-NO_NUMBER: list[Any] = [0, -1, 2.5, 5.0, True, "5", MOST_SAMPLES + 1, 10**6]
+NO_NUMBER: list[Any] = [0, -1, 2.5, 5.0, True, "5", MAX_SAMPLES + 1, 10**6]
 NO_HOURS: list[Any] = [0, -1, "x", True, [1], math.nan, math.inf]
 NO_POINTS: list[Any] = ["batch_size", [3], {}, None]
 
@@ -186,7 +186,7 @@ def test_an_option_that_does_not_fit_a_search(option: str, value: Any, words: st
         ("scheduler", ASHAScheduler(max_t=9)),
         ("scheduler", MedianStoppingRule()),
         ("num_samples", 1),
-        ("num_samples", MOST_SAMPLES),
+        ("num_samples", MAX_SAMPLES),
         ("num_samples", np.int64(7)),
         ("search_seed", 2**32 - 1),
         ("time_budget_hours", 1),
@@ -204,7 +204,7 @@ def test_a_grid_takes_no_options_of_a_search() -> None:
     refused_once(grid, "num_samples", "is for a search; say search='optuna' or 'random' too", num_samples=5)
     problems = refused(grid, points_to_evaluate=[{"seed": 1}])
     assert problems == [Problem("points_to_evaluate", "is for a search; say search='optuna' or 'random' too")]
-    assert grid(time_budget_hours=2, scheduler=FIFOScheduler()).searched_by is None
+    assert grid(time_budget_hours=2, scheduler=FIFOScheduler()).search_name is None
 
 
 @pytest.mark.parametrize(
@@ -229,13 +229,13 @@ def test_a_point_that_is_not_in_the_space(points: Any, where: str, words: str) -
 )
 def test_a_point_beside_a_mistake_in_its_field(value: Any) -> None:
     problems = refused(search, space={"learning_rate": RATES, "seed": value}, points_to_evaluate=[{"seed": 1}])
-    assert "space.seed" in [problem.where for problem in problems]
+    assert "space.seed" in [problem.location for problem in problems]
 
 
 def test_all_mistakes_of_a_search_are_named_at_once() -> None:
     space = {"learning_rate": tune.uniform(2, 1), "seed": tune.grid_search([1]), "epoch": 2}
     problems = refused(search, space=space, search="tpe", scheduler="hyperband", num_samples=0, time_budget_hours=0)
-    assert sorted(problem.where for problem in problems) == (
+    assert sorted(problem.location for problem in problems) == (
         ["num_samples", "scheduler", "search", "space.epoch", "space.learning_rate", "space.seed", "time_budget_hours"]
     )
 
@@ -287,7 +287,7 @@ def test_asha_is_content_where_some_trials_are_evaluated_on_their_way(value: Any
     ],
 )
 def test_a_field_can_be_its_values_or_between_the_ends_of_its_range(value: Any, values: list[Any]) -> None:
-    assert search_space.values(value) == values
+    assert search_space.list_values(value) == values
 
 
 @pytest.mark.parametrize(
@@ -303,7 +303,7 @@ def test_a_field_can_be_its_values_or_between_the_ends_of_its_range(value: Any, 
 )
 def test_a_distribution_is_told_from_a_value(value: Any, distribution: bool, choice: bool) -> None:
     assert (search_space.is_distribution(value), search_space.is_choice(value)) == (distribution, choice)
-    assert search_space.is_searched({"seed": 0, "epochs": value}) == distribution
+    assert search_space.is_search_space({"seed": 0, "epochs": value}) == distribution
 
 
 # ---- fields that are set for all trials ---------------------------------------------------------------------------
@@ -329,4 +329,4 @@ def test_a_field_that_is_set_goes_before_what_a_function_says() -> None:
     [("optuna", "optuna"), ("random", "random"), (optuna.samplers.RandomSampler(), "RandomSampler")],
 )
 def test_a_search_says_by_what_it_is(given: Any, name: str) -> None:
-    assert search(search=given).searched_by == name
+    assert search(search=given).search_name == name

@@ -190,9 +190,9 @@ def test_neither_the_order_of_fields_nor_fields_that_are_none_count_in_the_id() 
     class Later(TrialConfig):
         a_new_field: int | None = None
 
-    assert Later.recorded({}).id == TrialConfig().id
-    assert Later.recorded({"a_new_field": 0}).id != TrialConfig().id
-    assert TrialConfig.recorded(dict(reversed(TrialConfig().as_dict().items()))).id == TrialConfig().id
+    assert Later.from_record({}).id == TrialConfig().id
+    assert Later.from_record({"a_new_field": 0}).id != TrialConfig().id
+    assert TrialConfig.from_record(dict(reversed(TrialConfig().as_dict().items()))).id == TrialConfig().id
 
 
 def test_every_field_counts_in_the_id() -> None:
@@ -210,7 +210,7 @@ def test_equal_configs_have_equal_ids(field: str) -> None:
 @given(st.tuples(st.text(), st.text()), st.tuples(st.text(), st.text()))
 @settings(derandomize=True, deadline=None, max_examples=300)
 def test_a_run_name_is_unique_and_safe_as_a_folder_name(one: tuple[str, str], other: tuple[str, str]) -> None:
-    names = [TrialConfig.recorded({"dataset": pair[0], "model": pair[1]}).run_name for pair in (one, other)]
+    names = [TrialConfig.from_record({"dataset": pair[0], "model": pair[1]}).run_name for pair in (one, other)]
     assert all(re.fullmatch(r"[a-z0-9][a-z0-9.-]{,90}[a-z0-9]", name) for name in names)
     assert (names[0] == names[1]) == (one == other)
 
@@ -224,7 +224,7 @@ def test_a_run_name_is_unique_and_safe_as_a_folder_name(one: tuple[str, str], ot
     ],
 )
 def test_a_run_name_is_readable(config: dict[str, object], readable: str) -> None:
-    recorded = TrialConfig.recorded(config)
+    recorded = TrialConfig.from_record(config)
     assert recorded.run_name == f"{readable}-{recorded.id}"
 
 
@@ -232,9 +232,9 @@ def test_a_recorded_config_is_taken_as_it_was(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("a\nb\n")
     config = TrialConfig(dataset=str(tmp_path / "text.txt"), learning_rate=3e-4, dropout=0.2)
     (tmp_path / "text.txt").unlink()
-    again = TrialConfig.recorded(json.loads(json.dumps({**config.as_dict(), "no_longer_a_field": 1})))
+    again = TrialConfig.from_record(json.loads(json.dumps({**config.as_dict(), "no_longer_a_field": 1})))
     assert again == config and again.id == config.id
-    assert TrialConfig.recorded({}) == TrialConfig()
+    assert TrialConfig.from_record({}) == TrialConfig()
 
 
 # ---- the trials of a sweep ----------------------------------------------------------------------------------------
@@ -249,7 +249,7 @@ def test_the_last_field_of_a_grid_varies_fastest() -> None:
 def test_a_trial_that_is_named_twice_runs_once_at_its_first_place() -> None:
     made = sweep([{"seed": grid(3, 1, 3)}, {"seed": grid(1, 2)}, {"seed": 3, "learning_rate": 5e-5}])
     assert [one.seed for one in made.trials()] == [3, 1, 2]
-    assert made.points == 6
+    assert made.grid_size == 6
 
 
 def test_override_sets_a_field_for_all_trials_and_runs_equal_ones_once() -> None:
@@ -262,7 +262,7 @@ def test_override_sets_a_field_for_all_trials_and_runs_equal_ones_once() -> None
 
 def test_a_sweep_has_a_greatest_number_of_trials() -> None:
     most = range(MAX_TRIALS)
-    assert sweep({"seed": grid(*most)}).points == MAX_TRIALS
+    assert sweep({"seed": grid(*most)}).grid_size == MAX_TRIALS
     assert "10,001 trials" in error(Sweep, name="s", space={"seed": grid(*most, MAX_TRIALS)})
     huge = {name: grid(*range(1, 1001)) for name in ("seed", "epochs", "batch_size", "evals_per_epoch")}
     assert "1,000,000,000,000 trials" in error(Sweep, name="s", space=huge)

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from raylm.config.sweep import Sweep
-from raylm.config.sweep_file import LARGEST_FILE_BYTES, load_sweep
+from raylm.config.sweep_file import MAX_FILE_BYTES, load_sweep
 from raylm.config.trial import TrialConfig
 from raylm.errors import UserError
 
@@ -71,7 +71,7 @@ def test_a_folder(file: Path) -> None:
         (b"\xff\xfes\0w\0", ["UTF-8", "byte 0"]),
         (b"# caf\xe9\n", ["UTF-8", "byte 5"]),
         (b"seed = 1\0\n", ["my_sweep.py", "null bytes"]),
-        (b"#" * (LARGEST_FILE_BYTES + 1), ["1,000,001 bytes", "at most 1,000,000"]),
+        (b"#" * (MAX_FILE_BYTES + 1), ["1,000,001 bytes", "at most 1,000,000"]),
         (b"\x89PNG\r\n\x1a\n\0\0", ["my_sweep.py", "UTF-8"]),
     ],
     ids=["empty", "comments", "utf-16", "latin-1", "null bytes", "large", "binary"],
@@ -288,5 +288,5 @@ def test_a_file_of_any_literals_gives_a_sweep_or_one_message(
         assert "has no `sweep`" not in str(error)
         assert "raises" not in str(error), f"not told as a mistake of a field: {error}"
     else:
-        assert isinstance(sweep, Sweep) and 1 <= len(sweep.trials()) <= sweep.points
+        assert isinstance(sweep, Sweep) and 1 <= len(sweep.trials()) <= sweep.grid_size
         assert all(math.isfinite(trial.learning_rate) and len(trial.id) == 10 for trial in sweep.trials())

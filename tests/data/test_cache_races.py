@@ -13,7 +13,7 @@ from pydoc_data.topics import topics
 from typing import Any
 
 import pytest
-from conftest import DATASET, served_hub, small_hub
+from conftest import SMALL_HUB_DATASET, serve_hub, write_small_hub
 
 pytestmark = pytest.mark.slow
 
@@ -170,13 +170,15 @@ def test_processes_that_are_killed_while_they_prepare_leave_a_whole_corpus(
 
 def test_processes_that_are_killed_while_they_fetch_leave_whole_caches(tmp_path: Path) -> None:
     rows = [line for name in sorted(topics) for line in topics[name].splitlines() if line.strip()]
-    root = small_hub(tmp_path / "root", rows, topics["while"].splitlines())
-    with served_hub("--root", str(root), "--delay", str(SECONDS_BEFORE_AN_ANSWER)) as endpoint:
+    root = write_small_hub(tmp_path / "root", rows, topics["while"].splitlines())
+    with serve_hub("--root", str(root), "--delay", str(SECONDS_BEFORE_AN_ANSWER)) as endpoint:
         fetch = {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hf")}
-        undisturbed = alone(DATASET, tmp_path / "undisturbed" / "cache", {**fetch, "HF_HOME": str(tmp_path / "other")})
-        assert_the_living_have(race(DATASET, tmp_path / "cache", 3, "read", fetch), undisturbed)
-    assert alone(DATASET, tmp_path / "cache", fetch) == undisturbed  # of a hub that is gone
+        undisturbed = alone(
+            SMALL_HUB_DATASET, tmp_path / "undisturbed" / "cache", {**fetch, "HF_HOME": str(tmp_path / "other")}
+        )
+        assert_the_living_have(race(SMALL_HUB_DATASET, tmp_path / "cache", 3, "read", fetch), undisturbed)
+    assert alone(SMALL_HUB_DATASET, tmp_path / "cache", fetch) == undisturbed  # of a hub that is gone
     assert_holds_once(tmp_path / "cache", undisturbed)
 
     shutil.rmtree(tmp_path / "cache" / "corpora")  # what was fetched is whole too
-    assert alone(DATASET, tmp_path / "cache", fetch) == undisturbed
+    assert alone(SMALL_HUB_DATASET, tmp_path / "cache", fetch) == undisturbed

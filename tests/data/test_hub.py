@@ -9,8 +9,8 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from conftest import DATASET, MODEL, SweepCommand, served_hub, small_hub
-from oracle import best_weights, table
+from conftest import SMALL_HUB_DATASET, SMALL_HUB_MODEL, RunSweep, serve_hub, write_small_hub
+from oracle import hash_best_weights, read_stable_table
 
 pytestmark = pytest.mark.slow
 
@@ -27,17 +27,17 @@ sweep = Sweep(name={name!r}, space={{
 
 
 def test_a_sweep_takes_its_time_with_a_slow_hub_and_the_next_ones_need_none(
-    small_text: Path, tmp_path: Path, sweep_command: SweepCommand
+    small_text: Path, tmp_path: Path, sweep_command: RunSweep
 ) -> None:
     lines = [(small_text / f"{split}.txt").read_text().splitlines() for split in ("train", "validation")]
-    root = small_hub(tmp_path / "root", *lines)
+    root = write_small_hub(tmp_path / "root", *lines)
     files = {}
     for name, rates in (("first", [1e-3, 2e-3]), ("second", [2e-3, 3e-3])):
         files[name] = tmp_path / f"{name}.py"
-        files[name].write_text(SWEEP.format(name=name, dataset=DATASET, model=MODEL, rates=rates))
+        files[name].write_text(SWEEP.format(name=name, dataset=SMALL_HUB_DATASET, model=SMALL_HUB_MODEL, rates=rates))
     places = {"HF_HOME": str(tmp_path / "hf"), "RAYLM_CACHE": str(tmp_path / "raylm"), "HF_HUB_OFFLINE": "0"}
 
-    with served_hub("--root", str(root), "--delay", str(SECONDS_BEFORE_AN_ANSWER)) as endpoint:
+    with serve_hub("--root", str(root), "--delay", str(SECONDS_BEFORE_AN_ANSWER)) as endpoint:
         env = {**os.environ, **places, "HF_ENDPOINT": endpoint}
         done = sweep_command(files["first"], env=env)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -49,9 +49,9 @@ def test_a_sweep_takes_its_time_with_a_slow_hub_and_the_next_ones_need_none(
 
     done = sweep_command(files["second"], env=env)  # nobody answers there any more
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"the hub cannot be reached; dataset {DATASET} is taken as it was last seen" in done.stderr
+    assert f"the hub cannot be reached; dataset {SMALL_HUB_DATASET} is taken as it was last seen" in done.stderr
     first, second = tmp_path / "runs" / "first", tmp_path / "runs" / "second"
-    assert {row["status"] for row in table(second).values()} == {"done"}
-    (common,) = table(first).keys() & table(second).keys()
-    assert table(second)[common] == table(first)[common]
-    assert best_weights(second)[common] == best_weights(first)[common]
+    assert {row["status"] for row in read_stable_table(second).values()} == {"done"}
+    (common,) = read_stable_table(first).keys() & read_stable_table(second).keys()
+    assert read_stable_table(second)[common] == read_stable_table(first)[common]
+    assert hash_best_weights(second)[common] == hash_best_weights(first)[common]

@@ -12,7 +12,7 @@ from pydoc_data.topics import topics
 from types import SimpleNamespace
 
 import pytest
-from conftest import HUB, served_hub
+from conftest import HUB_DIR, serve_hub
 
 from raylm.data import hub, sources, tokenizer
 from raylm.data.sources import detokenize_wikitext
@@ -37,26 +37,26 @@ def test_wikitext_is_detokenised(row: str, text: str) -> None:
 
 
 def test_wikitext_counts_a_word_per_line() -> None:
-    split = sources._wikitext(["", " = A = \n", " b , c \n"])
-    assert split.words == 6 + 3
+    split = sources._build_wikitext_split(["", " = A = \n", " b , c \n"])
+    assert split.num_words == 6 + 3
     assert "".join(split.pieces) == "\n= A =\nb, c\n"
-    assert not split.documents
+    assert not split.is_documents
 
 
 def test_imdb_is_shuffled_and_split_nine_to_one() -> None:
     reviews = [f"review {number}" for number in range(50)]
-    train, validation = sources._imdb(reviews)
+    train, validation = sources._build_imdb_splits(reviews)
     assert (len(train.pieces), len(validation.pieces)) == (45, 5)
     assert sorted([*train.pieces, *validation.pieces]) == sorted(reviews)
     assert list(train.pieces) != reviews[:45]
-    assert sources._imdb(reviews)[0].pieces == train.pieces
+    assert sources._build_imdb_splits(reviews)[0].pieces == train.pieces
 
 
 def test_pieces_give_the_tokens_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "\n".join(topics[name] for name in sorted(topics)[:12])
     spoken = tokenizer.train([text])
     monkeypatch.setattr(sources, "PIECE_CHARACTERS", 500)
-    split = sources._lines(text.split("\n"), words=0)
+    split = sources._build_line_split(text.split("\n"), num_words=0)
     assert len(split.pieces) > 20
     pieces = [token for ids in tokenizer.encode(spoken, list(split.pieces)) for token in ids]
     assert pieces == tokenizer.encode(spoken, ["".join(split.pieces)])[0]
@@ -64,7 +64,7 @@ def test_pieces_give_the_tokens_of_the_whole(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_training_a_tokenizer_is_deterministic() -> None:
     text = [topics[name] for name in sorted(topics)[:20]]
-    assert tokenizer.files(tokenizer.train(text)) == tokenizer.files(tokenizer.train(text))
+    assert tokenizer.serialize_files(tokenizer.train(text)) == tokenizer.serialize_files(tokenizer.train(text))
 
 
 PREPARE = """
@@ -127,15 +127,15 @@ def test_what_the_hub_does_not_have_is_said_in_a_line(
 
 
 def test_a_truncated_file_of_the_hub_is_said_in_a_line(tmp_path: Path) -> None:
-    if not HUB.exists():
+    if not HUB_DIR.exists():
         pytest.skip("the stand-in for the Hugging Face Hub (../shared/hub) is not here")
     there = tmp_path / "root" / "datasets" / "stanfordnlp" / "imdb"
-    shutil.copytree(HUB / "datasets" / "stanfordnlp" / "imdb", there)
+    shutil.copytree(HUB_DIR / "datasets" / "stanfordnlp" / "imdb", there)
     (file,) = there.rglob("train-*.parquet")
     content = file.read_bytes()
     file.chmod(0o644)
     file.write_bytes(content[: len(content) // 2])
-    with served_hub("--root", str(tmp_path / "root")) as endpoint:
+    with serve_hub("--root", str(tmp_path / "root")) as endpoint:
         places = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hf"), "RAYLM_CACHE": str(tmp_path / "raylm")}
         said = reason("imdb", {**os.environ, "HF_HUB_OFFLINE": "0", **places})
     assert "dataset imdb: a file of it is damaged or cut off" in said
@@ -167,10 +167,10 @@ def test_a_hub_that_is_busy_is_asked_again(monkeypatch: pytest.MonkeyPatch, stat
             raise refusals.pop()
         return "text"
 
-    assert hub.ask(answer, "dataset x") == "text"
+    assert hub.call_with_retries(answer, "dataset x") == "text"
     refusals = [RefusedError(status)] * 3
     with pytest.raises(UserError, match=f"answers {status}, 3 times in a row"):
-        hub.ask(answer, "dataset x")
+        hub.call_with_retries(answer, "dataset x")
 
 
 def test_a_hub_that_refuses_for_good_is_not_asked_again() -> None:
@@ -180,12 +180,12 @@ def test_a_hub_that_refuses_for_good_is_not_asked_again() -> None:
         raise refusals.pop()
 
     with pytest.raises(UserError, match="dataset x: cannot be loaded"):
-        hub.ask(answer, "dataset x")
+        hub.call_with_retries(answer, "dataset x")
 
 
 @pytest.mark.slow
 def test_a_hub_that_is_often_busy_is_asked_again(tmp_path: Path) -> None:
-    with served_hub("--fail", "0.3") as endpoint:
+    with serve_hub("--fail", "0.3") as endpoint:
         places = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hf"), "RAYLM_CACHE": str(tmp_path / "raylm")}
         command = [sys.executable, "-c", PREPARE, "wikitext2"]
         env = {**os.environ, "HF_HUB_OFFLINE": "0", **places}

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from conftest import sweep_arguments
-from oracle import best_weights, table, trial_processes, wait_for
+from conftest import build_sweep_command
+from oracle import find_trial_processes, hash_best_weights, read_stable_table, wait_for
 from transformers import GPT2Config
 
 from raylm.data.corpus import prepare
@@ -179,7 +179,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     def started(
         file: Path, *options: str, storage: Path | None = None, env: dict[str, str] | None = None, group: str = ""
     ) -> Command:
-        arguments = sweep_arguments(file, storage or tmp_path / "runs", *options)
+        arguments = build_sweep_command(file, storage or tmp_path / "runs", *options)
         if group:  # of processes whose memory is limited together
             arguments = ["sh", "-c", f"echo $$ > {shlex.quote(group)} && exec {shlex.join(arguments)}"]
         output = tmp_path / f"output-{len(commands) + 1}"
@@ -213,7 +213,7 @@ def wait_until_training(command: Command) -> None:
     begun: dict[int, float] = {}
 
     def trained() -> bool:
-        for process in trial_processes(command.process.pid) if command.running else []:
+        for process in find_trial_processes(command.process.pid) if command.running else []:
             try:
                 seconds = process.cpu_times().user
             except psutil.Error:
@@ -228,8 +228,8 @@ def wait_until_training(command: Command) -> None:
 
 def assert_same(folder: Path, undisturbed: Path) -> None:
     """The same rows, the same weights, and of a search the same trials in the same order."""
-    assert table(folder) == table(undisturbed)
-    assert best_weights(folder) == best_weights(undisturbed)
+    assert read_stable_table(folder) == read_stable_table(undisturbed)
+    assert hash_best_weights(folder) == hash_best_weights(undisturbed)
     assert trials_and_lag(folder) == trials_and_lag(undisturbed)
 
 
@@ -253,7 +253,7 @@ def text(small_text: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 def _undisturbed(file: Path, text: str, *options: str) -> Undisturbed:
     file.write_text(text)
     began = time.monotonic()
-    arguments = sweep_arguments(file, file.parent / "runs", *options)
+    arguments = build_sweep_command(file, file.parent / "runs", *options)
     done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
     print(f"undisturbed: {time.monotonic() - began:.0f} s")
@@ -263,7 +263,7 @@ def _undisturbed(file: Path, text: str, *options: str) -> Undisturbed:
 @pytest.fixture(scope="module")
 def grid(text: str, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     undisturbed = _undisturbed(tmp_path_factory.mktemp("grid") / "grid.py", GRID.format(text=text, more=""))
-    assert [row["status"] for row in table(undisturbed[1]).values()] == ["done", "diverged", "done", "done"]
+    assert [row["status"] for row in read_stable_table(undisturbed[1]).values()] == ["done", "diverged", "done", "done"]
     return undisturbed
 
 
@@ -271,7 +271,7 @@ def grid(text: str, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
 def search(text: str, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     file = tmp_path_factory.mktemp("search") / "search.py"
     undisturbed = _undisturbed(file, SEARCH.format(text=text), "--max-concurrent", "2")
-    assert {row["status"] for row in table(undisturbed[1]).values()} == {"done", "stopped"}
+    assert {row["status"] for row in read_stable_table(undisturbed[1]).values()} == {"done", "stopped"}
     return undisturbed
 
 
@@ -310,7 +310,7 @@ def test_a_command_killed_at_each_step_of_a_launch_ends_as_an_undisturbed_one(
     trial = "launch-*/*"
     checkpoint = f"{trial}/checkpoint_*"
     before_checkpoints = (".running", "sweep.json", "launch-*", f"{trial}/status.json")
-    for step in (*before_checkpoints, checkpoint, f"{checkpoint}/{manifest.NAME}"):
+    for step in (*before_checkpoints, checkpoint, f"{checkpoint}/{manifest.MANIFEST_FILE}"):
         command, there = start(file, *options), set(folder.glob(step))
         if "checkpoint" in step:  # as if the machine lost its power: trials end at this moment too
             wait_until_training(command)
@@ -365,14 +365,16 @@ def test_fifty_killed_trial_processes_are_not_seen_in_the_results(
         if not command.running:
             assert command.ends() != 0, f"it was done after {kills} kills"
             command, commands = start(many[0]), commands + 1
-        elif (found := trial_processes(command.process.pid)) and _kill(moments.choice(found)):
+        elif (found := find_trial_processes(command.process.pid)) and _kill(moments.choice(found)):
             kills += 1
     while command.ends() != 0:
         assert commands < 10, command.said()
         command, commands = start(many[0]), commands + 1
     folder = tmp_path / "runs" / "chaos"
     assert_same(folder, many[1])
-    print(f"{kills} kills, {len(table(folder))} trials, {commands} launches, {time.monotonic() - began:.0f} s")
+    print(
+        f"{kills} kills, {len(read_stable_table(folder))} trials, {commands} launches, {time.monotonic() - began:.0f} s"
+    )
 
 
 # ---- Ctrl-C and the time budget -----------------------------------------------------------------------------------
@@ -421,7 +423,7 @@ def test_a_sweep_whose_time_budget_runs_out_goes_on_without_it(
     command = start(hurried)
     assert command.ends() == 0, "the budget is no failure, whatever is done by then"
     assert "the time budget is used up" in command.said()
-    statuses = [row["status"] for row in table(folder).values()]
+    statuses = [row["status"] for row in read_stable_table(folder).values()]
     assert set(statuses) & {"interrupted", "missing"}, statuses
     assert set(statuses) <= {"done", "diverged", "interrupted", "missing"}
 
@@ -462,18 +464,18 @@ def test_a_trial_too_large_for_the_memory_fails_alone(
     corpus = prepare(text, None, "gpt2-nano")
     for name, content in corpus.tokenizer_files.items():
         (model / name).write_bytes(content)
-    config = GPT2Config(vocab_size=corpus.vocabulary, bos_token_id=0, eos_token_id=0, **TOO_LARGE)
+    config = GPT2Config(vocab_size=corpus.vocab_size, bos_token_id=0, eos_token_id=0, **TOO_LARGE)
     config.save_pretrained(model)
     file = tmp_path / "memory.py"
     file.write_text(TOO_LARGE_AMONG_OTHERS.format(text=text, model=str(model)))
 
     command = start(file, group=str(memory_group / "cgroup.procs"))
     assert command.ends() == 1
-    rows = table(tmp_path / "runs" / "chaos")
+    rows = read_stable_table(tmp_path / "runs" / "chaos")
     (large,) = [run for run in rows if "nano" not in run]
     assert rows[large]["status"] == "failed"
     assert rows[large]["reason"].startswith("out of memory")
-    expected = {run: row for run, row in table(grid[1]).items() if row["status"] == "done"}
+    expected = {run: row for run, row in read_stable_table(grid[1]).items() if row["status"] == "done"}
     assert {run: row for run, row in rows.items() if run != large} == expected
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SweepCommand
+from conftest import RunSweep
 from transformers import AutoModelForCausalLM
 
 from raylm.data.corpus import Windows, prepare
@@ -27,7 +27,7 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def first_command(tmp_path: Path, sweep_command: SweepCommand) -> tuple[str, Path]:
+def first_command(tmp_path: Path, sweep_command: RunSweep) -> tuple[str, Path]:
     """What the README's first command prints, and its results: `.ci/run` has run it in a fresh environment."""
     if storage := os.environ.get("RAYLM_TESTS_QUICKSTART"):
         return Path(storage, "printed").read_text(), Path(storage, "quickstart")
@@ -36,9 +36,7 @@ def first_command(tmp_path: Path, sweep_command: SweepCommand) -> tuple[str, Pat
     return done.stdout, tmp_path / "runs" / "quickstart"
 
 
-def test_the_quickstart_learns_and_its_best_checkpoint_opens_anywhere(
-    tmp_path: Path, sweep_command: SweepCommand
-) -> None:
+def test_the_quickstart_learns_and_its_best_checkpoint_opens_anywhere(tmp_path: Path, sweep_command: RunSweep) -> None:
     printed, folder = first_command(tmp_path, sweep_command)
     assert "dashboard: http://127.0.0.1:" in printed
     rows = rows_of(folder)
@@ -52,12 +50,12 @@ def test_the_quickstart_learns_and_its_best_checkpoint_opens_anywhere(
 
     model = AutoModelForCausalLM.from_pretrained(folder / best["checkpoint"], dtype=torch.float32).eval()
     corpus = prepare("pydocs", None, "gpt2-nano")
-    windows = Windows(corpus.validation.tokens, int(best["context_length"]), corpus.end_of_text)
+    windows = Windows(corpus.validation.tokens, int(best["context_length"]), corpus.eos_token_id)
     total = 0.0
     with torch.no_grad():
         for number in range(len(windows)):
-            inputs = torch.from_numpy(windows.batch([number])[0])
-            total += model(input_ids=inputs, labels=inputs).loss.item() * windows.token_count([number])
+            inputs = torch.from_numpy(windows.get_batch([number])[0])
+            total += model(input_ids=inputs, labels=inputs).loss.item() * windows.count_tokens([number])
     assert total / len(windows.tokens) == pytest.approx(float(best["val_loss"]), abs=1e-4)
 
 
@@ -76,7 +74,7 @@ data.prepare("imdb", source.files(), source.name)
 
 @pytest.mark.chaos
 def test_the_imdb_grid_asks_the_hub_as_often_as_one_trial(
-    hub: str, hub_environment: dict[str, str], tmp_path: Path, sweep_command: SweepCommand
+    hub: str, hub_environment: dict[str, str], tmp_path: Path, sweep_command: RunSweep
 ) -> None:
     before = requests_so_far(hub)
     small = ["--set", "model=raylm-test/gpt2-tiny", "--set", "max_train_tokens=8192"]

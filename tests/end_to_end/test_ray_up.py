@@ -10,13 +10,13 @@ from pydoc_data.topics import topics
 
 import cluster_lab
 import pytest
-from conftest import sweep_arguments
-from oracle import best_weights, started, table, wait_for
-from s3 import BUCKET, environment, served_s3
+from conftest import build_sweep_command
+from oracle import hash_best_weights, read_stable_table, start_process, wait_for
+from s3 import BUCKET, serve_s3, set_environment
 
-from raylm.results.open_storage import storage_at
+from raylm.results.open_storage import open_storage
 
-WHY_NOT = cluster_lab.why_not()
+WHY_NOT = cluster_lab.find_skip_reason()
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)]
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "cluster.md"
@@ -29,8 +29,8 @@ def ports_of_the_docs() -> dict[int, str]:
 
 
 def test_from_ray_up_to_ray_down(tmp_path: Path) -> None:
-    with cluster_lab.cluster(tmp_path) as lab:
-        resources = {node["node_ip"]: node["resources_total"] for node in lab.nodes() if node["state"] == "ALIVE"}
+    with cluster_lab.start_cluster(tmp_path) as lab:
+        resources = {node["node_ip"]: node["resources_total"] for node in lab.list_nodes() if node["state"] == "ALIVE"}
         assert sorted(resources) == lab.addresses
         assert "CPU" not in resources[lab.addresses[0]], "trials would land on the head"
 
@@ -42,36 +42,36 @@ def test_from_ray_up_to_ray_down(tmp_path: Path) -> None:
         head = f"{lab.addresses[0]}:6379"
         for without in (f"RAY_AUTH_TOKEN={'0' * 64}", "RAY_AUTH_MODE=disabled"):
             with pytest.raises(RuntimeError, match="AuthenticationError"):
-                lab.host(1, "bash", "-c", f". ~/.raylm_environment; {without} ray status --address {head}")
+                lab.run_on_host(1, "bash", "-c", f". ~/.raylm_environment; {without} ray status --address {head}")
         for host in range(3):
-            modes = lab.host(host, "stat", "-c", "%a", "/root/.ray", "/root/.ray/auth_token").split()
+            modes = lab.run_on_host(host, "stat", "-c", "%a", "/root/.ray", "/root/.ray/auth_token").split()
             assert modes == ["700", "600"]
-            assert lab.token not in lab.host(host, "ps", "-eo", "args=")
+            assert lab.token not in lab.run_on_host(host, "ps", "-eo", "args=")
 
         # what listens is in the docs' table, and the dashboard at home alone
         known = ports_of_the_docs()
         for host in range(3):
-            heard = lab.listening(host)
+            heard = lab.list_listening_ports(host)
             assert {port for _, port in heard} <= set(known)
             assert not {place for place in heard if known[place[1]] == "itself" and place[0] != "127.0.0.1"}
 
         # a job runs on the cluster, with the code and the settings of the yaml
         script = "import os, raylm; print('code', raylm.__file__, 'storage', os.environ['RAYLM_STORAGE'])"
-        said = lab.ray("job", "submit", "--", "python", "-c", script)
+        said = lab.run_ray("job", "submit", "--", "python", "-c", script)
         assert f"code /root/raylm/raylm/__init__.py storage {lab.storage}" in said and "succeeded" in said
 
         # each node is looked at, and finds what it needs
         try:
-            said = lab.host(0, "bash", "-c", ". ~/.raylm_environment; raylm doctor")
+            said = lab.run_on_host(0, "bash", "-c", ". ~/.raylm_environment; raylm doctor")
         except RuntimeError as error:  # what this machine lacks, such as room on its disk, is told too
             said = str(error)
         assert f"3 nodes at {head}" in said
         assert said.count("read, written and removed") == 3, said
 
-        lab.ray("down", "-y", str(lab.config))
+        lab.run_ray("down", "-y", str(lab.config_path))
         for worker in (1, 2):  # which `ray down` leaves alone: docs/cluster.md
-            lab.host(worker, "bash", "-c", ". ~/.raylm_environment; ray stop --force")
-        assert [lab.ray_processes(host) for host in range(3)] == [[], [], []]
+            lab.run_on_host(worker, "bash", "-c", ". ~/.raylm_environment; ray stop --force")
+        assert [lab.list_ray_processes(host) for host in range(3)] == [[], [], []]
     assert not (tmp_path / "hosts").exists()
 
 
@@ -95,25 +95,25 @@ def test_a_sweep_that_loses_a_worker_ends_as_an_undisturbed_one(tmp_path: Path) 
     (text / "validation.txt").write_text(topics["while"] + topics["break"])
     file = tmp_path / "lab.py"
     file.write_text(SWEEP.format(text=str(text)))
-    undisturbed = subprocess.run(sweep_arguments(file, tmp_path / "undisturbed"), check=False, capture_output=True)
+    undisturbed = subprocess.run(build_sweep_command(file, tmp_path / "undisturbed"), check=False, capture_output=True)
     assert undisturbed.returncode == 0
 
-    with served_s3(tmp_path / "s3.log", host="0.0.0.0") as s3, environment(s3.environment):
+    with serve_s3(tmp_path / "s3.log", host="0.0.0.0") as s3, set_environment(s3.env):
         port = s3.url.rsplit(":", 1)[1]
-        in_lab = {**s3.environment, "AWS_ENDPOINT_URL": f"http://{cluster_lab.THIS_MACHINE}:{port}"}
-        with cluster_lab.cluster(hosts, environment=in_lab) as lab:
+        in_lab = {**s3.env, "AWS_ENDPOINT_URL": f"http://{cluster_lab.LOCAL_ADDRESS}:{port}"}
+        with cluster_lab.start_cluster(hosts, extra_env=in_lab) as lab:
             output = tmp_path / "output"
-            command = ["raylm", "run", str(file), "--address", lab.dashboard, "--storage", f"s3://{BUCKET}/lab"]
-            with started(command, output, lab.environment) as job:
+            command = ["raylm", "run", str(file), "--address", lab.dashboard_url, "--storage", f"s3://{BUCKET}/lab"]
+            with start_process(command, output, lab.user_env) as job:
                 wait_for(lambda: output.read_text().count("  epoch ") >= 3 or job.poll() is not None, PATIENCE)
                 assert job.poll() is None, output.read_text()
                 lab.unplug(1)
                 began = time.monotonic()
                 assert job.wait(timeout=PATIENCE) == 0, output.read_text()
             print(f"{time.monotonic() - began:.0f} s from the pulled cable to the table\n{output.read_text()}")
-            states = {node["node_ip"]: node["state"] for node in lab.nodes()}
+            states = {node["node_ip"]: node["state"] for node in lab.list_nodes()}
             assert states[lab.addresses[1]] == "DEAD"
-        storage = storage_at(f"s3://{BUCKET}/lab/lab")
-        with storage.local("") as copy:
-            assert table(copy) == table(tmp_path / "undisturbed" / "lab")
-            assert best_weights(copy) == best_weights(tmp_path / "undisturbed" / "lab")
+        storage = open_storage(f"s3://{BUCKET}/lab/lab")
+        with storage.local_copy("") as copy:
+            assert read_stable_table(copy) == read_stable_table(tmp_path / "undisturbed" / "lab")
+            assert hash_best_weights(copy) == hash_best_weights(tmp_path / "undisturbed" / "lab")

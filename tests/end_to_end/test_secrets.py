@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import sweep_arguments
+from conftest import build_sweep_command
 from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from raylm.config.catalog import NANO
+from raylm.config.catalog import NANO_MODEL
 from raylm.data import corpus, tokenizer
 from raylm.errors import UserError
 from raylm.training import models
@@ -72,7 +72,7 @@ class Place:
         file = self.folder / "small.py"
         file.write_text(SWEEP.format(dataset=str(dataset), seeds=list(seeds)))
         done = subprocess.run(
-            sweep_arguments(file, self.folder / "runs"),
+            build_sweep_command(file, self.folder / "runs"),
             capture_output=True,
             text=True,
             timeout=570,
@@ -275,8 +275,8 @@ def write_into(file: Path, **values: Any) -> None:
 
 def load(folder: Path, *, pretrained: bool = True) -> Any:
     spoken = tokenizer.load(folder, "model")
-    source = models.locate(str(folder), pretrained=pretrained)
-    return models.load(source, vocabulary=len(spoken), dropout=None, seed=0)
+    source = models.resolve_model(str(folder), pretrained=pretrained)
+    return models.load_model(source, vocab_size=len(spoken), dropout=None, seed=0)
 
 
 AUTO_MAP = {
@@ -341,10 +341,10 @@ def test_pickled_tokens_in_the_cache_are_refused_unread(
     tmp_path: Path, witness: Path, small_text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAYLM_CACHE", str(tmp_path / "cache"))
-    made = corpus.prepare(str(small_text), None, NANO)
+    made = corpus.prepare(str(small_text), None, NANO_MODEL)
     np.save(tmp_path / "cache" / "corpora" / made.fingerprint / "train.npy", np.array([Evil(witness)], dtype=object))
     with pytest.raises(ValueError, match=r"memory-mapped|allow_pickle"):
-        corpus.cached(made.fingerprint)
+        corpus.load_cached(made.fingerprint)
 
 
 @pytest.mark.usefixtures("witness")

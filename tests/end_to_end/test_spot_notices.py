@@ -14,14 +14,14 @@ from pydoc_data.topics import topics
 
 import pytest
 import ray
-from conftest import sweep_arguments
-from oracle import best_weights, newest, started, table, wait_for
+from conftest import build_sweep_command
+from oracle import find_newest_checkpoint, hash_best_weights, read_stable_table, start_process, wait_for
 from ray._private.state import state
 from ray.cluster_utils import Cluster
 
 from raylm import spot_notices
 from raylm.config.sweep_file import load_sweep
-from raylm.tuning.coordinator import Board, Word
+from raylm.tuning.coordinator import Command, Coordinator
 
 PATIENCE = 240
 
@@ -76,30 +76,30 @@ def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     with Metadata(request.param) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         nobody = "127.0.0.1:9"
-        monkeypatch.setenv(spot_notices.AWS[0], f"http://{server.place if server.cloud == 'AWS' else nobody}")
-        monkeypatch.setenv(spot_notices.GOOGLE[0], server.place if server.cloud == "Google" else nobody)
+        monkeypatch.setenv(spot_notices.AWS_METADATA[0], f"http://{server.place if server.cloud == 'AWS' else nobody}")
+        monkeypatch.setenv(spot_notices.GOOGLE_METADATA[0], server.place if server.cloud == "Google" else nobody)
         yield server
         server.shutdown()
 
 
 @pytest.mark.parametrize("machine", ["AWS"], indirect=True)
 def test_what_aws_announces(machine: Metadata) -> None:
-    assert spot_notices.aws() is None
+    assert spot_notices.check_aws() is None
     machine.announced = True
-    notice = spot_notices.aws()
-    assert notice is not None and 110 <= notice.seconds <= 120
-    assert notice.words.startswith("AWS is to terminate this spot machine at 20")
+    notice = spot_notices.check_aws()
+    assert notice is not None and 110 <= notice.seconds_left <= 120
+    assert notice.message.startswith("AWS is to terminate this spot machine at 20")
     with pytest.raises(OSError):
-        spot_notices.google()
+        spot_notices.check_google()
 
 
 @pytest.mark.parametrize("machine", ["Google"], indirect=True)
 def test_what_google_announces(machine: Metadata) -> None:
-    assert spot_notices.google() is None
+    assert spot_notices.check_google() is None
     machine.announced = True
-    assert spot_notices.google() == spot_notices.Notice(30, "Google preempts this spot machine")
+    assert spot_notices.check_google() == spot_notices.SpotNotice(30, "Google preempts this spot machine")
     with pytest.raises(OSError):
-        spot_notices.aws()
+        spot_notices.check_aws()
 
 
 @pytest.mark.slow
@@ -110,11 +110,11 @@ def test_ray_is_told(machine: Metadata, ray_place: Path, tmp_path: Path, monkeyp
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
     try:
         ray.init(logging_level="ERROR")
-        busy = ray.remote(num_cpus=1)(Board).remote()  # an idle node leaves at once
+        busy = ray.remote(num_cpus=1)(Coordinator).remote()  # an idle node leaves at once
         node = ray.get_runtime_context().get_node_id()
-        assert ray.get(busy.word.remote(node)) is Word.GO_ON
+        assert ray.get(busy.get_command.remote(node)) is Command.CONTINUE
         watch = [sys.executable, "-m", "raylm.spot_notices"]
-        with started(watch, tmp_path / "output") as watcher:
+        with start_process(watch, tmp_path / "output") as watcher:
             wait_for(lambda: machine.looks >= 3 and (tmp_path / "output").read_text().endswith(f"{machine.cloud}\n"))
             second = subprocess.run(watch, capture_output=True, text=True, timeout=60, check=True)
             assert "another process of this machine looks already" in second.stdout
@@ -122,7 +122,7 @@ def test_ray_is_told(machine: Metadata, ray_place: Path, tmp_path: Path, monkeyp
             machine.announced = True
             assert watcher.wait(timeout=60) == 0
         assert list(state.get_draining_nodes()) == [node]
-        wait_for(lambda: ray.get(busy.word.remote(node)) is Word.MOVE)
+        wait_for(lambda: ray.get(busy.get_command.remote(node)) is Command.MIGRATE)
         assert (tmp_path / "output").read_text().endswith("Ray was told\n")
     finally:
         ray.shutdown()
@@ -147,27 +147,27 @@ def test_a_trial_leaves_a_node_before_the_node_leaves_it(ray_place: Path, tmp_pa
     (text / "train.txt").write_text("\n".join(topics[name] for name in sorted(topics))[:100_000])
     (text / "validation.txt").write_text(topics["while"] + topics["break"])
     file.write_text(SWEEP.format(text=str(text)))
-    subprocess.run(sweep_arguments(file, tmp_path / "undisturbed", "--address", "local"), check=True)
+    subprocess.run(build_sweep_command(file, tmp_path / "undisturbed", "--address", "local"), check=True)
     trials = {trial.run_name: trial for trial in load_sweep(file).trials()}
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
         first, _ = cluster.add_node(num_cpus=1), cluster.add_node(num_cpus=1)
-        command = sweep_arguments(file, tmp_path / "runs", "--address", cluster.address)
-        with started(command, output) as sweep:
+        command = build_sweep_command(file, tmp_path / "runs", "--address", cluster.address)
+        with start_process(command, output) as sweep:
             wait_for(lambda: output.read_text().count("  started") == 2, PATIENCE)
             drain(cluster.address, first.node_id)
             wait_for(lambda: "starts again" in output.read_text() or sweep.poll() is not None, PATIENCE)
             said = output.read_text()
             (moved,) = [line.split()[0] for line in said.splitlines() if "starts again" in line]
             assert "its machine is about to be taken away; it was saved" in said
-            assert newest(tmp_path / "runs" / "spot", trials[moved]) is not None
+            assert find_newest_checkpoint(tmp_path / "runs" / "spot", trials[moved]) is not None
             assert sweep.wait(timeout=PATIENCE) == 0, output.read_text()
     finally:
         cluster.shutdown()
     assert output.read_text().count("starts again") == 1  # nothing has begun on that node since
-    assert table(tmp_path / "runs" / "spot") == table(tmp_path / "undisturbed" / "spot")
-    assert best_weights(tmp_path / "runs" / "spot") == best_weights(tmp_path / "undisturbed" / "spot")
+    assert read_stable_table(tmp_path / "runs" / "spot") == read_stable_table(tmp_path / "undisturbed" / "spot")
+    assert hash_best_weights(tmp_path / "runs" / "spot") == hash_best_weights(tmp_path / "undisturbed" / "spot")
 
 
 def drain(address: str, node: str) -> None:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import SweepCommand, sweep_arguments
-from oracle import best_weights, table, trial_processes, wait_for
+from conftest import RunSweep, build_sweep_command
+from oracle import find_trial_processes, hash_best_weights, read_stable_table, wait_for
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from raylm.data import corpus, tokenizer
@@ -46,7 +46,7 @@ def undisturbed(small_text: Path, tmp_path_factory: pytest.TempPathFactory) -> t
     """A sweep file and the results folder of a run that nothing disturbed."""
     folder = tmp_path_factory.mktemp("undisturbed")
     file = write_sweep(folder / "small.py", small_text)
-    done = subprocess.run(sweep_arguments(file, folder / "runs"), capture_output=True, text=True, check=False)
+    done = subprocess.run(build_sweep_command(file, folder / "runs"), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return file, folder / "runs" / "small"
 
@@ -58,7 +58,7 @@ def started(tmp_path: Path, undisturbed: tuple[Path, Path]) -> Iterator[Callable
 
     def start() -> subprocess.Popen[str]:
         with (tmp_path / "output").open("a") as output:
-            command = sweep_arguments(undisturbed[0], tmp_path / "runs")
+            command = build_sweep_command(undisturbed[0], tmp_path / "runs")
             processes.append(subprocess.Popen(command, stdout=output, stderr=output, text=True))
         return processes[-1]
 
@@ -75,13 +75,13 @@ def manifests(folder: Path) -> list[Path]:
     return list(folder.glob("small/launch-*/*/checkpoint_*/manifest.json"))
 
 
-def test_the_table_the_checkpoints_and_the_record(undisturbed: tuple[Path, Path], sweep_command: SweepCommand) -> None:
+def test_the_table_the_checkpoints_and_the_record(undisturbed: tuple[Path, Path], sweep_command: RunSweep) -> None:
     _, folder = undisturbed
-    rows = table(folder)
+    rows = read_stable_table(folder)
     assert len(rows) == 4
     assert {row["status"] for row in rows.values()} == {"done"}
     assert all(float(row["val_loss"]) < float(row["first_loss"]) for row in rows.values())
-    assert len(best_weights(folder)) == 4
+    assert len(hash_best_weights(folder)) == 4
     for run in rows:  # the best epoch and the latest, nothing else
         steps = [json.loads(path.read_text())["progress"]["step"] for path in folder.glob(f"*/{run}/*/manifest.json")]
         assert len(steps) == (1 if rows[run]["best_epoch"] == "3" else 2)
@@ -99,17 +99,17 @@ def test_a_finished_sweep_shows_its_table_without_starting_ray(undisturbed: tupl
     file, folder = undisturbed
     before = sorted(folder.rglob("*"))
     started = time.monotonic()
-    arguments = sweep_arguments(file, folder.parent)
+    arguments = build_sweep_command(file, folder.parent)
     done = subprocess.run(arguments, capture_output=True, text=True, check=True, env={**os.environ, "RAY_ADDRESS": "x"})
     assert time.monotonic() - started < 15  # Ray alone takes five; this is no measurement
-    assert all(run in done.stdout for run in table(folder))
+    assert all(run in done.stdout for run in read_stable_table(folder))
     assert "starting Ray" not in done.stdout
     assert sorted(folder.rglob("*")) == before
 
 
 def test_fewer_rows_of_a_finished_sweep_are_the_sweep_then(undisturbed: tuple[Path, Path], tmp_path: Path) -> None:
     shutil.copytree(undisturbed[1].parent, tmp_path / "runs")
-    arguments = sweep_arguments(undisturbed[0], tmp_path / "runs", "--set", "batch_size=2")
+    arguments = build_sweep_command(undisturbed[0], tmp_path / "runs", "--set", "batch_size=2")
     assert "2 rows: 2 done" in subprocess.run(arguments, capture_output=True, text=True, check=True).stdout
     assert [row.config.batch_size for row in load_results(tmp_path / "runs" / "small").rows] == [2, 2]
 
@@ -118,13 +118,13 @@ def test_a_widened_grid_runs_only_its_new_rows(
     undisturbed: tuple[Path, Path], small_text: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(undisturbed[1].parent, tmp_path / "runs")
-    before = table(undisturbed[1])
+    before = read_stable_table(undisturbed[1])
     file = write_sweep(tmp_path / "wide.py", small_text, context="tune.grid_search([16, 32, 24])")
-    done = subprocess.run(sweep_arguments(file, tmp_path / "runs"), capture_output=True, text=True, check=True)
+    done = subprocess.run(build_sweep_command(file, tmp_path / "runs"), capture_output=True, text=True, check=True)
     assert "6 trials, 2 to be done" in done.stdout
     folder = tmp_path / "runs" / "small"
     assert len(list((folder / "launch-002").glob("*/params.json"))) == 2
-    after = table(folder)
+    after = read_stable_table(folder)
     assert len(after) == 6
     assert {run: after[run] for run in before} == before
 
@@ -133,7 +133,7 @@ def test_killed_trials_are_not_seen_in_the_results(
     undisturbed: tuple[Path, Path],
     tmp_path: Path,
     started: Callable[[], subprocess.Popen[str]],
-    sweep_command: SweepCommand,
+    sweep_command: RunSweep,
 ) -> None:
     driver = started()
     wait_for(lambda: manifests(tmp_path / "runs"))
@@ -147,15 +147,15 @@ def test_killed_trials_are_not_seen_in_the_results(
         check=True,
     ).stdout
     assert f"run by process {driver.pid} on " in told and "of 4 trials" in told and " running" in told
-    for process in trial_processes(driver.pid):
+    for process in find_trial_processes(driver.pid):
         process.kill()
     assert driver.wait(timeout=300) == 0
     said = (tmp_path / "output").read_text()
     assert "starts again from its latest checkpoint: The actor died" in said and "(raylet)" not in said
     logs = [file.read_text() for file in (tmp_path / "runs" / "small" / "launch-001").glob("*/log.txt")]
     assert any(", after: The actor died" in log and "] goes on from checkpoint_" in log for log in logs)
-    assert table(tmp_path / "runs" / "small") == table(undisturbed[1])
-    assert best_weights(tmp_path / "runs" / "small") == best_weights(undisturbed[1])
+    assert read_stable_table(tmp_path / "runs" / "small") == read_stable_table(undisturbed[1])
+    assert hash_best_weights(tmp_path / "runs" / "small") == hash_best_weights(undisturbed[1])
 
 
 def test_a_sweep_interrupted_and_then_killed_ends_as_an_undisturbed_one(
@@ -176,12 +176,12 @@ def test_a_sweep_interrupted_and_then_killed_ends_as_an_undisturbed_one(
 
     assert started().wait(timeout=300) == 0
     assert len(list((storage / "small").glob("launch-*"))) == 3
-    assert table(storage / "small") == table(undisturbed[1])
-    assert best_weights(storage / "small") == best_weights(undisturbed[1])
+    assert read_stable_table(storage / "small") == read_stable_table(undisturbed[1])
+    assert hash_best_weights(storage / "small") == hash_best_weights(undisturbed[1])
 
 
 def test_a_failing_trial_stops_no_other_and_can_be_tried_again(
-    tmp_path: Path, small_text: Path, sweep_command: SweepCommand
+    tmp_path: Path, small_text: Path, sweep_command: RunSweep
 ) -> None:
     model = tmp_path / "model"
     spoken = tokenizer.train([(small_text / "train.txt").read_text()])
@@ -196,7 +196,7 @@ def test_a_failing_trial_stops_no_other_and_can_be_tried_again(
 
     first = sweep_command(file)
     assert first.returncode == 1
-    rows = list(table(tmp_path / "runs" / "small").values())
+    rows = list(read_stable_table(tmp_path / "runs" / "small").values())
     assert [row["status"] for row in rows] == ["done", "done", "failed", "failed"]
     assert all("weights cannot be loaded" in row["reason"] for row in rows[2:])
     assert "--retry-failed" in first.stdout
@@ -210,11 +210,11 @@ def test_a_failing_trial_stops_no_other_and_can_be_tried_again(
     (model / "model.safetensors").write_bytes(whole)
     mended = sweep_command(file, "--retry-failed")
     assert mended.returncode == 0, mended.stderr
-    assert {row["status"] for row in table(tmp_path / "runs" / "small").values()} == {"done"}
+    assert {row["status"] for row in read_stable_table(tmp_path / "runs" / "small").values()} == {"done"}
 
 
 def test_the_best_epoch_is_kept_beside_the_latest_and_a_diverged_trial_is_not_ranked(
-    tmp_path: Path, small_text: Path, sweep_command: SweepCommand
+    tmp_path: Path, small_text: Path, sweep_command: RunSweep
 ) -> None:
     file = tmp_path / "s.py"
     file.write_text(f"""
@@ -228,7 +228,7 @@ sweep = Sweep(name="small", space={{
     done = sweep_command(file)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "runs" / "small"
-    good, bad = table(folder).values()
+    good, bad = read_stable_table(folder).values()
     assert (good["status"], bad["status"]) == ("done", "diverged")
 
     kept = [verify(path) for path in folder.glob(f"*/{good['run']}/checkpoint_*")]
@@ -246,7 +246,7 @@ sweep = Sweep(name="small", space={{
 
 
 def test_resources_that_no_node_has_are_refused_before_anything_runs(
-    tmp_path: Path, small_text: Path, sweep_command: SweepCommand
+    tmp_path: Path, small_text: Path, sweep_command: RunSweep
 ) -> None:
     file = write_sweep(tmp_path / "s.py", small_text)
     file.write_text(file.read_text().replace("cpus=1", "gpus=1, cpus=64"))
@@ -293,7 +293,7 @@ def test_changed_text_is_not_mixed_with_the_old(
 ) -> None:
     text = shutil.copytree(small_text, tmp_path / "text")
     file = write_sweep(tmp_path / "s.py", text, context="16")
-    arguments = sweep_arguments(file, tmp_path / "runs", "--set", "epochs=1")
+    arguments = build_sweep_command(file, tmp_path / "runs", "--set", "epochs=1")
     assert subprocess.run(arguments, capture_output=True, check=False).returncode == 0
     (text / "train.txt").write_text((text / "train.txt").read_text() + "more text\n")
     done = subprocess.run([*arguments, "--set", "seed=1"], capture_output=True, text=True, check=False)

@@ -11,22 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import opened
+from browser import open_page
 from test_html import Reader, made, save
 
 from raylm.config.trial import TrialConfig
 from raylm.errors import UserError
 from raylm.monitor import dashboard, heartbeat
-from raylm.monitor.dashboard import Dashboard, Server, polyline
-from raylm.monitor.state import Running, Watch
+from raylm.monitor.dashboard import Dashboard, DashboardServer, format_polyline
+from raylm.monitor.state import RunningTrial, SweepMonitor
 from raylm.report import html as page
 from raylm.results import folder as results
-from raylm.results.progress import Step
+from raylm.results.progress import StepMetrics
 from raylm.results.rows import DONE, FAILED, Results
 from raylm.results.storage import Folder
 
 ODD = "<b>&odd"
-TRIALS = [TrialConfig.recorded({"dataset": "imdb", "model": ODD, "context_length": 64 * 2**n}) for n in range(4)]
+TRIALS = [TrialConfig.from_record({"dataset": "imdb", "model": ODD, "context_length": 64 * 2**n}) for n in range(4)]
 RUNS = [trial.run_name for trial in TRIALS]
 
 
@@ -35,13 +35,13 @@ def found(tmp_path: Path) -> Results:
     """A row that is done, one that has failed, two to be run."""
     folder = tmp_path / "my-sweep"
     save(folder, TRIALS[0], 3.0)
-    results.write_ending(Folder(folder), "launch-001", TRIALS[1], FAILED, "ValueError: no")
+    results.write_final_status(Folder(folder), "launch-001", TRIALS[1], FAILED, "ValueError: no")
     return made(folder, TRIALS)
 
 
 @pytest.fixture
-def server(found: Results) -> Iterator[Server]:
-    with Server(Dashboard(found.storage), 0) as serving:
+def server(found: Results) -> Iterator[DashboardServer]:
+    with DashboardServer(Dashboard(found.storage), 0) as serving:
         thread = threading.Thread(target=serving.serve_forever)
         thread.start()
         yield serving
@@ -49,14 +49,16 @@ def server(found: Results) -> Iterator[Server]:
         thread.join()
 
 
-def ask(server: Server, path: str, host: str | None = None, method: str = "GET") -> tuple[int, str, dict[str, str]]:
+def ask(
+    server: DashboardServer, path: str, host: str | None = None, method: str = "GET"
+) -> tuple[int, str, dict[str, str]]:
     connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=60)
     connection.request(method, path, headers={} if host is None else {"Host": host})
     answer = connection.getresponse()
     return answer.status, answer.read().decode(), dict(answer.headers)
 
 
-def test_the_page_is_the_report_with_what_runs_above_it(server: Server) -> None:
+def test_the_page_is_the_report_with_what_runs_above_it(server: DashboardServer) -> None:
     status, text, headers = ask(server, "/")
     reader = Reader(text)
     assert status == 200 and reader.tags.count("script") == 1 and "b" not in reader.tags
@@ -85,19 +87,19 @@ def test_the_page_is_the_report_with_what_runs_above_it(server: Server) -> None:
     ],
 )
 def test_nothing_else_is_served_and_to_nobody_else(
-    server: Server, path: str, host: str | None, method: str, status: int
+    server: DashboardServer, path: str, host: str | None, method: str, status: int
 ) -> None:
     answer, text, _ = ask(server, path, host, method)
     assert answer == status and (status == 200 or "my-sweep" not in text)
 
 
-def test_it_listens_on_this_machine_alone(server: Server) -> None:
+def test_it_listens_on_this_machine_alone(server: DashboardServer) -> None:
     assert server.server_address[0] == "127.0.0.1"
     with pytest.raises(UserError, match=f"port {server.server_address[1]} is taken; choose another one with --port"):
-        Server(server.dashboard, server.server_address[1])
+        DashboardServer(server.dashboard, server.server_address[1])
 
 
-def test_a_results_folder_that_is_damaged_meanwhile_is_told_of(server: Server, found: Results) -> None:
+def test_a_results_folder_that_is_damaged_meanwhile_is_told_of(server: DashboardServer, found: Results) -> None:
     ask(server, "/")
     found.storage.write("sweep.json", "{")
     status, text, _ = ask(server, "/live")
@@ -111,55 +113,55 @@ def test_figures_are_drawn_again_only_where_rows_have_changed(found: Results, mo
         drawn.append(results)
         return html(results, *arguments, **named)
 
-    html = page.html
+    html = page.render_html
     monkeypatch.setattr(page, "html", draw)
     monkeypatch.setattr(dashboard, "SHARE_OF_DRAWING", 1e9)
     shown = Dashboard(found.storage)
-    first = shown.whole("x")
+    first = shown.render_page("x")
     time.sleep(0.01)
-    assert shown.whole("x") == first and len(drawn) == 1
-    save(Path(found.storage.place), TRIALS[2], 2.0)
-    assert RUNS[2] in shown.whole("x") and len(drawn) == 2 and "2 done" in shown.live()[0]
+    assert shown.render_page("x") == first and len(drawn) == 1
+    save(Path(found.storage.uri), TRIALS[2], 2.0)
+    assert RUNS[2] in shown.render_page("x") and len(drawn) == 2 and "2 done" in shown.render_live()[0]
 
 
 def test_a_curve_fills_its_field() -> None:
     curve = ((10, 5.0), (20, 4.0), (30, 3.0))
-    assert polyline(Running("run", 0.0, None, curve)) == "0.0,1.0 50.0,10.0 100.0,19.0"
-    assert polyline(Running("run", 0.0, None, curve[:1])) == ""
+    assert format_polyline(RunningTrial("run", 0.0, None, curve)) == "0.0,1.0 50.0,10.0 100.0,19.0"
+    assert format_polyline(RunningTrial("run", 0.0, None, curve[:1])) == ""
 
 
 def test_a_browser_follows_a_sweep_without_being_reloaded(
-    server: Server, found: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: DashboardServer, found: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(heartbeat, "SECONDS", 0.1)
     monkeypatch.setattr(dashboard, "SHARE_OF_DRAWING", 1.0)
-    watch = Watch("my-sweep", found, 4, dict(zip(RUNS, TRIALS, strict=True)).__getitem__, lambda trial: 1.0)
+    watch = SweepMonitor("my-sweep", found, 4, dict(zip(RUNS, TRIALS, strict=True)).__getitem__, lambda trial: 1.0)
 
     async def follow() -> None:
-        async with opened(server.address, tmp_path / "profile") as seen:
-            await seen.until("2 waiting", "#live")
-            await seen.until(f"{RUNS[2]} (waiting)", "main")
-            watch.started(RUNS[2])
-            watch.stepped(RUNS[2], Step(11, 40, 4.125, 1000, 250.0))
-            watch.stepped(RUNS[2], Step(12, 40, 4.0, 1000, 250.0))
-            await seen.until("12/40", "#live")
-            await seen.until(f"{RUNS[2]} (running)", "main")
-            assert "250" in await seen.text("#live") and "4.000" in await seen.text("#live")
-            watch.evaluated(RUNS[2], {"adj_val_loss": 2.4})
-            save(Path(found.storage.place), TRIALS[2], 2.0)
-            watch.ended(RUNS[2], DONE, "")
-            await seen.until("Best on imdb so far: adj val loss 2.400", "#live")
-            await seen.until("2.40", ".best")
-            await seen.until("2 done", "header")
-            assert seen.requested and all(
-                address.startswith((server.address, "data:image/svg+xml;")) for address in seen.requested
+        async with open_page(server.url, tmp_path / "profile") as seen:
+            await seen.wait_for_text("2 waiting", "#live")
+            await seen.wait_for_text(f"{RUNS[2]} (waiting)", "main")
+            watch.on_trial_start(RUNS[2])
+            watch.on_step(RUNS[2], StepMetrics(11, 40, 4.125, 1000, 250.0))
+            watch.on_step(RUNS[2], StepMetrics(12, 40, 4.0, 1000, 250.0))
+            await seen.wait_for_text("12/40", "#live")
+            await seen.wait_for_text(f"{RUNS[2]} (running)", "main")
+            assert "250" in await seen.read_text("#live") and "4.000" in await seen.read_text("#live")
+            watch.on_evaluate(RUNS[2], {"adj_val_loss": 2.4})
+            save(Path(found.storage.uri), TRIALS[2], 2.0)
+            watch.on_trial_end(RUNS[2], DONE, "")
+            await seen.wait_for_text("Best on imdb so far: adj val loss 2.400", "#live")
+            await seen.wait_for_text("2.40", ".best")
+            await seen.wait_for_text("2 done", "header")
+            assert seen.requested_urls and all(
+                address.startswith((server.url, "data:image/svg+xml;")) for address in seen.requested_urls
             )
-            assert seen.complaints == []
+            assert seen.console_errors == []
             server.shutdown()
             server.server_close()
             stale = "document.getElementById('live').className"
-            while (await seen.ask("Runtime.evaluate", expression=stale))["result"]["value"] != "stale":
+            while (await seen.send_command("Runtime.evaluate", expression=stale))["result"]["value"] != "stale":
                 await asyncio.sleep(0.1)
 
-    with heartbeat.Pulse(found.storage, watch):
+    with heartbeat.Heartbeat(found.storage, watch):
         asyncio.run(follow())

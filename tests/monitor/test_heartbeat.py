@@ -12,20 +12,20 @@ import pytest
 
 from raylm.config.trial import TrialConfig
 from raylm.monitor import heartbeat
-from raylm.monitor.state import Watch
+from raylm.monitor.state import SweepMonitor
 from raylm.results import sweep_record
-from raylm.results.progress import Step
-from raylm.results.rows import MISSING, RUNNING, WAITING, Results, Row
+from raylm.results.progress import StepMetrics
+from raylm.results.rows import PENDING, QUEUED, RUNNING, Results, Row
 from raylm.results.storage import Folder
-from raylm.results.sweep_record import Record
+from raylm.results.sweep_record import SweepRecord
 
 TRIALS = [TrialConfig(seed=seed, context_length=64) for seed in range(2)]
 RUNS = [trial.run_name for trial in TRIALS]
 
 
-def watch() -> Watch:
-    results = Results(Folder(Path("/nowhere")), [Row(trial, MISSING, "", None, None) for trial in TRIALS])
-    return Watch("s", results, 2, dict(zip(RUNS, TRIALS, strict=True)).__getitem__, lambda trial: 1.0)
+def watch() -> SweepMonitor:
+    results = Results(Folder(Path("/nowhere")), [Row(trial, PENDING, "", None, None) for trial in TRIALS])
+    return SweepMonitor("s", results, 2, dict(zip(RUNS, TRIALS, strict=True)).__getitem__, lambda trial: 1.0)
 
 
 def test_a_command_tells_how_its_sweep_stands_for_as_long_as_it_runs_it(
@@ -33,15 +33,15 @@ def test_a_command_tells_how_its_sweep_stands_for_as_long_as_it_runs_it(
 ) -> None:
     monkeypatch.setattr(heartbeat, "SECONDS", 0.05)
     watched = watch()
-    with heartbeat.Pulse(Folder(tmp_path), watched):
-        watched.started(RUNS[0])
-        watched.stepped(RUNS[0], Step(1, 10, 5.0, 100, 10.0))
+    with heartbeat.Heartbeat(Folder(tmp_path), watched):
+        watched.on_trial_start(RUNS[0])
+        watched.on_step(RUNS[0], StepMetrics(1, 10, 5.0, 100, 10.0))
         deadline = time.monotonic() + 30
-        while (told := heartbeat.read(Folder(tmp_path))) is None or not told.state.running:
+        while (told := heartbeat.read_heartbeat(Folder(tmp_path))) is None or not told.state.running:
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        assert told.alive and told.state.counts == {RUNNING: 1, WAITING: 1}
-    assert heartbeat.read(Folder(tmp_path)) is None and list(tmp_path.iterdir()) == []
+        assert told.is_alive and told.state.counts == {RUNNING: 1, QUEUED: 1}
+    assert heartbeat.read_heartbeat(Folder(tmp_path)) is None and list(tmp_path.iterdir()) == []
 
 
 DYING = """
@@ -58,11 +58,11 @@ with heartbeat.Pulse(Folder(Path({folder!r})), watch()):
 
 def test_a_command_that_has_died_is_known_to_be_gone(tmp_path: Path) -> None:
     folder = tmp_path / "s"
-    sweep_record.write(Folder(folder), Record("s", TRIALS))
+    sweep_record.write(Folder(folder), SweepRecord("s", TRIALS))
     code = DYING.format(tests=str(Path(__file__).parent), folder=str(folder))
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 9
-    told = heartbeat.read(Folder(folder))
-    assert told is not None and not told.alive
+    told = heartbeat.read_heartbeat(Folder(folder))
+    assert told is not None and not told.is_alive
 
     said = subprocess.run(
         [sys.executable, "-c", "from raylm.cli import app; app()", "status", str(folder)],
@@ -70,25 +70,25 @@ def test_a_command_that_has_died_is_known_to_be_gone(tmp_path: Path) -> None:
         text=True,
         check=True,
     ).stdout
-    assert said.startswith("s  2 missing\n") and f"process {told.process} on {told.host} ran it, and is gone" in said
+    assert said.startswith("s  2 missing\n") and f"process {told.pid} on {told.host} ran it, and is gone" in said
 
 
 @pytest.mark.parametrize(("seconds_ago", "alive"), [(60, True), (120, False)])
 def test_a_command_on_another_machine_is_believed_for_a_while(tmp_path: Path, seconds_ago: int, alive: bool) -> None:
-    with heartbeat.Pulse(Folder(tmp_path), watch()):
-        while not (tmp_path / heartbeat.NAME).exists():
+    with heartbeat.Heartbeat(Folder(tmp_path), watch()):
+        while not (tmp_path / heartbeat.HEARTBEAT_FILE).exists():
             time.sleep(0.01)
-        content = json.loads((tmp_path / heartbeat.NAME).read_text())
+        content = json.loads((tmp_path / heartbeat.HEARTBEAT_FILE).read_text())
     content["holder"]["host"] = "another.machine"
     content["state"]["told"] -= seconds_ago
-    (tmp_path / heartbeat.NAME).write_text(json.dumps(content))
-    told = heartbeat.read(Folder(tmp_path))
-    assert told is not None and told.alive is alive and told.host == "another.machine"
+    (tmp_path / heartbeat.HEARTBEAT_FILE).write_text(json.dumps(content))
+    told = heartbeat.read_heartbeat(Folder(tmp_path))
+    assert told is not None and told.is_alive is alive and told.host == "another.machine"
 
 
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", '{"state": {"sweep": 1}, "holder": {}}', '{"state": [], "holder": 1}']
 )
 def test_what_is_no_pulse_tells_nothing(tmp_path: Path, text: str) -> None:
-    (tmp_path / heartbeat.NAME).write_text(text)
-    assert heartbeat.read(Folder(tmp_path)) is None
+    (tmp_path / heartbeat.HEARTBEAT_FILE).write_text(text)
+    assert heartbeat.read_heartbeat(Folder(tmp_path)) is None

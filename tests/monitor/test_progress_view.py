@@ -8,27 +8,27 @@ import re
 import pytest
 from rich.console import Console
 
-from raylm.monitor.progress_view import shortened, view
-from raylm.monitor.state import Best, Running, State
-from raylm.results.progress import Step
-from raylm.results.rows import DONE, FAILED, RUNNING, WAITING
+from raylm.monitor.progress_view import render_state, shorten_name
+from raylm.monitor.state import BestTrial, RunningTrial, SweepState
+from raylm.results.progress import StepMetrics
+from raylm.results.rows import DONE, FAILED, QUEUED, RUNNING
 
 NAMES = [f"wikitext103-gpt2-medium-{length}x8-lr0.001-e2-671b9abe1e" for length in (64, 128, 1024)]
-STEPS = [Step(4210, 14032, 5.2, 2_000_000, 12345.6), Step(1, 20, 3.25, 1000, 50.0), None]
-STATE = State(
+STEPS = [StepMetrics(4210, 14032, 5.2, 2_000_000, 12345.6), StepMetrics(1, 20, 3.25, 1000, 50.0), None]
+STATE = SweepState(
     sweep="imdb-grid",
     total=12,
-    counts={DONE: 3, RUNNING: 3, WAITING: 5, FAILED: 1},
-    running=tuple(Running(name, 0.0, step) for name, step in zip(NAMES, STEPS, strict=True)),
-    best={"imdb": Best(NAMES[1], 4.1234)},
+    counts={DONE: 3, RUNNING: 3, QUEUED: 5, FAILED: 1},
+    running=tuple(RunningTrial(name, 0.0, step) for name, step in zip(NAMES, STEPS, strict=True)),
+    best={"imdb": BestTrial(NAMES[1], 4.1234)},
     share=0.375,
     seconds_left=5400,
 )
 
 
-def shown(state: State, width: int, most: int = 1000) -> list[str]:
+def shown(state: SweepState, width: int, most: int = 1000) -> list[str]:
     console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None, record=True)
-    console.print(view(state, width, most))
+    console.print(render_state(state, width, most))
     return [line.rstrip() for line in console.export_text().splitlines()]
 
 
@@ -54,10 +54,10 @@ def test_where_there_is_no_room_the_rest_is_counted() -> None:
 
 
 def test_a_sweep_at_rest_has_no_trials_to_show() -> None:
-    lines = shown(State("s", 2, {DONE: 2}, share=1.0), 80)
+    lines = shown(SweepState("s", 2, {DONE: 2}, share=1.0), 80)
     assert lines[0] == "s  2 done" and lines[1].endswith("100 %  2 of 2 trials") and len(lines) == 2
 
 
 def test_a_shortened_name_keeps_what_it_is_and_its_id() -> None:
-    assert shortened("pydocs-gpt2-64x8-0669e90250", 80) == "pydocs-gpt2-64x8-0669e90250"
-    assert shortened("pydocs-gpt2-64x8-0669e90250", 20) == "pydocs-gpt2-64…90250"
+    assert shorten_name("pydocs-gpt2-64x8-0669e90250", 80) == "pydocs-gpt2-64x8-0669e90250"
+    assert shorten_name("pydocs-gpt2-64x8-0669e90250", 20) == "pydocs-gpt2-64…90250"

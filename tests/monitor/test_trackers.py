@@ -14,24 +14,24 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import SweepCommand
+from conftest import RunSweep
 from mlflow import MlflowClient
-from oracle import table, wait_for
+from oracle import read_stable_table, wait_for
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
-from wandb_lab import KEY, offline_runs, served
+from wandb_lab import API_KEY, load_offline_runs, serve_wandb
 
 from raylm.config.trial import TrialConfig
 from raylm.errors import UserError
 from raylm.monitor.trackers import dispatcher, options
-from raylm.monitor.trackers.dispatcher import Tracking
-from raylm.monitor.trackers.options import Trackers, chosen
-from raylm.results.progress import Measured, Progress, Step
-from raylm.results.rows import INTERRUPTED, MISSING, Row, SavedCheckpoint
+from raylm.monitor.trackers.dispatcher import TrackerPool
+from raylm.monitor.trackers.options import TrackerOptions, resolve
+from raylm.results.progress import EvalMetrics, Progress, StepMetrics
+from raylm.results.rows import INTERRUPTED, PENDING, Row, SavedCheckpoint
 from raylm.results.storage import Folder
 
-OFFLINE = Trackers("offline", None, None)
-NO_WANDB = Trackers("disabled", None, None)
+OFFLINE = TrackerOptions("offline", None, None)
+NO_WANDB = TrackerOptions("disabled", None, None)
 TRIALS = [TrialConfig(context_length=64, seed=seed) for seed in (0, 1)]
 EPOCHS = {10: (5.9, 5.5, 9.5), 20: (5.0, 5.2, 9.0), 30: (4.1, 5.4, 9.3)}
 """Train loss, val loss and adj val loss by their steps: the second epoch is the best."""
@@ -51,13 +51,13 @@ def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 class Told:
     """Tells trackers of two trials and notes how long each word took."""
 
-    def __init__(self, folder: Path, trackers: Trackers, rows: list[Row] | None = None) -> None:
+    def __init__(self, folder: Path, trackers: TrackerOptions, rows: list[Row] | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        rows = rows or [Row(trial, MISSING, "", None, None) for trial in TRIALS]
+        rows = rows or [Row(trial, PENDING, "", None, None) for trial in TRIALS]
         self.said: list[str] = []
         self.slowest = 0.0
         self.closing = 0.0
-        self.tracking = Tracking(trackers, Folder(folder), "abcd1234", rows, self.said.append)
+        self.tracking = TrackerPool(trackers, Folder(folder), "abcd1234", rows, self.said.append)
 
     def tell(self, word: Callable[..., None], *arguments: Any) -> None:
         before = time.monotonic()
@@ -66,20 +66,20 @@ class Told:
 
     def train(self, first: int, last: int) -> None:
         for trial in TRIALS:
-            self.tell(self.tracking.started, trial.run_name)
+            self.tell(self.tracking.on_trial_start, trial.run_name)
         for step in range(first, last + 1):
             for run in (trial.run_name for trial in TRIALS):
-                now = Step(step, 30, 6 - step / 10, step * 512, 1000.0)
-                self.tell(self.tracking.stepped, run, now)
-                self.tell(self.tracking.stepped, run, now)  # the display is told the same again
+                now = StepMetrics(step, 30, 6 - step / 10, step * 512, 1000.0)
+                self.tell(self.tracking.on_step, run, now)
+                self.tell(self.tracking.on_step, run, now)  # the display is told the same again
                 if step in EPOCHS:
                     losses = dict(zip(LOSSES, EPOCHS[step], strict=True))
                     epoch = {"epoch": step // 10, "step": step, "tokens_seen": step * 512, "tokens_per_second": 1000.0}
-                    self.tell(self.tracking.evaluated, run, {**epoch, **losses})
+                    self.tell(self.tracking.on_evaluate, run, {**epoch, **losses})
 
     def end(self, status: str) -> None:
         for trial in TRIALS:
-            self.tell(self.tracking.ended, trial.run_name, status, "")
+            self.tell(self.tracking.on_trial_end, trial.run_name, status, "")
 
     def __enter__(self) -> Told:
         self.tracking.__enter__()
@@ -91,7 +91,7 @@ class Told:
         self.closing = time.monotonic() - before
 
 
-def tracked(folder: Path, trackers: Trackers, *, rows: list[Row] | None = None, last: int = 30) -> Told:
+def tracked(folder: Path, trackers: TrackerOptions, *, rows: list[Row] | None = None, last: int = 30) -> Told:
     """Both trials from their first step, or from where their rows stand, to the last."""
     done = max((one.step for row in rows or [] for one in row.evaluations), default=0)
     with Told(folder, trackers, rows) as told:
@@ -102,7 +102,7 @@ def tracked(folder: Path, trackers: Trackers, *, rows: list[Row] | None = None, 
 
 def rows_after(step: int) -> list[Row]:
     """How the trials stand in storage after so many steps."""
-    evaluations = [Measured(at // 10, at, at * 512, *losses) for at, losses in EPOCHS.items() if at <= step]
+    evaluations = [EvalMetrics(at // 10, at, at * 512, *losses) for at, losses in EPOCHS.items() if at <= step]
     saved = SavedCheckpoint("", Progress(30, 8, step=step, evaluations=evaluations))
     return [Row(trial, INTERRUPTED, "", saved, saved) for trial in TRIALS]
 
@@ -121,9 +121,9 @@ def files_with(text: str, folder: Path) -> list[Path]:
 
 
 def test_wandb_offline_has_a_run_for_each_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_API_KEY", API_KEY)
     told = tracked(tmp_path / "small", OFFLINE)
-    runs = offline_runs(tmp_path / "small")
+    runs = load_offline_runs(tmp_path / "small")
     assert len(runs) == 2
     by_name = {run.name: run for run in runs}
     for trial in TRIALS:
@@ -135,13 +135,13 @@ def test_wandb_offline_has_a_run_for_each_trial(tmp_path: Path, monkeypatch: pyt
         assert losses == [(step, step * 512, pytest.approx(6 - step / 10)) for step in range(1, 31)]
         evaluated = [row for row in run.history if "val_loss" in row]
         assert {row["step"]: tuple(row[name] for name in LOSSES) for row in evaluated} == EPOCHS
-        assert {run.axes[name] for name in ("loss", *LOSSES)} == {"step"}
-        assert {run.axes[f"by_tokens/{name}"] for name in ("loss", *LOSSES)} == {"tokens"}
+        assert {run.step_metrics[name] for name in ("loss", *LOSSES)} == {"step"}
+        assert {run.step_metrics[f"by_tokens/{name}"] for name in ("loss", *LOSSES)} == {"tokens"}
         assert tuple(run.summary[name] for name in (*LOSSES, "best_epoch", "status")) == (*EPOCHS[20], 2, "done")
     assert (
         f"wandb: wandb sync --include-online {tmp_path}/small/wandb/*run-* brings the rest to the server" in told.said
     )
-    assert files_with(KEY, tmp_path) == []
+    assert files_with(API_KEY, tmp_path) == []
 
 
 def test_a_resumed_trial_goes_on_in_its_run_offline_and_by_sync(
@@ -149,12 +149,12 @@ def test_a_resumed_trial_goes_on_in_its_run_offline_and_by_sync(
 ) -> None:
     tracked(tmp_path / "small", OFFLINE, last=20)
     tracked(tmp_path / "small", OFFLINE, rows=rows_after(20))
-    runs = offline_runs(tmp_path / "small")
+    runs = load_offline_runs(tmp_path / "small")
     assert sorted(run.id for run in runs) == sorted(2 * [f"{trial.id}-abcd1234" for trial in TRIALS])
     assert {run.summary["best_epoch"] for run in runs} == {2}  # also where the third is all that was seen
-    with served("keep") as server:
-        monkeypatch.setenv("WANDB_BASE_URL", server.address)
-        monkeypatch.setenv("WANDB_API_KEY", KEY)
+    with serve_wandb("keep") as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        monkeypatch.setenv("WANDB_API_KEY", API_KEY)
         wandb, parts = Path(sys.executable).with_name("wandb"), (tmp_path / "small").glob("wandb/*run-*")
         sync = [str(wandb), "sync", "--include-online", *map(str, parts)]
         subprocess.run(sync, check=True, capture_output=True, timeout=60, cwd=tmp_path)  # its logs go there
@@ -164,18 +164,18 @@ def test_a_resumed_trial_goes_on_in_its_run_offline_and_by_sync(
 
 
 def test_a_resumed_trial_goes_on_in_its_run_online(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_API_KEY", KEY)
-    with served("keep") as server:
-        monkeypatch.setenv("WANDB_BASE_URL", server.address)
-        first = tracked(tmp_path / "small", chosen(), last=20)
-        tracked(tmp_path / "small", chosen(), rows=rows_after(20))
-        assert f"wandb: {server.address}/me/raylm/groups/small" in first.said
+    monkeypatch.setenv("WANDB_API_KEY", API_KEY)
+    with serve_wandb("keep") as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        first = tracked(tmp_path / "small", resolve(), last=20)
+        tracked(tmp_path / "small", resolve(), rows=rows_after(20))
+        assert f"wandb: {server.url}/me/raylm/groups/small" in first.said
         assert server.groups == {f"{trial.id}-abcd1234": "small" for trial in TRIALS}
         for run, history in server.history.items():
             assert [row["step"] for row in history.values() if "loss" in row] == list(range(1, 31))
             summary = json.loads(server.runs[run]["summaryMetrics"])
             assert (summary["val_loss"], summary["best_epoch"]) == (5.2, 2)
-    assert files_with(KEY, tmp_path) == []
+    assert files_with(API_KEY, tmp_path) == []
 
 
 def test_tensorboard_reads_losses_against_steps_and_the_fields_with_the_best_losses(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_tensorboard_reads_losses_against_steps_and_the_fields_with_the_best_los
 
 
 def test_mlflow_has_a_run_for_each_trial_and_goes_on_in_it(tmp_path: Path) -> None:
-    trackers = Trackers("disabled", str(tmp_path / "mlflow"), None)
+    trackers = TrackerOptions("disabled", str(tmp_path / "mlflow"), None)
     tracked(tmp_path / "small", trackers, last=20)
     tracked(tmp_path / "small", trackers, rows=rows_after(20))
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow/mlflow.db")
@@ -218,7 +218,7 @@ def test_mlflow_has_a_run_for_each_trial_and_goes_on_in_it(tmp_path: Path) -> No
 
 
 def test_trackio_has_a_run_for_each_trial_and_goes_on_in_it(tmp_path: Path) -> None:
-    trackers = Trackers("disabled", None, "mine")
+    trackers = TrackerOptions("disabled", None, "mine")
     tracked(tmp_path / "small", trackers, last=20)
     tracked(tmp_path / "small", trackers, rows=rows_after(20))
     code = """
@@ -241,20 +241,20 @@ print(json.dumps({run: kept.get_logs("mine", run) for run in kept.get_runs("mine
 def test_a_server_that_refuses_stalls_or_is_away_holds_nothing_up(
     does: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("WANDB_API_KEY", KEY)
-    with served(does if does != "nothing there" else "500") as server:
-        address = server.address if does != "nothing there" else "http://127.0.0.1:9"
+    monkeypatch.setenv("WANDB_API_KEY", API_KEY)
+    with serve_wandb(does if does != "nothing there" else "500") as server:
+        address = server.url if does != "nothing there" else "http://127.0.0.1:9"
         monkeypatch.setenv("WANDB_BASE_URL", address)
-        told = tracked(tmp_path / "small", Trackers("online", address, None))
+        told = tracked(tmp_path / "small", TrackerOptions("online", address, None))
     assert told.slowest < 1
-    assert told.closing < dispatcher.QUIET_SECONDS + dispatcher.GRACE_SECONDS + 2
+    assert told.closing < dispatcher.SILENT_WAIT_SECONDS + dispatcher.GRACE_SECONDS + 2
     assert len([line for line in told.said if "runs are written offline from here on" in line]) == 1
     assert len([line for line in told.said if line.startswith("mlflow: ")]) in (1, 2)  # why, and how much was lost
-    runs = offline_runs(tmp_path / "small")
+    runs = load_offline_runs(tmp_path / "small")
     assert sorted(run.id for run in runs) == sorted(f"{trial.id}-abcd1234" for trial in TRIALS)
     assert {run.summary["best_epoch"] for run in runs} == {2}
     assert [len([row for row in run.history if "loss" in row]) for run in runs] == [30, 30]
-    assert files_with(KEY, tmp_path) == []
+    assert files_with(API_KEY, tmp_path) == []
 
 
 def test_a_tracker_that_is_killed_costs_one_message(tmp_path: Path) -> None:
@@ -345,27 +345,27 @@ def test_links_in_a_results_folder_are_not_followed(tmp_path: Path) -> None:
 
 
 def test_wandb_is_on_where_it_is_logged_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert chosen().wandb == "disabled"
+    assert resolve().wandb == "disabled"
     (tmp_path / "home").mkdir()
     netrc = tmp_path / "home" / ".netrc"
-    netrc.write_text(f"machine api.wandb.ai\n  login user\n  password {KEY}\n")
-    assert chosen().wandb == "online"
-    assert chosen("offline").wandb == "offline"
+    netrc.write_text(f"machine api.wandb.ai\n  login user\n  password {API_KEY}\n")
+    assert resolve().wandb == "online"
+    assert resolve("offline").wandb == "offline"
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
-    assert chosen().wandb == "disabled"
-    monkeypatch.setenv("WANDB_API_KEY", KEY)
-    assert chosen().wandb == "online"
+    assert resolve().wandb == "disabled"
+    monkeypatch.setenv("WANDB_API_KEY", API_KEY)
+    assert resolve().wandb == "online"
     monkeypatch.setenv("WANDB_MODE", "offline")
-    assert chosen().wandb == "offline"
-    assert chosen("disabled").wandb == "disabled"
+    assert resolve().wandb == "offline"
+    assert resolve("disabled").wandb == "disabled"
 
 
 def test_the_server_of_a_login_elsewhere_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     (tmp_path / "settings").write_text("[default]\nbase_url = https://wandb.example.org\n")
-    (tmp_path / "netrc").write_text(f"machine wandb.example.org\n  login user\n  password {KEY}\n")
-    assert options.wandb_login()
+    (tmp_path / "netrc").write_text(f"machine wandb.example.org\n  login user\n  password {API_KEY}\n")
+    assert options.has_wandb_login()
 
 
 @pytest.mark.parametrize(
@@ -378,7 +378,7 @@ def test_the_server_of_a_login_elsewhere_is_found(tmp_path: Path, monkeypatch: p
 )
 def test_what_cannot_be_had_is_refused(arguments: dict[str, str], message: str) -> None:
     with pytest.raises(UserError) as refused:
-        chosen(**arguments)
+        resolve(**arguments)
     assert message in str(refused.value)
     assert "secret" not in str(refused.value)
 
@@ -409,15 +409,15 @@ sweep = Sweep(name="small", space={{
 
 
 @pytest.mark.slow
-def test_a_sweep_is_tracked_everywhere(tmp_path: Path, small_text: Path, sweep_command: SweepCommand) -> None:
+def test_a_sweep_is_tracked_everywhere(tmp_path: Path, small_text: Path, sweep_command: RunSweep) -> None:
     file = tmp_path / "small.py"
     file.write_text(SWEEP.format(dataset=str(small_text)))
     everywhere = ("--wandb", "offline", "--mlflow", str(tmp_path / "mlflow"), "--trackio", "mine")
     done = sweep_command(file, *everywhere)
     assert done.returncode == 0, done.stdout + done.stderr
     folder = tmp_path / "runs" / "small"
-    rows = table(folder)
-    runs = {run.name: run for run in offline_runs(folder)}
+    rows = read_stable_table(folder)
+    runs = {run.name: run for run in load_offline_runs(folder)}
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow/mlflow.db")
     (experiment,) = [one for one in client.search_experiments() if one.name == "small"]
     in_mlflow = {run.info.run_name: run.data.metrics for run in client.search_runs([experiment.experiment_id])}

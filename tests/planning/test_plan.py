@@ -8,12 +8,12 @@ import pytest
 from ray import tune
 
 from raylm import Resources, Sweep, TrialConfig
-from raylm.config.catalog import MODELS, Shape
+from raylm.config.catalog import MODELS, ModelShape
 from raylm.data.corpus import prepare
-from raylm.errors import duration
+from raylm.errors import format_duration
 from raylm.planning import throughput
-from raylm.planning.plan import plan, plan_trial, told
-from raylm.planning.throughput import Slot
+from raylm.planning.plan import plan_trial, plan_trials, summary_lines
+from raylm.planning.throughput import Placement
 from raylm.training import models
 from raylm.training.train import finetune
 
@@ -22,28 +22,28 @@ def test_a_plan_counts_as_the_loop_does(small_text: Path) -> None:
     corpus = prepare(str(small_text), None, "gpt2-nano")
     config = TrialConfig(context_length=32, batch_size=8, epochs=2, max_train_tokens=777)
     planned = plan_trial(config, len(corpus.train.tokens))
-    last = list(finetune(config, corpus, models.locate("gpt2-nano", pretrained=True)))[-1]
-    assert (planned.tokens, planned.steps) == (last.measured.tokens_seen, last.measured.step)
+    last = list(finetune(config, corpus, models.resolve_model("gpt2-nano", pretrained=True)))[-1]
+    assert (planned.tokens, planned.steps) == (last.eval_metrics.tokens_seen, last.eval_metrics.step)
 
 
 def test_sizes_are_exact_once_the_corpus_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAYLM_CACHE", str(tmp_path))
     config = TrialConfig(context_length=64)
-    (before,) = plan([config])
+    (before,) = plan_trials([config])
     corpus = prepare("pydocs", None, "gpt2-nano")
-    (after,) = plan([config])
+    (after,) = plan_trials([config])
     assert before is not None and after is not None
-    assert not before.exact
-    assert (after.exact, after.tokens) == (True, len(corpus.train.tokens))
+    assert not before.is_exact
+    assert (after.is_exact, after.tokens) == (True, len(corpus.train.tokens))
     assert before.tokens == pytest.approx(after.tokens, rel=0.05)
 
 
 def test_what_only_the_hub_knows_is_left_open() -> None:
-    (unknown,) = plan([TrialConfig(dataset="someone/some-text")])
+    (unknown,) = plan_trials([TrialConfig(dataset="someone/some-text")])
     assert unknown is None
-    (known,) = plan([TrialConfig(dataset="wikitext2", model="someone/some-model")])
+    (known,) = plan_trials([TrialConfig(dataset="wikitext2", model="someone/some-model")])
     assert known is not None
-    assert (known.flops, known.checkpoint_bytes, known.fit, known.seconds) == (None, None, None, None)
+    assert (known.flops, known.checkpoint_bytes, known.micro_batching, known.seconds) == (None, None, None, None)
 
 
 def test_flops_follow_the_formula() -> None:
@@ -54,31 +54,31 @@ def test_flops_follow_the_formula() -> None:
 
 def test_a_shape_is_read_from_any_familys_config() -> None:
     sizes = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 99}
-    assert Shape.of({**sizes, "max_position_embeddings": 77}) == Shape(2, 64, 4, 99, 77)
-    assert Shape.of(sizes) is None
+    assert ModelShape.from_config({**sizes, "max_position_embeddings": 77}) == ModelShape(2, 64, 4, 99, 77)
+    assert ModelShape.from_config(sizes) is None
 
 
-def on(gpu: str) -> Slot:
-    slot = throughput.slot(Resources(), "auto", gpu)
+def on(gpu: str) -> Placement:
+    slot = throughput.find_placement(Resources(), "auto", gpu)
     assert slot is not None
     return slot
 
 
 def test_a_plan_on_a_card_names_micro_batch_memory_and_time() -> None:
-    large, small = (plan_trial(TrialConfig(model="gpt2-xl"), 2_340_000, slot=on(gpu)) for gpu in ("h100", "a10g"))
-    assert large.fit is not None and small.fit is not None
-    assert not large.fit.recompute and small.fit.recompute
+    large, small = (plan_trial(TrialConfig(model="gpt2-xl"), 2_340_000, placement=on(gpu)) for gpu in ("h100", "a10g"))
+    assert large.micro_batching is not None and small.micro_batching is not None
+    assert not large.micro_batching.recompute and small.micro_batching.recompute
     assert small.peak_bytes is not None and small.peak_bytes < 22 * 2**30
     assert large.seconds is not None and small.seconds is not None and small.seconds > 10 * large.seconds
 
 
 def test_the_plan_of_a_sweep_adds_up() -> None:
     sweep = Sweep(name="s", space={"model": "gpt2", "batch_size": tune.grid_search([8, 16, 64])})
-    plans = [plan_trial(trial, 1_000_000, slot=on("4xa100")) for trial in sweep.trials()]
+    plans = [plan_trial(trial, 1_000_000, placement=on("4xa100")) for trial in sweep.trials()]
     seconds = [one.seconds or 0 for one in plans]
-    lines = told(sweep, plans, plans[1:], on("4xa100"), 3.6)
+    lines = summary_lines(sweep, plans, plans[1:], on("4xa100"), 3.6)
     assert lines[0].startswith("3 trials, 2 to be done: 2,000,000 tokens in 78 steps, 1.6 PFLOPs, 0.9 GiB on disk")
-    assert lines[1].startswith(f"~{duration(max(seconds[1:]))} of training, 4 at a time; ~0.00 GPU-hours, ~")
+    assert lines[1].startswith(f"~{format_duration(max(seconds[1:]))} of training, 4 at a time; ~0.00 GPU-hours, ~")
     assert lines[1].endswith(f"~{sum(seconds[1:]) / 1000:.2f} at 3.60 an hour")
 
 
@@ -86,10 +86,12 @@ def test_the_plan_of_a_search_is_from_its_shortest_to_its_longest_trial() -> Non
     space = {"dataset": "wikitext2", "evals_per_epoch": 9, "model": tune.choice(["gpt2", "gpt2-xl"])}
     sweep = Sweep(name="s", space=space, search="random", num_samples=10, scheduler="asha")
     short, long = (
-        plan_trial(TrialConfig(model=name), 2_340_000, slot=on("h100")).seconds for name in ("gpt2", "gpt2-xl")
+        plan_trial(TrialConfig(model=name), 2_340_000, placement=on("h100")).seconds for name in ("gpt2", "gpt2-xl")
     )
     assert short is not None and long is not None
-    first, second, *_ = told(sweep, [], [], on("h100"), None)
+    first, second, *_ = summary_lines(sweep, [], [], on("h100"), None)
     assert first == "a search of 10 trials, 0 ended; each follows from earlier results"
-    assert second.startswith(f"each takes ~{duration(short)} to ~{duration(long)} of training, 10 trials of the mean")
+    assert second.startswith(
+        f"each takes ~{format_duration(short)} to ~{format_duration(long)} of training, 10 trials of the mean"
+    )
     assert second.endswith("less, where trials are stopped early")

@@ -19,7 +19,7 @@ PARAMETERS = {"gpt2": 124_439_808, "gpt2-medium": 354_823_168, "gpt2-large": 774
 
 @pytest.mark.parametrize(("model", "parameters"), PARAMETERS.items())
 def test_the_catalog_knows_the_parameters_of_each_size(model: str, parameters: int) -> None:
-    assert MODELS[model].shape.parameters == parameters
+    assert MODELS[model].shape.num_parameters == parameters
 
 
 @pytest.mark.slow

@@ -13,10 +13,10 @@ from raylm import Resources, TrialConfig
 from raylm.config.catalog import MODELS
 from raylm.errors import UserError
 from raylm.planning import devices, throughput
-from raylm.planning.devices import CARDS
-from raylm.planning.memory import Workload
-from raylm.planning.throughput import Slot
-from raylm.results.progress import Fit
+from raylm.planning.devices import DEVICES
+from raylm.planning.memory import MemoryModel
+from raylm.planning.throughput import Placement
+from raylm.results.progress import MicroBatching
 
 NAMES = {
     "Tesla T4": "t4",
@@ -40,14 +40,14 @@ NAMES = {
 
 @pytest.mark.parametrize(("device_name", "option"), NAMES.items())
 def test_a_gpu_is_known_by_the_name_that_its_driver_gives_it(device_name: str, option: str) -> None:
-    card = devices.known(device_name)
-    assert card is not None and card.option == option
-    assert throughput.named(option) == (card, 1)
+    card = devices.find_device(device_name)
+    assert card is not None and card.cli_name == option
+    assert throughput.parse_gpu(option) == (card, 1)
 
 
 def test_each_card_is_told_here() -> None:
-    assert {card.option for card in CARDS} == set(NAMES.values())
-    assert devices.known("NVIDIA A40") is None
+    assert {card.cli_name for card in DEVICES} == set(NAMES.values())
+    assert devices.find_device("NVIDIA A40") is None
 
 
 @pytest.mark.parametrize(
@@ -55,13 +55,13 @@ def test_each_card_is_told_here() -> None:
     [("a100", None, 1.0, 1), ("8xA100", None, 1.0, 8), ("2xa100", 0.25, 0.25, 8), ("5xa100", 2.0, 2.0, 2)],
 )
 def test_gpus_are_shared_or_taken_together(gpu: str, gpus: float | None, share: float, at_a_time: int) -> None:
-    slot = throughput.slot(Resources(gpus=gpus), "auto", gpu)
+    slot = throughput.find_placement(Resources(gpus=gpus), "auto", gpu)
     assert slot is not None
     assert (slot.share, slot.at_a_time, slot.precision) == (share, at_a_time, "bfloat16")
 
 
 def test_bfloat16_is_taken_where_a_gpu_has_it() -> None:
-    old, new = (throughput.slot(Resources(), "auto", gpu) for gpu in ("v100", "l4"))
+    old, new = (throughput.find_placement(Resources(), "auto", gpu) for gpu in ("v100", "l4"))
     assert old is not None and new is not None
     assert (old.precision, new.precision) == ("float32", "bfloat16")
 
@@ -78,7 +78,7 @@ def test_bfloat16_is_taken_where_a_gpu_has_it() -> None:
 )
 def test_a_gpu_that_cannot_be_meant(gpu: str, gpus: float | None, words: str) -> None:
     with pytest.raises(UserError, match="--gpu: got") as raised:
-        throughput.slot(Resources(gpus=gpus), "auto", gpu)
+        throughput.find_placement(Resources(gpus=gpus), "auto", gpu)
     assert words in str(raised.value)
 
 
@@ -87,38 +87,38 @@ def test_the_gpus_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for number in range(2):
         (tmp_path / f"0000:0{number}:00.0").mkdir()
         (tmp_path / f"0000:0{number}:00.0" / "information").write_text("Model: \t\t NVIDIA A10G\nIRQ:   \t\t 10\n")
-    slot = throughput.slot(Resources(), "auto")
-    assert slot is not None and (slot.card.option, slot.at_a_time) == ("a10g", 2)
-    on_cpu = throughput.slot(Resources(gpus=0), "auto")
+    slot = throughput.find_placement(Resources(), "auto")
+    assert slot is not None and (slot.card.cli_name, slot.at_a_time) == ("a10g", 2)
+    on_cpu = throughput.find_placement(Resources(gpus=0), "auto")
     assert on_cpu is not None and on_cpu.card.device == "cpu"
 
 
 def test_a_cpu_is_measured_and_shared_by_its_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(throughput, "gpus_here", list)
     monkeypatch.setattr("os.cpu_count", lambda: 8)
-    slot = throughput.slot(Resources(cpus=2), "auto")
+    slot = throughput.find_placement(Resources(cpus=2), "auto")
     assert slot is not None
     assert (slot.share, slot.at_a_time, slot.precision) == (0.25, 4, "float32")
     assert 0.001 < slot.card.float32 < 1000 and 0.1 < slot.card.gb_per_s < 10_000
     assert slot.available_bytes == slot.card.gib * 2**30 / 4
-    assert throughput.slot(Resources(gpus=1), "auto") is None
+    assert throughput.find_placement(Resources(gpus=1), "auto") is None
 
 
-def seconds(gpu: str = "a100", fit: Fit | None = None, **fields: Any) -> float:
+def seconds(gpu: str = "a100", fit: MicroBatching | None = None, **fields: Any) -> float:
     """Of a million tokens of gpt2-medium, in steps of 8 windows."""
-    slot = throughput.slot(Resources(), "auto", gpu)
+    slot = throughput.find_placement(Resources(), "auto", gpu)
     assert slot is not None
     trial = TrialConfig(**{"model": "gpt2-medium", "context_length": 512, **fields})
-    work = Workload(MODELS[trial.model].shape, trial, "cuda", slot.precision)
+    work = MemoryModel(MODELS[trial.model].shape, trial, "cuda", slot.precision)
     steps = 1_000_000 // (trial.batch_size * trial.context_length)
-    return slot.training_seconds(work, fit or Fit(trial.batch_size), 1_000_000, steps)
+    return slot.estimate_training_seconds(work, fit or MicroBatching(trial.batch_size), 1_000_000, steps)
 
 
 def test_the_time_grows_with_the_work_and_falls_with_the_card() -> None:
     assert seconds("t4") > seconds("v100") > seconds("a10g") > seconds("a100") > seconds("h100") > seconds("b200")
     assert seconds(model="gpt2") < seconds() < seconds(model="gpt2-xl")
     assert seconds(context_length=1024, batch_size=4) > seconds()
-    assert 1.2 < seconds(fit=Fit(8, recompute=True)) / seconds() < 4 / 3
+    assert 1.2 < seconds(fit=MicroBatching(8, recompute=True)) / seconds() < 4 / 3
 
 
 def test_the_estimate_is_what_good_kernels_take() -> None:
@@ -128,9 +128,9 @@ def test_the_estimate_is_what_good_kernels_take() -> None:
 
 
 def test_a_slot_is_read_again_as_it_was_written_and_nonsense_is_none() -> None:
-    slot = throughput.slot(Resources(gpus=0.5), "float32", "l4")
-    assert isinstance(slot, Slot)
+    slot = throughput.find_placement(Resources(gpus=0.5), "float32", "l4")
+    assert isinstance(slot, Placement)
     written = json.loads(json.dumps(dataclasses.asdict(slot)))
-    assert throughput.recorded(written) == slot
+    assert throughput.placement_from_dict(written) == slot
     for nonsense in (None, 7, {}, {**written, "share": 0}, {**written, "card": {}}, {**written, "share": "x"}):
-        assert throughput.recorded(nonsense) is None
+        assert throughput.placement_from_dict(nonsense) is None

@@ -7,21 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from raylm.config.trial import TrialConfig
-from raylm.report.advice import advice
-from raylm.results.progress import Measured, Progress
+from raylm.report.advice import build_advice
+from raylm.results.progress import EvalMetrics, Progress
 from raylm.results.rows import DIVERGED, DONE, INTERRUPTED, Results, Row, SavedCheckpoint
 from raylm.results.storage import Folder
 
 
 def row(loss: float, *, status: str = DONE, best_epoch: int = 1, **fields: Any) -> Row:
     config = TrialConfig(**fields)
-    evaluation = Measured(best_epoch, 10, 1000, loss, loss, loss)
+    evaluation = EvalMetrics(best_epoch, 10, 1000, loss, loss, loss)
     saved = SavedCheckpoint(config.run_name, Progress(10, 8, 10, 1000, evaluations=[evaluation]))
     return Row(config, status, "", saved, saved)
 
 
 def said(*rows: Row) -> list[str]:
-    return advice(Results(Folder(Path("runs")), list(rows)))
+    return build_advice(Results(Folder(Path("runs")), list(rows)))
 
 
 def rates(losses: dict[float, float], **fields: Any) -> list[Row]:

@@ -15,7 +15,7 @@ from test_figures import FOLDER, row
 from raylm.report import formats
 from raylm.report.analysis import Plots, SweepResults
 from raylm.report.reference import load_reference
-from raylm.results.rows import DIVERGED, FAILED, MISSING
+from raylm.results.rows import DIVERGED, FAILED, PENDING
 from raylm.results.storage import Folder
 
 ODD = '<b>&"x"'
@@ -24,14 +24,14 @@ ODD = '<b>&"x"'
 def found_in(place: Path) -> SweepResults:
     """Rows of several statuses, of two context lengths and batch sizes, in a folder without a record."""
     rows = [row(3 + c / 512, context_length=c, batch_size=b) for c in (256, 512) for b in (8, 16)]
-    rows += [row(float("nan"), status=DIVERGED, seed=1), row(None, status=FAILED, model=ODD), row(None, status=MISSING)]
+    rows += [row(float("nan"), status=DIVERGED, seed=1), row(None, status=FAILED, model=ODD), row(None, status=PENDING)]
     return SweepResults(Folder(place), rows)
 
 
 def test_a_frame_says_what_results_csv_says(tmp_path: Path) -> None:
     found = found_in(tmp_path)
     frame = found.to_pandas()
-    text = formats.csv_text(found, load_reference())
+    text = formats.format_csv(found, load_reference())
     assert list(frame.columns) == text.splitlines()[0].split(",")
     read = pandas.read_csv(io.StringIO(text), dtype=dict(frame.dtypes))
     pandas.testing.assert_frame_equal(frame, read)
@@ -64,7 +64,7 @@ def test_every_figure_of_the_report_is_there_to_plot(tmp_path: Path) -> None:
     assert plotted["curves"]._repr_html_().startswith('<img src="data:image/svg+xml;base64,')
     plotted["curves"][0].savefig(tmp_path / "curves.pdf")
     assert (tmp_path / "curves.pdf").read_bytes().startswith(b"%PDF")
-    nothing = SweepResults(Folder(FOLDER), [row(None, status=MISSING)])
+    nothing = SweepResults(Folder(FOLDER), [row(None, status=PENDING)])
     assert nothing.plot_curves() == nothing.plot_importance() == Plots()
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_for_uploads import READS, WRITES, Uploads, taking_uploads
+from hub_for_uploads import READ_TOKEN, WRITE_TOKEN, UploadServer, serve_uploads
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -22,10 +22,10 @@ from raylm.config.sweep_file import load_sweep
 from raylm.data.corpus import prepare
 from raylm.report import model_card
 from raylm.report.analysis import SweepResults
-from raylm.report.export import Exported, export
+from raylm.report.export import ExportResult, export
 from raylm.results import sweep_record
 from raylm.results.rows import Row
-from raylm.results.sweep_record import Record
+from raylm.results.sweep_record import SweepRecord
 from raylm.training.validation import validation_loss
 
 MODEL_FILES = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
@@ -38,14 +38,14 @@ def row(trained: SweepResults) -> Row:
 
 def test_the_folder_is_the_model_that_the_row_tells_of(trained: SweepResults, row: Row, tmp_path: Path) -> None:
     folder = tmp_path / "to" / "model"
-    assert export(trained, row, folder) == Exported(licence=None, address=None)
+    assert export(trained, row, folder) == ExportResult(license_id=None, url=None)
     assert {path.name for path in folder.iterdir()} == {*MODEL_FILES, "README.md", "sweep.py"}
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     corpus = prepare(row.config.dataset, None, "gpt2-nano")
-    assert row.measured is not None
+    assert row.metrics is not None
     loss = validation_loss(model, corpus, row.config.context_length, micro_batch_size=4, precision="float32")
-    assert loss == pytest.approx(row.measured.val_loss, rel=1e-6)
+    assert loss == pytest.approx(row.metrics.val_loss, rel=1e-6)
     ids = AutoTokenizer.from_pretrained(folder)("while true")["input_ids"]
     assert 0 < len(ids) < 10
 
@@ -54,7 +54,7 @@ def test_the_card_tells_the_losses_with_their_dataset(trained: SweepResults, row
     export(trained, row, tmp_path / "model")
     told = ModelCard.load(tmp_path / "model" / "README.md")
     assert (told.data.license, told.data.base_model, told.data.datasets) == ("unknown", None, None)
-    losses = row.measured
+    losses = row.metrics
     assert losses is not None and told.data.eval_results is not None
     assert [(one.dataset_name, one.metric_name, one.metric_value) for one in told.data.eval_results] == [
         (Path(row.config.dataset).name, "val loss (nats per token)", losses.val_loss),
@@ -66,10 +66,11 @@ def test_the_card_tells_the_losses_with_their_dataset(trained: SweepResults, row
 
 
 def test_a_loss_whose_perplexity_no_float_holds_has_none(trained: SweepResults, row: Row) -> None:
-    assert row.latest is not None and row.measured is not None
-    bad = replace(row.measured, val_loss=800.0)
-    latest = replace(row.latest, progress=replace(row.latest.progress, evaluations=[bad]))
-    text = model_card.text(trained, replace(row, latest=latest), model_card.provenance(trained, row), None)
+    assert row.latest_checkpoint is not None and row.metrics is not None
+    bad = replace(row.metrics, val_loss=800.0)
+    latest = replace(row.latest_checkpoint, progress=replace(row.latest_checkpoint.progress, evaluations=[bad]))
+    provenance = model_card.load_provenance(trained, row)
+    text = model_card.render_card(trained, replace(row, latest_checkpoint=latest), provenance, None)
     assert "Perplexity per token: inf." in text and "value: 800.0" in text and "perplexity per token" not in text
 
 
@@ -91,11 +92,11 @@ def test_the_card_tells_nothing_of_the_machine_and_makes_the_row_again(
 
 def recorded(found: SweepResults, config: TrialConfig, revision: str) -> Row:
     """The trained row as if it were of another config, of repositories at a commit."""
-    launch = sweep_record.launches(found.storage)[0]
+    launch = sweep_record.load_launches(found.storage)[0]
     launch["data"] = [{"dataset": config.dataset, "model": config.model, "revision": revision}]
     launch["models"] = [{"model": config.model, "pretrained": config.pretrained, "revision": revision}]
     launch["versions"] = {"torch": "2.13.0"}
-    sweep_record.write(found.storage, Record("s", [config], launches=[launch]))
+    sweep_record.write(found.storage, SweepRecord("s", [config], launches=[launch]))
     return replace(found.best(), config=config)
 
 
@@ -116,7 +117,7 @@ def test_what_is_on_the_hub_is_named_as_there(
     dataset: str,
     licence: str,
 ) -> None:
-    config = TrialConfig.recorded({"context_length": 256, **fields})
+    config = TrialConfig.from_record({"context_length": 256, **fields})
     row = recorded(trained, config, "a" * 40)
     export(trained, row, tmp_path / "model")  # the hub is not asked here, so the licence of owner/model is not known
     told = ModelCard.load(tmp_path / "model" / "README.md")
@@ -124,12 +125,12 @@ def test_what_is_on_the_hub_is_named_as_there(
     assert told.data.eval_results is not None
     assert {one.dataset_revision for one in told.data.eval_results} == {"a" * 40}
     assert f"(https://huggingface.co/datasets/{dataset})" in told.text and "torch 2.13.0" in told.text
-    assert model_card.provenance(trained, row).dataset.part in ("plain_text", "part")
+    assert model_card.load_provenance(trained, row).dataset.config_name in ("plain_text", "part")
 
 
 def test_a_licence_that_is_given_goes_before(trained: SweepResults, tmp_path: Path) -> None:
-    row = recorded(trained, TrialConfig.recorded({"dataset": "imdb", "model": "gpt2"}), "a" * 40)
-    assert export(trained, row, tmp_path / "model", licence="cc-by-4.0").licence == "cc-by-4.0"
+    row = recorded(trained, TrialConfig.from_record({"dataset": "imdb", "model": "gpt2"}), "a" * 40)
+    assert export(trained, row, tmp_path / "model", license_id="cc-by-4.0").license_id == "cc-by-4.0"
     assert ModelCard.load(tmp_path / "model" / "README.md").data.license == "cc-by-4.0"
 
 
@@ -150,8 +151,8 @@ def test_a_folder_that_is_taken_is_left_as_it_is(trained: SweepResults, row: Row
 def test_what_cannot_be_exported_leaves_nothing(trained: SweepResults, row: Row, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"\(missing\) has no evaluated epoch yet"):
         export(trained, trained.rows[1], tmp_path / "model")
-    assert row.best is not None
-    weights = Path(trained.storage.where(row.best.folder), "model.safetensors")
+    assert row.best_checkpoint is not None
+    weights = Path(trained.storage.uri_of(row.best_checkpoint.folder), "model.safetensors")
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     with pytest.raises(UserError, match="is damaged"):
         export(trained, row, tmp_path / "model")
@@ -162,20 +163,20 @@ def test_what_cannot_be_exported_leaves_nothing(trained: SweepResults, row: Row,
 
 
 @pytest.fixture
-def hub() -> Iterator[Uploads]:
-    with taking_uploads() as server:
+def hub() -> Iterator[UploadServer]:
+    with serve_uploads() as server:
         yield server
 
 
 def pushed(
-    trained: SweepResults, folder: Path, *options: str, endpoint: str, token: str | None = WRITES
+    trained: SweepResults, folder: Path, *options: str, endpoint: str, token: str | None = WRITE_TOKEN
 ) -> subprocess.CompletedProcess[str]:
     """`raylm export` as a user gives it, with the client's own files in a folder beside."""
-    home = Path(trained.storage.place).parent / "hf"
+    home = Path(trained.storage.uri).parent / "hf"
     env = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
     env |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "0"}
     env.pop("HF_TOKEN", None)
-    command = [sys.executable, "-c", "from raylm.cli import app; app()", "export", trained.storage.place, str(folder)]
+    command = [sys.executable, "-c", "from raylm.cli import app; app()", "export", trained.storage.uri, str(folder)]
     return subprocess.run(
         [*command, *options],
         env={**env, **({"HF_TOKEN": token} if token else {})},
@@ -186,22 +187,22 @@ def pushed(
     )
 
 
-def test_a_push_uploads_what_the_folder_has(trained: SweepResults, tmp_path: Path, hub: Uploads) -> None:
+def test_a_push_uploads_what_the_folder_has(trained: SweepResults, tmp_path: Path, hub: UploadServer) -> None:
     for number, repository in enumerate(("me/small", "small")):
-        done = pushed(trained, tmp_path / f"{number}", "--push", repository, endpoint=hub.address)
+        done = pushed(trained, tmp_path / f"{number}", "--push", repository, endpoint=hub.url)
         assert done.returncode == 0, done.stderr
-        assert f"{hub.address}/me/small" in done.stdout and "--license" in done.stdout
-    assert hub.made == {"me/small": "private"}
+        assert f"{hub.url}/me/small" in done.stdout and "--license" in done.stdout
+    assert hub.visibilities == {"me/small": "private"}
     for number in range(2):
         assert hub.files["me/small"] == {path.name: path.read_bytes() for path in (tmp_path / f"{number}").iterdir()}
-    assert hub.messages == [f"{trained.best().config.run_name}, exported by raylm"] * 2
+    assert hub.commit_messages == [f"{trained.best().config.run_name}, exported by raylm"] * 2
     for path in tmp_path.rglob("*"):
-        assert not path.is_file() or WRITES.encode() not in path.read_bytes(), f"{path} holds the token"
+        assert not path.is_file() or WRITE_TOKEN.encode() not in path.read_bytes(), f"{path} holds the token"
 
 
-def test_a_repository_for_all_is_asked_for(trained: SweepResults, tmp_path: Path, hub: Uploads) -> None:
-    done = pushed(trained, tmp_path / "model", "--push", "org/small", "--public", endpoint=hub.address)
-    assert (done.returncode, hub.made) == (0, {"org/small": "public"})
+def test_a_repository_for_all_is_asked_for(trained: SweepResults, tmp_path: Path, hub: UploadServer) -> None:
+    done = pushed(trained, tmp_path / "model", "--push", "org/small", "--public", endpoint=hub.url)
+    assert (done.returncode, hub.visibilities) == (0, {"org/small": "public"})
 
 
 @pytest.mark.parametrize(
@@ -209,15 +210,15 @@ def test_a_repository_for_all_is_asked_for(trained: SweepResults, tmp_path: Path
     [
         ("me/small", None, ["hf auth login", "HF_TOKEN"]),
         ("me/small", "hf_unknown", ["hf auth login", "HF_TOKEN"]),
-        ("me/small", READS, ["may not write there", "/settings/tokens"]),
-        ("me/no name", WRITES, ["me/no name"]),
-        ("a/b/c", WRITES, ["a/b/c"]),
+        ("me/small", READ_TOKEN, ["may not write there", "/settings/tokens"]),
+        ("me/no name", WRITE_TOKEN, ["me/no name"]),
+        ("a/b/c", WRITE_TOKEN, ["a/b/c"]),
     ],
 )
 def test_a_push_that_is_refused_leaves_nothing(
-    trained: SweepResults, tmp_path: Path, hub: Uploads, repository: str, token: str | None, words: list[str]
+    trained: SweepResults, tmp_path: Path, hub: UploadServer, repository: str, token: str | None, words: list[str]
 ) -> None:
-    done = pushed(trained, tmp_path / "model", "--push", repository, endpoint=hub.address, token=token)
+    done = pushed(trained, tmp_path / "model", "--push", repository, endpoint=hub.url, token=token)
     assert_refused(done, f"raylm: --push {repository}: ", *words)
     assert not (tmp_path / "model").exists() and hub.files == {}
     assert token is None or token not in done.stdout + done.stderr
@@ -238,10 +239,10 @@ def assert_refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
 
 
 def test_of_several_datasets_one_is_named(trained: SweepResults, tmp_path: Path) -> None:
-    content = json.loads((Path(trained.storage.place) / sweep_record.NAME).read_text())
-    other = TrialConfig.recorded({"dataset": "imdb"})
+    content = json.loads((Path(trained.storage.uri) / sweep_record.RECORD_FILE).read_text())
+    other = TrialConfig.from_record({"dataset": "imdb"})
     content["trials"].append({"config": other.as_dict()})
-    (Path(trained.storage.place) / sweep_record.NAME).write_text(json.dumps(content))
+    (Path(trained.storage.uri) / sweep_record.RECORD_FILE).write_text(json.dumps(content))
     none = "http://127.0.0.1:9"
     assert_refused(pushed(trained, tmp_path / "model", endpoint=none), "name one: ", "imdb")
     done = pushed(trained, tmp_path / "model", "--dataset", trained.best().config.dataset, endpoint=none)

@@ -15,13 +15,13 @@ from raylm import Resources, load_results
 from raylm.config.catalog import MODELS
 from raylm.config.trial import TrialConfig
 from raylm.planning import throughput
-from raylm.planning.memory import Workload
+from raylm.planning.memory import MemoryModel
 from raylm.report import formats, json_output
 from raylm.report.reference import load_reference
 from raylm.results import manifest, sweep_record
 from raylm.results import rows as row_states
-from raylm.results.folder import find_rows, write_ending
-from raylm.results.progress import Fit, Measured, Progress
+from raylm.results.folder import load_rows, write_final_status
+from raylm.results.progress import EvalMetrics, MicroBatching, Progress
 from raylm.results.rows import STOPPED, Results
 from raylm.results.storage import Folder
 
@@ -32,7 +32,7 @@ GOING = TrialConfig(epochs=3)
 MISSING = TrialConfig(epochs=2)
 
 
-def save(folder: Path, config: TrialConfig, number: int, total_steps: int, *evaluations: Measured) -> None:
+def save(folder: Path, config: TrialConfig, number: int, total_steps: int, *evaluations: EvalMetrics) -> None:
     """Writes a checkpoint at the step of its last evaluation."""
     checkpoint = folder / "launch-001" / config.run_name / f"checkpoint_{number:06d}"
     checkpoint.mkdir(parents=True)
@@ -46,36 +46,36 @@ def save(folder: Path, config: TrialConfig, number: int, total_steps: int, *eval
 def found(tmp_path: Path) -> Results:
     """A row of every status."""
     folder = tmp_path / "tried"
-    first, second = Measured(1, 10, 5000, 2.6912, 2.5151, 2.8749), Measured(2, 20, 10_000, 2.4, 2.6, 2.97)
+    first, second = EvalMetrics(1, 10, 5000, 2.6912, 2.5151, 2.8749), EvalMetrics(2, 20, 10_000, 2.4, 2.6, 2.97)
     save(folder, DONE, 0, 20, first)
     save(folder, DONE, 1, 20, first, second)
-    save(folder, DIVERGED, 0, 30, Measured(1, 10, 700, 9.0, 8.125, 10.006))
-    write_ending(Folder(folder), "launch-001", DIVERGED, row_states.DIVERGED, "the loss of step 17 is not finite")
-    write_ending(Folder(folder), "launch-001", FAILED, row_states.FAILED, 'RuntimeError: "out of memory", twice')
-    save(folder, GOING, 0, 30, Measured(1, 10, 700, 9.0, 7.0, 7.996))
+    save(folder, DIVERGED, 0, 30, EvalMetrics(1, 10, 700, 9.0, 8.125, 10.006))
+    write_final_status(Folder(folder), "launch-001", DIVERGED, row_states.DIVERGED, "the loss of step 17 is not finite")
+    write_final_status(Folder(folder), "launch-001", FAILED, row_states.FAILED, 'RuntimeError: "out of memory", twice')
+    save(folder, GOING, 0, 30, EvalMetrics(1, 10, 700, 9.0, 7.0, 7.996))
     trials = [{"config": config.as_dict()} for config in (DONE, DIVERGED, FAILED, GOING, MISSING)]
-    (folder / sweep_record.NAME).write_text(
-        json.dumps({"version": manifest.VERSION, "name": "tried", "trials": trials})
+    (folder / sweep_record.RECORD_FILE).write_text(
+        json.dumps({"version": manifest.FORMAT_VERSION, "name": "tried", "trials": trials})
     )
     return load_results(folder)
 
 
 def test_a_script_gets_what_results_csv_has_with_types(found: Results) -> None:
-    told = json.loads(json_output.report_json(found, load_reference()))
-    rows = list(csv.DictReader(formats.csv_text(found, load_reference()).splitlines()))
+    told = json.loads(json_output.format_report_json(found, load_reference()))
+    rows = list(csv.DictReader(formats.format_csv(found, load_reference()).splitlines()))
     shown = [{name: "" if value is None else str(value) for name, value in row.items()} for row in told["rows"]]
     assert shown == rows
     assert told["counts"] == {"done": 1, "stopped": 0, "diverged": 1, "failed": 1, "interrupted": 1, "missing": 1}
-    assert told["best"] == {"wikitext2": DONE.run_name} and told["results"] == found.storage.place
+    assert told["best"] == {"wikitext2": DONE.run_name} and told["results"] == found.storage.uri
 
 
 def test_a_loss_that_is_no_number_is_null_for_a_script(found: Results) -> None:
-    measured = Measured(1, 10, 5000, math.nan, math.inf, 1.5)
+    measured = EvalMetrics(1, 10, 5000, math.nan, math.inf, 1.5)
     (row,) = [row for row in found.rows if row.config == DIVERGED]
-    assert row.latest is not None
-    latest = dataclasses.replace(row.latest, progress=Progress(30, 4, 10, 5000, evaluations=[measured]))
-    odd = Results(found.storage, [dataclasses.replace(row, latest=latest)])
-    (told,) = json.loads(json_output.report_json(odd))["rows"]
+    assert row.latest_checkpoint is not None
+    latest = dataclasses.replace(row.latest_checkpoint, progress=Progress(30, 4, 10, 5000, evaluations=[measured]))
+    odd = Results(found.storage, [dataclasses.replace(row, latest_checkpoint=latest)])
+    (told,) = json.loads(json_output.format_report_json(odd))["rows"]
     assert (told["train_loss"], told["val_loss"], told["adj_val_loss"]) == (None, None, 1.5)
 
 
@@ -94,17 +94,17 @@ GOLDEN = """\
 
 
 def test_markdown_is_the_reference_table(found: Results) -> None:
-    assert formats.markdown(found) == GOLDEN
+    assert formats.format_markdown(found) == GOLDEN
 
 
 def test_markdown_without_anything_to_explain_ends_with_the_table(found: Results) -> None:
-    text = formats.markdown(Results(found.storage, found.rows[:1]))
+    text = formats.format_markdown(Results(found.storage, found.rows[:1]))
     assert text == "".join(GOLDEN.splitlines(keepends=True)[:3])
 
 
 def test_a_bar_in_a_name_does_not_end_a_cell(found: Results) -> None:
-    odd = TrialConfig.recorded({"dataset": "a|b.txt", "model": "c|d"})
-    lines = formats.markdown(find_rows(found.storage, [odd])).splitlines()
+    odd = TrialConfig.from_record({"dataset": "a|b.txt", "model": "c|d"})
+    lines = formats.format_markdown(load_rows(found.storage, [odd])).splitlines()
     assert lines[2].startswith(r"| a\|b.txt | 1024 | c\|d | 8 |")
 
 
@@ -117,7 +117,7 @@ COLUMNS = """
 
 
 def test_csv_has_every_column_in_order_and_numbers_in_full(found: Results) -> None:
-    rows = list(csv.reader(formats.csv_text(found).splitlines()))
+    rows = list(csv.reader(formats.format_csv(found).splitlines()))
     assert rows[0] == COLUMNS.split() and len(rows) == 6
     done = dict(zip(rows[0], rows[1], strict=True))
     start = ["wikitext2", "512", "gpt2-xl", "8", "2.6912", "2.5151", "2.8749", "1", DONE.run_name, "done", "", DONE.id]
@@ -130,7 +130,7 @@ def test_csv_has_every_column_in_order_and_numbers_in_full(found: Results) -> No
 
 
 def test_csv_of_rows_that_are_not_done(found: Results) -> None:
-    _, diverged, failed, going, missing = csv.DictReader(formats.csv_text(found).splitlines())
+    _, diverged, failed, going, missing = csv.DictReader(formats.format_csv(found).splitlines())
     assert [row["status"] for row in (diverged, failed, going, missing)] == (
         ["diverged", "failed", "interrupted", "missing"]
     )
@@ -143,43 +143,45 @@ def test_csv_of_rows_that_are_not_done(found: Results) -> None:
 
 def test_write_puts_both_tables_into_the_results_folder(found: Results) -> None:
     for _ in range(2):
-        formats.write(found)
+        formats.write_tables(found)
         known = load_reference()
-        assert (Path(found.storage.place) / "results.md").read_text(encoding="utf-8") == formats.markdown(found, known)
-        assert (Path(found.storage.place) / "results.csv").read_text(encoding="utf-8") == formats.csv_text(found, known)
-    names = sorted(path.name for path in Path(found.storage.place).iterdir())
+        assert (Path(found.storage.uri) / "results.md").read_text(encoding="utf-8") == formats.format_markdown(
+            found, known
+        )
+        assert (Path(found.storage.uri) / "results.csv").read_text(encoding="utf-8") == formats.format_csv(found, known)
+    names = sorted(path.name for path in Path(found.storage.uri).iterdir())
     assert names == ["launch-001", "results.csv", "results.md", "sweep.json"]
 
 
 def test_summary_counts_the_rows(found: Results) -> None:
-    assert formats.summary(found) == "5 rows: 1 done, 1 diverged, 1 failed, 2 to be done"
-    assert formats.summary(Results(found.storage, found.rows[:2])) == "2 rows: 1 done, 1 diverged"
+    assert formats.format_summary(found) == "5 rows: 1 done, 1 diverged, 1 failed, 2 to be done"
+    assert formats.format_summary(Results(found.storage, found.rows[:2])) == "2 rows: 1 done, 1 diverged"
 
 
 def test_the_estimate_stands_beside_what_it_took_where_it_is_known_what_a_trial_ran_on(found: Results) -> None:
-    slot = throughput.slot(Resources(), "auto", "a100")
+    slot = throughput.find_placement(Resources(), "auto", "a100")
     assert slot is not None
-    file = Path(found.storage.where(sweep_record.NAME))
+    file = Path(found.storage.uri_of(sweep_record.RECORD_FILE))
     launch = {"number": 1, "slot": dataclasses.asdict(slot)}
     file.write_text(json.dumps({**json.loads(file.read_text()), "launches": [launch]}))
-    done, *_, missing = csv.DictReader(formats.csv_text(found).splitlines())
-    work = Workload(MODELS[DONE.model].shape, DONE, "cuda", slot.precision)
-    assert float(done["estimated_seconds"]) == slot.training_seconds(work, Fit(4), 10_000, 20)
+    done, *_, missing = csv.DictReader(formats.format_csv(found).splitlines())
+    work = MemoryModel(MODELS[DONE.model].shape, DONE, "cuda", slot.precision)
+    assert float(done["estimated_seconds"]) == slot.estimate_training_seconds(work, MicroBatching(4), 10_000, 20)
     assert missing["estimated_seconds"] == ""
-    assert re.search(r"; training took \d+ s, where ~[\d.]+ s were estimated$", formats.summary(found))
+    assert re.search(r"; training took \d+ s, where ~[\d.]+ s were estimated$", formats.format_summary(found))
 
 
 def test_summary_counts_rows_that_were_stopped_early(found: Results) -> None:
-    write_ending(found.storage, "launch-001", GOING, STOPPED, "it is not among the best third")
-    again = load_results(found.storage.place)
-    assert formats.summary(again) == "5 rows: 1 done, 1 stopped, 1 diverged, 1 failed, 1 to be done"
-    assert f"- {GOING.run_name} stopped: it is not among the best third" in formats.markdown(again)
+    write_final_status(found.storage, "launch-001", GOING, STOPPED, "it is not among the best third")
+    again = load_results(found.storage.uri)
+    assert formats.format_summary(again) == "5 rows: 1 done, 1 stopped, 1 diverged, 1 failed, 1 to be done"
+    assert f"- {GOING.run_name} stopped: it is not among the best third" in formats.format_markdown(again)
 
 
 def test_latex_is_a_booktabs_table_with_everything_escaped(found: Results) -> None:
-    odd = TrialConfig.recorded({"dataset": "50%_of_a&b.txt", "model": "c\\d"})
-    rows = [*found.rows[:2], *find_rows(found.storage, [odd]).rows]
-    lines = formats.latex(Results(found.storage, rows)).splitlines()
+    odd = TrialConfig.from_record({"dataset": "50%_of_a&b.txt", "model": "c\\d"})
+    rows = [*found.rows[:2], *load_rows(found.storage, [odd]).rows]
+    lines = formats.format_latex(Results(found.storage, rows)).splitlines()
     assert lines[0] == r"\begin{tabular}{lrlrrrrrl}"
     assert [line for line in lines if line.startswith("\\") and "tabular" not in line] == (
         [r"\toprule", r"\midrule", r"\midrule", r"\midrule", r"\bottomrule"]

@@ -13,14 +13,14 @@ from raylm import load_results
 from raylm.config import sweep_file
 from raylm.config.sweep_file import load_sweep
 from raylm.config.trial import TrialConfig
-from raylm.errors import plain
-from raylm.report.html import ONLY_WITH, write
-from raylm.report.html import html as page_html
+from raylm.errors import to_plain_text
+from raylm.report.html import DEFINITION_COLUMNS, write_html
+from raylm.report.html import render_html as page_html
 from raylm.report.reference import load_reference
 from raylm.results import manifest, sweep_record
-from raylm.results.folder import write_ending
-from raylm.results.progress import Measured, Progress
-from raylm.results.rows import DIVERGED, DONE, FAILED, INTERRUPTED, MISSING, Results
+from raylm.results.folder import write_final_status
+from raylm.results.progress import EvalMetrics, Progress
+from raylm.results.rows import DIVERGED, DONE, FAILED, INTERRUPTED, PENDING, Results
 from raylm.results.storage import Folder
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -68,35 +68,35 @@ def save(folder: Path, config: TrialConfig, val_loss: float, of: int = 40) -> No
     checkpoint.mkdir(parents=True)
     progress = Progress(of, 4, step=40, tokens_seen=5000, training_seconds=2.5)
     progress.curve = [(step, val_loss + 4 / step) for step in range(4, 41, 4)]
-    progress.evaluations = [Measured(1, 40, 5000, val_loss, val_loss, val_loss * 1.2)]
+    progress.evaluations = [EvalMetrics(1, 40, 5000, val_loss, val_loss, val_loss * 1.2)]
     manifest.write(checkpoint, {"trial_id": config.id, "config": config.as_dict(), "progress": progress.as_dict()})
 
 
 def made(folder: Path, trials: list[TrialConfig], *launches: dict[str, Any]) -> Results:
     """The results of a folder with a record."""
-    content = {"version": manifest.VERSION, "name": "my-sweep", "launches": launches}
+    content = {"version": manifest.FORMAT_VERSION, "name": "my-sweep", "launches": launches}
     content["trials"] = [{"config": config.as_dict()} for config in trials]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / sweep_record.NAME).write_text(json.dumps(content))
+    (folder / sweep_record.RECORD_FILE).write_text(json.dumps(content))
     return load_results(folder)
 
 
 @pytest.fixture
 def found(tmp_path: Path) -> Results:
     """Rows of every status, of a model with an odd name."""
-    trials = [TrialConfig.recorded({"model": ODD, "context_length": 64 * 2**n}) for n in range(6)]
+    trials = [TrialConfig.from_record({"model": ODD, "context_length": 64 * 2**n}) for n in range(6)]
     save(tmp_path, trials[0], 3.0)
     save(tmp_path, trials[1], 2.5)
     save(tmp_path, trials[2], 9.0, of=80)
     save(tmp_path, trials[3], 4.0, of=80)
-    write_ending(Folder(tmp_path), "launch-001", trials[2], DIVERGED, "the loss of step 41 is not finite")
-    write_ending(Folder(tmp_path), "launch-001", trials[4], FAILED, "RuntimeError: <script>alert(1)</script>")
+    write_final_status(Folder(tmp_path), "launch-001", trials[2], DIVERGED, "the loss of step 41 is not finite")
+    write_final_status(Folder(tmp_path), "launch-001", trials[4], FAILED, "RuntimeError: <script>alert(1)</script>")
     again = {**LAUNCH, "number": 2, "started": "2026-02-03T04:05:06+00:00"}
     return made(tmp_path, trials, LAUNCH, again)
 
 
 def test_the_page_is_well_formed_and_needs_nothing_else(found: Results) -> None:
-    assert [row.status for row in found.rows] == [DONE, DONE, DIVERGED, INTERRUPTED, FAILED, MISSING]
+    assert [row.status for row in found.rows] == [DONE, DONE, DIVERGED, INTERRUPTED, FAILED, PENDING]
     html = page_html(found)
     reader = Reader(html)
     assert not {"script", "link", "iframe", "object"} & set(reader.tags)
@@ -133,7 +133,7 @@ def test_the_best_row_stands_out(found: Results) -> None:
 def test_only_what_the_table_has_is_defined(tmp_path: Path) -> None:
     def defined(name: str, *trials: TrialConfig) -> set[str]:
         html = page_html(made(tmp_path / name, list(trials)), load_reference())
-        return {word for word in ONLY_WITH if f"<dt>{word}</dt>" in html}
+        return {word for word in DEFINITION_COLUMNS if f"<dt>{word}</dt>" in html}
 
     assert defined("plain", TrialConfig()) == set()
     assert defined("seeds", TrialConfig(), TrialConfig(seed=1)) == {"n, ±"}
@@ -143,23 +143,23 @@ def test_only_what_the_table_has_is_defined(tmp_path: Path) -> None:
 
 
 def test_the_same_folder_makes_the_same_bytes_and_is_written_once(found: Results) -> None:
-    path = Path(found.storage.place) / "report.html"
-    assert write(found) == str(path)
+    path = Path(found.storage.uri) / "report.html"
+    assert write_html(found) == str(path)
     before = path.read_bytes(), path.stat().st_mtime_ns, path.stat().st_ino
-    assert write(load_results(found.storage.place)) == str(path)
+    assert write_html(load_results(found.storage.uri)) == str(path)
     assert (path.read_bytes(), path.stat().st_mtime_ns, path.stat().st_ino) == before
     path.write_text("old")
-    write(found)
+    write_html(found)
     assert path.read_bytes() == before[0]
 
 
-@pytest.mark.parametrize("status", [DONE, DIVERGED, FAILED, INTERRUPTED, MISSING])
+@pytest.mark.parametrize("status", [DONE, DIVERGED, FAILED, INTERRUPTED, PENDING])
 def test_one_row_of_any_status_makes_a_page(tmp_path: Path, status: str) -> None:
     trial = TrialConfig()
     if status in (DONE, INTERRUPTED, DIVERGED):
         save(tmp_path, trial, 3.0, of=40 if status == DONE else 80)
     if status in (DIVERGED, FAILED):
-        write_ending(Folder(tmp_path), "launch-001", trial, status, "why")
+        write_final_status(Folder(tmp_path), "launch-001", trial, status, "why")
     found = made(tmp_path, [trial])
     assert found.rows[0].status == status
     reader = Reader(page_html(found))
@@ -174,7 +174,7 @@ def test_the_sweep_on_the_page_makes_the_same_trials(tmp_path: Path) -> None:
         TrialConfig(),
     ]
     found = made(tmp_path, trials, LAUNCH)
-    text = sweep_file.sweep_file("my-sweep", [row.config for row in found.rows], LAUNCH)
+    text = sweep_file.format_sweep_file("my-sweep", [row.config for row in found.rows], LAUNCH)
     assert text in Reader(page_html(found)).words
     (tmp_path / "my_sweep.py").write_text(text)
     sweep = load_sweep(tmp_path / "my_sweep.py")
@@ -186,4 +186,4 @@ def test_the_sweep_on_the_page_makes_the_same_trials(tmp_path: Path) -> None:
     [(None, "–"), ([], "–"), ({"gpu": 1.0, "cpu": 2}, "gpu 1, cpu 2"), ([{"a": 1}, {"a": None}], "a 1; a –")],
 )
 def test_recorded_data_as_words(value: Any, words: str) -> None:
-    assert plain(value) == words
+    assert to_plain_text(value) == words

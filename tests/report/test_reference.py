@@ -13,52 +13,52 @@ import pytest
 from raylm import Sweep, SweepError, TrialConfig, UserError
 from raylm.config.sweep_file import load_sweep
 from raylm.report.reference import load_reference
-from raylm.report.table import HEADINGS, NOTHING, Table, build, student_t
-from raylm.report.table import ordered as table_ordered
-from raylm.results.progress import Measured, Progress
-from raylm.results.rows import DONE, FAILED, MISSING, Results, Row, SavedCheckpoint
+from raylm.report.table import COLUMN_NAMES, MISSING, Table, build_table, student_t_quantile
+from raylm.report.table import sort_rows as table_ordered
+from raylm.results.progress import EvalMetrics, Progress
+from raylm.results.rows import DONE, FAILED, PENDING, Results, Row, SavedCheckpoint
 from raylm.results.storage import Folder
 
 SWEEPS = Path(__file__).resolve().parents[2] / "sweeps"
 
 
 def done(config: TrialConfig, val_loss: float = 3.0, train_loss: float = 3.5, status: str = DONE) -> Row:
-    measured = Measured(1, 10, 1000, train_loss, val_loss, 1.25 * val_loss)
+    measured = EvalMetrics(1, 10, 1000, train_loss, val_loss, 1.25 * val_loss)
     saved = SavedCheckpoint("", Progress(10, 8, 10, evaluations=[measured]))
     return Row(config, status, "", saved, saved)
 
 
 def shown(*rows: Row, given: bool = True) -> Table:
-    return build(Results(Folder(Path()), list(rows)), replace(load_reference(), given=given))
+    return build_table(Results(Folder(Path()), list(rows)), replace(load_reference(), is_custom=given))
 
 
 def test_the_packaged_reference_is_the_rows_of_the_reference_sweep() -> None:
     reference = load_reference()
     trials = load_sweep(SWEEPS / "reference_table.py").trials()
-    assert [reference.row(trial) for trial in trials] == list(reference.rows)
+    assert [reference.find_row(trial) for trial in trials] == list(reference.rows)
     assert len(reference.rows) == 21
     assert [row.note for row in reference.rows if row.note] == ["loss going up"] * 2
 
 
 def test_value_and_difference_stand_beside_each_loss() -> None:
     made = shown(done(TrialConfig(dataset="imdb", model="gpt2", context_length=256, batch_size=64), 3.60, 3.70))
-    assert made.headings == (
+    assert made.column_names == (
         *("dataset", "context len", "model", "batch size", "train loss", "ref", "diff", "val loss", "ref", "diff"),
         *("adj val loss", "ref", "diff", "best epoch", "run"),
     )
-    assert made.lines[0][4:14] == ["3.70", "3.73", "-0.03", "3.60", "3.58", "+0.02", "4.50", "4.61", "-0.11", "1"]
+    assert made.rows[0][4:14] == ["3.70", "3.73", "-0.03", "3.60", "3.58", "+0.02", "4.50", "4.61", "-0.11", "1"]
 
 
 def test_without_a_row_to_compare_the_table_has_the_references_columns() -> None:
-    assert shown(done(TrialConfig())).headings == HEADINGS
+    assert shown(done(TrialConfig())).column_names == COLUMN_NAMES
 
 
 def test_the_packaged_rows_are_compared_only_with_trials_like_them() -> None:
     like = TrialConfig(dataset="imdb", model="gpt2", context_length=256, batch_size=64, seed=5)
     other = replace(like, learning_rate=1e-3)
-    assert shown(done(like), done(other), given=False).lines[1][5] == NOTHING
-    assert shown(done(like), done(other), given=False).lines[0][5] == "3.73"
-    assert shown(done(other), given=True).lines[0][5] == "3.73"
+    assert shown(done(like), done(other), given=False).rows[1][5] == MISSING
+    assert shown(done(like), done(other), given=False).rows[0][5] == "3.73"
+    assert shown(done(other), given=True).rows[0][5] == "3.73"
 
 
 def test_a_row_of_the_reference_that_repeats_another_is_pointed_out() -> None:
@@ -72,7 +72,7 @@ def test_a_reference_of_ones_own(tmp_path: Path) -> None:
     file = tmp_path / "own.csv"
     head = "dataset,context_length,model,batch_size,train_loss,val_loss,adj_val_loss,run\n"
     file.write_text(head + "pydocs,1024,gpt2-nano,8,1.5,2.5,3.5,mine\n")
-    assert load_reference(file).row(TrialConfig(epochs=4)) is not None
+    assert load_reference(file).find_row(TrialConfig(epochs=4)) is not None
     file.write_text(head + "pydocs,1024,gpt2-nano,8,1.5,nan,3.5,mine\n")
     with pytest.raises(UserError, match=r"line 2 .* not finite"):
         load_reference(file)
@@ -96,8 +96,8 @@ def test_rows_stand_in_the_references_order() -> None:
 def test_seeds_of_a_row_are_one_line_with_mean_and_interval() -> None:
     seeds = [done(TrialConfig(seed=seed), loss) for seed, loss in ((0, 3.0), (1, 3.1), (2, 3.2))]
     made = shown(*seeds, done(TrialConfig(batch_size=4)))
-    assert made.headings[-2:] == ("n", "run")
-    alone, together = made.lines
+    assert made.column_names[-2:] == ("n", "run")
+    alone, together = made.rows
     assert alone[5] == "3.00"
     assert alone[-2:] == ["1", TrialConfig(batch_size=4).run_name]
     assert together[5] == "3.10 ± 0.25"  # 4.303 x 0.1 / sqrt(3)
@@ -106,9 +106,9 @@ def test_seeds_of_a_row_are_one_line_with_mean_and_interval() -> None:
 
 def test_what_is_not_done_does_not_count_in_a_mean() -> None:
     failed = replace(done(TrialConfig(seed=2), 99.0, status=FAILED), reason="why")
-    missing = Row(TrialConfig(seed=3), MISSING, "", None, None)
+    missing = Row(TrialConfig(seed=3), PENDING, "", None, None)
     made = shown(done(TrialConfig(seed=0), 3.0), done(TrialConfig(seed=1), 3.0), failed, missing)
-    (line,) = made.lines
+    (line,) = made.rows
     assert (line[5], line[-2]) == ("3.00 ± 0.00", "2")
     assert line[-1].endswith("(1 failed, 1 missing)")
     assert made.notes == [f"{failed.config.run_name} failed: why"]
@@ -116,13 +116,13 @@ def test_what_is_not_done_does_not_count_in_a_mean() -> None:
 
 def test_students_t() -> None:
     known = {1: 12.706, 2: 4.303, 10: 2.228, 11: 2.201, 20: 2.086, 30: 2.042, 1000: 1.962}
-    assert all(student_t(degrees) == pytest.approx(value, abs=3e-3) for degrees, value in known.items())
+    assert all(student_t_quantile(degrees) == pytest.approx(value, abs=3e-3) for degrees, value in known.items())
 
 
 def test_a_sweep_with_seeds_runs_each_row_with_each() -> None:
     sweep = Sweep(name="s", space=[{"batch_size": 4}, {"batch_size": 8}], seeds=(0, 3))
     assert [(trial.batch_size, trial.seed) for trial in sweep.trials()] == [(4, 0), (4, 3), (8, 0), (8, 3)]
-    assert sweep.points == 4
+    assert sweep.grid_size == 4
     assert [trial.seed for trial in sweep.override({"seed": 7}).trials()] == [7, 7]
 
 
@@ -162,18 +162,21 @@ def progress(slope: float, noise: float, points: int = 100) -> Progress:
     ],
 )
 def test_going_up_is_more_than_noise(slope: float, noise: float, up: bool) -> None:
-    assert progress(slope, noise).going_up is up
+    assert progress(slope, noise).is_loss_rising is up
 
 
 def test_a_short_curve_tells_nothing() -> None:
-    assert not progress(5.0, 0.0, points=20).going_up
-    assert not Progress(10, 8).going_up
+    assert not progress(5.0, 0.0, points=20).is_loss_rising
+    assert not Progress(10, 8).is_loss_rising
 
 
 def test_going_up_is_said_in_the_table() -> None:
     row = done(TrialConfig(), train_loss=4.1)
-    assert row.latest is not None
+    assert row.latest_checkpoint is not None
     rising = replace(
-        row, latest=replace(row.latest, progress=replace(row.latest.progress, curve=progress(0.5, 0.02).curve))
+        row,
+        latest_checkpoint=replace(
+            row.latest_checkpoint, progress=replace(row.latest_checkpoint.progress, curve=progress(0.5, 0.02).curve)
+        ),
     )
-    assert shown(rising).lines[0][4] == "4.10 (loss going up)"
+    assert shown(rising).rows[0][4] == "4.10 (loss going up)"

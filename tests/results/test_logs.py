@@ -49,7 +49,7 @@ def test_all_that_a_process_prints_is_kept_though_it_is_killed(tmp_path: Path, e
 
 def test_a_log_that_cannot_be_opened_costs_no_trial(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "launch-001").write_text("no folder")
-    with trial_process.kept(Folder(tmp_path), "launch-001/run/log.txt"):
+    with trial_process.capture_output(Folder(tmp_path), "launch-001/run/log.txt"):
         print("printed as before")
     assert "printed as before" in capfd.readouterr().out
 
@@ -64,9 +64,9 @@ def found(tmp_path: Path) -> Results:
 
 def test_a_run_is_found_by_its_name_how_that_begins_and_its_id(found: Results) -> None:
     first, second = found.rows
-    assert logs.row_of(found, first.config.run_name) is first
-    assert logs.row_of(found, "pydocs-gpt2-nano-128") is second
-    assert logs.row_of(found, second.config.id) is second
+    assert logs.match_row(found, first.config.run_name) is first
+    assert logs.match_row(found, "pydocs-gpt2-nano-128") is second
+    assert logs.match_row(found, second.config.id) is second
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_a_run_is_found_by_its_name_how_that_begins_and_its_id(found: Results) -
 )
 def test_of_a_run_that_is_not_known_near_ones_are_named(found: Results, asked: str, said: str) -> None:
     with pytest.raises(UserError, match="run") as raised:
-        logs.row_of(found, asked)
+        logs.match_row(found, asked)
     assert said in str(raised.value)
 
 
@@ -88,7 +88,7 @@ def test_the_logs_of_all_launches_and_ranks_are_shown(found: Results) -> None:
     for name in (f"launch-010/{run}/log.txt", f"launch-002/{run}/log-1.txt", f"launch-002/{run}/log.txt"):
         found.storage.write(name, f"text of {name}")
     found.storage.write(f"launch-002/{run}/progress.csv", "")
-    shown = list(logs.of(found, found.rows[0]))
+    shown = list(logs.read_logs(found, found.rows[0]))
     assert [name.removeprefix("launch-0") for name, _ in shown] == [
         f"02/{run}/log-1.txt", f"02/{run}/log.txt", f"10/{run}/log.txt"
     ]  # fmt: skip

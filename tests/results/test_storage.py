@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import sweep_arguments
-from gcs import served_gcs
-from oracle import best_weights, started, table, wait_for
+from conftest import build_sweep_command
+from gcs import serve_gcs
+from oracle import hash_best_weights, read_stable_table, start_process, wait_for
 from pyarrow import fs
-from s3 import BUCKET, SECRET, Server, busy, environment, served_s3
+from s3 import BUCKET, SECRET_KEY, S3Server, serve_busy_proxy, serve_s3, set_environment
 from typer.testing import CliRunner
 
 from raylm.cli.app import app
@@ -30,28 +30,28 @@ from raylm.report.reference import load_reference
 from raylm.results import bucket as buckets
 from raylm.results import manifest, sweep_record
 from raylm.results.bucket import Bucket
-from raylm.results.folder import find_rows, newest_verified, prune, write_ending
-from raylm.results.open_storage import storage_at
-from raylm.results.progress import Measured, Progress
+from raylm.results.folder import load_rows, open_latest_checkpoint, prune_checkpoints, write_final_status
+from raylm.results.open_storage import open_storage
+from raylm.results.progress import EvalMetrics, Progress
 from raylm.results.rows import FAILED
-from raylm.results.storage import Folder, Storage, this_process
+from raylm.results.storage import Folder, Storage, process_identity
 
 
 @pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with served_s3(tmp_path_factory.mktemp("s3") / "log") as server, environment(server.environment):
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with serve_s3(tmp_path_factory.mktemp("s3") / "log") as server, set_environment(server.env):
         yield server
 
 
 @pytest.fixture
-def bucket(s3: Server, tmp_path: Path) -> Bucket:
+def bucket(s3: S3Server, tmp_path: Path) -> Bucket:
     """A part of the bucket that no other test uses."""
     return Bucket(f"s3://{BUCKET}/{tmp_path.name}")
 
 
 @pytest.fixture(scope="module")
 def gcs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with served_gcs(tmp_path_factory.mktemp("gcs") / "log") as settings, environment(settings):
+    with serve_gcs(tmp_path_factory.mktemp("gcs") / "log") as settings, set_environment(settings):
         yield
 
 
@@ -73,17 +73,19 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
 
 
 def test_what_is_written_is_there(storage: Storage) -> None:
-    storage.make()
-    assert storage.entries() == {} or storage.entries().keys() <= {""}
+    storage.create()
+    assert storage.list_entries() == {} or storage.list_entries().keys() <= {""}
     storage.write("a.txt", "one")
     storage.write("deep/er/b.txt", "zwölf")
     assert storage.read("deep/er/b.txt") == "zwölf"
-    assert storage.says("a.txt", "one") and not storage.says("a.txt", "two") and not storage.says("none", "")
-    assert storage.entries() == {"a.txt": 3, "deep": None, "deep/er": None, "deep/er/b.txt": 6}
-    assert storage.entries(deep=False) == {"a.txt": 3, "deep": None}
-    assert storage.entries("deep") == {"deep/er": None, "deep/er/b.txt": 6}
-    assert storage.entries("nowhere") == {}
-    assert storage.inside("deep").read("er/b.txt") == "zwölf"
+    assert (
+        storage.has_text("a.txt", "one") and not storage.has_text("a.txt", "two") and not storage.has_text("none", "")
+    )
+    assert storage.list_entries() == {"a.txt": 3, "deep": None, "deep/er": None, "deep/er/b.txt": 6}
+    assert storage.list_entries(recursive=False) == {"a.txt": 3, "deep": None}
+    assert storage.list_entries("deep") == {"deep/er": None, "deep/er/b.txt": 6}
+    assert storage.list_entries("nowhere") == {}
+    assert storage.subfolder("deep").read("er/b.txt") == "zwölf"
     storage.write("a.txt", "")
     assert storage.read("a.txt") == ""
 
@@ -99,13 +101,13 @@ def test_a_removed_folder_takes_along_what_is_below_it_alone(storage: Storage) -
         storage.write(name, name)
     storage.remove("x")
     storage.remove("xx/3")
-    assert [name for name, size in storage.entries().items() if size is not None] == []
+    assert [name for name, size in storage.list_entries().items() if size is not None] == []
 
 
 def test_a_folder_is_on_this_machine_while_it_is_asked_for(storage: Storage) -> None:
     storage.write("checkpoint/one", "1")
     storage.write("checkpoint/more/two", "22")
-    with storage.local("checkpoint") as folder:
+    with storage.local_copy("checkpoint") as folder:
         assert (folder / "one").read_text() == "1" and (folder / "more" / "two").read_text() == "22"
     assert folder.exists() == isinstance(storage, Folder)
 
@@ -113,10 +115,12 @@ def test_a_folder_is_on_this_machine_while_it_is_asked_for(storage: Storage) -> 
 def test_what_is_added_to_a_file_is_soon_there_and_stays(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(buckets, "SEND_SECONDS", 0.05)
     for text in ("first é\n", "second\n"):
-        with storage.appended("launch-001/run/log.txt") as descriptor:
+        with storage.open_append("launch-001/run/log.txt") as descriptor:
             os.write(descriptor, text.encode())
             deadline = time.monotonic() + 30
-            while text not in (storage.read("launch-001/run/log.txt") if storage.entries("launch-001/run") else ""):
+            while text not in (
+                storage.read("launch-001/run/log.txt") if storage.list_entries("launch-001/run") else ""
+            ):
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
             os.write(descriptor, b"and its end\n")
@@ -130,24 +134,28 @@ def test_rows_are_the_same_in_a_bucket(bucket: Bucket, tmp_path: Path) -> None:
     for seed, (losses, of) in enumerate([((5.0, 4.0, 4.5), 3), ((5.0,), 2), ((5.0, 3.0), 3), ((6.0,), 1)]):
         for epochs in range(1, len(losses) + 1):
             _save(here.path, trials[seed], epochs - 1, losses[:epochs], of)
-    write_ending(here, "launch-001", trials[1], FAILED, "no memory")
+    write_final_status(here, "launch-001", trials[1], FAILED, "no memory")
     last = here.path / "launch-001" / trials[2].run_name / "checkpoint_000001" / "model.safetensors"
     last.write_bytes(last.read_bytes()[:-1])
     (here.path / "launch-002" / trials[3].run_name).mkdir(parents=True)
-    fs.copy_files(str(here.path), bucket.for_tune()[0], destination_filesystem=bucket.for_tune()[1])
+    fs.copy_files(str(here.path), bucket.tune_storage()[0], destination_filesystem=bucket.tune_storage()[1])
 
-    local, remote = find_rows(here, trials), find_rows(bucket, trials)
+    local, remote = load_rows(here, trials), load_rows(bucket, trials)
     assert [row.status for row in local.rows] == ["done", "failed", "interrupted", "done"]
     assert remote.rows == local.rows
-    assert formats.csv_text(remote) == formats.csv_text(local)
-    sweep_record.write(bucket, sweep_record.Record("here", trials))
-    shown = CliRunner().invoke(app, ["report", bucket.place, "--format", "csv"])
-    assert shown.exit_code == 0 and shown.stdout == formats.csv_text(local, load_reference())
-    with newest_verified(bucket, trials[2]) as checkpoint:
+    assert formats.format_csv(remote) == formats.format_csv(local)
+    sweep_record.write(bucket, sweep_record.SweepRecord("here", trials))
+    shown = CliRunner().invoke(app, ["report", bucket.uri, "--format", "csv"])
+    assert shown.exit_code == 0 and shown.stdout == formats.format_csv(local, load_reference())
+    with open_latest_checkpoint(bucket, trials[2]) as checkpoint:
         assert checkpoint is not None and manifest.verify(checkpoint) is not None
-        assert "checkpoint_000000" in remote.rows[2].latest.folder if remote.rows[2].latest else False
-    prune(remote)
-    assert find_rows(bucket, trials).rows == local.rows
+        assert (
+            "checkpoint_000000" in remote.rows[2].latest_checkpoint.folder
+            if remote.rows[2].latest_checkpoint
+            else False
+        )
+    prune_checkpoints(remote)
+    assert load_rows(bucket, trials).rows == local.rows
 
 
 def _save(folder: Path, trial: TrialConfig, number: int, losses: tuple[float, ...], of: int) -> None:
@@ -156,7 +164,7 @@ def _save(folder: Path, trial: TrialConfig, number: int, losses: tuple[float, ..
     (checkpoint / "model.safetensors").write_bytes(f"weights {losses}".encode())
     progress = Progress(of * 10, 1, step=len(losses) * 10)
     for epoch, loss in enumerate(losses, start=1):
-        progress.evaluations.append(Measured(epoch, epoch * 10, 100 * epoch, loss + 1, loss, loss + 2))
+        progress.evaluations.append(EvalMetrics(epoch, epoch * 10, 100 * epoch, loss + 1, loss, loss + 2))
     manifest.write(checkpoint, {"trial_id": trial.id, "config": trial.as_dict(), "progress": progress.as_dict()})
 
 
@@ -172,18 +180,18 @@ with storage_at(sys.argv[1]).held():
 
 
 def test_a_second_command_gives_way_until_the_first_has_died(storage: Storage) -> None:
-    storage.make()
-    command = [sys.executable, "-c", HOLD, storage.place]
+    storage.create()
+    command = [sys.executable, "-c", HOLD, storage.uri]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
         try:
             assert first.stdout is not None and first.stdout.readline() == "held\n"
-            with pytest.raises(UserError, match=rf"in use by process {first.pid} on .*--storage"), storage.held():
+            with pytest.raises(UserError, match=rf"in use by process {first.pid} on .*--storage"), storage.lock():
                 pass
         finally:
             first.kill()
-    with storage.held():
+    with storage.lock():
         pass
-    with storage.held():
+    with storage.lock():
         pass
 
 
@@ -198,9 +206,9 @@ OTHER_MACHINE = json.dumps({"process": 7, "host": "another", "since": 1.0})
 
 @pytest.mark.usefixtures("_short_beats")
 def test_a_command_of_another_machine_is_dead_when_its_beat_stops(bucket: Bucket) -> None:
-    bucket.write(f"{buckets.HOLDERS}/theirs", OTHER_MACHINE)
-    with bucket.held():
-        assert [name for name in bucket.entries(buckets.HOLDERS) if "theirs" in name] == []
+    bucket.write(f"{buckets.LOCK_FOLDER}/theirs", OTHER_MACHINE)
+    with bucket.lock():
+        assert [name for name in bucket.list_entries(buckets.LOCK_FOLDER) if "theirs" in name] == []
 
 
 @pytest.mark.usefixtures("_short_beats")
@@ -209,13 +217,13 @@ def test_a_command_of_another_machine_that_goes_on_is_given_way_to(bucket: Bucke
 
     def beat() -> None:
         while not finished.wait(0.3):
-            bucket.write(f"{buckets.HOLDERS}/theirs", OTHER_MACHINE)
+            bucket.write(f"{buckets.LOCK_FOLDER}/theirs", OTHER_MACHINE)
 
-    bucket.write(f"{buckets.HOLDERS}/theirs", OTHER_MACHINE)
+    bucket.write(f"{buckets.LOCK_FOLDER}/theirs", OTHER_MACHINE)
     beating = threading.Thread(target=beat)
     beating.start()
     try:
-        with pytest.raises(UserError, match="in use by process 7 on another"), bucket.held():
+        with pytest.raises(UserError, match="in use by process 7 on another"), bucket.lock():
             pass
     finally:
         finished.set()
@@ -227,8 +235,8 @@ def test_a_command_that_was_taken_for_dead_ends(bucket: Bucket) -> None:
     told: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
     try:
-        with bucket.held():
-            bucket.remove(buckets.HOLDERS)
+        with bucket.lock():
+            bucket.remove(buckets.LOCK_FOLDER)
             wait_for(lambda: told, 20)
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -236,7 +244,7 @@ def test_a_command_that_was_taken_for_dead_ends(bucket: Bucket) -> None:
 
 
 def test_what_tells_a_process_tells_it_from_an_older_one_of_its_number() -> None:
-    mine = json.loads(this_process())
+    mine = json.loads(process_identity())
     assert mine["process"] == os.getpid() and abs(mine["since"] - time.time()) < 24 * 3600 * 365
 
 
@@ -245,10 +253,10 @@ def test_what_tells_a_process_tells_it_from_an_older_one_of_its_number() -> None
 
 def test_a_bucket_that_is_sent_to_another_process_holds_no_key(bucket: Bucket) -> None:
     bucket.write("a", "b")
-    for sent in (pickle.dumps(bucket), pickle.dumps(bucket.for_tune())):
-        assert SECRET.encode() not in sent
+    for sent in (pickle.dumps(bucket), pickle.dumps(bucket.tune_storage())):
+        assert SECRET_KEY.encode() not in sent
     assert pickle.loads(pickle.dumps(bucket)).read("a") == "b"
-    path, filesystem = pickle.loads(pickle.dumps(bucket.for_tune()))
+    path, filesystem = pickle.loads(pickle.dumps(bucket.tune_storage()))
     assert filesystem.get_file_info(f"{path}/a").size == 1
 
 
@@ -262,9 +270,9 @@ def test_a_bucket_that_is_sent_to_another_process_holds_no_key(bucket: Bucket) -
         (f"s3://{BUCKET}/runs", "http://127.0.0.1:9", "cannot be reached"),
     ],
 )
-def test_a_bucket_that_cannot_be_had_is_named_soon(s3: Server, place: str, endpoint: str | None, words: str) -> None:
+def test_a_bucket_that_cannot_be_had_is_named_soon(s3: S3Server, place: str, endpoint: str | None, words: str) -> None:
     began = time.monotonic()
-    with environment({"AWS_ENDPOINT_URL": endpoint or s3.url}), pytest.raises(UserError, match=words) as caught:
+    with set_environment({"AWS_ENDPOINT_URL": endpoint or s3.url}), pytest.raises(UserError, match=words) as caught:
         load_results(place)
     assert "\n" not in str(caught.value) and place in str(caught.value)
     assert time.monotonic() - began < 60
@@ -272,19 +280,19 @@ def test_a_bucket_that_cannot_be_had_is_named_soon(s3: Server, place: str, endpo
 
 def test_a_bucket_without_a_sweep_is_no_results_folder(bucket: Bucket) -> None:
     with pytest.raises(UserError, match="is no results folder"):
-        load_results(bucket.place)
+        load_results(bucket.uri)
 
 
-def test_a_busy_bucket_is_asked_again(s3: Server, bucket: Bucket) -> None:
-    with busy(s3, every=3) as proxy, environment({"AWS_ENDPOINT_URL": proxy.url}):
-        asked = storage_at(f"{bucket.place}/busy")
+def test_a_busy_bucket_is_asked_again(s3: S3Server, bucket: Bucket) -> None:
+    with serve_busy_proxy(s3, refuse_every=3) as proxy, set_environment({"AWS_ENDPOINT_URL": proxy.url}):
+        asked = open_storage(f"{bucket.uri}/busy")
         for number in range(10):
             asked.write(f"folder/{number}", f"text {number}")
         assert [asked.read(f"folder/{number}") for number in range(10)] == [f"text {n}" for n in range(10)]
-        assert len(asked.entries("folder")) == 10
+        assert len(asked.list_entries("folder")) == 10
         asked.remove("folder")
-        assert asked.entries("folder") == {}
-    assert proxy.refused >= 10
+        assert asked.list_entries("folder") == {}
+    assert proxy.num_refused >= 10
 
 
 # ---- whole sweeps -------------------------------------------------------------------------------------------------
@@ -305,7 +313,7 @@ def undisturbed(small_text: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     """A folder with the sweep file and its results in `small`."""
     place = tmp_path_factory.mktemp("undisturbed")
     (place / "small.py").write_text(SWEEP.format(text=str(small_text)))
-    done = subprocess.run(sweep_arguments(place / "small.py", place), check=False, capture_output=True)
+    done = subprocess.run(build_sweep_command(place / "small.py", place), check=False, capture_output=True)
     assert done.returncode == 0
     return place
 
@@ -313,40 +321,40 @@ def undisturbed(small_text: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_sweep_in_a_bucket_that_is_killed_refused_and_stalled_ends_as_an_undisturbed_one(
-    s3: Server, bucket: Bucket, undisturbed: Path, tmp_path: Path
+    s3: S3Server, bucket: Bucket, undisturbed: Path, tmp_path: Path
 ) -> None:
-    command = [*sweep_arguments(undisturbed / "small.py", Path())[:-1], bucket.place]
-    with busy(s3, every=5) as proxy, environment({"AWS_ENDPOINT_URL": proxy.url}):
-        with started(command, tmp_path / "first") as first:
+    command = [*build_sweep_command(undisturbed / "small.py", Path())[:-1], bucket.uri]
+    with serve_busy_proxy(s3, refuse_every=5) as proxy, set_environment({"AWS_ENDPOINT_URL": proxy.url}):
+        with start_process(command, tmp_path / "first") as first:
             wait_for(lambda: (tmp_path / "first").read_text().count("  epoch ") >= 2, 300)
             first.kill()
-        with started(command, tmp_path / "second") as second:
+        with start_process(command, tmp_path / "second") as second:
             wait_for(lambda: (tmp_path / "second").read_text().count("  epoch ") >= 1, 300)
             s3.process.send_signal(signal.SIGSTOP)
             time.sleep(STALL_SECONDS)
             s3.process.send_signal(signal.SIGCONT)
             assert second.wait(timeout=400) == 0, (tmp_path / "second").read_text()
-        assert proxy.refused > 10
+        assert proxy.num_refused > 10
 
-    whole = bucket.inside("small")
-    with whole.local("") as copy:
-        assert table(copy) == table(undisturbed / "small")
-        assert best_weights(copy) == best_weights(undisturbed / "small")
-        holders = [path for path in copy.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
+    whole = bucket.subfolder("small")
+    with whole.local_copy("") as copy:
+        assert read_stable_table(copy) == read_stable_table(undisturbed / "small")
+        assert hash_best_weights(copy) == hash_best_weights(undisturbed / "small")
+        holders = [path for path in copy.rglob("*") if path.is_file() and SECRET_KEY.encode() in path.read_bytes()]
         assert holders == []
-    assert SECRET not in (tmp_path / "first").read_text() + (tmp_path / "second").read_text()
+    assert SECRET_KEY not in (tmp_path / "first").read_text() + (tmp_path / "second").read_text()
 
 
 @pytest.mark.chaos
 def test_a_sweep_in_googles_bucket_that_is_killed_goes_on(
     google_bucket: Bucket, undisturbed: Path, tmp_path: Path
 ) -> None:
-    command = [*sweep_arguments(undisturbed / "small.py", Path())[:-1], google_bucket.place]
-    with started(command, tmp_path / "first") as first:
+    command = [*build_sweep_command(undisturbed / "small.py", Path())[:-1], google_bucket.uri]
+    with start_process(command, tmp_path / "first") as first:
         wait_for(lambda: (tmp_path / "first").read_text().count("  epoch ") >= 2 or first.poll() is not None, 300)
         first.kill()
-    with started(command, tmp_path / "second") as second:
+    with start_process(command, tmp_path / "second") as second:
         assert second.wait(timeout=300) == 0, (tmp_path / "second").read_text()
-    with google_bucket.inside("small").local("") as copy:
-        assert table(copy) == table(undisturbed / "small")
-        assert best_weights(copy) == best_weights(undisturbed / "small")
+    with google_bucket.subfolder("small").local_copy("") as copy:
+        assert read_stable_table(copy) == read_stable_table(undisturbed / "small")
+        assert hash_best_weights(copy) == hash_best_weights(undisturbed / "small")

@@ -17,7 +17,7 @@ from raylm import TrialConfig
 from raylm.data.corpus import prepare
 from raylm.training import models, optim
 from raylm.training.train import finetune
-from raylm.training.validation import training_windows
+from raylm.training.validation import build_training_windows
 
 pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).resolve().parents[2] / "bench" / "vs_trainer.py"
@@ -47,25 +47,25 @@ def test_two_hundred_steps_have_the_losses_of_transformers_in_eager_float32() ->
         dropout=0.0,
         max_train_tokens=200 * 4 * 63,
     )
-    corpus, source = prepare("pydocs", None, config.model), models.locate(config.model, pretrained=True)
+    corpus, source = prepare("pydocs", None, config.model), models.resolve_model(config.model, pretrained=True)
     ours: list[float] = []
     list(finetune(config, corpus, source, on_step=lambda step: ours.append(step.loss)))
 
-    start = models.load(source, vocabulary=corpus.vocabulary, dropout=0.0, seed=config.seed)
+    start = models.load_model(source, vocab_size=corpus.vocab_size, dropout=0.0, seed=config.seed)
     model = GPT2LMHeadModel(start.config)
     model.load_state_dict(start.state_dict())
     model.set_attn_implementation("eager")
     absolute = {"scale_parameter": False, "relative_step": False, "warmup_init": False}
     optimizer = Adafactor(model.parameters(), lr=config.learning_rate, **absolute)
-    windows = training_windows(config, corpus)
+    windows = build_training_windows(config, corpus)
     order = np.random.default_rng([config.seed, 0]).permutation(len(windows))
     for step, expected in enumerate(ours):
-        inputs_BT = torch.from_numpy(windows.batch(order[4 * step : 4 * step + 4])[0])
+        inputs_BT = torch.from_numpy(windows.get_batch(order[4 * step : 4 * step + 4])[0])
         loss = model(input_ids=inputs_BT, labels=inputs_BT).loss
         assert loss.item() == pytest.approx(expected, abs=0.0005), f"step {step}"
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-        optimizer.param_groups[0]["lr"] = optim.learning_rate(config, step, len(ours))
+        optimizer.param_groups[0]["lr"] = optim.learning_rate_at(config, step, len(ours))
         optimizer.step()
         optimizer.zero_grad()
     assert len(ours) == 200

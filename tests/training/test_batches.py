@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raylm.data.corpus import Windows
-from raylm.training.batches import Batches, gathered, stream
+from raylm.training.batches import Batches, gather_batch, to_signed_tensor
 
 
 @settings(derandomize=True, deadline=None)
@@ -24,25 +24,33 @@ def test_gathered_windows_are_those_of_the_loader(
 ) -> None:
     largest = int(np.iinfo(kind).max)  # of a signed number of that size, half is negative
     numbers = np.random.default_rng(tokens).integers(0, largest, tokens, dtype=kind, endpoint=True)
-    windows = Windows(numbers, context_length, end_of_text=largest)
+    windows = Windows(numbers, context_length, eos_token_id=largest)
     indices = np.array(data.draw(st.lists(st.integers(0, len(windows) - 1), max_size=9)), dtype=np.int64)
-    expected = windows.batch(indices)
-    for found in (gathered(windows, stream(windows), indices), Batches(windows, torch.device("cpu")).of(indices)):
+    expected = windows.get_batch(indices)
+    for found in (
+        gather_batch(windows, to_signed_tensor(windows), indices),
+        Batches(windows, torch.device("cpu")).get(indices),
+    ):
         for tensor, array in zip(found, expected, strict=True):
             assert tensor.dtype == torch.int64
             assert np.array_equal(tensor.numpy(), array)
 
 
 def test_the_stream_takes_no_more_bytes_than_the_tokens() -> None:
-    windows = Windows(np.array([0, 50_256, 40_000], dtype=np.uint16), 2, end_of_text=50_256)
-    assert stream(windows).nbytes == 6
-    assert gathered(windows, stream(windows), np.array([2, 1]))[0].tolist() == [[50_256, 40_000], [50_256, 50_256]]
+    windows = Windows(np.array([0, 50_256, 40_000], dtype=np.uint16), 2, eos_token_id=50_256)
+    assert to_signed_tensor(windows).nbytes == 6
+    assert gather_batch(windows, to_signed_tensor(windows), np.array([2, 1]))[0].tolist() == [
+        [50_256, 40_000],
+        [50_256, 50_256],
+    ]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is here")
 def test_windows_on_a_gpu_are_those_of_the_loader() -> None:
     numbers = np.random.default_rng(0).integers(0, 50_257, 10_000).astype(np.uint16)
-    windows = Windows(numbers, 129, end_of_text=50_256)
+    windows = Windows(numbers, 129, eos_token_id=50_256)
     indices = np.array([len(windows) - 1, 3, 0])
-    for tensor, array in zip(Batches(windows, torch.device("cuda")).of(indices), windows.batch(indices), strict=True):
+    for tensor, array in zip(
+        Batches(windows, torch.device("cuda")).get(indices), windows.get_batch(indices), strict=True
+    ):
         assert np.array_equal(tensor.cpu().numpy(), array)

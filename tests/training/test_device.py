@@ -6,31 +6,29 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SweepCommand
+from conftest import RunSweep
 
 from raylm.errors import UserError
-from raylm.training.device import CPU_BFLOAT16, resolved
+from raylm.training.device import CPU_BFLOAT16_FLAGS, resolve_precision
 
 
-@pytest.mark.parametrize("name", CPU_BFLOAT16)
+@pytest.mark.parametrize("name", CPU_BFLOAT16_FLAGS)
 def test_a_processor_with_bfloat16_uses_it(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, name: True})
     named = ("auto", "bfloat16", "float32")
-    assert [resolved(asked, "cpu") for asked in named] == ["bfloat16", "bfloat16", "float32"]
+    assert [resolve_precision(asked, "cpu") for asked in named] == ["bfloat16", "bfloat16", "float32"]
 
 
 def test_a_processor_without_bfloat16_computes_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": False})
-    assert [resolved(asked, "cpu") for asked in ("auto", "float32")] == ["float32", "float32"]
+    assert [resolve_precision(asked, "cpu") for asked in ("auto", "float32")] == ["float32", "float32"]
     with pytest.raises(UserError, match=r"bfloat16 would be emulated.*avx512_bf16.*expected float32, or auto"):
-        resolved("bfloat16", "cpu")
+        resolve_precision("bfloat16", "cpu")
 
 
 @pytest.mark.slow
-def test_a_sweep_is_refused_before_ray_is_started(
-    sweep_command: SweepCommand, small_text: Path, tmp_path: Path
-) -> None:
-    if resolved("auto", "cpu") == "bfloat16":
+def test_a_sweep_is_refused_before_ray_is_started(sweep_command: RunSweep, small_text: Path, tmp_path: Path) -> None:
+    if resolve_precision("auto", "cpu") == "bfloat16":
         pytest.skip("this processor has bfloat16")
     file = tmp_path / "half.py"
     space = {"dataset": str(small_text), "model": "gpt2-nano", "context_length": 32}

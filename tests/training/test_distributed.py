@@ -17,9 +17,9 @@ import torch
 
 from raylm import TrialConfig
 from raylm.data.corpus import Corpus
-from raylm.results.progress import Fit, Measured
+from raylm.results.progress import EvalMetrics, MicroBatching
 from raylm.training import models
-from raylm.training.distributed import ALONE, Ranks, joined, meeting_place
+from raylm.training.distributed import SINGLE_PROCESS, DistributedContext, create_store, join_process_group
 from raylm.training.train import finetune
 
 MOST_RANKS = 3
@@ -31,7 +31,7 @@ class Seen:
 
     losses: list[float] = field(default_factory=list)
     """Of the steps, per token."""
-    measured: list[Measured] = field(default_factory=list)
+    measured: list[EvalMetrics] = field(default_factory=list)
     diverged: bool = False
     weights: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
     micro_batch_size: int = 0
@@ -40,24 +40,26 @@ class Seen:
 Train = Callable[..., list[Seen]]
 
 
-def seen_by(ranks: Ranks, config: TrialConfig, corpus: Corpus, save_at: int, folder: Path, options: Any) -> Seen:
+def seen_by(
+    ranks: DistributedContext, config: TrialConfig, corpus: Corpus, save_at: int, folder: Path, options: Any
+) -> Seen:
     """One rank's part of a trial, to its end or to the step at which the first rank saves it."""
     seen = Seen()
     running = finetune(
         config,
         corpus,
-        models.locate("gpt2-nano", pretrained=True),
-        ranks=ranks,
+        models.resolve_model("gpt2-nano", pretrained=True),
+        dist_context=ranks,
         on_step=lambda step: seen.losses.append(step.loss),
-        checkpoint_due=lambda: ranks.rank == 0 and len(seen.losses) == save_at,  # the first one's answer is for all
+        is_checkpoint_due=lambda: ranks.rank == 0 and len(seen.losses) == save_at,  # the first one's answer is for all
         **options,
     )
     for evaluation in running:
-        seen.measured.append(evaluation.measured)
+        seen.measured.append(evaluation.eval_metrics)
         seen.diverged = evaluation.diverged
-        seen.micro_batch_size = evaluation.trial.progress.micro_batch_size
-        seen.weights = {name: value.numpy().copy() for name, value in evaluation.trial.model.state_dict().items()}
-        if evaluation.trial.progress.step == save_at:
+        seen.micro_batch_size = evaluation.trainer.progress.micro_batch_size
+        seen.weights = {name: value.numpy().copy() for name, value in evaluation.trainer.model.state_dict().items()}
+        if evaluation.trainer.progress.step == save_at:
             if ranks.rank == 0:
                 evaluation.save(folder)
             break
@@ -68,8 +70,8 @@ def joins(rank: int, size: int, port: int, *trial: Any) -> Seen:
     """A rank's process."""
     torch.set_num_threads(1)
     if size == 1:
-        return seen_by(ALONE, *trial)
-    with joined(rank, size, "cpu", port) as ranks:
+        return seen_by(SINGLE_PROCESS, *trial)
+    with join_process_group(rank, size, "cpu", port) as ranks:
         return seen_by(ranks, *trial)
 
 
@@ -88,7 +90,7 @@ def train(pool: ProcessPoolExecutor, corpus: Corpus, tmp_path: Path) -> Train:
     def trained(
         size: int, config: TrialConfig, corpus: Corpus = corpus, save_at: int = 0, **options: Any
     ) -> list[Seen]:
-        store = meeting_place()
+        store = create_store()
         trial = (config, corpus, save_at, tmp_path, options)
         running = [pool.submit(joins, rank, size, store.port, *trial) for rank in range(size)]
         return [one.result(timeout=120) for one in running]
@@ -127,7 +129,7 @@ def test_ranks_come_to_the_losses_and_weights_of_one_process(
 ) -> None:
     config = trial(**fields)
     (one,) = train(1, config)
-    several = train(size, config, fit=micro_batch_size and Fit(micro_batch_size))
+    several = train(size, config, fit=micro_batch_size and MicroBatching(micro_batch_size))
     for seen in several:
         assert_identical(seen, several[0])
     assert several[0].losses == pytest.approx(one.losses, rel=ROUNDING)
@@ -144,9 +146,9 @@ def test_ranks_come_to_the_losses_and_weights_of_one_process(
 @pytest.mark.parametrize("save_at", [4, 7])
 def test_ranks_go_on_from_a_checkpoint_bit_for_bit(train: Train, tmp_path: Path, size: int, save_at: int) -> None:
     config = trial(max_train_tokens=31 * 30, epochs=2, evals_per_epoch=2, dropout=0.1)  # 4 steps an epoch
-    undisturbed = train(size, config, fit=Fit(2))
-    before = train(size, config, fit=Fit(2), save_at=save_at)
-    after = train(size, config, fit=Fit(8), resume_from=tmp_path)  # the recorded 2 holds
+    undisturbed = train(size, config, fit=MicroBatching(2))
+    before = train(size, config, fit=MicroBatching(2), save_at=save_at)
+    after = train(size, config, fit=MicroBatching(8), resume_from=tmp_path)  # the recorded 2 holds
     assert len(before[0].losses) == save_at
     assert [*before[0].losses, *after[0].losses] == undisturbed[0].losses
     for one, other in zip(after, undisturbed, strict=True):
@@ -157,8 +159,8 @@ def test_ranks_go_on_from_a_checkpoint_bit_for_bit(train: Train, tmp_path: Path,
 def test_a_trial_goes_on_with_another_number_of_ranks(train: Train, tmp_path: Path, first: int, then: int) -> None:
     config = trial(max_train_tokens=31 * 30, epochs=2)
     (undisturbed,) = train(1, config)
-    before = train(first, config, save_at=3, fit=Fit(1))
-    after = train(then, config, resume_from=tmp_path, fit=Fit(2))
+    before = train(first, config, save_at=3, fit=MicroBatching(1))
+    after = train(then, config, resume_from=tmp_path, fit=MicroBatching(2))
     assert {one.micro_batch_size for one in after} == {2}  # what fits now
     assert [*before[0].losses, *after[-1].losses] == pytest.approx(undisturbed.losses, rel=2e-6)
     assert after[0].measured[-1].val_loss == pytest.approx(undisturbed.measured[-1].val_loss, rel=2e-6)
@@ -183,7 +185,7 @@ def test_a_loss_that_is_not_finite_ends_the_trial_on_all_ranks(train: Train) -> 
 
 
 def test_the_meeting_place_is_open_to_this_machine_alone() -> None:
-    one, other = meeting_place(), meeting_place()
+    one, other = create_store(), create_store()
     assert one.port != other.port
     listening = {(link.laddr.ip, link.laddr.port) for link in psutil.Process().net_connections() if not link.raddr}
     assert {place for place in listening if place[1] in (one.port, other.port)} == {

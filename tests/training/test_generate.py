@@ -8,13 +8,13 @@ import sys
 
 import pytest
 import torch
-from rich.console import Console
+from rich.console import Console as RichConsole
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from raylm import UserError
-from raylm.monitor.console import Screen
+from raylm.monitor.console import Console
 from raylm.report.analysis import SweepResults
-from raylm.training.generate import generate
+from raylm.training.generate import generate_samples
 
 PROMPT = "The while statement"
 CONTEXT = 32
@@ -24,41 +24,45 @@ CONTEXT = 32
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_a_sample_is_what_transformers_gives_for_the_seed(trained: SweepResults, temperature: float) -> None:
     row = trained.best()
-    assert row.best is not None
-    (sample,) = generate(trained, [row], PROMPT, max_new_tokens=8, temperature=temperature, seed=3)
-    folder = trained.storage.where(row.best.folder)
+    assert row.best_checkpoint is not None
+    (sample,) = generate_samples(trained, [row], PROMPT, max_new_tokens=8, temperature=temperature, seed=3)
+    folder = trained.storage.uri_of(row.best_checkpoint.folder)
     model, words = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     inputs = words(PROMPT, return_tensors="pt")
     torch.manual_seed(3)
     chosen = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
     expected = model.generate(**inputs, max_new_tokens=8, pad_token_id=words.eos_token_id, use_cache=False, **chosen)
-    assert sample.row is row and sample.text == words.decode(expected[0], skip_special_tokens=True)
+    assert sample.row is row and sample.full_text == words.decode(expected[0], skip_special_tokens=True)
 
 
 def test_a_sample_follows_from_the_seed_alone(trained: SweepResults) -> None:
     row = trained.best()
 
     def texts(times: int, seed: int) -> list[str]:
-        return [sample.text for sample in generate(trained, [row] * times, PROMPT, seed=seed, max_new_tokens=12)]
+        return [
+            sample.full_text
+            for sample in generate_samples(trained, [row] * times, PROMPT, seed=seed, max_new_tokens=12)
+        ]
 
     assert texts(2, 1) == texts(1, 1) * 2 != texts(1, 2) * 2
 
 
 def test_a_text_ends_where_the_model_knows_no_more_positions(trained: SweepResults) -> None:
     row = trained.best()
-    assert row.best is not None and row.config.context_length == CONTEXT
-    words = AutoTokenizer.from_pretrained(trained.storage.where(row.best.folder))
-    (sample,) = generate(trained, [row], "", max_new_tokens=500, temperature=0)
-    assert 0 < len(words(sample.text)["input_ids"]) < CONTEXT
+    assert row.best_checkpoint is not None and row.config.context_length == CONTEXT
+    words = AutoTokenizer.from_pretrained(trained.storage.uri_of(row.best_checkpoint.folder))
+    (sample,) = generate_samples(trained, [row], "", max_new_tokens=500, temperature=0)
+    assert 0 < len(words(sample.full_text)["input_ids"]) < CONTEXT
     with pytest.raises(UserError, match=rf"{row.config.run_name} takes 32, with at least one to write"):
-        list(generate(trained, [row], "while " * CONTEXT))
+        list(generate_samples(trained, [row], "while " * CONTEXT))
 
 
 @pytest.mark.parametrize(("width", "lines"), [(100, 3), (60, 8)], ids=["side by side", "one after another"])
 def test_samples_on_a_terminal(width: int, lines: int) -> None:
     out = io.StringIO()
-    screen = Screen(console=Console(file=out, width=width, force_terminal=True, no_color=True, highlight=False))
-    screen.samples(["first", "second"], iter(["one\n[b]two[/b]", "a\x1b]0;title\x07\nb"]))
+    terminal = RichConsole(file=out, width=width, force_terminal=True, no_color=True, highlight=False)
+    screen = Console(rich_console=terminal)
+    screen.print_samples(["first", "second"], iter(["one\n[b]two[/b]", "a\x1b]0;title\x07\nb"]))
     shown = out.getvalue()
     assert len(shown.splitlines()) == lines
     assert "[b]two[/b]" in shown and "\x1b]0" not in shown and "\\x1b]0;title" in shown
@@ -73,6 +77,6 @@ def test_samples_on_a_terminal(width: int, lines: int) -> None:
 )
 def test_a_row_that_cannot_be_sampled_is_told_at_once(trained: SweepResults, options: list[str], words: str) -> None:
     given = [option.format(missing=trained.rows[1].config.run_name) for option in options]
-    command = [sys.executable, "-c", "from raylm.cli import app; app()", "generate", trained.storage.place]
+    command = [sys.executable, "-c", "from raylm.cli import app; app()", "generate", trained.storage.uri]
     done = subprocess.run([*command, "--prompt", "a", *given], capture_output=True, text=True, check=False)
     assert done.returncode == 2 and words in done.stderr and "loading" not in done.stdout

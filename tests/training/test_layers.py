@@ -22,7 +22,7 @@ def models(dropout: float) -> tuple[GPT2LMHeadModel, GPT2LMHeadModel]:
     config = GPT2Config(vocab_size=300, n_positions=256, n_embd=32, n_layer=2, n_head=2, **rates)
     theirs, ours = GPT2LMHeadModel(config), GPT2LMHeadModel(config)
     ours.load_state_dict(theirs.state_dict())
-    return theirs, layers.refit(ours)
+    return theirs, layers.patch_layers(ours)
 
 
 @pytest.mark.parametrize("length", [1, 127, 200])
@@ -73,16 +73,16 @@ def test_attention_with_dropout_is_the_plain_one_with_the_same_mask(length: int)
     shape = (2, 3, length, 8)
     query, key, value = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for _ in range(3))
     torch.manual_seed(1)
-    mixed, _ = layers.attention(torch.nn.Module(), query, key, value, None, scaling=0.3, dropout=0.2)
+    mixed, _ = layers.causal_attention(torch.nn.Module(), query, key, value, None, scaling=0.3, dropout=0.2)
 
     torch.manual_seed(1)  # the same masks, drawn block by block
     kept = torch.zeros(2, 3, length, length)
-    for start in range(0, length, layers.QUERY_ROWS):
-        end = min(start + layers.QUERY_ROWS, length)
-        kept[:, :, start:end, :end] = layers._kept((6, end - start, end), 0.2).view(2, 3, end - start, end)
+    for start in range(0, length, layers.QUERY_BLOCK_ROWS):
+        end = min(start + layers.QUERY_BLOCK_ROWS, length)
+        kept[:, :, start:end, :end] = layers._keep_mask((6, end - start, end), 0.2).view(2, 3, end - start, end)
     unseen = torch.ones(length, length, dtype=torch.bool).triu(1)
     weights = (0.3 * query @ key.transpose(-1, -2)).masked_fill(unseen, -torch.inf).softmax(dim=-1)
-    expected = (weights * kept * layers._scale(0.2) @ value).transpose(1, 2)
+    expected = (weights * kept * layers._dropout_scale(0.2) @ value).transpose(1, 2)
 
     assert torch.allclose(mixed, expected)
     direction = torch.randn_like(expected)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from raylm.data.corpus import IGNORED
+from raylm.data.corpus import IGNORE_INDEX
 from raylm.training.loss import linear_cross_entropy
 
 SIZES = [(7, 11), (600, 4096), (300, 50257)]
@@ -15,14 +15,14 @@ def problem(rows: int, vocabulary: int) -> tuple[torch.Tensor, torch.Tensor, tor
     """Hidden states, weight and targets, of which a fifth does not count."""
     torch.manual_seed(0)
     targets_N = torch.randint(0, vocabulary, (rows,))
-    targets_N[::5] = IGNORED
+    targets_N[::5] = IGNORE_INDEX
     return torch.randn(rows, 16, requires_grad=True), torch.randn(vocabulary, 16, requires_grad=True), targets_N
 
 
 def plain(hidden_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
     """In float64: in float32, torch's own is off by more than the tolerance at the largest size."""
     logits_NV = hidden_ND.double() @ weight_VD.double().T
-    return torch.nn.functional.cross_entropy(logits_NV, targets_N, ignore_index=IGNORED, reduction="sum")
+    return torch.nn.functional.cross_entropy(logits_NV, targets_N, ignore_index=IGNORE_INDEX, reduction="sum")
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 2e-6), ("bfloat16", 2e-2)])

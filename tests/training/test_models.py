@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from raylm.config.catalog import MODELS, NANO
-from raylm.data.corpus import IGNORED, Windows, prepare
+from raylm.config.catalog import MODELS, NANO_MODEL
+from raylm.data.corpus import IGNORE_INDEX, Windows, prepare
 from raylm.errors import UserError
 from raylm.training import models
 from raylm.training.loss import summed_loss
@@ -27,15 +27,17 @@ def gpt2_folder(tmp_path: Path) -> Path:
 
 
 def load(folder: Path, vocabulary: int = 300, dropout: float | None = None) -> GPT2LMHeadModel:
-    source = ModelSource(str(folder), str(folder), weights=True)
-    return models.load(source, vocabulary=vocabulary, dropout=dropout, seed=0)
+    source = ModelSource(str(folder), str(folder), pretrained=True)
+    return models.load_model(source, vocab_size=vocabulary, dropout=dropout, seed=0)
 
 
 def test_the_loss_of_a_window_is_transformers_own(small_text: Path) -> None:
-    corpus = prepare(str(small_text), None, NANO)
-    model = models.load(models.locate(NANO, pretrained=True), vocabulary=corpus.vocabulary, dropout=None, seed=0).eval()
-    windows = Windows(corpus.train.tokens, 33, corpus.end_of_text)
-    inputs_BT, targets_BT = (torch.from_numpy(array) for array in windows.batch([0, 3]))
+    corpus = prepare(str(small_text), None, NANO_MODEL)
+    model = models.load_model(
+        models.resolve_model(NANO_MODEL, pretrained=True), vocab_size=corpus.vocab_size, dropout=None, seed=0
+    ).eval()
+    windows = Windows(corpus.train.tokens, 33, corpus.eos_token_id)
+    inputs_BT, targets_BT = (torch.from_numpy(array) for array in windows.get_batch([0, 3]))
     ours = summed_loss(model, inputs_BT, targets_BT) / (2 * 32)
     theirs = model(input_ids=inputs_BT, labels=inputs_BT).loss
     assert ours.item() == pytest.approx(theirs.item(), abs=1e-6)
@@ -46,14 +48,14 @@ def test_other_families_go_through_their_own_head() -> None:
     sizes = {"vocab_size": 90, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
     model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=2)).eval()
     inputs_BT = torch.randint(0, 90, (2, 17))
-    targets_BT = torch.nn.functional.pad(inputs_BT[:, 1:], (0, 1), value=IGNORED)
+    targets_BT = torch.nn.functional.pad(inputs_BT[:, 1:], (0, 1), value=IGNORE_INDEX)
     ours = summed_loss(model, inputs_BT, targets_BT) / 32
     assert ours.item() == pytest.approx(model(input_ids=inputs_BT, labels=inputs_BT).loss.item(), abs=1e-6)
 
 
 def test_random_weights_follow_from_the_seed() -> None:
-    source = models.locate(NANO, pretrained=False)
-    one, same, other = (models.load(source, vocabulary=4096, dropout=None, seed=seed) for seed in (1, 1, 2))
+    source = models.resolve_model(NANO_MODEL, pretrained=False)
+    one, same, other = (models.load_model(source, vocab_size=4096, dropout=None, seed=seed) for seed in (1, 1, 2))
     first = [model.transformer.h[0].attn.c_attn.weight for model in (one, same, other)]
     assert torch.equal(first[0], first[1])
     assert not torch.equal(first[0], first[2])
@@ -63,12 +65,12 @@ def test_random_weights_follow_from_the_seed() -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_shapes_of_the_catalogue_are_those_of_the_networks(name: str) -> None:
     shape = MODELS[name].shape
-    sizes = {"n_embd": shape.width, "n_layer": shape.layers, "n_head": shape.heads}
+    sizes = {"n_embd": shape.hidden_size, "n_layer": shape.num_layers, "n_head": shape.num_heads}
     with torch.device("meta"):
-        model = GPT2LMHeadModel(GPT2Config(vocab_size=shape.vocabulary, n_positions=shape.positions, **sizes))
-    assert sum(p.numel() for p in model.parameters()) == shape.parameters
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=shape.vocab_size, n_positions=shape.max_positions, **sizes))
+    assert sum(p.numel() for p in model.parameters()) == shape.num_parameters
     millions = {"gpt2": 124, "gpt2-medium": 355, "gpt2-large": 774, "gpt2-xl": 1558}
-    assert name not in millions or round(shape.parameters / 1e6) == millions[name]
+    assert name not in millions or round(shape.num_parameters / 1e6) == millions[name]
 
 
 def test_dropout_is_set_everywhere_or_left_alone(gpt2_folder: Path) -> None:
@@ -99,7 +101,7 @@ def test_weights_named_as_on_the_hub_are_all_found(gpt2_folder: Path) -> None:
 def test_a_model_that_is_no_causal_one_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5", "vocab_size": 300}))
     with pytest.raises(UserError, match="no causal language model"):
-        models.load(models.locate(str(tmp_path), pretrained=False), vocabulary=300, dropout=None, seed=0)
+        models.load_model(models.resolve_model(str(tmp_path), pretrained=False), vocab_size=300, dropout=None, seed=0)
 
 
 def damage_missing(folder: Path) -> None:
@@ -161,8 +163,8 @@ def test_pickled_weights_are_not_taken(gpt2_folder: Path) -> None:
     torch.save({}, gpt2_folder / "pytorch_model.bin")
     (gpt2_folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"safetensors.*pretrained=False"):
-        models.locate(str(gpt2_folder), pretrained=True)
-    assert models.locate(str(gpt2_folder), pretrained=False).weights is False
+        models.resolve_model(str(gpt2_folder), pretrained=True)
+    assert models.resolve_model(str(gpt2_folder), pretrained=False).pretrained is False
 
 
 def test_code_of_a_repository_never_runs(tmp_path: Path) -> None:
@@ -172,7 +174,7 @@ def test_code_of_a_repository_never_runs(tmp_path: Path) -> None:
     (folder / "code.py").write_text(f"open({str(witness)!r}, 'w')\nclass Config: pass\nclass Model: pass\n")
     auto_map = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}
     (folder / "config.json").write_text(json.dumps({"model_type": "foreign", "auto_map": auto_map}))
-    source = models.locate(str(folder), pretrained=False)
+    source = models.resolve_model(str(folder), pretrained=False)
     with pytest.raises(UserError, match=r"config\.json cannot be used"):
-        models.load(source, vocabulary=10, dropout=None, seed=0)
+        models.load_model(source, vocab_size=10, dropout=None, seed=0)
     assert not witness.exists()

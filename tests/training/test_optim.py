@@ -49,7 +49,7 @@ def test_the_root_mean_square_of_a_step_is_the_learning_rate() -> None:
 def test_only_matrices_decay() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.LayerNorm(3))
     for name in ("adafactor", "adamw"):
-        matrices, others = optim.make(TrialConfig(optimizer=name, weight_decay=0.1), model).param_groups
+        matrices, others = optim.build_optimizer(TrialConfig(optimizer=name, weight_decay=0.1), model).param_groups
         assert [p.dim() for p in matrices["params"]] == [2]
         assert matrices["weight_decay"] == 0.1
         assert len(others["params"]) == 3
@@ -61,7 +61,7 @@ def test_only_matrices_decay() -> None:
 @pytest.mark.parametrize("steps", [1, 7, 100])
 def test_rates_rise_then_fall_and_never_stand_still(schedule: str, warmup_ratio: float, steps: int) -> None:
     config = TrialConfig(lr_schedule=schedule, warmup_ratio=warmup_ratio, learning_rate=2.0)
-    rates = [optim.learning_rate(config, step, steps) for step in range(steps)]
+    rates = [optim.learning_rate_at(config, step, steps) for step in range(steps)]
     warmup = int(warmup_ratio * steps)
     assert all(0 < rate <= 2.0 for rate in rates)
     assert max(rates) == 2.0

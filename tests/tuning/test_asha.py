@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simulated import row_of
+from simulated import build_row
 
 from raylm.config.trial import TrialConfig
 from raylm.results.rows import DIVERGED, DONE, FAILED, STOPPED
@@ -41,14 +41,16 @@ def peer(**fields: Any) -> TrialConfig:
 def test_a_trial_is_judged_after_a_ninth_of_an_epoch_a_third_one_three(
     epoch_tokens: int, epochs: int, rungs: list[int]
 ) -> None:
-    assert asha.rungs(epoch_tokens, epochs) == rungs
+    assert asha.compute_rungs(epoch_tokens, epochs) == rungs
 
 
 @given(st.integers(1, 10**10), st.integers(1, 100))
 @settings(derandomize=True, deadline=None, max_examples=300)
 def test_rungs_are_exact_and_before_the_end(epoch_tokens: int, epochs: int) -> None:
     exact = [Fraction(epoch_tokens, 9) * 3**n for n in range(8)]
-    assert asha.rungs(epoch_tokens, epochs) == [rung for rung in map(math.ceil, exact) if rung < epoch_tokens * epochs]
+    assert asha.compute_rungs(epoch_tokens, epochs) == [
+        rung for rung in map(math.ceil, exact) if rung < epoch_tokens * epochs
+    ]
 
 
 # ---- limits -------------------------------------------------------------------------------------------------------
@@ -57,11 +59,15 @@ def test_rungs_are_exact_and_before_the_end(epoch_tokens: int, epochs: int) -> N
 @pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 7, 10, 31])
 def test_a_limit_is_the_best_third_as_numpy_has_it(number: int) -> None:
     losses = np.random.default_rng(number).normal(3, 1, size=(number, 2))
-    before = [row_of(peer(seed=n), DONE, list(its)) for n, its in enumerate(losses)]
-    found = asha.limits(TRIAL, before, epoch_tokens=300)  # evaluated at 100 and at 200; rungs at 34 and at 100
+    before = [build_row(peer(seed=n), DONE, list(its)) for n, its in enumerate(losses)]
+    found = asha.compute_loss_limits(
+        TRIAL, before, epoch_tokens=300
+    )  # evaluated at 100 and at 200; rungs at 34 and at 100
     assert list(found) == [34, 100]
     assert found[34] == found[100] == pytest.approx(np.quantile(losses[:, 0], 1 / 3), abs=1e-12)
-    assert asha.limits(TRIAL, before, epoch_tokens=600)[200] == pytest.approx(np.quantile(losses[:, 1], 1 / 3))
+    assert asha.compute_loss_limits(TRIAL, before, epoch_tokens=600)[200] == pytest.approx(
+        np.quantile(losses[:, 1], 1 / 3)
+    )
 
 
 @pytest.mark.parametrize(
@@ -74,30 +80,30 @@ def test_a_limit_is_the_best_third_as_numpy_has_it(number: int) -> None:
     ],
 )
 def test_a_trial_is_compared_within_its_dataset_and_context_length(fields: dict[str, Any], compared: bool) -> None:
-    found = asha.limits(TRIAL, [row_of(peer(**fields), DONE, [3.0, 2.0, 1.0])], epoch_tokens=900)
+    found = asha.compute_loss_limits(TRIAL, [build_row(peer(**fields), DONE, [3.0, 2.0, 1.0])], epoch_tokens=900)
     assert found == ({100: 3.0, 300: 1.0} if compared else {})
 
 
 @pytest.mark.parametrize(("status", "counts"), [(DONE, True), (STOPPED, True), (DIVERGED, False), (FAILED, False)])
 def test_trials_that_diverged_or_failed_are_left_out(status: str, counts: bool) -> None:
-    before = [row_of(peer(seed=1), DONE, [3.0]), row_of(peer(seed=2), status, [1.5])]
-    assert asha.limits(TRIAL, before, epoch_tokens=900) == {100: 2.0 if counts else 3.0}
+    before = [build_row(peer(seed=1), DONE, [3.0]), build_row(peer(seed=2), status, [1.5])]
+    assert asha.compute_loss_limits(TRIAL, before, epoch_tokens=900) == {100: 2.0 if counts else 3.0}
 
 
 def test_a_rung_that_nobody_has_reached_stops_nobody() -> None:
-    stopped = row_of(peer(seed=1), STOPPED, [2.0])
-    assert asha.limits(TRIAL, [], epoch_tokens=900) == {}
-    assert asha.limits(TRIAL, [row_of(peer(), DONE)], epoch_tokens=900) == {}
-    assert asha.limits(TRIAL, [stopped], epoch_tokens=900) == {100: 2.0}
-    assert asha.limits(TRIAL, [stopped, row_of(peer(seed=2), DONE, [5.0, 4.0, 3.0])], epoch_tokens=900) == (
-        {100: 3.0, 300: 3.0}
-    )
+    stopped = build_row(peer(seed=1), STOPPED, [2.0])
+    assert asha.compute_loss_limits(TRIAL, [], epoch_tokens=900) == {}
+    assert asha.compute_loss_limits(TRIAL, [build_row(peer(), DONE)], epoch_tokens=900) == {}
+    assert asha.compute_loss_limits(TRIAL, [stopped], epoch_tokens=900) == {100: 2.0}
+    assert asha.compute_loss_limits(
+        TRIAL, [stopped, build_row(peer(seed=2), DONE, [5.0, 4.0, 3.0])], epoch_tokens=900
+    ) == ({100: 3.0, 300: 3.0})
 
 
 def test_a_longer_trial_has_more_rungs() -> None:
-    before = [row_of(peer(seed=1, epochs=4), DONE, [3.0, 2.0, 1.0], tokens=3600)]
-    assert list(asha.limits(peer(epochs=1), before, epoch_tokens=900)) == [100, 300]
-    assert list(asha.limits(peer(epochs=4), before, epoch_tokens=900)) == [100, 300, 900, 2700]
+    before = [build_row(peer(seed=1, epochs=4), DONE, [3.0, 2.0, 1.0], num_tokens=3600)]
+    assert list(asha.compute_loss_limits(peer(epochs=1), before, epoch_tokens=900)) == [100, 300]
+    assert list(asha.compute_loss_limits(peer(epochs=4), before, epoch_tokens=900)) == [100, 300, 900, 2700]
 
 
 # ---- judgement ----------------------------------------------------------------------------------------------------
@@ -120,5 +126,5 @@ def test_a_longer_trial_has_more_rungs() -> None:
 def test_a_trial_is_stopped_at_the_first_rung_where_it_is_worse(
     losses: list[float], at_most: dict[int, float], step: int | None
 ) -> None:
-    found = asha.stopped_at(row_of(TRIAL, DONE, losses).evaluations, at_most)
+    found = asha.find_stop_evaluation(build_row(TRIAL, DONE, losses).evaluations, at_most)
     assert (found and found.step) == step

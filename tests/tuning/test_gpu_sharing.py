@@ -9,67 +9,67 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from oracle import table
+from oracle import read_stable_table
 
 from raylm import Resources, TrialConfig
 from raylm.config.catalog import MODELS
 from raylm.planning import throughput
-from raylm.planning.memory import Workload
-from raylm.planning.throughput import Slot, parts, share
-from raylm.results.progress import Fit
+from raylm.planning.memory import MemoryModel
+from raylm.planning.throughput import Placement, gpu_fraction, trials_per_gpu
+from raylm.results.progress import MicroBatching
 
-H100, T4 = (throughput.named(name)[0] for name in ("h100", "t4"))
+H100, T4 = (throughput.parse_gpu(name)[0] for name in ("h100", "t4"))
 
 
-def workload(model: str = "gpt2-nano", context_length: int = 128, batch_size: int = 2) -> Workload:
+def workload(model: str = "gpt2-nano", context_length: int = 128, batch_size: int = 2) -> MemoryModel:
     trial = TrialConfig(model=model, context_length=context_length, batch_size=batch_size)
-    return Workload(MODELS[model].shape, trial, "cuda", "bfloat16")
+    return MemoryModel(MODELS[model].shape, trial, "cuda", "bfloat16")
 
 
 def test_a_trial_that_fills_a_card_has_it_alone_and_smaller_ones_share_it() -> None:
-    slot = Slot(H100, 1.0, 1, "bfloat16", most_sharing=8)
-    numbers = [parts(slot, work) for work in (workload(), workload("gpt2"), workload("gpt2-xl", 1024, 16))]
+    slot = Placement(H100, 1.0, 1, "bfloat16", most_sharing=8)
+    numbers = [trials_per_gpu(slot, work) for work in (workload(), workload("gpt2"), workload("gpt2-xl", 1024, 16))]
     assert numbers == sorted(numbers, reverse=True) and numbers[0] == 8 and numbers[-1] == 1
-    assert parts(replace(slot, most_sharing=1), workload()) == 1
+    assert trials_per_gpu(replace(slot, most_sharing=1), workload()) == 1
 
 
 def test_sharing_gets_more_done_by_the_estimate() -> None:
-    slot, work = Slot(H100, 1.0, 1, "bfloat16", most_sharing=8), workload("gpt2")
-    shared, fit = slot.of(work), Fit(2)
-    assert (shared.share, shared.at_a_time) == (1 / parts(slot, work), parts(slot, work))
-    alone, beside = (one.training_seconds(work, fit, 256, 1) for one in (slot, shared))
+    slot, work = Placement(H100, 1.0, 1, "bfloat16", most_sharing=8), workload("gpt2")
+    shared, fit = slot.with_sharing(work), MicroBatching(2)
+    assert (shared.share, shared.at_a_time) == (1 / trials_per_gpu(slot, work), trials_per_gpu(slot, work))
+    alone, beside = (one.estimate_training_seconds(work, fit, 256, 1) for one in (slot, shared))
     assert beside / shared.at_a_time < alone / 1.1
 
 
 def test_no_trial_takes_a_smaller_micro_batch_to_share() -> None:
-    slot, work = Slot(H100, 1.0, 1, "bfloat16", most_sharing=8), workload("gpt2")
-    whole = work.fit(slot.available_bytes)
+    slot, work = Placement(H100, 1.0, 1, "bfloat16", most_sharing=8), workload("gpt2")
+    whole = work.choose_micro_batching(slot.available_bytes)
     gib = 2.1 * work.peak_bytes(whole) / 2**30 / 0.85  # for two of them
     small = replace(slot, card=replace(H100, gib=gib))
-    assert parts(small, work) == 2 < parts(slot, work)
-    assert work.fit(small.of(work).available_bytes) == whole
+    assert trials_per_gpu(small, work) == 2 < trials_per_gpu(slot, work)
+    assert work.choose_micro_batching(small.with_sharing(work).available_bytes) == whole
 
 
 def test_on_several_kinds_of_cards_a_trial_takes_what_it_needs_on_any() -> None:
-    trial, shape = workload("gpt2").trial, MODELS["gpt2"].shape
-    on_both = share([(H100, 8), (T4, 8)], shape, trial, "auto")
-    assert on_both == max(share([(card, 8)], shape, trial, "auto") for card in (H100, T4)) == 1.0
-    assert share([(H100, 8)], shape, trial, "auto") < 1
-    assert share([(H100, 1)], shape, trial, "auto") == 1, "there are no CPUs for a second one"
-    assert share([], shape, trial, "auto") == share([(H100, 8)], None, trial, "auto") == 1
+    trial, shape = workload("gpt2").config, MODELS["gpt2"].shape
+    on_both = gpu_fraction([(H100, 8), (T4, 8)], shape, trial, "auto")
+    assert on_both == max(gpu_fraction([(card, 8)], shape, trial, "auto") for card in (H100, T4)) == 1.0
+    assert gpu_fraction([(H100, 8)], shape, trial, "auto") < 1
+    assert gpu_fraction([(H100, 1)], shape, trial, "auto") == 1, "there are no CPUs for a second one"
+    assert gpu_fraction([], shape, trial, "auto") == gpu_fraction([(H100, 8)], None, trial, "auto") == 1
 
 
 def test_the_shares_of_a_card_are_never_more_than_ray_has_of_it() -> None:
-    trial, shape = workload().trial, MODELS["gpt2-nano"].shape
+    trial, shape = workload().config, MODELS["gpt2-nano"].shape
     for most in range(1, 9):
-        part = share([(H100, most)], shape, trial, "auto")
+        part = gpu_fraction([(H100, most)], shape, trial, "auto")
         assert part * most <= 1 < (part + 1e-4) * most + 1e-9 and round(part, 4) == part
 
 
 def test_a_plan_counts_the_trials_that_share() -> None:
-    slot = throughput.slot(Resources(gpus="auto"), "auto", "2xh100")
+    slot = throughput.find_placement(Resources(gpus="auto"), "auto", "2xh100")
     assert slot is not None and (slot.share, slot.at_a_time, slot.most_sharing) == (1.0, 2, 8)
-    assert slot.of(workload()).at_a_time == 16
+    assert slot.with_sharing(workload()).at_a_time == 16
 
 
 SWEEP = """
@@ -101,6 +101,6 @@ def test_two_trials_share_the_one_gpu_that_ray_has(small_text: Path, tmp_path: P
     code = [sys.executable, str(tmp_path / "auto.py"), str(small_text), str(tmp_path), card]
     done = subprocess.run(code, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert [row["status"] for row in table(tmp_path / "auto").values()] == ["done"] * 2
+    assert [row["status"] for row in read_stable_table(tmp_path / "auto").values()] == ["done"] * 2
     events = re.findall(r"^\S+  (started|done)\b", done.stdout, re.MULTILINE)
     assert events == (["started"] * 2 + ["done"] * 2 if at_a_time == 2 else ["started", "done"] * 2)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from raylm.tuning.reporting import GAUGES, TAGS
+from raylm.tuning.reporting import GAUGE_DESCRIPTIONS, TAG_KEYS
 
 DASHBOARD = Path(__file__).resolve().parents[2] / "docs" / "grafana" / "raylm.json"
 
@@ -53,7 +53,7 @@ def test_prometheus_is_handed_the_numbers_of_a_trial(ray_place: Path) -> None:
     done = subprocess.run([sys.executable, "-c", SETTING], capture_output=True, text=True, check=False, timeout=180)
     assert done.returncode == 0, done.stderr
     told = dict(line.split() for line in done.stdout.splitlines() if line.startswith("ray_raylm"))
-    assert told.keys() == {f"ray_{name}" for name in GAUGES}
+    assert told.keys() == {f"ray_{name}" for name in GAUGE_DESCRIPTIONS}
     assert float(told.pop("ray_raylm_memory_bytes")) > 1e7
     assert {name.removeprefix("ray_raylm_"): float(value) for name, value in told.items()} == {
         "train_loss": 3.25, "val_loss": 3.5, "adj_val_loss": 4.5,
@@ -68,10 +68,10 @@ def expressions(board: Any) -> list[str]:
 def test_the_grafana_dashboard_asks_for_what_is_exported_and_all_of_it() -> None:
     board = json.loads(DASHBOARD.read_text(encoding="utf-8"))
     asked = set(re.findall(r"\w*raylm_\w+", " ".join(expressions(board))))
-    assert asked == {f"ray_{name}" for name in GAUGES}
+    assert asked == {f"ray_{name}" for name in GAUGE_DESCRIPTIONS}
     variables = {one["name"]: one["query"] for one in board["templating"]["list"] if one["type"] == "query"}
-    assert list(variables) == list(TAGS)
+    assert list(variables) == list(TAG_KEYS)
     for query in variables.values():
         assert set(re.findall(r"\w*raylm_\w+", query)) <= asked
     for expression in expressions(board):
-        assert all(f'{tag}=~"${tag}"' in expression for tag in TAGS)
+        assert all(f'{tag}=~"${tag}"' in expression for tag in TAG_KEYS)

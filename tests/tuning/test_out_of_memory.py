@@ -13,16 +13,16 @@ from typing import Any
 
 import pytest
 import torch
-from oracle import table
+from oracle import read_stable_table
 from torch import nn
 
 from raylm import TrialConfig
 from raylm.data.corpus import Corpus
-from raylm.results.progress import Fit
+from raylm.results.progress import MicroBatching
 from raylm.training import models
 from raylm.training.train import Evaluation, finetune
 
-NANO = models.locate("gpt2-nano", pretrained=True)
+NANO = models.resolve_model("gpt2-nano", pretrained=True)
 BATCH = 8
 
 
@@ -58,8 +58,10 @@ class Card:
             hook.remove()
 
 
-def train(config: TrialConfig, corpus: Corpus, card: Card, **options: Any) -> tuple[list[Evaluation], list[Fit]]:
-    smaller: list[Fit] = []
+def train(
+    config: TrialConfig, corpus: Corpus, card: Card, **options: Any
+) -> tuple[list[Evaluation], list[MicroBatching]]:
+    smaller: list[MicroBatching] = []
     with card.used():
         found = list(
             finetune(
@@ -67,7 +69,7 @@ def train(config: TrialConfig, corpus: Corpus, card: Card, **options: Any) -> tu
                 corpus,
                 NANO,
                 on_step=lambda step: setattr(card, "step", step.step),
-                on_smaller=smaller.append,
+                on_out_of_memory=smaller.append,
                 **options,
             )
         )
@@ -75,7 +77,7 @@ def train(config: TrialConfig, corpus: Corpus, card: Card, **options: Any) -> tu
 
 
 def weights(evaluation: Evaluation) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in evaluation.trial.model.state_dict().items()}
+    return {name: value.clone() for name, value in evaluation.trainer.model.state_dict().items()}
 
 
 PLENTY = Card(windows=BATCH)
@@ -84,9 +86,9 @@ PLENTY = Card(windows=BATCH)
 def test_from_the_first_step_it_is_the_trial_that_began_with_less(corpus: Corpus) -> None:
     config = trial(dropout=0.1)
     (last,), smaller = train(config, corpus, Card(windows=2))
-    (same,), none = train(config, corpus, PLENTY, fit=Fit(2))
-    assert (smaller, none) == ([Fit(4), Fit(2)], [])
-    assert last.measured == same.measured and last.trial.progress.fit == Fit(2)
+    (same,), none = train(config, corpus, PLENTY, fit=MicroBatching(2))
+    assert (smaller, none) == ([MicroBatching(4), MicroBatching(2)], [])
+    assert last.eval_metrics == same.eval_metrics and last.trainer.progress.micro_batching == MicroBatching(2)
     assert all(torch.equal(value, weights(same)[name]) for name, value in weights(last).items())
 
 
@@ -95,11 +97,13 @@ def test_in_the_middle_it_goes_on_from_that_step_with_the_same_result(corpus: Co
     undisturbed, _ = train(config, corpus, PLENTY)
     card = Card(windows=3, from_step=2)
     disturbed, smaller = train(config, corpus, card)
-    assert smaller == [Fit(4), Fit(2)] and card.ran_out == 2  # the step was not begun again more often
+    assert (
+        smaller == [MicroBatching(4), MicroBatching(2)] and card.ran_out == 2
+    )  # the step was not begun again more often
     for one, other in zip(undisturbed, disturbed, strict=True):
-        assert one.measured.tokens_seen == other.measured.tokens_seen
-        assert one.measured.train_loss == pytest.approx(other.measured.train_loss, abs=1e-5)
-        assert one.measured.val_loss == pytest.approx(other.measured.val_loss, abs=1e-5)
+        assert one.eval_metrics.tokens_seen == other.eval_metrics.tokens_seen
+        assert one.eval_metrics.train_loss == pytest.approx(other.eval_metrics.train_loss, abs=1e-5)
+        assert one.eval_metrics.val_loss == pytest.approx(other.eval_metrics.val_loss, abs=1e-5)
 
 
 def test_what_it_has_learnt_of_its_card_is_in_its_checkpoint(corpus: Corpus, tmp_path: Path) -> None:
@@ -110,17 +114,17 @@ def test_what_it_has_learnt_of_its_card_is_in_its_checkpoint(corpus: Corpus, tmp
         next(running).save(tmp_path)
         (last,) = running
     (resumed,), smaller = train(config, corpus, Card(windows=4), resume_from=tmp_path)
-    assert smaller == [] and resumed.measured == last.measured
-    (limited,), _ = train(config, corpus, PLENTY, resume_from=tmp_path, limit=Fit(3))
-    assert limited.trial.progress.fit == Fit(3)
+    assert smaller == [] and resumed.eval_metrics == last.eval_metrics
+    (limited,), _ = train(config, corpus, PLENTY, resume_from=tmp_path, limit=MicroBatching(3))
+    assert limited.trainer.progress.micro_batching == MicroBatching(3)
 
 
 def test_where_one_window_is_too_much_its_activations_are_recomputed(corpus: Corpus) -> None:
     config = trial(dropout=0.1)
-    (last,), smaller = train(config, corpus, Card(windows=0, from_step=1, failures=2), fit=Fit(2))
-    assert smaller == [Fit(1), Fit(1, recompute=True)] and last.trial.progress.recompute
-    (same,), _ = train(config, corpus, Card(windows=1, from_step=1), fit=Fit(2))
-    assert last.measured == same.measured  # to the same numbers
+    (last,), smaller = train(config, corpus, Card(windows=0, from_step=1, failures=2), fit=MicroBatching(2))
+    assert smaller == [MicroBatching(1), MicroBatching(1, recompute=True)] and last.trainer.progress.recompute
+    (same,), _ = train(config, corpus, Card(windows=1, from_step=1), fit=MicroBatching(2))
+    assert last.eval_metrics == same.eval_metrics  # to the same numbers
 
 
 def test_where_nothing_is_less_the_error_is_raised(corpus: Corpus) -> None:
@@ -223,7 +227,7 @@ def test_later_trials_of_a_shape_start_with_what_an_earlier_one_came_to(
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "RAN_OUT": str(tmp_path / "ran-out")}
     done = subprocess.run(code, capture_output=True, text=True, check=False, env=environment, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    rows = table(tmp_path / "small").values()
+    rows = read_stable_table(tmp_path / "small").values()
     assert [(row["status"], row["micro_batch_size"]) for row in rows] == [("done", "1")] * 2
     told = "".join(file.read_text() for file in (tmp_path / "small").rglob("log*.txt"))
     assert "out of memory: goes on with micro-batch 1" in told

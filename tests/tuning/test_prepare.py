@@ -9,34 +9,36 @@ from pathlib import Path
 
 import datasets
 import pytest
-from rich.console import Console
+from rich.console import Console as RichConsole
 
 from raylm import TrialConfig
-from raylm.data.sources import _texts
+from raylm.data.sources import _read_text_column
 from raylm.errors import UserError
-from raylm.monitor.console import Screen
+from raylm.monitor.console import Console
 from raylm.results import sweep_record
 from raylm.results.rows import DIVERGED, FAILED, Results, Row
 from raylm.results.storage import Folder
-from raylm.results.sweep_record import Record
-from raylm.tuning.prepare import prepare
+from raylm.results.sweep_record import SweepRecord
+from raylm.tuning.prepare import prepare_inputs
 
 
-def screen() -> Screen:
-    return Screen(console=Console(file=io.StringIO()))
+def screen() -> Console:
+    return Console(rich_console=RichConsole(file=io.StringIO()))
 
 
 def test_a_dataset_too_small_for_one_window_is_named(small_text: Path, tmp_path: Path) -> None:
     trial = TrialConfig(dataset=str(small_text), max_train_tokens=100, context_length=128)
     with pytest.raises(UserError, match=r"gives 100 tokens to train on; context_length 128 needs at least 127"):
-        prepare([trial], Results(Folder(tmp_path), []), screen())
+        prepare_inputs([trial], Results(Folder(tmp_path), []), screen())
     fits = TrialConfig(dataset=str(small_text), max_train_tokens=127, context_length=128)
-    assert list(prepare([fits], Results(Folder(tmp_path), []), screen()).corpora) == [(str(small_text), "gpt2-nano")]
+    assert list(prepare_inputs([fits], Results(Folder(tmp_path), []), screen()).corpora) == [
+        (str(small_text), "gpt2-nano")
+    ]
 
 
 def test_corpora_and_models_are_prepared_once_for_all_trials(small_text: Path, tmp_path: Path) -> None:
     trials = [TrialConfig(dataset=str(small_text), context_length=32, batch_size=size) for size in (1, 2, 4)]
-    prepared = prepare(trials, Results(Folder(tmp_path), []), screen())
+    prepared = prepare_inputs(trials, Results(Folder(tmp_path), []), screen())
     assert list(prepared.corpora) == [(str(small_text), "gpt2-nano")]
     assert list(prepared.sources) == [("gpt2-nano", True)]
 
@@ -46,20 +48,24 @@ def test_a_text_that_is_validated_on_itself_is_pointed_out(small_text: Path, tmp
         (tmp_path / name).write_text((small_text / "train.txt").read_text())
     for dataset, warned in ((tmp_path, True), (small_text, False)):
         shown = screen()
-        prepare([TrialConfig(dataset=str(dataset), context_length=32)], Results(Folder(tmp_path / "runs"), []), shown)
-        assert isinstance(shown.console.file, io.StringIO)
-        said = " ".join(shown.console.file.getvalue().split())
+        prepare_inputs(
+            [TrialConfig(dataset=str(dataset), context_length=32)], Results(Folder(tmp_path / "runs"), []), shown
+        )
+        assert isinstance(shown.rich_console.file, io.StringIO)
+        said = " ".join(shown.rich_console.file.getvalue().split())
         assert ("is validated on the text that it is trained on" in said) == warned
 
 
 def test_what_has_changed_is_not_mixed_with_the_old(small_text: Path, tmp_path: Path) -> None:
     trial = TrialConfig(dataset=str(small_text), context_length=32)
     used = {"model": "gpt2-nano", "pretrained": True, "revision": "another"}
-    sweep_record.write(Folder(tmp_path), Record("s", [trial], launches=[{"number": 3, "models": [used], "data": []}]))
+    sweep_record.write(
+        Folder(tmp_path), SweepRecord("s", [trial], launches=[{"number": 3, "models": [used], "data": []}])
+    )
     for status, mixed in ((DIVERGED, True), (FAILED, False)):
         found = Results(Folder(tmp_path), [Row(trial, status, "", None, None)])
         with pytest.raises(UserError, match="the files of gpt2-nano") if mixed else contextlib.nullcontext():
-            prepare([trial], found, screen())
+            prepare_inputs([trial], found, screen())
 
 
 @pytest.mark.parametrize(
@@ -72,7 +78,7 @@ def test_what_has_changed_is_not_mixed_with_the_old(small_text: Path, tmp_path: 
 )
 def test_rows_without_text_are_named(columns: dict[str, list[object]], words: list[str]) -> None:
     with pytest.raises(UserError) as caught:
-        _texts("dataset x/y", "train", datasets.Dataset.from_dict(columns))
+        _read_text_column("dataset x/y", "train", datasets.Dataset.from_dict(columns))
     assert all(word in str(caught.value) for word in ["dataset x/y", *words])
 
 

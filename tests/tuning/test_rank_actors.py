@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from oracle import best_weights, table, wait_for
+from oracle import hash_best_weights, read_stable_table, wait_for
 
 from raylm.results.manifest import verify
 
@@ -102,7 +102,7 @@ def undisturbed(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_table_is_that_of_one_gpu_per_trial(start: Start, undisturbed: Path, tmp_path: Path) -> None:
     assert start(tmp_path, gpus=1).wait(timeout=300) == 0, (tmp_path / "output").read_text()
-    one, two = table(tmp_path / "shared"), table(undisturbed)
+    one, two = read_stable_table(tmp_path / "shared"), read_stable_table(undisturbed)
     assert list(one) == list(two) and len(one) == 2
     for run, row in one.items():
         for name in ("train_loss", "val_loss", "adj_val_loss"):
@@ -123,8 +123,8 @@ def test_a_killed_rank_is_not_seen_in_the_results(start: Start, undisturbed: Pat
     assert sweep.wait(timeout=300) == 0
     output = (tmp_path / "output").read_text()
     assert output.count("starts again from its latest checkpoint: the process of") == 1
-    assert table(tmp_path / "shared") == table(undisturbed)
-    assert best_weights(tmp_path / "shared") == best_weights(undisturbed)
+    assert read_stable_table(tmp_path / "shared") == read_stable_table(undisturbed)
+    assert hash_best_weights(tmp_path / "shared") == hash_best_weights(undisturbed)
     none_is_left(family)
 
 
@@ -139,10 +139,10 @@ def test_ranks_save_and_end_at_an_interrupt_and_go_on_later(start: Start, undist
     assert sweep.wait(timeout=120) == 130
     assert time.monotonic() - interrupted < 60
     none_is_left(family)
-    assert "interrupted" in {row["status"] for row in table(tmp_path / "shared").values()}
+    assert "interrupted" in {row["status"] for row in read_stable_table(tmp_path / "shared").values()}
     assert start(tmp_path).wait(timeout=300) == 0
-    assert table(tmp_path / "shared") == table(undisturbed)
-    assert best_weights(tmp_path / "shared") == best_weights(undisturbed)
+    assert read_stable_table(tmp_path / "shared") == read_stable_table(undisturbed)
+    assert hash_best_weights(tmp_path / "shared") == hash_best_weights(undisturbed)
 
 
 JOINED = """

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from ray import tune
 
-from raylm.tuning.reporting import Reporter
+from raylm.tuning.reporting import AsyncReporter
 
 
 class Storage:
@@ -43,12 +43,12 @@ def writes(text: str) -> Any:
 
 
 def test_a_trial_goes_on_while_its_checkpoint_is_on_its_way(storage: Storage) -> None:
-    with Reporter() as reporter:
-        reporter.hand_over({"epoch": 1}, writes("one"))  # returns although nothing was taken
-        reporter.look()
+    with AsyncReporter() as reporter:
+        reporter.submit({"epoch": 1}, writes("one"))  # returns although nothing was taken
+        reporter.raise_if_failed()
         assert storage.taken == []
         storage.open.set()
-        reporter.hand_over({"epoch": 2}, writes("two"))
+        reporter.submit({"epoch": 2}, writes("two"))
         assert storage.taken[0] == (1, "one")
     assert storage.taken == [(1, "one"), (2, "two")]
     assert not any(folder.exists() for folder in storage.folders)
@@ -60,10 +60,10 @@ def test_what_reporting_raises_is_raised_at_the_next_look(storage: Storage, rais
     storage.raises = raises
     storage.open.set()
     steps = 0
-    with pytest.raises(type(raises)) as caught, Reporter() as reporter:
-        reporter.hand_over({"epoch": 1}, writes("one"))
+    with pytest.raises(type(raises)) as caught, AsyncReporter() as reporter:
+        reporter.submit({"epoch": 1}, writes("one"))
         for _ in range(3000):
-            reporter.look()
+            reporter.raise_if_failed()
             steps += 1
             threading.Event().wait(0.01)
     assert caught.value is raises and steps < 3000
@@ -72,14 +72,14 @@ def test_what_reporting_raises_is_raised_at_the_next_look(storage: Storage, rais
 def test_at_the_end_what_reporting_raises_is_raised(storage: Storage) -> None:
     storage.raises = OSError("the bucket is away")
     storage.open.set()
-    with pytest.raises(OSError, match="away"), Reporter() as reporter:
-        reporter.hand_over({"epoch": 1}, writes("one"))
+    with pytest.raises(OSError, match="away"), AsyncReporter() as reporter:
+        reporter.submit({"epoch": 1}, writes("one"))
 
 
 def test_a_checkpoint_on_its_way_arrives_although_its_trial_has_failed(storage: Storage) -> None:
     threading.Timer(0.2, storage.open.set).start()
-    with pytest.raises(ValueError, match="a bug"), Reporter() as reporter:
-        reporter.hand_over({"epoch": 1}, writes("one"))
+    with pytest.raises(ValueError, match="a bug"), AsyncReporter() as reporter:
+        reporter.submit({"epoch": 1}, writes("one"))
         raise ValueError("a bug")
     assert storage.taken == [(1, "one")]
 
@@ -93,6 +93,6 @@ def test_a_checkpoint_that_cannot_be_written_is_raised_at_once_and_leaves_nothin
         (folder / "half").write_text("half")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError, match="No space"), Reporter() as reporter:
-        reporter.hand_over({"epoch": 1}, fails)
+    with pytest.raises(OSError, match="No space"), AsyncReporter() as reporter:
+        reporter.submit({"epoch": 1}, fails)
     assert list(tmp_path.iterdir()) == []

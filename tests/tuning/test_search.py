@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ray import tune
 from ray.tune.search import ConcurrencyLimiter, Searcher
 from ray.tune.search.optuna import OptunaSearch
-from simulated import Storage, row_of
+from simulated import SimulatedStorage, build_row
 
 from raylm.config.sweep import Sweep
 from raylm.config.trial import TrialConfig
@@ -23,7 +23,7 @@ from raylm.errors import UserError
 from raylm.results.rows import DIVERGED, DONE, FAILED, STOPPED, Row
 from raylm.results.storage import Folder
 from raylm.tuning import search
-from raylm.tuning.search import LOSS_OF_DIVERGED, STUDY_FILE, Proposals, possible
+from raylm.tuning.search import DIVERGED_LOSS, STUDY_FILE, Suggester, representative_trials
 
 SPACE = {
     "learning_rate": tune.loguniform(1e-5, 1e-2),
@@ -50,16 +50,16 @@ def conditional(trial: Any) -> dict[str, Any]:
 
 def suggestions(made: Sweep, number: int = NUMBER, lag: int = LAG) -> list[TrialConfig | None]:
     """What is suggested where a lower learning rate is better, each having been told what its lag allows."""
-    proposals, trials, told = Proposals(made), list[TrialConfig | None](), 0
+    proposals, trials, told = Suggester(made), list[TrialConfig | None](), 0
     for place in range(number):
-        rows = [(n, row_of(trial, DONE, [trial.learning_rate])) for n, trial in enumerate(trials) if trial]
+        rows = [(n, build_row(trial, DONE, [trial.learning_rate])) for n, trial in enumerate(trials) if trial]
         known = max(place - lag + 1, 0)
         trials.append(proposals(rows[told:known]))
         told = known
     return trials
 
 
-def study_of(proposals: Proposals, folder: Path) -> list[FrozenTrial]:
+def study_of(proposals: Suggester, folder: Path) -> list[FrozenTrial]:
     """The trials of the study, as optuna-dashboard would read them."""
     proposals.write_study(Folder(folder))
     storage = JournalStorage(JournalFileBackend(str(folder / STUDY_FILE)))
@@ -86,12 +86,12 @@ def test_trials_are_within_the_space() -> None:
 
 
 def test_suggestions_follow_from_the_losses() -> None:
-    proposals, blind = Proposals(sweep()), Proposals(sweep())
+    proposals, blind = Suggester(sweep()), Suggester(sweep())
     trials, unknowing = [proposals([])], [blind([])]
     while len(trials) < NUMBER:
         last = trials[-1]
         assert last is not None
-        trials.append(proposals([(len(trials) - 1, row_of(last, DONE, [last.learning_rate]))]))
+        trials.append(proposals([(len(trials) - 1, build_row(last, DONE, [last.learning_rate]))]))
         unknowing.append(blind([]))
     assert trials[:10] == unknowing[:10] and trials[12:] != unknowing[12:]
     late = sorted(trial.learning_rate for trial in trials[12:] if trial)
@@ -112,16 +112,16 @@ def test_suggestions_follow_from_the_losses() -> None:
 def test_a_search_that_went_down_goes_on_with_the_trials_that_it_would_have_had(
     made: Sweep, asha: bool, ends: int
 ) -> None:
-    undisturbed = Storage()
-    undisturbed.launch(undisturbed.lineup(Proposals(made), NUMBER, LAG, asha=asha), slots=1)
-    assert len({trial.id for trial in undisturbed.handed}) == NUMBER
+    undisturbed = SimulatedStorage()
+    undisturbed.run_launch(undisturbed.build_queue(Suggester(made), NUMBER, LAG, asha=asha), max_concurrent=1)
+    assert len({trial.id for trial in undisturbed.dispatched}) == NUMBER
     assert len({row.status for row in undisturbed.rows.values()}) >= 3
 
-    storage = Storage()
-    storage.launch(storage.lineup(Proposals(made), NUMBER, LAG, asha=asha), order=ends, ends=ends)
-    lineup = storage.lineup(Proposals(made), NUMBER, LAG, asha=asha)
-    storage.launch(lineup, order=ends + 1, slots=2)
-    assert lineup.trials == undisturbed.handed and storage.told == undisturbed.told
+    storage = SimulatedStorage()
+    storage.run_launch(storage.build_queue(Suggester(made), NUMBER, LAG, asha=asha), seed=ends, max_finished=ends)
+    lineup = storage.build_queue(Suggester(made), NUMBER, LAG, asha=asha)
+    storage.run_launch(lineup, seed=ends + 1, max_concurrent=2)
+    assert lineup.trials == undisturbed.dispatched and storage.reported_outcomes == undisturbed.reported_outcomes
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_a_space_of_thirty_points_in_ranges_has_as_many_trials_as_asked_for(by: 
 
 
 def test_repetitions_tell_the_sampler_nothing(tmp_path: Path) -> None:
-    proposals = Proposals(sweep({"batch_size": tune.choice([4, 8])}))
+    proposals = Suggester(sweep({"batch_size": tune.choice([4, 8])}))
     while proposals([]):
         pass
     states = [trial.state for trial in study_of(proposals, tmp_path)]
@@ -214,7 +214,7 @@ def test_a_searcher_of_ray_tune_gets_the_space() -> None:
 
 
 def test_a_searcher_of_ray_tune_keeps_no_study_of_ours(tmp_path: Path) -> None:
-    proposals = Proposals(sweep(search=OptunaSearch(seed=1)))
+    proposals = Suggester(sweep(search=OptunaSearch(seed=1)))
     proposals([])
     proposals.write_study(Folder(tmp_path))
     assert list(tmp_path.iterdir()) == []
@@ -231,7 +231,7 @@ def test_a_searcher_of_ray_tune_keeps_no_study_of_ours(tmp_path: Path) -> None:
 )
 def test_what_a_searcher_of_ray_tune_cannot_do_is_refused(space: Any, named: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"search|points_to_evaluate|space: is a function"):
-        Proposals(sweep(space, **named))
+        Suggester(sweep(space, **named))
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ def test_a_field_that_is_set_for_all_trials_goes_before_a_function() -> None:
     made = sweep(conditional).override({"context_length": 32, "weight_decay": 0.5})
     found = [trial for trial in suggestions(made, 8) if trial]
     assert {(trial.context_length, trial.weight_decay) for trial in found} == {(32, 0.5)}
-    assert {(trial.context_length, trial.weight_decay) for trial in possible(made)} == {(32, 0.5)}
+    assert {(trial.context_length, trial.weight_decay) for trial in representative_trials(made)} == {(32, 0.5)}
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_a_field_that_is_set_for_all_trials_goes_before_a_function() -> None:
 )
 def test_a_function_that_does_not_work_is_found_before_anything_starts(function: Any, words: str) -> None:
     with pytest.raises(UserError) as caught:
-        possible(sweep(function))
+        representative_trials(sweep(function))
     assert words in str(caught.value)
 
 
@@ -316,13 +316,13 @@ def test_points_of_a_function() -> None:
 
 def ended(trial: TrialConfig | None, status: str, losses: Sequence[float] = ()) -> Row:
     assert trial is not None
-    return row_of(trial, status, losses)
+    return build_row(trial, status, losses)
 
 
 def test_how_trials_ended_is_in_the_study(tmp_path: Path) -> None:
-    proposals = Proposals(sweep())
+    proposals = Suggester(sweep())
     trials = [proposals([]) for _ in range(7)]
-    proposals.tell(
+    proposals.report_outcomes(
         [
             (0, ended(trials[0], DONE, [3.0, 2.0, 2.5])),
             (1, ended(trials[1], DIVERGED, [2.5])),
@@ -335,17 +335,17 @@ def test_how_trials_ended_is_in_the_study(tmp_path: Path) -> None:
     study = study_of(proposals, tmp_path / "optuna")
     complete, pruned, fail = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
     assert [one.state for one in study] == [complete, complete, complete, pruned, fail, fail, TrialState.RUNNING]
-    assert [one.value for one in study[:3]] == [2.0, LOSS_OF_DIVERGED, LOSS_OF_DIVERGED]  # the best epoch's
+    assert [one.value for one in study[:3]] == [2.0, DIVERGED_LOSS, DIVERGED_LOSS]  # the best epoch's
     assert study[3].intermediate_values == {2: 3.25}
     assert [one.params["learning_rate"] for one in study] == [trial and trial.learning_rate for trial in trials]
 
 
 def test_a_diverged_trial_is_worse_than_any_other() -> None:
-    assert LOSS_OF_DIVERGED > 100  # the loss of a wrong word is some dozens of nats
+    assert DIVERGED_LOSS > 100  # the loss of a wrong word is some dozens of nats
 
 
 def test_the_study_is_written_anew_each_time(tmp_path: Path) -> None:
-    proposals = Proposals(sweep(points_to_evaluate=[{"batch_size": 4}]))
+    proposals = Suggester(sweep(points_to_evaluate=[{"batch_size": 4}]))
     for number in (1, 2, 3):
         proposals([])
         started = [one for one in study_of(proposals, tmp_path) if one.state == TrialState.RUNNING]
@@ -381,7 +381,7 @@ def test_the_study_is_written_anew_each_time(tmp_path: Path) -> None:
     ],
 )
 def test_each_model_dataset_and_the_longest_context_are_stood_for(space: Any, needs: set[tuple[Any, ...]]) -> None:
-    found = possible(sweep(space))
+    found = representative_trials(sweep(space))
     assert {(one.dataset, one.model, one.context_length, one.pretrained) for one in found} == needs
     assert len(found) == len(needs)
 
@@ -397,13 +397,13 @@ def test_each_model_dataset_and_the_longest_context_are_stood_for(space: Any, ne
     ],
 )
 def test_the_fewest_tokens_are_stood_for(value: Any, fewest: int | None) -> None:
-    assert [one.max_train_tokens for one in possible(sweep({"max_train_tokens": value}))] == [fewest]
+    assert [one.max_train_tokens for one in representative_trials(sweep({"max_train_tokens": value}))] == [fewest]
 
 
 def test_looking_at_a_function_does_not_change_what_is_suggested() -> None:
     made = sweep(conditional)
     before = suggestions(copy.copy(made), 8)
-    possible(made)
+    representative_trials(made)
     assert suggestions(made, 8) == before
 
 

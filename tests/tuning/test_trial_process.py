@@ -58,18 +58,18 @@ def test_a_process_ends_where_memory_is_short_and_it_takes_more_than_its_part(
 
 
 def test_what_a_process_keeps_between_two_trials_is_noticed_and_what_it_frees_is_not() -> None:
-    footprint = trial_process.Footprint()
+    footprint = trial_process.LeakCheck()
     kept = [np.ones(2**22)]
-    footprint.look()
-    assert footprint.grown_bytes == 0
+    footprint.measure()
+    assert footprint.leaked_bytes == 0
     kept += [np.ones(2**22) for _ in range(3)]  # 32 MiB each
-    footprint.look()
-    assert footprint.grown_bytes == pytest.approx(3 * 2**25, rel=0.2)
-    footprint.look(device_bytes=2**30)
-    assert footprint.grown_bytes == pytest.approx(3 * 2**25 + 2**30, rel=0.1)
+    footprint.measure()
+    assert footprint.leaked_bytes == pytest.approx(3 * 2**25, rel=0.2)
+    footprint.measure(device_bytes=2**30)
+    assert footprint.leaked_bytes == pytest.approx(3 * 2**25 + 2**30, rel=0.1)
     del kept[1:]
-    footprint.look()
-    assert footprint.grown_bytes < 2**25
+    footprint.measure()
+    assert footprint.leaked_bytes < 2**25
 
 
 LEAKS = """

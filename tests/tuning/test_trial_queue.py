@@ -7,39 +7,39 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from simulated import Storage, losses_of, row_of
+from simulated import SimulatedStorage, build_row, simulate_losses
 
 from raylm.config.trial import TrialConfig
 from raylm.errors import UserError
-from raylm.results.rows import DIVERGED, DONE, FAILED, INTERRUPTED, MISSING, STOPPED, Row
-from raylm.tuning.trial_queue import Lineup, Propose
+from raylm.results.rows import DIVERGED, DONE, FAILED, INTERRUPTED, PENDING, STOPPED, Row
+from raylm.tuning.trial_queue import SuggestFn, TrialQueue
 
 TOTAL, LAG = 24, 4
 
 
-def suggesting(most: int = 1_000_000) -> Propose:
+def suggesting(most: int = 1_000_000) -> SuggestFn:
     """Suggests trials that follow from all that it has been told, so many of them."""
     told: list[str] = []
 
     def propose(outcomes: Sequence[tuple[int, Row]]) -> TrialConfig | None:
         nonlocal most
         most -= 1
-        told.extend(f"{place} {row.config.id} {row.status} {row.measured}" for place, row in outcomes)
+        told.extend(f"{place} {row.config.id} {row.status} {row.metrics}" for place, row in outcomes)
         return TrialConfig(seed=zlib.crc32(f"{most} {told}".encode())) if most >= 0 else None
 
     return propose
 
 
-def seeds(*numbers: int) -> Propose:
+def seeds(*numbers: int) -> SuggestFn:
     """Proposes trials with these seeds, whatever it is told."""
     left = iter([TrialConfig(seed=number) for number in numbers])
     return lambda outcomes: next(left, None)
 
 
-def undisturbed(asha: bool = False) -> tuple[Storage, Lineup]:
-    storage = Storage()
-    lineup = storage.lineup(suggesting(), TOTAL, LAG, asha=asha)
-    storage.launch(lineup, slots=1)
+def undisturbed(asha: bool = False) -> tuple[SimulatedStorage, TrialQueue]:
+    storage = SimulatedStorage()
+    lineup = storage.build_queue(suggesting(), TOTAL, LAG, asha=asha)
+    storage.run_launch(lineup, max_concurrent=1)
     return storage, lineup
 
 
@@ -57,11 +57,11 @@ def test_trials_and_what_is_told_of_them_are_the_same_in_whatever_order_they_end
     order: int, slots: int, asha: bool
 ) -> None:
     expected, _ = undisturbed(asha)
-    storage = Storage()
-    lineup = storage.lineup(suggesting(), TOTAL, LAG, asha=asha)
-    storage.launch(lineup, order=order, slots=slots)
-    assert storage.handed == expected.handed == lineup.trials and len(lineup.trials) == TOTAL
-    assert storage.told == expected.told
+    storage = SimulatedStorage()
+    lineup = storage.build_queue(suggesting(), TOTAL, LAG, asha=asha)
+    storage.run_launch(lineup, seed=order, max_concurrent=slots)
+    assert storage.dispatched == expected.dispatched == lineup.trials and len(lineup.trials) == TOTAL
+    assert storage.reported_outcomes == expected.reported_outcomes
     assert {run: row.status for run, row in storage.rows.items()} == (
         {run: row.status for run, row in expected.rows.items()}
     )
@@ -70,7 +70,7 @@ def test_trials_and_what_is_told_of_them_are_the_same_in_whatever_order_they_end
 def test_a_proposal_is_told_the_outcomes_of_the_trials_that_stand_far_enough_before_it() -> None:
     storage, lineup = undisturbed()
     so_far: list[int] = []
-    for place, told in enumerate(storage.told):
+    for place, told in enumerate(storage.reported_outcomes):
         so_far += [one[0] for one in told]
         assert so_far == list(range(place - LAG + 1))
         assert [one[1] for one in told] == [lineup.trials[one[0]].id for one in told]
@@ -79,23 +79,23 @@ def test_a_proposal_is_told_the_outcomes_of_the_trials_that_stand_far_enough_bef
 @pytest.mark.parametrize("lag", [1, 2, 4, 7])
 @pytest.mark.parametrize("order", range(3))
 def test_a_trial_waits_until_those_far_enough_before_it_have_ended(lag: int, order: int) -> None:
-    storage = Storage()
-    lineup = storage.lineup(suggesting(), TOTAL, lag)
-    first = [lineup.next() for _ in range(lag)]
-    assert None not in first and lineup.next() is None and not lineup.finished
+    storage = SimulatedStorage()
+    lineup = storage.build_queue(suggesting(), TOTAL, lag)
+    first = [lineup.next_trial() for _ in range(lag)]
+    assert None not in first and lineup.next_trial() is None and not lineup.all_dispatched
     for trial in reversed(lineup.trials[1:]):  # any but the one that is waited for
-        storage.end(lineup, trial)
-        assert lineup.next() is None and len(lineup.trials) == lag
-    storage.end(lineup, lineup.trials[0])
-    storage.launch(lineup, order=order, slots=lag)
-    assert lineup.complete and len(lineup.trials) == TOTAL
+        storage.finish_trial(lineup, trial)
+        assert lineup.next_trial() is None and len(lineup.trials) == lag
+    storage.finish_trial(lineup, lineup.trials[0])
+    storage.run_launch(lineup, seed=order, max_concurrent=lag)
+    assert lineup.all_finished and len(lineup.trials) == TOTAL
 
 
 def test_without_a_lag_no_trial_waits_and_nothing_is_told() -> None:
-    storage = Storage()
-    lineup = storage.lineup(seeds(*range(TOTAL)), TOTAL, None)
-    assert [one.seed for one in iter(lineup.next, None)] == list(range(TOTAL))
-    assert storage.told == [[]] * TOTAL and lineup.finished and not lineup.complete
+    storage = SimulatedStorage()
+    lineup = storage.build_queue(seeds(*range(TOTAL)), TOTAL, None)
+    assert [one.seed for one in iter(lineup.next_trial, None)] == list(range(TOTAL))
+    assert storage.reported_outcomes == [[]] * TOTAL and lineup.all_dispatched and not lineup.all_finished
 
 
 @pytest.mark.parametrize("asha", [False, True])
@@ -103,15 +103,15 @@ def test_without_a_lag_no_trial_waits_and_nothing_is_told() -> None:
 @pytest.mark.parametrize("ends", [0, 1, 3, 8, 15, 23])
 def test_a_sweep_that_went_down_goes_on_as_if_nothing_had_been(ends: int, order: int, asha: bool) -> None:
     expected, _ = undisturbed(asha)
-    storage = Storage()
-    storage.launch(storage.lineup(suggesting(), TOTAL, LAG, asha=asha), order=order, ends=ends)
-    before = {row.config.id for row in storage.rows.values() if row.ended}
-    lineup = storage.lineup(suggesting(), TOTAL, LAG, asha=asha)
-    lineup.look_ahead()
-    storage.launch(lineup, order=order + 1, slots=2)
-    assert lineup.trials == expected.handed and lineup.complete
-    assert storage.told == expected.told
-    assert not before & {trial.id for trial in storage.handed}
+    storage = SimulatedStorage()
+    storage.run_launch(storage.build_queue(suggesting(), TOTAL, LAG, asha=asha), seed=order, max_finished=ends)
+    before = {row.config.id for row in storage.rows.values() if row.is_finished}
+    lineup = storage.build_queue(suggesting(), TOTAL, LAG, asha=asha)
+    lineup.skip_finished()
+    storage.run_launch(lineup, seed=order + 1, max_concurrent=2)
+    assert lineup.trials == expected.dispatched and lineup.all_finished
+    assert storage.reported_outcomes == expected.reported_outcomes
+    assert not before & {trial.id for trial in storage.dispatched}
     assert {run: row.status for run, row in storage.rows.items()} == (
         {run: row.status for run, row in expected.rows.items()}
     )
@@ -123,7 +123,7 @@ def test_a_sweep_that_went_down_goes_on_as_if_nothing_had_been(ends: int, order:
 @pytest.mark.parametrize(
     ("status", "retry_failed", "again"),
     [
-        (MISSING, False, True),
+        (PENDING, False, True),
         (INTERRUPTED, False, True),
         (DONE, True, False),
         (STOPPED, True, False),
@@ -134,68 +134,70 @@ def test_a_sweep_that_went_down_goes_on_as_if_nothing_had_been(ends: int, order:
 )
 def test_trials_that_ended_are_not_run_again(status: str, retry_failed: bool, again: bool) -> None:
     first = TrialConfig(seed=0)
-    storage = Storage(rows={first.id: row_of(first, status, [3.0])})
-    lineup = storage.lineup(seeds(0, 1), 2, None, retry_failed=retry_failed)
-    assert [one.seed for one in iter(lineup.next, None)] == ([0, 1] if again else [1])
+    storage = SimulatedStorage(rows={first.id: build_row(first, status, [3.0])})
+    lineup = storage.build_queue(seeds(0, 1), 2, None, retry_failed=retry_failed)
+    assert [one.seed for one in iter(lineup.next_trial, None)] == ([0, 1] if again else [1])
     assert [one.seed for one in lineup.trials] == [0, 1]
 
 
 def test_looking_ahead_goes_up_to_the_first_trial_to_run_and_keeps_it() -> None:
     trials = [TrialConfig(seed=seed) for seed in range(4)]
-    storage = Storage(rows={one.id: row_of(one, DONE, [3.0]) for one in (trials[0], trials[1], trials[3])})
-    lineup = storage.lineup(seeds(0, 1, 2, 3), 4, 2)
+    storage = SimulatedStorage(rows={one.id: build_row(one, DONE, [3.0]) for one in (trials[0], trials[1], trials[3])})
+    lineup = storage.build_queue(seeds(0, 1, 2, 3), 4, 2)
     for _ in range(2):
-        lineup.look_ahead()
-        assert lineup.trials == trials[:3] and not lineup.finished
-    assert lineup.next() == trials[2]
-    assert lineup.next() is None and lineup.finished and not lineup.complete
-    storage.end(lineup, trials[2])
-    assert lineup.complete
+        lineup.skip_finished()
+        assert lineup.trials == trials[:3] and not lineup.all_dispatched
+    assert lineup.next_trial() == trials[2]
+    assert lineup.next_trial() is None and lineup.all_dispatched and not lineup.all_finished
+    storage.finish_trial(lineup, trials[2])
+    assert lineup.all_finished
 
 
 def test_a_failure_that_was_told_stays_one_when_the_trial_is_run_again() -> None:
     first = TrialConfig(seed=0)
-    storage = Storage(ending=lambda trial: FAILED if trial == first else DONE)
-    storage.launch(storage.lineup(seeds(*range(4)), 4, 2), slots=1)
-    told = storage.told
-    assert storage.failed == {first.id} and [one[2] for one in told[2]] == [FAILED]
+    storage = SimulatedStorage(choose_status=lambda trial: FAILED if trial == first else DONE)
+    storage.run_launch(storage.build_queue(seeds(*range(4)), 4, 2), max_concurrent=1)
+    told = storage.reported_outcomes
+    assert storage.failed_ids == {first.id} and [one[2] for one in told[2]] == [FAILED]
 
-    storage.ending = lambda trial: DONE
-    again = storage.lineup(seeds(*range(4)), 4, 2, retry_failed=True)
-    storage.launch(again)
-    assert storage.handed == [first] and storage.rows[first.id].status == DONE and again.complete
-    assert [[one[:3] for one in several] for several in storage.told] == (
+    storage.choose_status = lambda trial: DONE
+    again = storage.build_queue(seeds(*range(4)), 4, 2, retry_failed=True)
+    storage.run_launch(again)
+    assert storage.dispatched == [first] and storage.rows[first.id].status == DONE and again.all_finished
+    assert [[one[:3] for one in several] for several in storage.reported_outcomes] == (
         [[one[:3] for one in several] for several in told]
     )
 
-    later = storage.lineup(seeds(*range(6)), 6, 2)  # the search goes on: the told failure is still one
-    storage.launch(later)
-    assert [one.seed for one in storage.handed] == [4, 5] and later.failed == {first.id}
-    assert [one[2] for several in storage.told for one in several] == [FAILED, DONE, DONE, DONE]
+    later = storage.build_queue(seeds(*range(6)), 6, 2)  # the search goes on: the told failure is still one
+    storage.run_launch(later)
+    assert [one.seed for one in storage.dispatched] == [4, 5] and later.failed_ids == {first.id}
+    assert [one[2] for several in storage.reported_outcomes for one in several] == [FAILED, DONE, DONE, DONE]
 
 
 def test_a_failure_that_nobody_was_told_of_is_forgotten_when_the_trial_succeeds() -> None:
     first = TrialConfig(seed=0)
-    storage = Storage(rows={first.id: row_of(first, FAILED)}, recorded=[first.id], ending=lambda trial: DONE)
-    storage.launch(storage.lineup(seeds(*range(4)), 4, 3, retry_failed=True))
-    assert storage.failed == set()
-    assert [one[:3] for several in storage.told for one in several] == [(0, first.id, DONE)]
+    storage = SimulatedStorage(
+        rows={first.id: build_row(first, FAILED)}, recorded_ids=[first.id], choose_status=lambda trial: DONE
+    )
+    storage.run_launch(storage.build_queue(seeds(*range(4)), 4, 3, retry_failed=True))
+    assert storage.failed_ids == set()
+    assert [one[:3] for several in storage.reported_outcomes for one in several] == [(0, first.id, DONE)]
 
 
 def test_a_failure_that_is_looked_up_in_the_end_has_had_no_part_in_what_came_after() -> None:
-    storage = Storage(ending=lambda trial: FAILED)
-    lineup = storage.lineup(seeds(0, 1, 2), 3, 2)
-    storage.launch(lineup)
-    assert [(place, row.status) for place, row in lineup.untold()] == [(1, FAILED), (2, FAILED)]
-    assert lineup.failed == {TrialConfig(seed=0).id}  # the third trial followed from it
+    storage = SimulatedStorage(choose_status=lambda trial: FAILED)
+    lineup = storage.build_queue(seeds(0, 1, 2), 3, 2)
+    storage.run_launch(lineup)
+    assert [(place, row.status) for place, row in lineup.unreported()] == [(1, FAILED), (2, FAILED)]
+    assert lineup.failed_ids == {TrialConfig(seed=0).id}  # the third trial followed from it
 
 
 def test_trials_that_are_others_than_in_an_earlier_launch_are_refused() -> None:
-    storage = Storage(recorded=[TrialConfig(seed=0).id, TrialConfig(seed=7).id])
-    lineup = storage.lineup(seeds(0, 1), 2, None)
-    assert lineup.next() == TrialConfig(seed=0)
+    storage = SimulatedStorage(recorded_ids=[TrialConfig(seed=0).id, TrialConfig(seed=7).id])
+    lineup = storage.build_queue(seeds(0, 1), 2, None)
+    assert lineup.next_trial() == TrialConfig(seed=0)
     with pytest.raises(UserError) as caught:
-        lineup.next()
+        lineup.next_trial()
     was, now = TrialConfig(seed=7), TrialConfig(seed=1)
     assert f"trial 2 of this search was {was.id} in an earlier launch" in str(caught.value)
     assert f"{now.id} ({now.run_name})" in str(caught.value) and "give the sweep another name" in str(caught.value)
@@ -205,33 +207,35 @@ def test_trials_that_are_others_than_in_an_earlier_launch_are_refused() -> None:
 
 
 def test_a_search_is_exhausted_when_nothing_is_proposed_any_more() -> None:
-    storage = Storage()
-    lineup = storage.lineup(suggesting(most=3), TOTAL, LAG)
-    handed = [lineup.next() for _ in range(3)]
-    assert (lineup.exhausted, lineup.finished, lineup.complete) == (False, False, False)
-    assert lineup.next() is None
-    assert (lineup.exhausted, lineup.finished, lineup.complete) == (True, True, False)
-    assert lineup.next() is None and len(storage.told) == 4  # it is not asked again
+    storage = SimulatedStorage()
+    lineup = storage.build_queue(suggesting(most=3), TOTAL, LAG)
+    handed = [lineup.next_trial() for _ in range(3)]
+    assert (lineup.exhausted, lineup.all_dispatched, lineup.all_finished) == (False, False, False)
+    assert lineup.next_trial() is None
+    assert (lineup.exhausted, lineup.all_dispatched, lineup.all_finished) == (True, True, False)
+    assert lineup.next_trial() is None and len(storage.reported_outcomes) == 4  # it is not asked again
     for trial in handed:
-        assert trial is not None and not lineup.complete
-        storage.end(lineup, trial)
-    assert lineup.complete and lineup.trials == handed
+        assert trial is not None and not lineup.all_finished
+        storage.finish_trial(lineup, trial)
+    assert lineup.all_finished and lineup.trials == handed
 
 
 def test_at_most_so_many_trials_are_proposed() -> None:
-    storage = Storage()
-    lineup = storage.lineup(suggesting(), 5, LAG)
-    storage.launch(lineup)
-    assert len(lineup.trials) == len(storage.told) == 5
-    assert lineup.complete and not lineup.exhausted and lineup.next() is None
+    storage = SimulatedStorage()
+    lineup = storage.build_queue(suggesting(), 5, LAG)
+    storage.run_launch(lineup)
+    assert len(lineup.trials) == len(storage.reported_outcomes) == 5
+    assert lineup.all_finished and not lineup.exhausted and lineup.next_trial() is None
 
 
 def test_what_no_proposal_was_told_is_there_in_the_end() -> None:
     storage, lineup = undisturbed()
-    assert [place for place, _ in lineup.untold()] == list(range(TOTAL - LAG, TOTAL))
-    assert [row.status for _, row in lineup.untold()] == [storage.rows[one.id].status for one in lineup.trials[-LAG:]]
-    one = Storage().lineup(seeds(0, 1), 2, 2)
-    assert one.next() and one.next() and one.untold() == []
+    assert [place for place, _ in lineup.unreported()] == list(range(TOTAL - LAG, TOTAL))
+    assert [row.status for _, row in lineup.unreported()] == [
+        storage.rows[one.id].status for one in lineup.trials[-LAG:]
+    ]
+    one = SimulatedStorage().build_queue(seeds(0, 1), 2, 2)
+    assert one.next_trial() and one.next_trial() and one.unreported() == []
 
 
 # ---- early stopping -----------------------------------------------------------------------------------------------
@@ -239,12 +243,12 @@ def test_what_no_proposal_was_told_is_there_in_the_end() -> None:
 
 def test_a_trial_that_died_before_its_stop_was_written_down_is_stopped_and_not_run() -> None:
     trials = [TrialConfig(seed=seed) for seed in range(3)]
-    rows = [row_of(one, DONE, [3.0, 2.0, 1.0]) for one in trials[:2]] + [row_of(trials[2], INTERRUPTED, [3.5])]
-    storage = Storage(rows={row.config.id: row for row in rows})
-    lineup = storage.lineup(seeds(0, 1, 2), 3, 1, asha=True)
-    assert lineup.next() is None and lineup.complete
-    assert storage.stops == [trials[2].id]
-    assert [(place, row.status) for place, row in lineup.untold()] == [(2, STOPPED)]
+    rows = [build_row(one, DONE, [3.0, 2.0, 1.0]) for one in trials[:2]] + [build_row(trials[2], INTERRUPTED, [3.5])]
+    storage = SimulatedStorage(rows={row.config.id: row for row in rows})
+    lineup = storage.build_queue(seeds(0, 1, 2), 3, 1, asha=True)
+    assert lineup.next_trial() is None and lineup.all_finished
+    assert storage.stopped_ids == [trials[2].id]
+    assert [(place, row.status) for place, row in lineup.unreported()] == [(2, STOPPED)]
 
 
 @pytest.mark.parametrize(
@@ -260,45 +264,47 @@ def test_a_trial_that_died_before_its_stop_was_written_down_is_stopped_and_not_r
 def test_a_trial_that_went_on_beyond_its_limit_is_told_as_stopped_there(status: str, losses: list[float]) -> None:
     """As where its process died after its checkpoint was written and before Tune heard of the evaluation."""
     trials = [TrialConfig(seed=seed) for seed in range(3)]
-    rows = [row_of(trials[0], DONE, [3.0, 2.0, 1.0]), row_of(trials[1], status, losses)]
-    storage = Storage(rows={row.config.id: row for row in rows})
-    lineup = storage.lineup(seeds(0, 1, 2), 3, 1, asha=True)
-    assert lineup.next() == trials[2]
-    assert storage.told[-1] == [(1, trials[1].id, STOPPED, [3.5])]
-    assert lineup.is_beyond_limit(trials[2], row_of(trials[2], INTERRUPTED, [3.0, 1.5, 0.1])) == ""
+    rows = [build_row(trials[0], DONE, [3.0, 2.0, 1.0]), build_row(trials[1], status, losses)]
+    storage = SimulatedStorage(rows={row.config.id: row for row in rows})
+    lineup = storage.build_queue(seeds(0, 1, 2), 3, 1, asha=True)
+    assert lineup.next_trial() == trials[2]
+    assert storage.reported_outcomes[-1] == [(1, trials[1].id, STOPPED, [3.5])]
+    assert lineup.find_stop_reason(trials[2], build_row(trials[2], INTERRUPTED, [3.0, 1.5, 0.1])) == ""
 
 
 @pytest.mark.parametrize(("losses", "stopped"), [([], False), ([3.0], False), ([3.5], True), ([2.0, 9.0], False)])
 def test_a_trial_is_judged_by_those_before_it(losses: list[float], stopped: bool) -> None:
     trials = [TrialConfig(seed=seed) for seed in range(2)]
-    storage = Storage(rows={trials[0].id: row_of(trials[0], DONE, [3.0, 2.0, 1.0])})
-    lineup = storage.lineup(seeds(0, 1), 2, 1, asha=True)
-    assert lineup.next() == trials[1]
-    reason = lineup.is_beyond_limit(trials[1], row_of(trials[1], INTERRUPTED, losses))
+    storage = SimulatedStorage(rows={trials[0].id: build_row(trials[0], DONE, [3.0, 2.0, 1.0])})
+    lineup = storage.build_queue(seeds(0, 1), 2, 1, asha=True)
+    assert lineup.next_trial() == trials[1]
+    reason = lineup.find_stop_reason(trials[1], build_row(trials[1], INTERRUPTED, losses))
     assert reason == ("its adj val loss after 100 tokens, 3.500, is not among the best third" if stopped else "")
 
 
 def test_a_trial_is_not_judged_by_those_too_close_before_it() -> None:
     trials = [TrialConfig(seed=seed) for seed in range(3)]
-    storage = Storage(rows={one.id: row_of(one, DONE, [loss]) for one, loss in zip(trials, (3.0, 1.0), strict=False)})
-    lineup = storage.lineup(seeds(0, 1, 2), 3, 2, asha=True)
-    assert lineup.next() == trials[2]
-    assert lineup.is_beyond_limit(trials[2], row_of(trials[2], INTERRUPTED, [2.9])) == ""
-    assert lineup.is_beyond_limit(trials[2], row_of(trials[2], INTERRUPTED, [3.1]))
+    storage = SimulatedStorage(
+        rows={one.id: build_row(one, DONE, [loss]) for one, loss in zip(trials, (3.0, 1.0), strict=False)}
+    )
+    lineup = storage.build_queue(seeds(0, 1, 2), 3, 2, asha=True)
+    assert lineup.next_trial() == trials[2]
+    assert lineup.find_stop_reason(trials[2], build_row(trials[2], INTERRUPTED, [2.9])) == ""
+    assert lineup.find_stop_reason(trials[2], build_row(trials[2], INTERRUPTED, [3.1]))
 
 
 def test_without_early_stopping_no_trial_is_beyond_its_limit() -> None:
     storage, lineup = undisturbed()
-    bad = [row_of(one, INTERRUPTED, [99.0]) for one in lineup.trials]
-    assert not any(lineup.is_beyond_limit(row.config, row) for row in bad)
-    assert not any(lineup.is_beyond_limit(one, row_of(one, DONE, losses_of(one))) for one in lineup.trials)
+    bad = [build_row(one, INTERRUPTED, [99.0]) for one in lineup.trials]
+    assert not any(lineup.find_stop_reason(row.config, row) for row in bad)
+    assert not any(lineup.find_stop_reason(one, build_row(one, DONE, simulate_losses(one))) for one in lineup.trials)
     assert STOPPED not in {row.status for row in storage.rows.values()}
 
 
 def test_a_row_that_says_failed_where_the_failure_was_told_keeps_its_losses() -> None:
     first = TrialConfig(seed=0)
-    done = row_of(first, DONE, [3.0, 2.0, 1.0])
-    storage = Storage(rows={first.id: done}, failed={first.id})
-    lineup = storage.lineup(seeds(0), 1, 1)
-    lineup.look_ahead()
-    assert lineup.untold() == [(0, replace(done, status=FAILED))]
+    done = build_row(first, DONE, [3.0, 2.0, 1.0])
+    storage = SimulatedStorage(rows={first.id: done}, failed_ids={first.id})
+    lineup = storage.build_queue(seeds(0), 1, 1)
+    lineup.skip_finished()
+    assert lineup.unreported() == [(0, replace(done, status=FAILED))]

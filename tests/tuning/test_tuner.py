@@ -16,24 +16,24 @@ from ray.tune.search import Searcher
 from transformers import GPT2Config
 
 from raylm import TrialConfig
-from raylm.results.rows import DONE, MISSING, Row
+from raylm.results.rows import DONE, PENDING, Row
 from raylm.training.models import ModelSource
-from raylm.tuning.callbacks import failure_reason
-from raylm.tuning.prepare import Prepared
-from raylm.tuning.searcher import FromLineup
-from raylm.tuning.trial_queue import Lineup, Propose
-from raylm.tuning.tuner import card_gib, placement
+from raylm.tuning.callbacks import read_failure_reason
+from raylm.tuning.prepare import PreparedInputs
+from raylm.tuning.searcher import QueueSearcher
+from raylm.tuning.trial_queue import SuggestFn, TrialQueue
+from raylm.tuning.tuner import build_placement_group, estimate_gpu_memory_gib
 
 TRIALS = [TrialConfig(seed=seed) for seed in (3, 1, 2)]
 
 
-def proposing(*trials: TrialConfig) -> Propose:
+def proposing(*trials: TrialConfig) -> SuggestFn:
     left = iter(trials)
     return lambda outcomes: next(left, None)
 
 
 def standing(*done: TrialConfig) -> Callable[[TrialConfig], Row]:
-    return lambda trial: Row(trial, DONE if trial in done else MISSING, "", None, None)
+    return lambda trial: Row(trial, DONE if trial in done else PENDING, "", None, None)
 
 
 def test_tune_imports_no_trackers_for_its_statistics() -> None:
@@ -52,8 +52,8 @@ def test_tune_imports_no_trackers_for_its_statistics() -> None:
 
 def test_trials_are_handed_out_in_order_until_there_are_none() -> None:
     changes: list[int] = []
-    lineup = Lineup(proposing(*TRIALS), total=3, lag=None, standing=standing())
-    handed = FromLineup(lineup, lambda: changes.append(len(lineup.trials)))
+    lineup = TrialQueue(proposing(*TRIALS), max_trials=3, delay=None, load_row=standing())
+    handed = QueueSearcher(lineup, lambda: changes.append(len(lineup.trials)))
     assert [handed.suggest(str(number)) for number in range(3)] == [trial.as_dict() for trial in TRIALS]
     assert changes == [1, 2, 3]
     assert handed.suggest("3") == Searcher.FINISHED
@@ -61,27 +61,27 @@ def test_trials_are_handed_out_in_order_until_there_are_none() -> None:
 
 def test_trials_that_follow_from_results_are_waited_for() -> None:
     ended: list[TrialConfig] = []
-    lineup = Lineup(proposing(*TRIALS), total=3, lag=1, standing=lambda trial: standing(*ended)(trial))
-    handed = FromLineup(lineup, lambda: None)
+    lineup = TrialQueue(proposing(*TRIALS), max_trials=3, delay=1, load_row=lambda trial: standing(*ended)(trial))
+    handed = QueueSearcher(lineup, lambda: None)
     for number, trial in enumerate(TRIALS):
         assert handed.suggest(str(number)) == trial.as_dict()
         assert handed.suggest("too early") in ([None] if number < 2 else [Searcher.FINISHED])
         ended.append(trial)
-        lineup.ended(trial)
+        lineup.mark_finished(trial)
 
 
 def test_the_end_of_the_trials_is_told_where_the_last_ones_were_run_before() -> None:
     changes: list[int] = []
-    lineup = Lineup(proposing(*TRIALS), total=3, lag=None, standing=standing(*TRIALS[1:]))
-    handed = FromLineup(lineup, lambda: changes.append(len(lineup.trials)))
+    lineup = TrialQueue(proposing(*TRIALS), max_trials=3, delay=None, load_row=standing(*TRIALS[1:]))
+    handed = QueueSearcher(lineup, lambda: changes.append(len(lineup.trials)))
     assert handed.suggest("0") == TRIALS[0].as_dict()
     assert handed.suggest("1") == Searcher.FINISHED
     assert changes == [1, 3]
 
 
 def test_tune_can_pickle_the_searcher() -> None:
-    lineup = Lineup(proposing(*TRIALS), total=3, lag=None, standing=lambda trial: standing()(trial))
-    assert isinstance(pickle.loads(pickle.dumps(FromLineup(lineup, lambda: None))), FromLineup)
+    lineup = TrialQueue(proposing(*TRIALS), max_trials=3, delay=None, load_row=lambda trial: standing()(trial))
+    assert isinstance(pickle.loads(pickle.dumps(QueueSearcher(lineup, lambda: None))), QueueSearcher)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_tune_can_pickle_the_searcher() -> None:
 def test_each_gpu_of_a_trial_is_in_a_bundle_of_its_own_on_one_node(
     resources: dict[str, float], bundles: list[dict[str, float]]
 ) -> None:
-    placed = placement(resources)
+    placed = build_placement_group(resources)
     assert placed.bundles == bundles and placed.strategy == "STRICT_PACK"
 
 
@@ -104,15 +104,15 @@ def test_a_trial_asks_for_a_card_that_it_fits_on_where_there_is_one(tmp_path: Pa
     (tmp_path / "config.json").write_text(GPT2Config().to_json_string())
     small, large = TrialConfig(), TrialConfig(model="owner/gpt2")
     sources = {"gpt2-nano": None, "owner/gpt2": str(tmp_path)}
-    prepared = Prepared(
-        {}, {(name, True): ModelSource(name, folder, weights=False) for name, folder in sources.items()}
+    prepared = PreparedInputs(
+        {}, {(name, True): ModelSource(name, folder, pretrained=False) for name, folder in sources.items()}
     )
-    assert card_gib(small, prepared, "auto", 80.0) == 1
-    needed = card_gib(large, prepared, "auto", 80.0)
+    assert estimate_gpu_memory_gib(small, prepared, "auto", 80.0) == 1
+    needed = estimate_gpu_memory_gib(large, prepared, "auto", 80.0)
     more = TrialConfig(model="owner/gpt2", optimizer="adamw")
-    assert 3 <= needed <= 6 and card_gib(more, prepared, "float32", 80.0) > needed
-    assert card_gib(large, prepared, "auto", 2.0) == 2, "no trial waits for a card that never comes"
-    bundles = placement({"cpu": 2, "gpu": 2.0}, needed).bundles
+    assert 3 <= needed <= 6 and estimate_gpu_memory_gib(more, prepared, "float32", 80.0) > needed
+    assert estimate_gpu_memory_gib(large, prepared, "auto", 2.0) == 2, "no trial waits for a card that never comes"
+    bundles = build_placement_group({"cpu": 2, "gpu": 2.0}, needed).bundles
     assert bundles == [{"CPU": 1, "GPU": 1, "gpu_gib": needed}] * 2
 
 
@@ -138,4 +138,4 @@ def test_the_reason_of_the_last_failure_is_told_in_a_line(tmp_path: Path, noted:
     file = tmp_path / "error.txt"
     if noted:  # as Tune writes it
         file.write_text("".join(f"Failure # {n + 1} (occurred at x)\n{text}\n" for n, text in enumerate(noted)))
-    assert failure_reason(cast(Any, SimpleNamespace(error_file=str(file)))) == reason
+    assert read_failure_reason(cast(Any, SimpleNamespace(error_file=str(file)))) == reason

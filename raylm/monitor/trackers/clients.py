@@ -10,59 +10,59 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-Values = Mapping[str, float]
+Metrics = Mapping[str, float]
 
 LOSSES = ("train_loss", "val_loss", "adj_val_loss")
 """Of an evaluation; `loss` is the training loss of a single step."""
-PATIENCE_SECONDS = 5.0
+REQUEST_TIMEOUT_SECONDS = 5.0
 """How long a server may take for its first answer."""
 
 
 class Tracker(Protocol):
     """What is done with a trial's numbers. A handle stands for a trial that is being tracked."""
 
-    def begin(self, trial: Mapping[str, Any]) -> Any:
+    def start_trial(self, trial: Mapping[str, Any]) -> Any:
         """Begins to track a trial, or goes on where it was tracked before; gives its handle.
 
         Args:
             trial: `run`, its name; `id`, the same whenever the trial goes on; `trial_id`; `config`, its fields by name.
         """
 
-    def log(self, handle: Any, step: int, tokens: int, values: Values) -> None:
+    def log_metrics(self, handle: Any, step: int, tokens_seen: int, metrics: Metrics) -> None:
         """Numbers of a trial after so many optimizer steps and tokens."""
 
-    def best(self, handle: Any, step: int, best: Values) -> None:
+    def log_best(self, handle: Any, step: int, metrics: Metrics) -> None:
         """The losses of the best epoch so far, and which it is."""
 
-    def end(self, handle: Any, status: str, reason: str) -> None:
+    def end_trial(self, handle: Any, status: str, reason: str) -> None:
         """The trial is done, failed, paused, ..."""
 
     def close(self) -> None:
         """No more comes; returns when all has arrived."""
 
 
-Say = Callable[[str], None]
+Notify = Callable[[str], None]
 """Tells the user something, in a line."""
 
 
 # ---- TensorBoard --------------------------------------------------------------------------------------------------
 
 
-class TensorBoard:
+class TensorBoardTracker:
     """A folder of event files per trial, with its fields and best losses for the HParams view."""
 
-    def __init__(self, setup: Mapping[str, Any], say: Say) -> None:
+    def __init__(self, setup: Mapping[str, Any], notify: Notify) -> None:
         sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # tensorboardX would import it, for seconds
         import tensorboardX
         from tensorboardX import summary
 
         self._module, self._hparams, self._folder = tensorboardX, summary.hparams, Path(setup["folder"]) / "tensorboard"
 
-    def begin(self, trial: Mapping[str, Any]) -> dict[str, Any]:
+    def start_trial(self, trial: Mapping[str, Any]) -> dict[str, Any]:
         """The writer is made with the first numbers: what an earlier launch wrote from there on is superseded."""
         return {**trial, "writer": None}
 
-    def _writer(self, handle: Any, step: int) -> Any:
+    def _get_writer(self, handle: Any, step: int) -> Any:
         if handle["writer"] is None:
             folder = self._folder / handle["run"]
             if folder.is_symlink():
@@ -71,29 +71,29 @@ class TensorBoard:
             writer = handle["writer"] = self._module.SummaryWriter(
                 str(folder), purge_step=step, flush_secs=5, filename_suffix=suffix
             )
-            for one in self._summaries(handle)[:2]:  # what the experiment is, and that this trial begins
+            for one in self._hparams_summaries(handle)[:2]:  # what the experiment is, and that this trial begins
                 writer.file_writer.add_summary(one)
         return handle["writer"]
 
-    def _summaries(self, handle: Any) -> Any:
+    def _hparams_summaries(self, handle: Any) -> Any:
         # one trial's experiment stands for all: each names every field
         fields = {name: "none" if value is None else value for name, value in handle["config"].items()}
         return self._hparams(fields, {f"best/{name}": 0.0 for name in LOSSES})  # its names alone are written
 
-    def log(self, handle: Any, step: int, tokens: int, values: Values) -> None:
+    def log_metrics(self, handle: Any, step: int, tokens_seen: int, metrics: Metrics) -> None:
         """Scalars against the optimizer step."""
-        for name, value in {**values, "tokens": tokens}.items():
-            self._writer(handle, step).add_scalar(name, value, step)
+        for name, value in {**metrics, "tokens": tokens_seen}.items():
+            self._get_writer(handle, step).add_scalar(name, value, step)
 
-    def best(self, handle: Any, step: int, best: Values) -> None:
+    def log_best(self, handle: Any, step: int, metrics: Metrics) -> None:
         """Scalars of their own, which the HParams view reads."""
         for name in LOSSES:
-            self._writer(handle, step).add_scalar(f"best/{name}", best[name], step)
+            self._get_writer(handle, step).add_scalar(f"best/{name}", metrics[name], step)
 
-    def end(self, handle: Any, status: str, reason: str) -> None:
+    def end_trial(self, handle: Any, status: str, reason: str) -> None:
         """Closes its file."""
         if handle["writer"] is not None:
-            handle["writer"].file_writer.add_summary(self._summaries(handle)[2])
+            handle["writer"].file_writer.add_summary(self._hparams_summaries(handle)[2])
             handle["writer"].close()
 
     def close(self) -> None:
@@ -103,16 +103,21 @@ class TensorBoard:
 # ---- MLflow -------------------------------------------------------------------------------------------------------
 
 
-class MLflow:
+class MLflowTracker:
     """A run per trial, in the experiment of its sweep."""
 
-    STATUS: Mapping[str, str] = {"done": "FINISHED", "stopped": "FINISHED", "failed": "FAILED", "diverged": "FAILED"}
-    SECONDS_BETWEEN_BATCHES = 2.0
-    LARGEST_BATCH = 500
+    RUN_STATUSES: Mapping[str, str] = {
+        "done": "FINISHED",
+        "stopped": "FINISHED",
+        "failed": "FAILED",
+        "diverged": "FAILED",
+    }
+    FLUSH_SECONDS = 2.0
+    MAX_BATCH_SIZE = 500
     """Half of what MLflow takes at a time."""
 
-    def __init__(self, setup: Mapping[str, Any], say: Say) -> None:
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", f"{PATIENCE_SECONDS:.0f}")
+    def __init__(self, setup: Mapping[str, Any], notify: Notify) -> None:
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", f"{REQUEST_TIMEOUT_SECONDS:.0f}")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         from mlflow import MlflowClient, entities
@@ -124,7 +129,7 @@ class MLflow:
             place = f"sqlite:///{Path(place).resolve()}/mlflow.db"
         self._client, self._experiment = MlflowClient(tracking_uri=place), ""
 
-    def begin(self, trial: Mapping[str, Any]) -> dict[str, Any]:
+    def start_trial(self, trial: Mapping[str, Any]) -> dict[str, Any]:
         """The run with the trial's id, or a new one."""
         if not self._experiment:
             known = self._client.get_experiment_by_name(self._sweep)
@@ -140,32 +145,32 @@ class MLflow:
             self._client.log_batch(run, params=params)
         return {"run": run, "metrics": [], "sent": time.monotonic()}
 
-    def log(self, handle: Any, step: int, tokens: int, values: Values) -> None:
+    def log_metrics(self, handle: Any, step: int, tokens_seen: int, metrics: Metrics) -> None:
         """Metrics against the optimizer step."""
-        self._add(handle, step, {**values, "tokens": tokens})
+        self._buffer(handle, step, {**metrics, "tokens": tokens_seen})
 
-    def best(self, handle: Any, step: int, best: Values) -> None:
+    def log_best(self, handle: Any, step: int, metrics: Metrics) -> None:
         """Metrics of their own."""
-        self._add(handle, step, {f"best_{name.removeprefix('best_')}": value for name, value in best.items()})
+        self._buffer(handle, step, {f"best_{name.removeprefix('best_')}": value for name, value in metrics.items()})
 
-    def _add(self, handle: Any, step: int, values: Values) -> None:
+    def _buffer(self, handle: Any, step: int, metrics: Metrics) -> None:
         now = int(time.time() * 1000)
-        handle["metrics"] += [self._entities.Metric(name, value, now, step) for name, value in values.items()]
-        late = time.monotonic() - handle["sent"] > self.SECONDS_BETWEEN_BATCHES
-        if late or len(handle["metrics"]) > self.LARGEST_BATCH:
-            self._send(handle)
+        handle["metrics"] += [self._entities.Metric(name, value, now, step) for name, value in metrics.items()]
+        late = time.monotonic() - handle["sent"] > self.FLUSH_SECONDS
+        if late or len(handle["metrics"]) > self.MAX_BATCH_SIZE:
+            self._flush(handle)
 
-    def _send(self, handle: Any, **more: Any) -> None:
+    def _flush(self, handle: Any, **kwargs: Any) -> None:
         handle["sent"] = time.monotonic()
-        metrics = handle["metrics"][-self.LARGEST_BATCH :]  # what an outage has left
-        self._client.log_batch(handle["run"], metrics=metrics, **more)
+        metrics = handle["metrics"][-self.MAX_BATCH_SIZE :]  # what an outage has left
+        self._client.log_batch(handle["run"], metrics=metrics, **kwargs)
         handle["metrics"] = []
 
-    def end(self, handle: Any, status: str, reason: str) -> None:
+    def end_trial(self, handle: Any, status: str, reason: str) -> None:
         """What is left, its status, and why."""
         tags = {"raylm.status": status, **({"raylm.reason": reason} if reason else {})}
-        self._send(handle, tags=[self._entities.RunTag(name, value) for name, value in tags.items()])
-        self._client.set_terminated(handle["run"], self.STATUS.get(status, "KILLED"))
+        self._flush(handle, tags=[self._entities.RunTag(name, value) for name, value in tags.items()])
+        self._client.set_terminated(handle["run"], self.RUN_STATUSES.get(status, "KILLED"))
 
     def close(self) -> None:
         """There is nothing on its way."""
@@ -174,15 +179,15 @@ class MLflow:
 # ---- trackio ------------------------------------------------------------------------------------------------------
 
 
-class Trackio:
+class TrackioTracker:
     """A run per trial, in the group of its sweep."""
 
-    def __init__(self, setup: Mapping[str, Any], say: Say) -> None:
+    def __init__(self, setup: Mapping[str, Any], notify: Notify) -> None:
         import trackio
 
         self._init, self._project, self._sweep = trackio.init, setup["place"], setup["sweep"]
 
-    def begin(self, trial: Mapping[str, Any]) -> Any:
+    def start_trial(self, trial: Mapping[str, Any]) -> Any:
         """One run; trackio knows runs by their names alone, so that this one has the id in its name."""
         options = {"embed": False, "auto_log_gpu": False, "auto_log_cpu": False, "resume": "allow"}
         # in a context of its own, since trackio ends the run that the current context has
@@ -196,15 +201,15 @@ class Trackio:
             )
         )
 
-    def log(self, handle: Any, step: int, tokens: int, values: Values) -> None:
+    def log_metrics(self, handle: Any, step: int, tokens_seen: int, metrics: Metrics) -> None:
         """Metrics against the optimizer step."""
-        handle.log({**values, "tokens": tokens}, step=step)
+        handle.log({**metrics, "tokens": tokens_seen}, step=step)
 
-    def best(self, handle: Any, step: int, best: Values) -> None:
+    def log_best(self, handle: Any, step: int, metrics: Metrics) -> None:
         """Metrics of their own."""
-        handle.log({f"best/{name.removeprefix('best_')}": value for name, value in best.items()}, step=step)
+        handle.log({f"best/{name.removeprefix('best_')}": value for name, value in metrics.items()}, step=step)
 
-    def end(self, handle: Any, status: str, reason: str) -> None:
+    def end_trial(self, handle: Any, status: str, reason: str) -> None:
         """Writes the rest."""
         handle.finish()
 
@@ -212,7 +217,7 @@ class Trackio:
         """There is nothing on its way."""
 
 
-def in_a_line(error: BaseException) -> str:
+def format_root_cause(error: BaseException) -> str:
     """What went wrong in the end, without the many lines that some clients make of it."""
     cause: BaseException | None = error
     while cause is not None:

@@ -11,13 +11,13 @@ import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
 
-from raylm.errors import UserError, nearest, show
+from raylm.errors import UserError, format_suggestion, safe_repr
 
 WANDB_MODES = ("online", "offline", "disabled")
 
 
 @dataclass(frozen=True)
-class Trackers:
+class TrackerOptions:
     """The trackers of a launch, besides TensorBoard's files."""
 
     wandb: str
@@ -28,7 +28,7 @@ class Trackers:
     """A project; None: not tracked there."""
 
 
-def chosen(wandb: str | None = None, mlflow: str | None = None, trackio: str | None = None) -> Trackers:
+def resolve(wandb: str | None = None, mlflow: str | None = None, trackio: str | None = None) -> TrackerOptions:
     """The trackers that are asked for, by the command or the environment.
 
     Args:
@@ -39,10 +39,9 @@ def chosen(wandb: str | None = None, mlflow: str | None = None, trackio: str | N
     """
     asked, by = (wandb, "--wandb") if wandb else (os.environ.get("WANDB_MODE"), "WANDB_MODE")
     if asked and asked not in WANDB_MODES:
-        raise UserError(
-            f"{by}: got {show(asked)}; expected one of {', '.join(WANDB_MODES)}{nearest(asked, WANDB_MODES)}"
-        )
-    if asked == "online" and not wandb_login():
+        hint = format_suggestion(asked, WANDB_MODES)
+        raise UserError(f"{by}: got {safe_repr(asked)}; expected one of {', '.join(WANDB_MODES)}{hint}")
+    if asked == "online" and not has_wandb_login():
         raise UserError(
             f"{by}=online: no key for {_wandb_host()} is known; run `wandb login`, set WANDB_API_KEY, "
             "or take --wandb offline"
@@ -55,10 +54,10 @@ def chosen(wandb: str | None = None, mlflow: str | None = None, trackio: str | N
             "--mlflow: the URI has a password in it, which would stand in logs; "
             "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         )
-    return Trackers(asked or ("online" if wandb_login() else "disabled"), mlflow, trackio)
+    return TrackerOptions(asked or ("online" if has_wandb_login() else "disabled"), mlflow, trackio)
 
 
-def wandb_login() -> bool:
+def has_wandb_login() -> bool:
     """Whether wandb has a key for its server, as far as can be seen without asking it."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True

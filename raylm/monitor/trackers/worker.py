@@ -19,77 +19,84 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from raylm.monitor.trackers.clients import MLflow, Say, TensorBoard, Tracker, Trackio, in_a_line
-from raylm.monitor.trackers.wandb_client import Wandb
+from raylm.monitor.trackers.clients import (
+    MLflowTracker,
+    Notify,
+    TensorBoardTracker,
+    Tracker,
+    TrackioTracker,
+    format_root_cause,
+)
+from raylm.monitor.trackers.wandb_client import WandbTracker
 
-TRACKERS: Mapping[str, Callable[[Mapping[str, Any], Say], Tracker]] = {
-    "wandb": Wandb,
-    "tensorboard": TensorBoard,
-    "mlflow": MLflow,
-    "trackio": Trackio,
+TRACKER_CLASSES: Mapping[str, Callable[[Mapping[str, Any], Notify], Tracker]] = {
+    "wandb": WandbTracker,
+    "tensorboard": TensorBoardTracker,
+    "mlflow": MLflowTracker,
+    "trackio": TrackioTracker,
 }
 NICENESS = 19
 """The processors are the trials' first; Ray's workers have 15."""
-SECONDS_BETWEEN_TRIES = 30.0
+RETRY_SECONDS = 30.0
 """A tracker that gave an error is left alone for so long."""
-HASTE_SECONDS = 0.5
+FAILED_GRACE_SECONDS = 0.5
 """In the end, a tracker that has just given an error has no longer than this."""
-MOST_WAITING = 100_000
+MAX_QUEUED_LINES = 100_000
 """Lines that are read ahead, so that the end of the command is noticed while a client hangs."""
 
 
-class Told:
+class Dispatcher:
     """Hands events to a tracker. One that raises is left alone for a while; what comes meanwhile is lost to it."""
 
-    def __init__(self, tracker: Tracker, say: Say) -> None:
-        self._tracker, self._say = tracker, say
-        self._begun: dict[str, Mapping[str, Any]] = {}
+    def __init__(self, tracker: Tracker, notify: Notify) -> None:
+        self._tracker, self._notify = tracker, notify
+        self._trials: dict[str, Mapping[str, Any]] = {}
         self._handles: dict[str, Any] = {}
-        self._resting_until = 0.0
-        self._has_failed = False
-        self.failing = False
+        self._retry_after = 0.0
+        self._has_reported_error = False
+        self.is_failing = False
         """Whether the tracker gave an error when it was last told something."""
-        self.lost = 0
+        self.num_dropped = 0
         """Events that the tracker did not take."""
 
-    def all(self, lines: Iterable[str]) -> None:
+    def run(self, lines: Iterable[str]) -> None:
         """Takes events until there are no more, then ends what is still open."""
         for line in lines:
-            self._hand_on(json.loads(line))
+            self._dispatch(json.loads(line))
         for run in list(self._handles):
-            self._hand_on({"event": "end", "run": run, "status": "interrupted", "reason": ""})
+            self._dispatch({"event": "end", "run": run, "status": "interrupted", "reason": ""})
 
-    def _hand_on(self, event: Mapping[str, Any]) -> None:
+    def _dispatch(self, event: Mapping[str, Any]) -> None:
         if event["event"] == "begin":  # the tracker hears of it with the trial's first numbers
-            self._begun[event["run"]] = event
+            self._trials[event["run"]] = event
             return
-        if time.monotonic() < self._resting_until:
-            self.lost += 1
+        if time.monotonic() < self._retry_after:
+            self.num_dropped += 1
             return
         try:
-            self._take(event)
-            self.failing = False
+            self._apply(event)
+            self.is_failing = False
         except Exception as error:  # of whatever class the client has
-            self.lost += 1
-            self.failing = True
-            self._resting_until = time.monotonic() + SECONDS_BETWEEN_TRIES
-            if not self._has_failed:
-                self._has_failed = True
-                again = f"tried again every {SECONDS_BETWEEN_TRIES:.0f} s"
-                self._say(f"{in_a_line(error)}; the sweep goes on without it, {again}")
+            self.num_dropped += 1
+            self.is_failing = True
+            self._retry_after = time.monotonic() + RETRY_SECONDS
+            if not self._has_reported_error:
+                self._has_reported_error = True
+                again = f"tried again every {RETRY_SECONDS:.0f} s"
+                self._notify(f"{format_root_cause(error)}; the sweep goes on without it, {again}")
 
-    def _take(self, event: Mapping[str, Any]) -> None:
+    def _apply(self, event: Mapping[str, Any]) -> None:
         run = event["run"]
         if run not in self._handles:
-            self._handles[run] = self._tracker.begin(self._begun[run])
+            self._handles[run] = self._tracker.start_trial(self._trials[run])
         handle = self._handles[run]
         if values := event.get("values"):
-            self._tracker.log(handle, event["step"], event["tokens"], values)
+            self._tracker.log_metrics(handle, event["step"], event["tokens"], values)
         if best := event.get("best"):
-            self._tracker.best(handle, event["step"], best)
+            self._tracker.log_best(handle, event["step"], best)
         if event["event"] == "end":
             del self._handles[run]
-            self._tracker.end(handle, event["status"], event["reason"])
+            self._tracker.end_trial(handle, event["status"], event["reason"])
 
 
 def main() -> None:
@@ -99,44 +106,44 @@ def main() -> None:
     words = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what clients print is no word of ours
 
-    def say(text: str) -> None:
+    def notify(text: str) -> None:
         print(text, file=words, flush=True)
 
     setup = json.loads(sys.stdin.readline())
     gc.disable()  # imports leave no garbage, and looking for it is a sixth of their time
-    tracker = TRACKERS[sys.argv[1]](setup, say)
+    tracker = TRACKER_CLASSES[sys.argv[1]](setup, notify)
     gc.enable()
-    told = Told(tracker, say)
+    told = Dispatcher(tracker, notify)
 
-    def leave(exit_code: int) -> None:
-        if told.lost:
-            say(f"{told.lost:,} events were not tracked")
+    def exit_process(exit_code: int) -> None:
+        if told.num_dropped:
+            notify(f"{told.num_dropped:,} events were not tracked")
         os._exit(exit_code)  # no exit handler of a client is waited for
 
-    def leave_in_time() -> None:
-        time.sleep(HASTE_SECONDS if told.failing else setup["grace_seconds"])
-        leave(1)
+    def exit_after_grace() -> None:
+        time.sleep(FAILED_GRACE_SECONDS if told.is_failing else setup["grace_seconds"])
+        exit_process(1)
 
-    told.all(_lines(leave_in_time))
+    told.run(_read_lines(exit_after_grace))
     try:
         tracker.close()
     except Exception as error:  # of whatever class the client has
-        say(f"{in_a_line(error)}; the last of it may be lost")
-        leave(1)
-    leave(0)
+        notify(f"{format_root_cause(error)}; the last of it may be lost")
+        exit_process(1)
+    exit_process(0)
 
 
-def _lines(on_end: Callable[[], None]) -> Iterator[str]:
+def _read_lines(on_eof: Callable[[], None]) -> Iterator[str]:
     """The lines of standard input, whose end is noticed at once, also where the command has died and a client hangs."""
-    lines: queue.Queue[str | None] = queue.Queue(MOST_WAITING)
+    lines: queue.Queue[str | None] = queue.Queue(MAX_QUEUED_LINES)
 
-    def read() -> None:
+    def read_stdin() -> None:
         for line in sys.stdin:
             lines.put(line)
         lines.put(None)
-        on_end()
+        on_eof()
 
-    threading.Thread(target=read, daemon=True).start()
+    threading.Thread(target=read_stdin, daemon=True).start()
     while (line := lines.get()) is not None:
         yield line
 
