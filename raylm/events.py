@@ -1,77 +1,88 @@
-"""What is told of a launch's trials while they run, and to how many. No torch, no Ray."""
+"""Trial events and their listeners."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
+from raylm.config.trial import TrialConfig
 from raylm.results.progress import StepMetrics
 
-PAUSED, DEFERRED = "paused", "set aside"
-"""How a trial can end that is to go on: in a later launch; or in this one, alone, as it ran out of memory."""
-PAUSING_HINT = "running trials save themselves, which may take 25 s; Ctrl-C leaves at once"
+PAUSED, DEFERRED = "paused", "deferred"
+"""Statuses of a trial that ends unfinished: it resumes in a later launch, or later in this one, alone, after it ran
+out of memory beside others."""
+PAUSING_HINT = "running trials save a checkpoint, which may take 25 s; press Ctrl-C again to exit at once"
 
 
-class TrialListener(Protocol):
-    """What is told of the trials while they run."""
+class TrialListener:
+    """Base class of listeners for trial events. Its methods do nothing: override those that are needed."""
 
-    def on_trial_start(self, run_name: str) -> None:
-        """A trial begins, for the first time or again."""
+    def on_trial_start(self, trial: TrialConfig) -> None:
+        """Handle the start of a trial, its first attempt or a later one."""
 
-    def on_step(self, run_name: str, step: StepMetrics) -> None:
-        """How a trial is going; the same again where nothing has happened since."""
+    def on_step(self, trial: TrialConfig, step: StepMetrics) -> None:
+        """Handle the latest step of a running trial. Called again with the same step if there is no newer one."""
 
-    def on_evaluate(self, run_name: str, metrics: Mapping[str, Any]) -> None:
-        """A trial was evaluated."""
+    def on_evaluate(self, trial: TrialConfig, metrics: Mapping[str, Any]) -> None:
+        """Handle an evaluation.
 
-    def on_retry(self, run_name: str, reason: str) -> None:
-        """A trial's attempt ended badly, or its machine is to go; it is started again."""
+        Args:
+            metrics: as `Evaluation.metrics` returns them; losses that are not finite are missing.
+        """
 
-    def on_trial_end(self, run_name: str, status: str, reason: str) -> None:
-        """A trial is done, stopped, diverged or failed, or paused or set aside."""
+    def on_retry(self, trial: TrialConfig, reason: str) -> None:
+        """Handle a failed attempt; the trial starts again from its latest checkpoint."""
+
+    def on_trial_end(self, trial: TrialConfig, status: str, reason: str) -> None:
+        """Handle the end of a trial.
+
+        Args:
+            status: `done`, `stopped`, `diverged`, `failed`, `paused` or `deferred`.
+            reason: one line; empty if the trial is done.
+        """
 
     def on_pause(self, reason: str) -> None:
-        """All running trials are to save themselves and end."""
+        """Handle the request that all running trials save a checkpoint and end."""
 
 
-def format_evaluation(metrics: Mapping[str, Any]) -> str:
-    """What an evaluation has given, in a line."""
-    losses = f"train loss {metrics['train_loss']:.3f}, val loss {metrics['val_loss']:.3f}"
-    return f"epoch {metrics['epoch']}: {losses}, adj val loss {metrics['adj_val_loss']:.3f}"
-
-
-class Listeners:
-    """Tells each of several what it is told, in their order."""
+class Listeners(TrialListener):
+    """Forwards every event to each listener, in order."""
 
     def __init__(self, listeners: Sequence[TrialListener]) -> None:
         self._listeners = listeners
 
-    def on_trial_start(self, run_name: str) -> None:
-        """See `Live`."""
-        for one in self._listeners:
-            one.on_trial_start(run_name)
+    def on_trial_start(self, trial: TrialConfig) -> None:
+        """Forward the event."""
+        for listener in self._listeners:
+            listener.on_trial_start(trial)
 
-    def on_step(self, run_name: str, step: StepMetrics) -> None:
-        """See `Live`."""
-        for one in self._listeners:
-            one.on_step(run_name, step)
+    def on_step(self, trial: TrialConfig, step: StepMetrics) -> None:
+        """Forward the event."""
+        for listener in self._listeners:
+            listener.on_step(trial, step)
 
-    def on_evaluate(self, run_name: str, metrics: Mapping[str, Any]) -> None:
-        """See `Live`."""
-        for one in self._listeners:
-            one.on_evaluate(run_name, metrics)
+    def on_evaluate(self, trial: TrialConfig, metrics: Mapping[str, Any]) -> None:
+        """Forward the event."""
+        for listener in self._listeners:
+            listener.on_evaluate(trial, metrics)
 
-    def on_retry(self, run_name: str, reason: str) -> None:
-        """See `Live`."""
-        for one in self._listeners:
-            one.on_retry(run_name, reason)
+    def on_retry(self, trial: TrialConfig, reason: str) -> None:
+        """Forward the event."""
+        for listener in self._listeners:
+            listener.on_retry(trial, reason)
 
-    def on_trial_end(self, run_name: str, status: str, reason: str) -> None:
-        """See `Live`."""
-        for one in self._listeners:
-            one.on_trial_end(run_name, status, reason)
+    def on_trial_end(self, trial: TrialConfig, status: str, reason: str) -> None:
+        """Forward the event."""
+        for listener in self._listeners:
+            listener.on_trial_end(trial, status, reason)
 
     def on_pause(self, reason: str) -> None:
-        """See `Live`."""
-        for one in self._listeners:
-            one.on_pause(reason)
+        """Forward the event."""
+        for listener in self._listeners:
+            listener.on_pause(reason)
+
+
+def format_evaluation(metrics: Mapping[str, Any]) -> str:
+    """Return the losses of an evaluation as one line."""
+    losses = f"train loss {metrics['train_loss']:.3f}, val loss {metrics['val_loss']:.3f}"
+    return f"epoch {metrics['epoch']}: {losses}, adj val loss {metrics['adj_val_loss']:.3f}"

@@ -35,14 +35,14 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Any:
 def printed(last: str) -> str:
     """What a launch of two trials says, the second of which ends so."""
     rows = [Row(trial, PENDING, "", None, None) for trial in TRIALS.values()]
-    watch = SweepMonitor("s", Results(Folder(Path("/nowhere")), rows), 2, TRIALS.__getitem__, lambda trial: 1.0)
+    watch = SweepMonitor("s", Results(Folder(Path("/nowhere")), rows), 2, lambda trial: 1.0)
     out = io.StringIO()
     with Console(rich_console=RichConsole(file=out, highlight=False, soft_wrap=True)).show_progress(watch) as live:
-        for run, status in zip(TRIALS, (DONE, last), strict=True):
+        for trial, status in zip(TRIALS.values(), (DONE, last), strict=True):
             for listener in (watch, live):
-                listener.on_trial_start(run)
+                listener.on_trial_start(trial)
             for listener in (watch, live):
-                listener.on_trial_end(run, status, "")
+                listener.on_trial_end(trial, status, "")
     return out.getvalue()
 
 

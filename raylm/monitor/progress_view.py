@@ -14,8 +14,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from raylm.config.trial import TrialConfig
 from raylm.errors import format_duration
-from raylm.events import PAUSING_HINT, format_evaluation
+from raylm.events import PAUSING_HINT, TrialListener, format_evaluation
 from raylm.monitor.state import RunningTrial, SweepMonitor, SweepState
 from raylm.results.progress import StepMetrics
 from raylm.results.rows import DIVERGED, DONE, FAILED, INTERRUPTED, RUNNING, STOPPED
@@ -42,7 +43,7 @@ RESERVED_LINES = 8
 REFRESH_PER_SECOND = 4
 
 
-class LiveView:
+class LiveView(TrialListener):
     """The view while a launch runs, drawn anew in place; what happened scrolls by above."""
 
     def __init__(self, console: Console, monitor: SweepMonitor) -> None:
@@ -66,22 +67,19 @@ class LiveView:
     def _print(self, text: str) -> None:
         self._console.print(escape(text))
 
-    def on_trial_start(self, run_name: str) -> None:
-        """The view shows it."""
-
-    def on_step(self, run_name: str, step: StepMetrics) -> None:
-        """The view shows it."""
-
-    def on_evaluate(self, run_name: str, metrics: Mapping[str, Any]) -> None:
+    def on_evaluate(self, trial: TrialConfig, metrics: Mapping[str, Any]) -> None:
         """See `Live`."""
+        run_name = trial.run_name
         self._print(f"{run_name}  {format_evaluation(metrics)}")
 
-    def on_retry(self, run_name: str, reason: str) -> None:
+    def on_retry(self, trial: TrialConfig, reason: str) -> None:
         """See `Live`."""
+        run_name = trial.run_name
         self._print(f"{run_name}  starts again from its latest checkpoint: {reason}")
 
-    def on_trial_end(self, run_name: str, status: str, reason: str) -> None:
+    def on_trial_end(self, trial: TrialConfig, status: str, reason: str) -> None:
         """See `Live`."""
+        run_name = trial.run_name
         if status != DONE:
             self._print(f"{run_name}  {status}{': ' + reason if reason else ''}")
 
@@ -164,20 +162,22 @@ STEP_LINE_SECONDS = 30.0
 """Time between two plain lines about the steps of one run."""
 
 
-class PlainView:
+class PlainView(TrialListener):
     """Progress as plain lines: one for each thing that happens, and now and then one for a run's steps."""
 
     def __init__(self, say: Callable[[str], None], monitor: SweepMonitor) -> None:
         self._print, self._monitor = say, monitor
         self._last_printed: dict[str, tuple[float, int]] = {}  # when a line was printed of a run, at which step
 
-    def on_trial_start(self, run_name: str) -> None:
+    def on_trial_start(self, trial: TrialConfig) -> None:
         """See `Live`."""
+        run_name = trial.run_name
         self._last_printed[run_name] = time.monotonic(), 0
         self._print(f"{run_name}  started")
 
-    def on_step(self, run_name: str, step: StepMetrics) -> None:
+    def on_step(self, trial: TrialConfig, step: StepMetrics) -> None:
         """See `Live`."""
+        run_name = trial.run_name
         told, told_step = self._last_printed.get(run_name, (math.inf, 0))
         if time.monotonic() - told > STEP_LINE_SECONDS and step.step > told_step:
             self._last_printed[run_name] = time.monotonic(), step.step
@@ -186,18 +186,21 @@ class PlainView:
                 f"{step.tokens_per_second:,.0f} tokens/s, ~{format_duration(step.seconds_left)} left"
             )
 
-    def on_evaluate(self, run_name: str, metrics: Mapping[str, Any]) -> None:
+    def on_evaluate(self, trial: TrialConfig, metrics: Mapping[str, Any]) -> None:
         """See `Live`."""
+        run_name = trial.run_name
         self._last_printed[run_name] = time.monotonic(), metrics["step"]
         self._print(f"{run_name}  {format_evaluation(metrics)}")
 
-    def on_retry(self, run_name: str, reason: str) -> None:
+    def on_retry(self, trial: TrialConfig, reason: str) -> None:
         """See `Live`."""
+        run_name = trial.run_name
         self._last_printed.pop(run_name, None)
         self._print(f"{run_name}  starts again from its latest checkpoint: {reason}")
 
-    def on_trial_end(self, run_name: str, status: str, reason: str) -> None:
+    def on_trial_end(self, trial: TrialConfig, status: str, reason: str) -> None:
         """See `Live`."""
+        run_name = trial.run_name
         self._last_printed.pop(run_name, None)
         state = self._monitor.snapshot()
         left = f", ~{format_duration(state.seconds_left)} left" if state.seconds_left else ""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from raylm.config.trial import TrialConfig
-from raylm.events import DEFERRED, PAUSED
+from raylm.events import DEFERRED, PAUSED, TrialListener
 from raylm.results.progress import StepMetrics
 from raylm.results.rows import DIVERGED, DONE, FAILED, INTERRUPTED, PENDING, QUEUED, RUNNING, STOPPED, Results, Row
 
@@ -142,7 +142,7 @@ def apply_live_state(results: Results, state: SweepState) -> Results:
     return replace(results, rows=[replace(row, status=status(row)) for row in results.rows])
 
 
-class SweepMonitor:
+class SweepMonitor(TrialListener):
     """Listens to a launch, and says at any moment how the sweep stands. Told and asked by several threads."""
 
     def __init__(
@@ -150,7 +150,6 @@ class SweepMonitor:
         sweep: str,
         results: Results,
         num_trials: int,
-        config_of: Callable[[str], TrialConfig],
         estimate_cost: Callable[[TrialConfig], float],
         *,
         retry_failed: bool = False,
@@ -160,17 +159,11 @@ class SweepMonitor:
         Args:
             results: how the sweep stands.
             total: trials that there are, or may be.
-            config_of: the trial of a run's name.
             work: what a trial takes as a whole, in whatever unit.
             retry_failed: whether failed rows are to be begun again.
         """
         self._lock = threading.Lock()
-        self._sweep, self._num_trials, self._config_of, self._estimate_cost = (
-            sweep,
-            num_trials,
-            config_of,
-            estimate_cost,
-        )
+        self._sweep, self._num_trials, self._estimate_cost = sweep, num_trials, estimate_cost
         ended = [row for row in results.rows if row.is_finished and not (retry_failed and row.status == FAILED)]
         self._statuses = {row.config.run_name: row.status for row in ended}
         """Of the trials that do not wait."""
@@ -182,37 +175,42 @@ class SweepMonitor:
         self._pause_reason = ""
         self._start_time: float | None = None
 
-    def on_trial_start(self, run_name: str) -> None:
+    def on_trial_start(self, trial: TrialConfig) -> None:
         """See `Live`."""
+        run_name = trial.run_name
         with self._lock:
             self._start_time = self._start_time or time.monotonic()
             self._statuses[run_name] = RUNNING
             self._running[run_name] = RunningTrial(run_name, time.time())
             if run_name not in self._costs:
-                self._costs[run_name] = self._estimate_cost(self._config_of(run_name))
+                self._costs[run_name] = self._estimate_cost(trial)
 
-    def on_step(self, run_name: str, step: StepMetrics) -> None:
+    def on_step(self, trial: TrialConfig, step: StepMetrics) -> None:
         """See `Live`."""
+        run_name = trial.run_name
         with self._lock:
             if run_name in self._running:
                 self._fractions[run_name] = step.fraction_done
                 self._running[run_name] = self._running[run_name].with_step(step)
 
-    def on_evaluate(self, run_name: str, metrics: Mapping[str, Any]) -> None:
+    def on_evaluate(self, trial: TrialConfig, metrics: Mapping[str, Any]) -> None:
         """See `Live`."""
+        run_name = trial.run_name
         with self._lock:
-            dataset, loss = self._config_of(run_name).dataset, metrics.get("adj_val_loss", math.inf)
+            dataset, loss = trial.dataset, metrics.get("adj_val_loss", math.inf)
             if dataset not in self._best or loss < self._best[dataset].adj_val_loss:
                 self._best[dataset] = BestTrial(run_name, loss)
 
-    def on_retry(self, run_name: str, reason: str) -> None:
+    def on_retry(self, trial: TrialConfig, reason: str) -> None:
         """See `Live`."""
+        run_name = trial.run_name
         with self._lock:
             self._running.pop(run_name, None)
             self._statuses.pop(run_name, None)
 
-    def on_trial_end(self, run_name: str, status: str, reason: str) -> None:
+    def on_trial_end(self, trial: TrialConfig, status: str, reason: str) -> None:
         """See `Live`."""
+        run_name = trial.run_name
         with self._lock:
             self._running.pop(run_name, None)
             self._statuses.pop(run_name, None)

@@ -8,6 +8,7 @@ import re
 import signal
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,8 @@ class LaunchCallback(tune.Callback):
         self._deadline = time.monotonic() + budget_seconds if budget_seconds else None
         self._tune_sigint_handler: Any = None
         self._pause_deadline: float | None = None
-        self._running: dict[str, TrialConfig] = {}
+        self.running: dict[str, TrialConfig] = {}
+        """Running trials, by run name."""
         self.pause_reason: PauseReason | None = None
         """Why the launch was paused, if it was."""
         self.deferred: dict[str, TrialConfig] = {}
@@ -79,9 +81,9 @@ class LaunchCallback(tune.Callback):
             signal.signal(signal.SIGTERM, self._on_signal)
         if self._deadline and time.monotonic() > self._deadline:
             self.pause(PauseReason.BUDGET_USED)
-        if self.deferred and not self._running and not self._queue.all_dispatched:
+        if self.deferred and not self.running and not self._queue.all_dispatched:
             self._tune_sigint_handler(signal.SIGINT, None)  # what is left waits for those that were set aside
-        if self._pause_deadline and (not self._running or time.monotonic() > self._pause_deadline):
+        if self._pause_deadline and (not self.running or time.monotonic() > self._pause_deadline):
             self._pause_deadline = None
             self._tune_sigint_handler(signal.SIGINT, None)  # Tune stops what is left
 
@@ -89,15 +91,15 @@ class LaunchCallback(tune.Callback):
         """A trial got its resources."""
         config = get_trial_config(trial)
         if not self.pause_reason:
-            self._running[config.run_name] = config
-            self._listener.on_trial_start(config.run_name)
+            self.running[config.run_name] = config
+            self._listener.on_trial_start(config)
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         """A trial reported an evaluation, a checkpoint on its way, or why it cannot go on."""
         if "val_loss" in result:
-            self._listener.on_evaluate(get_trial_config(trial).run_name, result)
+            self._listener.on_evaluate(get_trial_config(trial), result)
         elif "memory" in result:
             config = get_trial_config(trial)
             self.deferred[config.run_name] = config
@@ -106,9 +108,9 @@ class LaunchCallback(tune.Callback):
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial failed and is started again."""
-        run, reason = get_trial_config(trial).run_name, read_failure_reason(trial)
-        self._coordinator.record_restart.remote(run, reason)
-        self._listener.on_retry(run, reason)
+        config, reason = get_trial_config(trial), read_failure_reason(trial)
+        self._coordinator.record_restart.remote(config.run_name, reason)
+        self._listener.on_retry(config, reason)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial's function returned, or a scheduler stopped it."""
@@ -121,10 +123,8 @@ class LaunchCallback(tune.Callback):
         elif row.status == DONE:
             self._finish_trial(config, DONE, "")
         elif config.run_name in self.deferred or "paused" in last or self.pause_reason:
-            self._running.pop(config.run_name, None)
-            self._listener.on_trial_end(
-                config.run_name, DEFERRED if "memory" in last else PAUSED, last.get("memory", "")
-            )
+            self.running.pop(config.run_name, None)
+            self._listener.on_trial_end(config, DEFERRED if "memory" in last else PAUSED, last.get("memory", ""))
         else:
             reason = self._queue.find_stop_reason(config, row) or "by the scheduler"
             self._finish_trial(config, STOPPED, reason)
@@ -137,12 +137,12 @@ class LaunchCallback(tune.Callback):
         if status != DONE:
             write_final_status(self._storage, self._launch_name, config, status, reason)
         self._queue.mark_finished(config)
-        self._running.pop(config.run_name, None)
-        self._listener.on_trial_end(config.run_name, status, reason)
+        self.running.pop(config.run_name, None)
+        self._listener.on_trial_end(config, status, reason)
 
     def handle_out_of_memory(self, exclusive: bool) -> None:
         """Ray's own monitor ended a process, and Tune with it: whichever it was, it was one of those that ran."""
-        for run, config in list(self._running.items()):
+        for run, config in list(self.running.items()):
             if exclusive:
                 self._finish_trial(config, FAILED, "out of memory, alone on its machine")
             else:
@@ -183,8 +183,8 @@ class StepPoller:
 
     POLL_SECONDS = 0.5
 
-    def __init__(self, coordinator: Any, listener: TrialListener) -> None:
-        self._coordinator, self._listener = coordinator, listener
+    def __init__(self, coordinator: Any, listener: TrialListener, running: Mapping[str, TrialConfig]) -> None:
+        self._coordinator, self._listener, self._running = coordinator, listener, running
         self._stop_event = threading.Event()
         self._thread = threading.Thread(target=self._poll, daemon=True)
 
@@ -201,5 +201,6 @@ class StepPoller:
                 steps = ray.get(self._coordinator.get_steps.remote(), timeout=10)
             except (ray.exceptions.RayError, TimeoutError):
                 continue  # no display is worth a trial; the next look may succeed
-            for run, step in steps.items():
-                self._listener.on_step(run, step)
+            for run_name, step in steps.items():
+                if trial := self._running.get(run_name):
+                    self._listener.on_step(trial, step)

@@ -103,7 +103,7 @@ def run_launch(
                 next_launch_name(existing_results.storage),
             )
             existing_results = results_standing(sweep, existing_results.storage)
-            with _open_listeners(sweep, prepared, options, lineup, existing_results, console, tracker_pool) as live:
+            with _open_listeners(sweep, prepared, options, existing_results, console, tracker_pool) as live:
                 launched = tuner.run_trials(
                     sweep,
                     prepared,
@@ -158,10 +158,9 @@ def _run_queue(
             proposals.write_study(folder)
             last_study = time.monotonic()
 
-    tracker_pool.set_later_trials(lineup.trials)
     lineup.skip_finished()
     write_record()
-    with _open_listeners(sweep, prepared, options, lineup, existing_results, console, tracker_pool) as live:
+    with _open_listeners(sweep, prepared, options, existing_results, console, tracker_pool) as live:
         launched = tuner.run_trials(
             sweep, prepared, folder, number, resources, options.max_concurrent, lineup, write_record, live
         )
@@ -176,18 +175,11 @@ def _open_listeners(
     sweep: Sweep,
     prepared: PreparedInputs,
     options: RunOptions,
-    queue: TrialQueue,
     existing_results: Results,
     console: Console,
     tracker_pool: TrackerPool,
 ) -> Iterator[TrialListener]:
     """All who are told of the trials of a line-up, the watch first, which the others ask."""
-    known = {row.config.run_name: row.config for row in existing_results.rows}
-
-    def find_config(run_name: str) -> TrialConfig:
-        if run_name not in known:
-            known.update((trial.run_name, trial) for trial in queue.trials)  # a search has suggested it meanwhile
-        return known[run_name]
 
     def estimate_flops(trial: TrialConfig) -> float:
         """Its FLOPs; a model whose shape is not known is taken for gpt2."""
@@ -198,9 +190,7 @@ def _open_listeners(
         return planned.flops or planned.tokens * MODELS["gpt2"].shape.training_flops_per_token(trial.context_length)
 
     total = sweep.num_samples or len(existing_results.rows)
-    watch = SweepMonitor(
-        sweep.name, existing_results, total, find_config, estimate_flops, retry_failed=options.retry_failed
-    )
+    watch = SweepMonitor(sweep.name, existing_results, total, estimate_flops, retry_failed=options.retry_failed)
     with Heartbeat(existing_results.storage, watch), console.show_progress(watch) as shown:
         yield Listeners([watch, shown, tracker_pool])
 

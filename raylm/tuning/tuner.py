@@ -154,7 +154,7 @@ def run_trials(
     budget_seconds = sweep.time_budget_hours * 3600 if sweep.time_budget_hours else None
     watcher = LaunchCallback(storage, launch_name, queue, listener, board, budget_seconds)
     own_scheduler = QueueScheduler(queue, storage) if sweep.scheduler == "asha" else sweep.scheduler
-    trainable = tune.with_parameters(train_gpt2, job=job)
+    trainable = tune.with_parameters(train_gpt2, context=job)
     trainable.__name__ = sweep.name  # what Ray's dashboard calls its actors, which run one trial after another
     tuner = tune.Tuner(
         tune.with_resources(trainable, request_resources),
@@ -182,7 +182,7 @@ def run_trials(
             verbose=0,
         ),
     )
-    with StepPoller(board, listener), _restore_signal_handlers(), _hide_credentials():
+    with StepPoller(board, listener, watcher.running), _restore_signal_handlers(), _hide_credentials():
         try:
             tuner.fit()
         except Exception as error:  # whatever it is, what was finished is in storage

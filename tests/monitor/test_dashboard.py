@@ -135,21 +135,21 @@ def test_a_browser_follows_a_sweep_without_being_reloaded(
 ) -> None:
     monkeypatch.setattr(heartbeat, "SECONDS", 0.1)
     monkeypatch.setattr(dashboard, "SHARE_OF_DRAWING", 1.0)
-    watch = SweepMonitor("my-sweep", found, 4, dict(zip(RUNS, TRIALS, strict=True)).__getitem__, lambda trial: 1.0)
+    watch = SweepMonitor("my-sweep", found, 4, lambda trial: 1.0)
 
     async def follow() -> None:
         async with open_page(server.url, tmp_path / "profile") as seen:
             await seen.wait_for_text("2 waiting", "#live")
             await seen.wait_for_text(f"{RUNS[2]} (waiting)", "main")
-            watch.on_trial_start(RUNS[2])
-            watch.on_step(RUNS[2], StepMetrics(11, 40, 4.125, 1000, 250.0))
-            watch.on_step(RUNS[2], StepMetrics(12, 40, 4.0, 1000, 250.0))
+            watch.on_trial_start(TRIALS[2])
+            watch.on_step(TRIALS[2], StepMetrics(11, 40, 4.125, 1000, 250.0))
+            watch.on_step(TRIALS[2], StepMetrics(12, 40, 4.0, 1000, 250.0))
             await seen.wait_for_text("12/40", "#live")
             await seen.wait_for_text(f"{RUNS[2]} (running)", "main")
             assert "250" in await seen.read_text("#live") and "4.000" in await seen.read_text("#live")
-            watch.on_evaluate(RUNS[2], {"adj_val_loss": 2.4})
+            watch.on_evaluate(TRIALS[2], {"adj_val_loss": 2.4})
             save(Path(found.storage.uri), TRIALS[2], 2.0)
-            watch.on_trial_end(RUNS[2], DONE, "")
+            watch.on_trial_end(TRIALS[2], DONE, "")
             await seen.wait_for_text("Best on imdb so far: adj val loss 2.400", "#live")
             await seen.wait_for_text("2.40", ".best")
             await seen.wait_for_text("2 done", "header")

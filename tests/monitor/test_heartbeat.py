@@ -25,7 +25,7 @@ RUNS = [trial.run_name for trial in TRIALS]
 
 def watch() -> SweepMonitor:
     results = Results(Folder(Path("/nowhere")), [Row(trial, PENDING, "", None, None) for trial in TRIALS])
-    return SweepMonitor("s", results, 2, dict(zip(RUNS, TRIALS, strict=True)).__getitem__, lambda trial: 1.0)
+    return SweepMonitor("s", results, 2, lambda trial: 1.0)
 
 
 def test_a_command_tells_how_its_sweep_stands_for_as_long_as_it_runs_it(
@@ -34,8 +34,8 @@ def test_a_command_tells_how_its_sweep_stands_for_as_long_as_it_runs_it(
     monkeypatch.setattr(heartbeat, "SECONDS", 0.05)
     watched = watch()
     with heartbeat.Heartbeat(Folder(tmp_path), watched):
-        watched.on_trial_start(RUNS[0])
-        watched.on_step(RUNS[0], StepMetrics(1, 10, 5.0, 100, 10.0))
+        watched.on_trial_start(TRIALS[0])
+        watched.on_step(TRIALS[0], StepMetrics(1, 10, 5.0, 100, 10.0))
         deadline = time.monotonic() + 30
         while (told := heartbeat.read_heartbeat(Folder(tmp_path))) is None or not told.state.running:
             assert time.monotonic() < deadline

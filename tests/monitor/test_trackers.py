@@ -66,20 +66,20 @@ class Told:
 
     def train(self, first: int, last: int) -> None:
         for trial in TRIALS:
-            self.tell(self.tracking.on_trial_start, trial.run_name)
+            self.tell(self.tracking.on_trial_start, trial)
         for step in range(first, last + 1):
-            for run in (trial.run_name for trial in TRIALS):
+            for trial in TRIALS:
                 now = StepMetrics(step, 30, 6 - step / 10, step * 512, 1000.0)
-                self.tell(self.tracking.on_step, run, now)
-                self.tell(self.tracking.on_step, run, now)  # the display is told the same again
+                self.tell(self.tracking.on_step, trial, now)
+                self.tell(self.tracking.on_step, trial, now)  # the display is told the same again
                 if step in EPOCHS:
                     losses = dict(zip(LOSSES, EPOCHS[step], strict=True))
                     epoch = {"epoch": step // 10, "step": step, "tokens_seen": step * 512, "tokens_per_second": 1000.0}
-                    self.tell(self.tracking.on_evaluate, run, {**epoch, **losses})
+                    self.tell(self.tracking.on_evaluate, trial, {**epoch, **losses})
 
     def end(self, status: str) -> None:
         for trial in TRIALS:
-            self.tell(self.tracking.on_trial_end, trial.run_name, status, "")
+            self.tell(self.tracking.on_trial_end, trial, status, "")
 
     def __enter__(self) -> Told:
         self.tracking.__enter__()

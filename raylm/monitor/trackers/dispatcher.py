@@ -23,6 +23,7 @@ from typing import Any
 
 from raylm.config.trial import TrialConfig
 from raylm.data import cache
+from raylm.events import TrialListener
 from raylm.monitor.trackers.options import TrackerOptions
 from raylm.results.progress import EvalMetrics, StepMetrics
 from raylm.results.rows import Row
@@ -38,7 +39,7 @@ TRACKED_METRICS = ("train_loss", "val_loss", "adj_val_loss", "tokens_per_second"
 """Numbers of an evaluation that are tracked."""
 
 
-class TrackerPool:
+class TrackerPool(TrialListener):
     """Tells trackers what happens to trials, as `Live` is told of it. Used as a context."""
 
     def __init__(
@@ -61,8 +62,6 @@ class TrackerPool:
         self._folder = (
             storage.path.resolve() if isinstance(storage, Folder) else _local_tracker_folder(storage, sweep_id)
         )
-        self._trials = {row.config.run_name: row.config for row in rows}
-        self._later_trials: Sequence[TrialConfig] = ()
         self._evaluations = {row.config.run_name: {one.step: one for one in row.evaluations} for row in rows}
         self._steps: dict[str, StepMetrics] = {}
         setup = {"sweep": storage.name, "folder": str(self._folder), "grace_seconds": GRACE_SECONDS}
@@ -131,28 +130,25 @@ class TrackerPool:
             for run in runs
         )
 
-    def set_later_trials(self, trials: Sequence[TrialConfig]) -> None:
-        """Trials that are not known yet are in this list, or will be when they begin."""
-        self._later_trials = trials
-
     # ---- what Live tells ------------------------------------------------------------------------------------------
 
-    def on_trial_start(self, run_name: str) -> None:
+    def on_trial_start(self, trial: TrialConfig) -> None:
         """See `Live`."""
-        self._trials.update((one.run_name, one) for one in self._later_trials if run_name not in self._trials)
-        trial = self._trials[run_name]
+        run_name = trial.run_name
         config = {"id": f"{trial.id}-{self.sweep_id}", "trial_id": trial.id, "config": trial.as_dict()}
         self._send("begin", run_name, config)
 
-    def on_step(self, run_name: str, step: StepMetrics) -> None:
+    def on_step(self, trial: TrialConfig, step: StepMetrics) -> None:
         """See `Live`."""
+        run_name = trial.run_name
         if step != self._steps.get(run_name):
             self._steps[run_name] = step
             values = {"loss": step.loss, "tokens_per_second": step.tokens_per_second}
             self._send("numbers", run_name, {"step": step.step, "tokens": step.tokens_seen, "values": values})
 
-    def on_evaluate(self, run_name: str, metrics: Mapping[str, Any]) -> None:
+    def on_evaluate(self, trial: TrialConfig, metrics: Mapping[str, Any]) -> None:
         """See `Live`."""
+        run_name = trial.run_name
         values = {name: metrics[name] for name in TRACKED_METRICS if name in metrics}
         if {"train_loss", "val_loss", "adj_val_loss"} <= values.keys():
             losses = [values[name] for name in TRACKED_METRICS[:3]]
@@ -166,18 +162,13 @@ class TrackerPool:
         }
         self._send("numbers", run_name, told)
 
-    def on_retry(self, run_name: str, reason: str) -> None:
+    def on_trial_end(self, trial: TrialConfig, status: str, reason: str) -> None:
         """See `Live`."""
-
-    def on_trial_end(self, run_name: str, status: str, reason: str) -> None:
-        """See `Live`."""
+        run_name = trial.run_name
         last = max(self._evaluations.get(run_name, {}), default=0)
         self._send(
             "end", run_name, {"status": status, "reason": reason, "step": last, "best": self._best_metrics(run_name)}
         )
-
-    def on_pause(self, reason: str) -> None:
-        """See `Live`."""
 
     def _best_metrics(self, run_name: str) -> dict[str, float] | None:
         """The losses of the best epoch so far, as the table shows them."""
