@@ -234,6 +234,27 @@ print(json.dumps({run: kept.get_logs("mine", run) for run in kept.get_runs("mine
         assert [row["best/val_loss"] for row in logs if "best/val_loss" in row] == [5.5, 5.2, 5.2, 5.2, 5.2]
 
 
+def test_a_step_that_arrives_after_its_trial_has_ended_changes_no_run(tmp_path: Path) -> None:
+    """The driver reads steps in a thread: the last one of a trial may arrive when the trial has ended."""
+    with Told(tmp_path / "small", OFFLINE) as told:
+        told.train(1, 29)
+        told.end("done")
+        for trial in TRIALS:
+            told.tell(told.tracking.on_step, trial, StepMetrics(30, 30, 3.0, 30 * 512, 1000.0))
+    runs = offline_runs(tmp_path / "small")
+    assert [(run.summary["val_loss"], run.summary["status"]) for run in runs] == 2 * [(EPOCHS[20][1], "done")]
+    for trial in TRIALS:
+        assert len(list((tmp_path / "small" / "tensorboard" / trial.run_name).iterdir())) == 1
+
+
+def test_a_trial_that_ends_without_having_started_is_not_tracked(tmp_path: Path) -> None:
+    """While a sweep pauses, a trial may get its resources too late to start: its end alone is reported."""
+    with Told(tmp_path / "small", OFFLINE) as told:
+        told.end("paused")
+    assert told.said == []
+    assert offline_runs(tmp_path / "small") == []
+
+
 # ---- what goes wrong there ----------------------------------------------------------------------------------------
 
 

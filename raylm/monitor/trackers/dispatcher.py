@@ -73,6 +73,9 @@ class TrackerPool(TrialListener):
                 self._setups[name] = {**setup, "place": place}
         self._processes: list[TrackerProcess] = []
         self._has_sent = False
+        self._lock = threading.Lock()
+        self._running: set[str] = set()
+        """Runs that have started and not ended. Steps come from a thread of their own, the last of them also late."""
 
     def __enter__(self) -> TrackerPool:
         """Starts the trackers' processes."""
@@ -179,10 +182,22 @@ class TrackerPool(TrialListener):
         return {**{name: named[name] for name in TRACKED_METRICS[:3]}, "best_epoch": best.epoch}
 
     def _send(self, event: str, run_name: str, payload: Mapping[str, Any]) -> None:
-        self._has_sent = True
+        """Queue an event for every tracker. Events of a run that is not running are dropped.
+
+        A step that is read before its trial ends and arrives after would otherwise begin the run again: its summary
+        would be lost and its status would be "interrupted".
+        """
         line = json.dumps({"event": event, "run": run_name, **payload}).encode() + b"\n"
-        for one in self._processes:
-            one.put(line)
+        with self._lock:  # the check and the queues: nothing comes between a run's end and what follows
+            if event == "begin":
+                self._running.add(run_name)
+            elif run_name not in self._running:
+                return
+            elif event == "end":
+                self._running.remove(run_name)
+            self._has_sent = True
+            for process in self._processes:
+                process.put(line)
 
 
 def _local_tracker_folder(storage: Storage, sweep_id: str) -> Path:
