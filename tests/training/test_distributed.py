@@ -118,8 +118,15 @@ UNEVEN = {
 
 
 ROUNDING = 5e-6
-"""Relative. Adafactor steps as far on a gradient that is rounding alone, as that of a key's bias: after a last batch of
-one window, micro-batches of 8, 4, 3, 2 and 1 windows of one process come to losses 2e-6 apart."""
+"""Relative tolerance of losses where sums are taken in another order, with Adafactor at a learning rate of 1e-3.
+
+Float32 alone leaves 1.6e-7, three units of 2^-24. The rest follows from the gradient of a key's bias, which is rounding
+alone, since attention does not depend on that bias. Adafactor divides it by its own root mean square all the same, and
+clips the step of the whole `c_attn.bias` by a root mean square that includes it: the biases of queries and values move
+by different shares of the learning rate. With micro-batches of 8 and of 4, 3, 2 or 1 windows losses differ by 2e-6 at
+a rate of 1e-3, by 5e-7 at 3e-4, and by 1.6e-7 at any rate if that gradient is zero or nothing is clipped. The largest
+difference in this file is 3.3e-6 with AVX2, and 2.2e-6 with AVX-512 or no vector instructions.
+"""
 
 
 @pytest.mark.parametrize("fields", UNEVEN.values(), ids=UNEVEN.keys())
@@ -162,8 +169,8 @@ def test_a_trial_goes_on_with_another_number_of_ranks(train: Train, tmp_path: Pa
     before = train(first, config, save_at=3, fit=MicroBatching(1))
     after = train(then, config, resume_from=tmp_path, fit=MicroBatching(2))
     assert {one.micro_batch_size for one in after} == {2}  # what fits now
-    assert [*before[0].losses, *after[-1].losses] == pytest.approx(undisturbed.losses, rel=2e-6)
-    assert after[0].measured[-1].val_loss == pytest.approx(undisturbed.measured[-1].val_loss, rel=2e-6)
+    assert [*before[0].losses, *after[-1].losses] == pytest.approx(undisturbed.losses, rel=ROUNDING)
+    assert after[0].measured[-1].val_loss == pytest.approx(undisturbed.measured[-1].val_loss, rel=ROUNDING)
 
 
 def test_each_rank_draws_dropout_masks_of_its_own_the_first_those_of_one_process(train: Train, corpus: Corpus) -> None:
