@@ -241,7 +241,7 @@ def test_a_step_that_arrives_after_its_trial_has_ended_changes_no_run(tmp_path: 
         told.end("done")
         for trial in TRIALS:
             told.tell(told.tracking.on_step, trial, StepMetrics(30, 30, 3.0, 30 * 512, 1000.0))
-    runs = offline_runs(tmp_path / "small")
+    runs = load_offline_runs(tmp_path / "small")
     assert [(run.summary["val_loss"], run.summary["status"]) for run in runs] == 2 * [(EPOCHS[20][1], "done")]
     for trial in TRIALS:
         assert len(list((tmp_path / "small" / "tensorboard" / trial.run_name).iterdir())) == 1
@@ -252,7 +252,7 @@ def test_a_trial_that_ends_without_having_started_is_not_tracked(tmp_path: Path)
     with Told(tmp_path / "small", OFFLINE) as told:
         told.end("paused")
     assert told.said == []
-    assert offline_runs(tmp_path / "small") == []
+    assert load_offline_runs(tmp_path / "small") == []
 
 
 # ---- what goes wrong there ----------------------------------------------------------------------------------------
