@@ -86,9 +86,9 @@ def _trained_folder(small_text: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture
-def trained_sweep(_trained_once: Path, tmp_path: Path) -> SweepResults:
+def trained_sweep(_trained_folder: Path, tmp_path: Path) -> SweepResults:
     """A results folder with a finished trial and one that was never begun, made without Ray; each test has its own."""
-    return load_results(shutil.copytree(_trained_once, tmp_path / "s"))
+    return load_results(shutil.copytree(_trained_folder, tmp_path / "s"))
 
 
 @contextlib.contextmanager
@@ -140,10 +140,10 @@ def hub_url() -> Iterator[str]:
 
 
 @pytest.fixture
-def hub_env(hub: str, tmp_path: Path) -> dict[str, str]:
+def hub_env(hub_url: str, tmp_path: Path) -> dict[str, str]:
     """The environment of a process that uses the stand-in, with empty caches."""
     caches = {"HF_HOME": str(tmp_path / "hf"), "RAYLM_CACHE": str(tmp_path / "raylm")}
-    return {**os.environ, "HF_ENDPOINT": hub, "HF_HUB_OFFLINE": "0", **caches}
+    return {**os.environ, "HF_ENDPOINT": hub_url, "HF_HUB_OFFLINE": "0", **caches}
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 
 from raylm import __version__
 
-SWEEPS = Path(__file__).resolve().parent.parent / "sweeps"
+SWEEPS = Path(__file__).resolve().parents[2] / "sweeps"
 RAYLM = [str(Path(sysconfig.get_path("scripts"), "raylm"))]
 MODULE = [sys.executable, "-m", "raylm.sweep"]
 GOOD = 'from raylm import Sweep\nsweep = Sweep(name="tried", space={"seed": {"grid_search": [1, 2]}})\n'

@@ -27,7 +27,7 @@ sweep = Sweep(name={name!r}, space={{
 
 
 def test_a_sweep_takes_its_time_with_a_slow_hub_and_the_next_ones_need_none(
-    small_text: Path, tmp_path: Path, sweep_command: RunSweep
+    small_text: Path, tmp_path: Path, run_sweep: RunSweep
 ) -> None:
     lines = [(small_text / f"{split}.txt").read_text().splitlines() for split in ("train", "validation")]
     root = write_small_hub(tmp_path / "root", *lines)
@@ -39,7 +39,7 @@ def test_a_sweep_takes_its_time_with_a_slow_hub_and_the_next_ones_need_none(
 
     with serve_hub("--root", str(root), "--delay", str(SECONDS_BEFORE_AN_ANSWER)) as endpoint:
         env = {**os.environ, **places, "HF_ENDPOINT": endpoint}
-        done = sweep_command(files["first"], env=env)
+        done = run_sweep(files["first"], env=env)
         assert done.returncode == 0, done.stdout + done.stderr
         with urllib.request.urlopen(f"{endpoint}/_stats") as answer:
             asked: dict[str, int] = json.load(answer)["by_path"]
@@ -47,7 +47,7 @@ def test_a_sweep_takes_its_time_with_a_slow_hub_and_the_next_ones_need_none(
     assert len(fetched) == 3
     assert set(fetched.values()) == {1}, "two trials, each file once"
 
-    done = sweep_command(files["second"], env=env)  # nobody answers there any more
+    done = run_sweep(files["second"], env=env)  # nobody answers there any more
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"the hub cannot be reached; dataset {SMALL_HUB_DATASET} is taken as it was last seen" in done.stderr
     first, second = tmp_path / "runs" / "first", tmp_path / "runs" / "second"

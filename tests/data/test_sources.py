@@ -78,9 +78,9 @@ print(json.dumps({
 """
 
 
-def test_real_corpora_have_the_reference_tables_ratio(hub_environment: dict[str, str]) -> None:
+def test_real_corpora_have_the_reference_tables_ratio(hub_env: dict[str, str]) -> None:
     command = [sys.executable, "-c", PREPARE, "wikitext2", "imdb"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=hub_environment)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=hub_env)
     sizes = json.loads(done.stdout)
     train, words, tokens, vocabulary, end_of_text = sizes["wikitext2"]
     assert words == 217_646
@@ -119,10 +119,8 @@ def reason(dataset: str, environment: dict[str, str]) -> str:
         ("wikitext103", ["dataset wikitext103", "no train split", "validation"]),
     ],
 )
-def test_what_the_hub_does_not_have_is_said_in_a_line(
-    hub_environment: dict[str, str], dataset: str, words: list[str]
-) -> None:
-    said = reason(dataset, hub_environment)
+def test_what_the_hub_does_not_have_is_said_in_a_line(hub_env: dict[str, str], dataset: str, words: list[str]) -> None:
+    said = reason(dataset, hub_env)
     assert all(word in said for word in words), said
 
 

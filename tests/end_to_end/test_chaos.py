@@ -563,7 +563,7 @@ def test_a_cache_that_is_full_is_named_and_holds_no_half_of_a_corpus(
 
 @pytest.mark.chaos
 def test_a_lost_node_is_not_seen_in_the_results(
-    search: Undisturbed, start: Start, tmp_path: Path, ray_place: Path
+    search: Undisturbed, start: Start, tmp_path: Path, ray_tmpdir: Path
 ) -> None:
     from ray.cluster_utils import Cluster
 

@@ -30,7 +30,7 @@ def plain(notebook: Any, number: int) -> str:
 
 
 @pytest.mark.slow
-def test_the_notebook_runs_and_shows_what_it_says(tmp_path: Path, ray_place: Path) -> None:
+def test_the_notebook_runs_and_shows_what_it_says(tmp_path: Path, ray_tmpdir: Path) -> None:
     kept = nbformat.read(NOTEBOOK, 4)
     run = nbformat.read(NOTEBOOK, 4)
     NotebookClient(run, timeout=300, resources={"metadata": {"path": tmp_path}}).execute()

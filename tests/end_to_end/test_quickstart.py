@@ -30,17 +30,17 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def first_command(tmp_path: Path, sweep_command: RunSweep) -> tuple[str, Path]:
+def first_command(tmp_path: Path, run_sweep: RunSweep) -> tuple[str, Path]:
     """What the README's first command prints, and its results: `.ci/run` has run it in a fresh environment."""
     if storage := os.environ.get("RAYLM_TESTS_QUICKSTART"):
         return Path(storage, "printed").read_text(), Path(storage, "quickstart")
-    done = sweep_command(SWEEPS / "quickstart.py")
+    done = run_sweep(SWEEPS / "quickstart.py")
     assert done.returncode == 0, done.stderr
     return done.stdout, tmp_path / "runs" / "quickstart"
 
 
-def test_the_quickstart_learns_and_its_best_checkpoint_opens_anywhere(tmp_path: Path, sweep_command: RunSweep) -> None:
-    printed, folder = first_command(tmp_path, sweep_command)
+def test_the_quickstart_learns_and_its_best_checkpoint_opens_anywhere(tmp_path: Path, run_sweep: RunSweep) -> None:
+    printed, folder = first_command(tmp_path, run_sweep)
     assert "dashboard: http://127.0.0.1:" in printed
     rows = rows_of(folder)
     assert len(rows) >= 6
@@ -80,17 +80,17 @@ data.prepare("imdb", source.files(), source.name)
 
 @pytest.mark.chaos
 def test_the_imdb_grid_asks_the_hub_as_often_as_one_trial(
-    hub: str, hub_environment: dict[str, str], tmp_path: Path, sweep_command: RunSweep
+    hub_url: str, hub_env: dict[str, str], tmp_path: Path, run_sweep: RunSweep
 ) -> None:
-    before = requests_so_far(hub)
+    before = requests_so_far(hub_url)
     small = ["--set", "model=raylm-test/gpt2-tiny", "--set", "max_train_tokens=8192"]
-    done = sweep_command(SWEEPS / "imdb_grid.py", *small, env=hub_environment)
+    done = run_sweep(SWEEPS / "imdb_grid.py", *small, env=hub_env)
     assert done.returncode == 0, done.stderr
-    asked = requests_so_far(hub) - before
+    asked = requests_so_far(hub_url) - before
 
-    empty = {name: hub_environment[name] + "-of-one" for name in ("HF_HOME", "RAYLM_CACHE")}
-    subprocess.run([sys.executable, "-c", ONE_TRIAL], check=True, env={**hub_environment, **empty})
-    assert requests_so_far(hub) - before - asked == asked > 10
+    empty = {name: hub_env[name] + "-of-one" for name in ("HF_HOME", "RAYLM_CACHE")}
+    subprocess.run([sys.executable, "-c", ONE_TRIAL], check=True, env={**hub_env, **empty})
+    assert requests_so_far(hub_url) - before - asked == asked > 10
 
     rows = rows_of(tmp_path / "runs" / "imdb-grid")
     assert len(rows) == 5  # the 8 rows of the file, of which 3 name the same trial once the model is one

@@ -104,7 +104,7 @@ def test_what_google_announces(machine: Metadata) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("machine", ["AWS", "Google"], indirect=True)
-def test_ray_is_told(machine: Metadata, ray_place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_is_told(machine: Metadata, ray_tmpdir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
@@ -140,7 +140,7 @@ sweep = Sweep(name="spot", space={{
 
 
 @pytest.mark.chaos
-def test_a_trial_leaves_a_node_before_the_node_leaves_it(ray_place: Path, tmp_path: Path) -> None:
+def test_a_trial_leaves_a_node_before_the_node_leaves_it(ray_tmpdir: Path, tmp_path: Path) -> None:
     """It is saved in the middle of its only epoch, without an evaluation on the way."""
     file, output, text = tmp_path / "spot.py", tmp_path / "output", tmp_path / "text"
     text.mkdir()

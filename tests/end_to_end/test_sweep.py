@@ -75,7 +75,7 @@ def manifests(folder: Path) -> list[Path]:
     return list(folder.glob("small/launch-*/*/checkpoint_*/manifest.json"))
 
 
-def test_the_table_the_checkpoints_and_the_record(undisturbed: tuple[Path, Path], sweep_command: RunSweep) -> None:
+def test_the_table_the_checkpoints_and_the_record(undisturbed: tuple[Path, Path], run_sweep: RunSweep) -> None:
     _, folder = undisturbed
     rows = read_stable_table(folder)
     assert len(rows) == 4
@@ -133,11 +133,11 @@ def test_killed_trials_are_not_seen_in_the_results(
     undisturbed: tuple[Path, Path],
     tmp_path: Path,
     started: Callable[[], subprocess.Popen[str]],
-    sweep_command: RunSweep,
+    run_sweep: RunSweep,
 ) -> None:
     driver = started()
     wait_for(lambda: manifests(tmp_path / "runs"))
-    second = sweep_command(undisturbed[0])  # meanwhile, another command on the same folder
+    second = run_sweep(undisturbed[0])  # meanwhile, another command on the same folder
     assert second.returncode == 2
     assert f"is in use by process {driver.pid}" in second.stderr
     told = subprocess.run(
@@ -181,7 +181,7 @@ def test_a_sweep_interrupted_and_then_killed_ends_as_an_undisturbed_one(
 
 
 def test_a_failing_trial_stops_no_other_and_can_be_tried_again(
-    tmp_path: Path, small_text: Path, sweep_command: RunSweep
+    tmp_path: Path, small_text: Path, run_sweep: RunSweep
 ) -> None:
     model = tmp_path / "model"
     spoken = tokenizer.train([(small_text / "train.txt").read_text()])
@@ -194,7 +194,7 @@ def test_a_failing_trial_stops_no_other_and_can_be_tried_again(
     (model / "model.safetensors").write_bytes(whole[:-100])
     file = write_sweep(tmp_path / "s.py", small_text, "16", f"tune.grid_search(['gpt2-nano', {str(model)!r}])")
 
-    first = sweep_command(file)
+    first = run_sweep(file)
     assert first.returncode == 1
     rows = list(read_stable_table(tmp_path / "runs" / "small").values())
     assert [row["status"] for row in rows] == ["done", "done", "failed", "failed"]
@@ -203,18 +203,18 @@ def test_a_failing_trial_stops_no_other_and_can_be_tried_again(
     log = (tmp_path / "runs" / "small" / "launch-001" / rows[2]["run"] / "log.txt").read_text()
     assert "] ends, reason: " in log and "weights cannot be loaded" in log
 
-    again = sweep_command(file)
+    again = run_sweep(file)
     assert again.returncode == 1
     assert "starting Ray" not in again.stdout
 
     (model / "model.safetensors").write_bytes(whole)
-    mended = sweep_command(file, "--retry-failed")
+    mended = run_sweep(file, "--retry-failed")
     assert mended.returncode == 0, mended.stderr
     assert {row["status"] for row in read_stable_table(tmp_path / "runs" / "small").values()} == {"done"}
 
 
 def test_the_best_epoch_is_kept_beside_the_latest_and_a_diverged_trial_is_not_ranked(
-    tmp_path: Path, small_text: Path, sweep_command: RunSweep
+    tmp_path: Path, small_text: Path, run_sweep: RunSweep
 ) -> None:
     file = tmp_path / "s.py"
     file.write_text(f"""
@@ -225,7 +225,7 @@ sweep = Sweep(name="small", space={{
     "warmup_ratio": 0.0, "lr_schedule": "constant", "learning_rate": tune.grid_search([1e-2, 1e30]),
 }})
 """)
-    done = sweep_command(file)
+    done = run_sweep(file)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "runs" / "small"
     good, bad = read_stable_table(folder).values()
@@ -246,11 +246,11 @@ sweep = Sweep(name="small", space={{
 
 
 def test_resources_that_no_node_has_are_refused_before_anything_runs(
-    tmp_path: Path, small_text: Path, sweep_command: RunSweep
+    tmp_path: Path, small_text: Path, run_sweep: RunSweep
 ) -> None:
     file = write_sweep(tmp_path / "s.py", small_text)
     file.write_text(file.read_text().replace("cpus=1", "gpus=1, cpus=64"))
-    done = sweep_command(file)
+    done = run_sweep(file)
     assert done.returncode == 2
     assert "64 CPUs and 1 GPUs" in done.stderr
     assert "no node of the cluster has" in done.stderr

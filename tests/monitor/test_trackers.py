@@ -430,11 +430,11 @@ sweep = Sweep(name="small", space={{
 
 
 @pytest.mark.slow
-def test_a_sweep_is_tracked_everywhere(tmp_path: Path, small_text: Path, sweep_command: RunSweep) -> None:
+def test_a_sweep_is_tracked_everywhere(tmp_path: Path, small_text: Path, run_sweep: RunSweep) -> None:
     file = tmp_path / "small.py"
     file.write_text(SWEEP.format(dataset=str(small_text)))
     everywhere = ("--wandb", "offline", "--mlflow", str(tmp_path / "mlflow"), "--trackio", "mine")
-    done = sweep_command(file, *everywhere)
+    done = run_sweep(file, *everywhere)
     assert done.returncode == 0, done.stdout + done.stderr
     folder = tmp_path / "runs" / "small"
     rows = read_stable_table(folder)

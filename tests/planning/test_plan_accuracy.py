@@ -23,9 +23,9 @@ def test_the_catalog_knows_the_parameters_of_each_size(model: str, parameters: i
 
 
 @pytest.mark.slow
-def test_gpt2_takes_real_steps_and_learns_from_the_first(hub_environment: dict[str, str]) -> None:
+def test_gpt2_takes_real_steps_and_learns_from_the_first(hub_env: dict[str, str]) -> None:
     command = [sys.executable, str(SCRIPT), "--one", "gpt2:256:8", "--steps", "2"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=hub_environment)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=hub_env)
     assert done.returncode == 0, done.stderr
     measured = json.loads(done.stdout.splitlines()[-1])
     assert measured["parameters"] == PARAMETERS["gpt2"]

@@ -32,13 +32,13 @@ MODEL_FILES = {"config.json", "generation_config.json", "model.safetensors", "to
 
 
 @pytest.fixture
-def row(trained: SweepResults) -> Row:
-    return trained.best()
+def row(trained_sweep: SweepResults) -> Row:
+    return trained_sweep.best()
 
 
-def test_the_folder_is_the_model_that_the_row_tells_of(trained: SweepResults, row: Row, tmp_path: Path) -> None:
+def test_the_folder_is_the_model_that_the_row_tells_of(trained_sweep: SweepResults, row: Row, tmp_path: Path) -> None:
     folder = tmp_path / "to" / "model"
-    assert export(trained, row, folder) == ExportResult(license_id=None, url=None)
+    assert export(trained_sweep, row, folder) == ExportResult(license_id=None, url=None)
     assert {path.name for path in folder.iterdir()} == {*MODEL_FILES, "README.md", "sweep.py"}
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -50,8 +50,8 @@ def test_the_folder_is_the_model_that_the_row_tells_of(trained: SweepResults, ro
     assert 0 < len(ids) < 10
 
 
-def test_the_card_tells_the_losses_with_their_dataset(trained: SweepResults, row: Row, tmp_path: Path) -> None:
-    export(trained, row, tmp_path / "model")
+def test_the_card_tells_the_losses_with_their_dataset(trained_sweep: SweepResults, row: Row, tmp_path: Path) -> None:
+    export(trained_sweep, row, tmp_path / "model")
     told = ModelCard.load(tmp_path / "model" / "README.md")
     assert (told.data.license, told.data.base_model, told.data.datasets) == ("unknown", None, None)
     losses = row.metrics
@@ -65,20 +65,20 @@ def test_the_card_tells_the_losses_with_their_dataset(trained: SweepResults, row
     assert "gpt2-nano, from random weights, on" in told.text
 
 
-def test_a_loss_whose_perplexity_no_float_holds_has_none(trained: SweepResults, row: Row) -> None:
+def test_a_loss_whose_perplexity_no_float_holds_has_none(trained_sweep: SweepResults, row: Row) -> None:
     assert row.latest_checkpoint is not None and row.metrics is not None
     bad = replace(row.metrics, val_loss=800.0)
     latest = replace(row.latest_checkpoint, progress=replace(row.latest_checkpoint.progress, evaluations=[bad]))
-    provenance = model_card.load_provenance(trained, row)
-    text = model_card.render_card(trained, replace(row, latest_checkpoint=latest), provenance, None)
+    provenance = model_card.load_provenance(trained_sweep, row)
+    text = model_card.render_card(trained_sweep, replace(row, latest_checkpoint=latest), provenance, None)
     assert "Perplexity per token: inf." in text and "value: 800.0" in text and "perplexity per token" not in text
 
 
 def test_the_card_tells_nothing_of_the_machine_and_makes_the_row_again(
-    trained: SweepResults, row: Row, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained_sweep: SweepResults, row: Row, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "model"
-    export(trained, row, folder)
+    export(trained_sweep, row, folder)
     data_folder = Path(row.config.dataset)
     for file in folder.iterdir():
         assert str(data_folder.parent).encode() not in file.read_bytes(), file.name
@@ -110,7 +110,7 @@ def recorded(found: SweepResults, config: TrialConfig, revision: str) -> Row:
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
 )
 def test_what_is_on_the_hub_is_named_as_there(
-    trained: SweepResults,
+    trained_sweep: SweepResults,
     tmp_path: Path,
     fields: Mapping[str, object],
     base: str | None,
@@ -118,44 +118,46 @@ def test_what_is_on_the_hub_is_named_as_there(
     licence: str,
 ) -> None:
     config = TrialConfig.from_record({"context_length": 256, **fields})
-    row = recorded(trained, config, "a" * 40)
-    export(trained, row, tmp_path / "model")  # the hub is not asked here, so the licence of owner/model is not known
+    row = recorded(trained_sweep, config, "a" * 40)
+    export(
+        trained_sweep, row, tmp_path / "model"
+    )  # the hub is not asked here, so the licence of owner/model is not known
     told = ModelCard.load(tmp_path / "model" / "README.md")
     assert (told.data.base_model, told.data.datasets, told.data.license) == (base, [dataset], licence)
     assert told.data.eval_results is not None
     assert {one.dataset_revision for one in told.data.eval_results} == {"a" * 40}
     assert f"(https://huggingface.co/datasets/{dataset})" in told.text and "torch 2.13.0" in told.text
-    assert model_card.load_provenance(trained, row).dataset.config_name in ("plain_text", "part")
+    assert model_card.load_provenance(trained_sweep, row).dataset.config_name in ("plain_text", "part")
 
 
-def test_a_licence_that_is_given_goes_before(trained: SweepResults, tmp_path: Path) -> None:
-    row = recorded(trained, TrialConfig.from_record({"dataset": "imdb", "model": "gpt2"}), "a" * 40)
-    assert export(trained, row, tmp_path / "model", license_id="cc-by-4.0").license_id == "cc-by-4.0"
+def test_a_licence_that_is_given_goes_before(trained_sweep: SweepResults, tmp_path: Path) -> None:
+    row = recorded(trained_sweep, TrialConfig.from_record({"dataset": "imdb", "model": "gpt2"}), "a" * 40)
+    assert export(trained_sweep, row, tmp_path / "model", license_id="cc-by-4.0").license_id == "cc-by-4.0"
     assert ModelCard.load(tmp_path / "model" / "README.md").data.license == "cc-by-4.0"
 
 
-def test_a_folder_that_is_taken_is_left_as_it_is(trained: SweepResults, row: Row, tmp_path: Path) -> None:
+def test_a_folder_that_is_taken_is_left_as_it_is(trained_sweep: SweepResults, row: Row, tmp_path: Path) -> None:
     taken, file = tmp_path / "taken", tmp_path / "file"
     taken.mkdir()
     (taken / "mine").write_text("mine")
     file.write_text("mine")
     for place in (taken, file):
         with pytest.raises(UserError, match="is there and not empty"):
-            export(trained, row, place)
+            export(trained_sweep, row, place)
     assert [path.name for path in taken.iterdir()] == ["mine"] and file.read_text() == "mine"
     (taken / "mine").unlink()
-    export(trained, row, taken)
+    export(trained_sweep, row, taken)
     assert (taken / "model.safetensors").exists()
 
 
-def test_what_cannot_be_exported_leaves_nothing(trained: SweepResults, row: Row, tmp_path: Path) -> None:
+def test_what_cannot_be_exported_leaves_nothing(trained_sweep: SweepResults, row: Row, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"\(missing\) has no evaluated epoch yet"):
-        export(trained, trained.rows[1], tmp_path / "model")
+        export(trained_sweep, trained_sweep.rows[1], tmp_path / "model")
     assert row.best_checkpoint is not None
-    weights = Path(trained.storage.uri_of(row.best_checkpoint.folder), "model.safetensors")
+    weights = Path(trained_sweep.storage.uri_of(row.best_checkpoint.folder), "model.safetensors")
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     with pytest.raises(UserError, match="is damaged"):
-        export(trained, row, tmp_path / "model")
+        export(trained_sweep, row, tmp_path / "model")
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
 
 
@@ -187,21 +189,21 @@ def pushed(
     )
 
 
-def test_a_push_uploads_what_the_folder_has(trained: SweepResults, tmp_path: Path, hub: UploadServer) -> None:
+def test_a_push_uploads_what_the_folder_has(trained_sweep: SweepResults, tmp_path: Path, hub: UploadServer) -> None:
     for number, repository in enumerate(("me/small", "small")):
-        done = pushed(trained, tmp_path / f"{number}", "--push", repository, endpoint=hub.url)
+        done = pushed(trained_sweep, tmp_path / f"{number}", "--push", repository, endpoint=hub.url)
         assert done.returncode == 0, done.stderr
         assert f"{hub.url}/me/small" in done.stdout and "--license" in done.stdout
     assert hub.visibilities == {"me/small": "private"}
     for number in range(2):
         assert hub.files["me/small"] == {path.name: path.read_bytes() for path in (tmp_path / f"{number}").iterdir()}
-    assert hub.commit_messages == [f"{trained.best().config.run_name}, exported by raylm"] * 2
+    assert hub.commit_messages == [f"{trained_sweep.best().config.run_name}, exported by raylm"] * 2
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or WRITE_TOKEN.encode() not in path.read_bytes(), f"{path} holds the token"
 
 
-def test_a_repository_for_all_is_asked_for(trained: SweepResults, tmp_path: Path, hub: UploadServer) -> None:
-    done = pushed(trained, tmp_path / "model", "--push", "org/small", "--public", endpoint=hub.url)
+def test_a_repository_for_all_is_asked_for(trained_sweep: SweepResults, tmp_path: Path, hub: UploadServer) -> None:
+    done = pushed(trained_sweep, tmp_path / "model", "--push", "org/small", "--public", endpoint=hub.url)
     assert (done.returncode, hub.visibilities) == (0, {"org/small": "public"})
 
 
@@ -216,16 +218,16 @@ def test_a_repository_for_all_is_asked_for(trained: SweepResults, tmp_path: Path
     ],
 )
 def test_a_push_that_is_refused_leaves_nothing(
-    trained: SweepResults, tmp_path: Path, hub: UploadServer, repository: str, token: str | None, words: list[str]
+    trained_sweep: SweepResults, tmp_path: Path, hub: UploadServer, repository: str, token: str | None, words: list[str]
 ) -> None:
-    done = pushed(trained, tmp_path / "model", "--push", repository, endpoint=hub.url, token=token)
+    done = pushed(trained_sweep, tmp_path / "model", "--push", repository, endpoint=hub.url, token=token)
     assert_refused(done, f"raylm: --push {repository}: ", *words)
     assert not (tmp_path / "model").exists() and hub.files == {}
     assert token is None or token not in done.stdout + done.stderr
 
 
-def test_a_hub_that_is_not_there(trained: SweepResults, tmp_path: Path) -> None:
-    done = pushed(trained, tmp_path / "model", "--push", "me/small", endpoint="http://127.0.0.1:9")
+def test_a_hub_that_is_not_there(trained_sweep: SweepResults, tmp_path: Path) -> None:
+    done = pushed(trained_sweep, tmp_path / "model", "--push", "me/small", endpoint="http://127.0.0.1:9")
     assert_refused(done, "raylm: --push me/small: ", "cannot be reached")
     assert not (tmp_path / "model").exists()
 
@@ -238,12 +240,12 @@ def assert_refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
 # ---- the command --------------------------------------------------------------------------------------------------
 
 
-def test_of_several_datasets_one_is_named(trained: SweepResults, tmp_path: Path) -> None:
-    content = json.loads((Path(trained.storage.uri) / sweep_record.RECORD_FILE).read_text())
+def test_of_several_datasets_one_is_named(trained_sweep: SweepResults, tmp_path: Path) -> None:
+    content = json.loads((Path(trained_sweep.storage.uri) / sweep_record.RECORD_FILE).read_text())
     other = TrialConfig.from_record({"dataset": "imdb"})
     content["trials"].append({"config": other.as_dict()})
-    (Path(trained.storage.uri) / sweep_record.RECORD_FILE).write_text(json.dumps(content))
+    (Path(trained_sweep.storage.uri) / sweep_record.RECORD_FILE).write_text(json.dumps(content))
     none = "http://127.0.0.1:9"
-    assert_refused(pushed(trained, tmp_path / "model", endpoint=none), "name one: ", "imdb")
-    done = pushed(trained, tmp_path / "model", "--dataset", trained.best().config.dataset, endpoint=none)
+    assert_refused(pushed(trained_sweep, tmp_path / "model", endpoint=none), "name one: ", "imdb")
+    done = pushed(trained_sweep, tmp_path / "model", "--dataset", trained_sweep.best().config.dataset, endpoint=none)
     assert done.returncode == 0 and (tmp_path / "model").is_dir(), done.stderr

@@ -24,9 +24,9 @@ SCRIPT = Path(__file__).resolve().parents[2] / "bench" / "vs_trainer.py"
 
 
 @pytest.mark.chaos
-def test_wikitext2_is_learnt_as_by_transformers_trainer(hub_environment: dict[str, str]) -> None:
+def test_wikitext2_is_learnt_as_by_transformers_trainer(hub_env: dict[str, str]) -> None:
     command = [sys.executable, str(SCRIPT), "--dataset", "wikitext2", "--max-train-tokens", "200000"]
-    env = {**hub_environment, "OMP_NUM_THREADS": "1"}
+    env = {**hub_env, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     assert done.returncode == 0, done.stderr
     measured = json.loads(done.stdout.splitlines()[-1])

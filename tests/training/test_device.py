@@ -27,7 +27,7 @@ def test_a_processor_without_bfloat16_computes_in_float32(monkeypatch: pytest.Mo
 
 
 @pytest.mark.slow
-def test_a_sweep_is_refused_before_ray_is_started(sweep_command: RunSweep, small_text: Path, tmp_path: Path) -> None:
+def test_a_sweep_is_refused_before_ray_is_started(run_sweep: RunSweep, small_text: Path, tmp_path: Path) -> None:
     if resolve_precision("auto", "cpu") == "bfloat16":
         pytest.skip("this processor has bfloat16")
     file = tmp_path / "half.py"
@@ -36,7 +36,7 @@ def test_a_sweep_is_refused_before_ray_is_started(sweep_command: RunSweep, small
         "from raylm import Resources, Sweep\n"
         f"sweep = Sweep(name='half', space={space!r}, precision='bfloat16', resources=Resources(cpus=1, gpus=0))\n"
     )
-    done = sweep_command(file)
+    done = run_sweep(file)
     assert done.returncode == 2, done.stderr
     assert "bfloat16 would be emulated on this processor" in done.stderr
     assert "dashboard" not in done.stdout  # Ray has not started

@@ -35,20 +35,20 @@ def own_loss(trained: Results, context_length: int) -> float:
     return total / len(windows.tokens)
 
 
-def test_values_are_those_of_the_checkpoint_and_are_made_once(trained: Results) -> None:
-    made = list(evaluate_lengths(trained, [16, 32, 64, 4096]))  # 32 is its own, 4096 more than it takes
+def test_values_are_those_of_the_checkpoint_and_are_made_once(trained_sweep: Results) -> None:
+    made = list(evaluate_lengths(trained_sweep, [16, 32, 64, 4096]))  # 32 is its own, 4096 more than it takes
     assert [one.context_length for one in made] == [16, 64]
     for one in made:
-        assert one.config == trained.rows[0].config
-        assert one.val_loss == pytest.approx(own_loss(trained, one.context_length), abs=1e-5)
-    again = load_results(trained.storage.uri)
+        assert one.config == trained_sweep.rows[0].config
+        assert one.val_loss == pytest.approx(own_loss(trained_sweep, one.context_length), abs=1e-5)
+    again = load_results(trained_sweep.storage.uri)
     assert again.rows[0].length_evals == {one.context_length: one.val_loss for one in made}
     assert list(evaluate_lengths(again, [16, 64])) == []
 
 
-def test_the_table_gets_a_column_for_each_length(trained: Results) -> None:
-    values = {one.context_length: one.val_loss for one in evaluate_lengths(trained, [16, 64])}
-    again = load_results(trained.storage.uri)
+def test_the_table_gets_a_column_for_each_length(trained_sweep: Results) -> None:
+    values = {one.context_length: one.val_loss for one in evaluate_lengths(trained_sweep, [16, 64])}
+    again = load_results(trained_sweep.storage.uri)
     head, _, line = formats.format_markdown(again).splitlines()[:3]
     assert "| adj val loss | val at 16 | val at 64 | best epoch | n | run |" in head
     assert f"| {values[16]:.2f} | {values[64]:.2f} | 1 | 1 |" in line
@@ -56,47 +56,47 @@ def test_the_table_gets_a_column_for_each_length(trained: Results) -> None:
     assert (float(first["val_loss_at_16"]), second["val_loss_at_16"]) == (values[16], "")
 
 
-def test_values_of_other_weights_do_not_count(trained: Results) -> None:
-    list(evaluate_lengths(trained, [16]))
-    file = Path(trained.storage.uri) / LENGTH_EVALS_FILE
+def test_values_of_other_weights_do_not_count(trained_sweep: Results) -> None:
+    list(evaluate_lengths(trained_sweep, [16]))
+    file = Path(trained_sweep.storage.uri) / LENGTH_EVALS_FILE
     (losses,) = json.loads(file.read_text()).values()
     file.write_text(json.dumps({"other weights": losses}))
-    assert load_results(trained.storage.uri).rows[0].length_evals == {}
+    assert load_results(trained_sweep.storage.uri).rows[0].length_evals == {}
     file.write_text("{damaged")
-    assert load_results(trained.storage.uri).rows[0].length_evals == {}
+    assert load_results(trained_sweep.storage.uri).rows[0].length_evals == {}
 
 
-def test_damaged_weights_are_not_evaluated(trained: Results) -> None:
-    best = trained.rows[0].best_checkpoint
+def test_damaged_weights_are_not_evaluated(trained_sweep: Results) -> None:
+    best = trained_sweep.rows[0].best_checkpoint
     assert best is not None
-    weights = Path(trained.storage.uri_of(best.folder), "model.safetensors")
+    weights = Path(trained_sweep.storage.uri_of(best.folder), "model.safetensors")
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(bytes(content))
     with pytest.raises(UserError, match="is damaged"):
-        list(evaluate_lengths(trained, [16]))
+        list(evaluate_lengths(trained_sweep, [16]))
 
 
 def test_a_corpus_that_is_gone_is_prepared_again_and_compared(
-    trained: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained_sweep: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAYLM_CACHE", str(tmp_path / "empty"))
-    assert len(list(evaluate_lengths(trained, [16]))) == 1
+    assert len(list(evaluate_lengths(trained_sweep, [16]))) == 1
     changed = tmp_path / "changed"
     changed.mkdir()
     for name in ("train.txt", "validation.txt"):
-        (changed / name).write_text((Path(trained.rows[0].config.dataset) / name).read_text() + "more\n")
-    old = json.loads((Path(trained.storage.uri) / sweep_record.RECORD_FILE).read_text())["launches"][0]["data"][0][
-        "fingerprint"
-    ]
-    moved = replace(trained.rows[0], config=TrialConfig(dataset=str(changed)))
+        (changed / name).write_text((Path(trained_sweep.rows[0].config.dataset) / name).read_text() + "more\n")
+    old = json.loads((Path(trained_sweep.storage.uri) / sweep_record.RECORD_FILE).read_text())["launches"][0]["data"][
+        0
+    ]["fingerprint"]
+    moved = replace(trained_sweep.rows[0], config=TrialConfig(dataset=str(changed)))
     launch = {"number": 1, "precision": "auto", "models": []}
     used = {"dataset": str(changed), "model": "gpt2-nano", "fingerprint": old[::-1]}
-    sweep_record.write(trained.storage, SweepRecord("s", [moved.config], launches=[{**launch, "data": [used]}]))
+    sweep_record.write(trained_sweep.storage, SweepRecord("s", [moved.config], launches=[{**launch, "data": [used]}]))
     with pytest.raises(UserError, match="has changed since the sweep"):
-        list(evaluate_lengths(Results(trained.storage, [moved]), [64]))
+        list(evaluate_lengths(Results(trained_sweep.storage, [moved]), [64]))
 
 
-def test_a_row_that_is_not_finished_is_left_out(trained: Results) -> None:
-    assert [one.config.seed for one in evaluate_lengths(trained, [16])] == [0]
-    assert load_rows(trained.storage, [trained.rows[1].config]).rows[0].length_evals == {}
+def test_a_row_that_is_not_finished_is_left_out(trained_sweep: Results) -> None:
+    assert [one.config.seed for one in evaluate_lengths(trained_sweep, [16])] == [0]
+    assert load_rows(trained_sweep.storage, [trained_sweep.rows[1].config]).rows[0].length_evals == {}

@@ -22,7 +22,7 @@ started.shutdown()
 """
 
 
-def test_an_autoscalers_own_limit_counts(ray_place: Path, tmp_path: Path) -> None:
+def test_an_autoscalers_own_limit_counts(ray_tmpdir: Path, tmp_path: Path) -> None:
     """Three workers at most, of two kinds of which there may be eight and two: the most that three can run."""
     small, large = {"CPU": 4, "GPU": 1, "gpu_gib": 22}, {"CPU": 16, "GPU": 2, "gpu_gib": 158}
     kinds = {

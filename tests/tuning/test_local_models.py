@@ -79,7 +79,7 @@ sweep = Sweep(name="own", space={{
 
 @pytest.mark.slow
 def test_a_sweep_on_nodes_without_the_folder(
-    folder: Path, small_text: Path, ray_place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, small_text: Path, ray_tmpdir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only the command sees it, in a mount namespace of its own."""
     alone = ["unshare", "--mount"]

@@ -49,7 +49,7 @@ ray.cancel(running)
 
 
 @pytest.mark.slow
-def test_prometheus_is_handed_the_numbers_of_a_trial(ray_place: Path) -> None:
+def test_prometheus_is_handed_the_numbers_of_a_trial(ray_tmpdir: Path) -> None:
     done = subprocess.run([sys.executable, "-c", SETTING], capture_output=True, text=True, check=False, timeout=180)
     assert done.returncode == 0, done.stderr
     told = dict(line.split() for line in done.stdout.splitlines() if line.startswith("ray_raylm"))
