@@ -1,4 +1,7 @@
-"""What can go wrong, in words: mistakes of the user (exit code 2), failures of the work (exit code 1), pauses."""
+"""Exceptions, and the text of error messages.
+
+A `UserError` ends a command with exit code 2, a `WorkError` with exit code 1.
+"""
 
 from __future__ import annotations
 
@@ -7,28 +10,33 @@ import enum
 import errno
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+
+MAX_REPR_CHARS = 80
+MAX_SUMMARY_CHARS = 500
 
 
 class UserError(Exception):
-    """Something that the user can mend. Its text says what is wrong, where, what was expected, what to do next."""
+    """A mistake that the user can correct.
+
+    Its message says what is wrong, where, what was expected and what to do next.
+    """
 
     def __init__(self, message: str) -> None:
         super().__init__(escape_control_chars(message))
 
 
 class WorkError(Exception):
-    """The work itself failed, although what was asked for made sense."""
+    """A failure of the work itself, although the request was valid."""
 
 
 class RestartError(WorkError):
-    """A trial is to go on from its newest checkpoint in another way or in another place, which is no error of it."""
+    """A request to restart a trial from its latest checkpoint. Does not count as a failure of the trial."""
 
 
 class PauseReason(enum.StrEnum):
-    """Why a launch ended with trials left, which the same command goes on with."""
+    """Reason why a launch ended with unfinished trials, which the same command resumes."""
 
     INTERRUPTED = "interrupted"
     DISK_FULL = "the disk is full"
@@ -37,13 +45,13 @@ class PauseReason(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake: where it is and what is wrong there."""
+    """One mistake in a sweep: its location and a message."""
 
     location: str
     message: str
 
     def nested_in(self, parent: str) -> Problem:
-        """The same problem, seen from the space that holds the field."""
+        """Return the same problem, located below a parent such as `space`."""
         return replace(self, location=f"{parent}.{self.location}")
 
     def __str__(self) -> str:
@@ -51,69 +59,67 @@ class Problem:
 
 
 class SweepError(UserError):
-    """Everything that is wrong with a sweep or a trial."""
+    """All mistakes of a sweep or a trial."""
 
     def __init__(self, problems: Iterable[Problem], source: str = "this sweep") -> None:
         self.problems = list(dict.fromkeys(problems))
         self.source = source
-        head = f"{source} has {pluralize(len(self.problems), 'mistake')}:"
+        number = len(self.problems)
+        head = f"{source} has {number} mistake{'' if number == 1 else 's'}:"
         Exception.__init__(self, "\n  ".join([escape_control_chars(head), *map(str, self.problems)]))
 
 
+# ---- kinds of errors ----------------------------------------------------------------------------------------------
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of torch says so: that of a GPU has a type of its own, that of a CPU a text alone."""
+    """Return whether torch ran out of memory: on a GPU the error has a type of its own, on a CPU only a text."""
     return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether an error says so, whatever its type: libraries wrap the system's own, some as text alone."""
+    """Return whether an error means a full disk or quota, also where a library wrapped the system's error as text."""
     number, text = getattr(error, "errno", None), str(error)
     in_words = os.strerror(errno.ENOSPC) in text or re.fullmatch(r"\d+ requested and \d+ written", text)  # NumPy's
     return number in (errno.ENOSPC, errno.EDQUOT) or bool(in_words)
 
 
-def pluralize(number: int, noun: str) -> str:
-    """`1 trial`, `1,200 trials`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+# ---- text of messages ---------------------------------------------------------------------------------------------
 
 
-def format_duration(seconds: float) -> str:
-    """`8.1 s`, `95 s`, `4.2 min`, `3.1 h`, `12 d`."""
-    unit, size = next(((u, s) for u, s in (("s", 1), ("min", 60), ("h", 3600)) if seconds < 99.5 * s), ("d", 86400))
-    return f"{seconds / size:,.{1 if seconds < 9.95 * size else 0}f} {unit}"
+def one_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type's name if the message is empty."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def summarize(error: BaseException) -> str:
+    """Return an error's type and its whole message in one line, at most 500 characters long."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:MAX_SUMMARY_CHARS]
 
 
 def escape_control_chars(text: str) -> str:
-    """A text in one line, without what a terminal would act on."""
+    """Return a text in one line, without characters that a terminal would act on."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def safe_repr(value: object) -> str:
-    """A value as it can stand in a message: one line, not too long, without control characters."""
+    """Return a value as it can stand in a message: one line, at most 80 characters, no control characters."""
     try:
         text = escape_control_chars(" ".join(repr(value).split()))
-    except Exception:  # a number of more digits than Python writes, lists too deep, a class of the user's own
-        text = f"a {type(value).__name__} that cannot be written out"
-    return text if len(text) <= 80 else text[:77] + "..."
+    except Exception:  # an integer with more digits than Python writes, lists nested too deep, a user's own class
+        text = f"a {type(value).__name__} that cannot be printed"
+    return text if len(text) <= MAX_REPR_CHARS else text[: MAX_REPR_CHARS - 3] + "..."
 
 
 def format_suggestion(name: str, candidates: Iterable[str]) -> str:
-    """`; did you mean X?` or nothing."""
+    """Return `; did you mean 'X'?` for the most similar candidate, or an empty string."""
     close = difflib.get_close_matches(name.lower(), list(candidates), n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def unknown_name_problem(name: str, candidates: Iterable[str]) -> Problem:
-    """The problem of a field or option that does not exist."""
+    """Return the problem of a field or option that does not exist."""
     candidates = list(candidates)
     hint = format_suggestion(str(name), candidates) or f"; expected one of {', '.join(candidates)}"
     return Problem(str(name), f"is not known{hint}")
-
-
-def to_plain_text(value: Any) -> str:
-    """Recorded data as words."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {to_plain_text(one)}" for name, one in value.items())
-    if isinstance(value, list):
-        return "; ".join(map(to_plain_text, value)) or "–"
-    return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

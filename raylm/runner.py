@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from raylm.config.sweep import Sweep
 from raylm.config.trial import TrialConfig
-from raylm.errors import PauseReason, UserError, WorkError, pluralize
+from raylm.errors import PauseReason, UserError, WorkError
 from raylm.monitor.console import Console
 from raylm.monitor.trackers.dispatcher import TrackerPool
 from raylm.planning.plan import plan_trial
@@ -25,6 +25,7 @@ from raylm.results.open_storage import open_first_given, open_storage
 from raylm.results.rows import DONE, FAILED, Results
 from raylm.results.storage import Folder, Storage
 from raylm.tuning.launch import RunOptions, run_launch
+from raylm.units import GIB, pluralize
 
 if TYPE_CHECKING:
     from raylm.tuning.prepare import PreparedInputs
@@ -199,8 +200,8 @@ def _check_disk_space(trials: Sequence[TrialConfig], remaining: int, storage: St
         free = place.free_bytes()
         if free is not None and need > free:
             raise UserError(
-                f"the checkpoints of {pluralize(remaining, 'trial')} need {need / 2**30:.1f} GiB in {place.uri}, where "
-                f"{free / 2**30:.1f} GiB are free; free some space, choose another place with {named_by}, "
+                f"the checkpoints of {pluralize(remaining, 'trial')} need {need / GIB:.1f} GiB in {place.uri}, where "
+                f"{free / GIB:.1f} GiB are free; free some space, choose another place with {named_by}, "
                 "or run fewer trials"
             )
 

@@ -20,12 +20,12 @@ from raylm.results.storage import Storage
 from raylm.tuning import cluster
 from raylm.tuning.nodes import find_storage_problems as cluster_unseen
 from raylm.tuning.nodes import run_on_nodes
+from raylm.units import GIB
 
 PACKAGES = ("raylm", "ray", "torch", "transformers", "datasets")
 MIN_FREE_DISK_GIB = 20
 """Less room than this for caches and temporary files is pointed out: gpt2-xl with its checkpoint takes about 15."""
 MAX_CLOCK_SKEW_SECONDS = 60
-GIB = 2**30
 
 
 @dataclass(frozen=True)

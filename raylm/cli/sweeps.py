@@ -12,7 +12,8 @@ from typing import Annotated, NoReturn
 import typer
 
 from raylm.cli.common import AddressOption, OverridesOption, StorageOption, SweepFileArgument, exit_codes
-from raylm.errors import UserError, pluralize
+from raylm.errors import UserError
+from raylm.units import pluralize
 
 
 def run(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from raylm.data import cache
-from raylm.errors import UserError, is_disk_full
+from raylm.errors import UserError, is_disk_full, one_line
 from raylm.files import write_text_atomic
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read when huggingface_hub is imported
@@ -166,7 +166,7 @@ def _call_with_write_access(request: Callable[[], T], subject: str) -> T:
             401: f"{hub} asks for a token that it knows; log in with `hf auth login`, or set HF_TOKEN",
             403: f"your token may not write there; make one that may at {hub}/settings/tokens",
         }
-        said = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+        said = one_line(cause)
         raise UserError(f"{subject}: {refused.get(_http_status(error) or 0, said)}") from cause
 
 
@@ -245,11 +245,10 @@ def _to_user_error(error: Exception, subject: str) -> UserError:
         return HubUnreachableError(
             f"{subject}: {hub} answers {status}, {len(RETRY_DELAYS_SECONDS) + 1} times in a row; try again later"
         )
-    first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
     if any(isinstance(one, ArrowInvalid) for one in kinds):
         advice = f"delete it from {constants.HF_HUB_CACHE} to fetch it again"
-        return UserError(f"{subject}: a file of it is damaged or cut off ({first_line}); {advice}")
-    return UserError(f"{subject}: cannot be loaded: {first_line}")
+        return UserError(f"{subject}: a file of it is damaged or cut off ({one_line(error)}); {advice}")
+    return UserError(f"{subject}: cannot be loaded: {one_line(error)}")
 
 
 def _is_connection_error(error: BaseException) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raylm.config.catalog import NANO_VOCAB_SIZE
-from raylm.errors import UserError
+from raylm.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,8 +33,7 @@ def load(folder: Path, model: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise UserError(f"model {model}: its tokenizer cannot be loaded: {first_line}") from error
+        raise UserError(f"model {model}: its tokenizer cannot be loaded: {one_line(error)}") from error
     if tokenizer.eos_token_id is None:
         raise UserError(f"model {model}: its tokenizer has no end-of-text token; expected one in tokenizer_config.json")
     return tokenizer

@@ -10,7 +10,7 @@ from rich.live import Live as Redrawn
 from rich.markup import escape
 from rich.table import Table
 
-from raylm.errors import escape_control_chars, format_duration
+from raylm.errors import escape_control_chars
 from raylm.events import TrialListener
 from raylm.monitor.progress_view import LiveView, PlainView, render_state
 from raylm.monitor.state import SweepMonitor, SweepState
@@ -18,6 +18,7 @@ from raylm.planning.plan import TrialPlan
 from raylm.report.reference import ReferenceTable
 from raylm.report.table import build_table
 from raylm.results.rows import PENDING, Results
+from raylm.units import GIB, format_duration
 
 PLAIN_WIDTH = 250
 """Characters of a line where there is no terminal: a table in a file is never cut."""
@@ -147,8 +148,8 @@ def _format_plan_cells(plan: TrialPlan | None) -> list[str]:
         f"{about}{plan.steps:,}",
         "?" if plan.flops is None else f"{plan.flops / 1e15:,.3g}",
         "?" if fit is None else f"{fit.micro_batch_size}{'r' if fit.recompute else ''}",
-        "?" if plan.peak_bytes is None else f"{plan.peak_bytes / 2**30:.1f}",
-        "?" if plan.checkpoint_bytes is None else f"{plan.checkpoint_bytes / 2**30:.2f}",
+        "?" if plan.peak_bytes is None else f"{plan.peak_bytes / GIB:.1f}",
+        "?" if plan.checkpoint_bytes is None else f"{plan.checkpoint_bytes / GIB:.2f}",
         "?" if plan.seconds is None else f"~{format_duration(plan.seconds)}",
     ]
 

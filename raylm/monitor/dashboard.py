@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from raylm.errors import UserError, format_duration
+from raylm.errors import UserError
 from raylm.monitor import heartbeat
 from raylm.monitor.state import RunningTrial, apply_live_state, idle_state
 from raylm.report import html
@@ -23,6 +23,7 @@ from raylm.results import manifest, sweep_record
 from raylm.results.folder import LENGTH_EVALS_FILE, STATUS_FILE
 from raylm.results.rows import Results
 from raylm.results.storage import Folder, Storage
+from raylm.units import format_duration
 
 HOST = "127.0.0.1"
 ALLOWED_HOSTS = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d+)?")

@@ -9,9 +9,9 @@ import threading
 import time
 from dataclasses import dataclass, replace
 
-from raylm.errors import format_duration
 from raylm.monitor.state import SweepMonitor, SweepState
 from raylm.results.storage import Folder, Storage, is_process_alive, process_identity
+from raylm.units import format_duration
 
 HEARTBEAT_FILE = "live.json"
 HEARTBEAT_SECONDS, BUCKET_HEARTBEAT_SECONDS = 2.0, 10.0

@@ -15,11 +15,11 @@ from rich.table import Table
 from rich.text import Text
 
 from raylm.config.trial import TrialConfig
-from raylm.errors import format_duration
 from raylm.events import PAUSING_HINT, TrialListener, format_evaluation
 from raylm.monitor.state import RunningTrial, SweepMonitor, SweepState
 from raylm.results.progress import StepMetrics
 from raylm.results.rows import DIVERGED, DONE, FAILED, INTERRUPTED, RUNNING, STOPPED
+from raylm.units import format_duration
 
 STATUS_COLORS = {
     DONE: "green",

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import psutil
 
+from raylm.units import GIB
+
 BENCHMARK_SECONDS = 0.2
 """Time for each of the two peaks of a CPU."""
 NVIDIA_GPUS_DIR = Path("/proc/driver/nvidia/gpus")
@@ -97,7 +99,7 @@ def measure_cpu() -> Device:
     source, copied = np.ones((2, size), np.float32)
     tflops = 2 * side**3 / _min_seconds(lambda: one @ other) / 1e12
     gb_per_s = 2 * source.nbytes / _min_seconds(lambda: np.copyto(copied, source)) / 1e9
-    return Device(cpu_name(), None, tflops, gb_per_s, machine_memory()[1] / 2**30, device="cpu")
+    return Device(cpu_name(), None, tflops, gb_per_s, machine_memory()[1] / GIB, device="cpu")
 
 
 def _min_seconds(function: Callable[[], Any]) -> float:

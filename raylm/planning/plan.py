@@ -14,11 +14,11 @@ from raylm.config.catalog import DATASETS, MODELS, ModelShape
 from raylm.config.sweep import Sweep
 from raylm.config.trial import TrialConfig
 from raylm.data import corpus
-from raylm.errors import format_duration, pluralize
 from raylm.planning import memory
 from raylm.planning.memory import MemoryModel
 from raylm.planning.throughput import Placement
 from raylm.results.progress import MicroBatching, Progress
+from raylm.units import GIB, format_duration, pluralize
 
 COST_FIELDS = ("dataset", "model", "context_length", "batch_size", "epochs", "max_train_tokens", "optimizer")
 """What the cost of a trial depends on."""
@@ -209,7 +209,7 @@ def _format_totals(plans: Sequence[TrialPlan | None]) -> str:
     text = f"{about}{sum(one.tokens for one in known):,} tokens in {sum(one.steps for one in known):,} steps"
     flops, disk = _sum_or_none(plans, lambda one: one.flops), _sum_or_none(plans, lambda one: one.checkpoint_bytes)
     if flops is not None and disk is not None:
-        text += f", {flops / 1e15:,.3g} PFLOPs, {disk / 2**30:,.1f} GiB on disk"
+        text += f", {flops / 1e15:,.3g} PFLOPs, {disk / GIB:,.1f} GiB on disk"
     return text
 
 

@@ -17,6 +17,7 @@ from raylm.errors import UserError, format_suggestion, safe_repr
 from raylm.planning.devices import DEVICES, Device, find_device, list_gpu_names, measure_cpu
 from raylm.planning.memory import MemoryModel
 from raylm.results.progress import MicroBatching
+from raylm.units import GIB
 
 GEMM_EFFICIENCY = {"cpu": 0.6, "cuda": 0.7}
 """Share of a card's peak that training's matrix products reach: on a CPU of NumPy's own product, see
@@ -60,7 +61,7 @@ class Placement:
     @property
     def available_bytes(self) -> float:
         """Memory of a trial, or of each of its ranks."""
-        return self.card.gib * 2**30 * min(self.share, 1)
+        return self.card.gib * GIB * min(self.share, 1)
 
     def __str__(self) -> str:
         """In words, for a person."""

@@ -11,9 +11,9 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from raylm.errors import pluralize
 from raylm.report.table import SeedGroup, group_by_seed, student_t_quantile
 from raylm.results.rows import DIVERGED, DONE, Results
+from raylm.units import pluralize
 
 TUNED_FIELDS = ("learning_rate", "batch_size", "epochs", "warmup_ratio", "weight_decay", "dropout")
 """Fields whose best value is looked for. Model and context length are what the table is about."""

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from raylm.errors import format_duration, pluralize
 from raylm.planning import plan, throughput
 from raylm.report.reference import LOSS_FIELDS, ReferenceTable, load_reference
 from raylm.report.table import build_table, sort_rows
 from raylm.results.folder import parse_launch_number
 from raylm.results.rows import DIVERGED, DONE, FAILED, STOPPED, Results, Row
 from raylm.results.sweep_record import load_launches
+from raylm.units import format_duration, pluralize
 
 
 def format_markdown(results: Results, reference: ReferenceTable | None = None) -> str:
@@ -183,3 +183,12 @@ def estimate_training_seconds(results: Results) -> dict[str, float]:
         if seconds is not None:
             found[row.config.id] = seconds
     return found
+
+
+def to_plain_text(value: Any) -> str:
+    """Return recorded data (numbers, text, lists, mappings) as words."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {to_plain_text(item)}" for name, item in value.items())
+    if isinstance(value, list):
+        return "; ".join(map(to_plain_text, value)) or "–"
+    return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -10,9 +10,9 @@ import jinja2
 from matplotlib.figure import Figure
 
 from raylm.config.sweep_file import format_sweep_file
-from raylm.errors import to_plain_text
 from raylm.report import figures, formats, plots
 from raylm.report.advice import build_advice
+from raylm.report.formats import to_plain_text
 from raylm.report.importance import compute_importances
 from raylm.report.reference import ReferenceTable, load_reference
 from raylm.report.table import RISING_LOSS, build_table, group_by_seed, sort_rows

@@ -12,8 +12,8 @@ from typing import Any
 from raylm.config.catalog import DATASETS, MODELS, NANO_MODEL
 from raylm.config.sweep_file import format_sweep_file as write_sweep_file
 from raylm.config.trial import TrialConfig
-from raylm.errors import to_plain_text
 from raylm.report import formats
+from raylm.report.formats import to_plain_text
 from raylm.report.reference import load_reference
 from raylm.report.table import build_table
 from raylm.results import sweep_record

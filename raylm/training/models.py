@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from raylm.config.catalog import MODELS, NANO_MODEL, ModelShape, max_positions
 from raylm.data import hub
-from raylm.errors import UserError
+from raylm.errors import UserError, one_line
 from raylm.files import compute_sha256
 from raylm.training import layers
 
@@ -125,8 +125,7 @@ def load_model(source: ModelSource, *, vocab_size: int, dropout: float | None, s
     try:
         return layers.patch_layers(AutoModelForCausalLM.from_config(config, dtype=torch.float32))
     except ValueError as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise UserError(f"model {source.name}: is no causal language model: {first_line}") from error
+        raise UserError(f"model {source.name}: is no causal language model: {one_line(error)}") from error
 
 
 def load_pretrained(folder: Path, name: str, config: PretrainedConfig | None = None) -> PreTrainedModel:
@@ -147,8 +146,7 @@ def load_pretrained(folder: Path, name: str, config: PretrainedConfig | None = N
             ignore_mismatched_sizes=True,  # refused below, by name
         )
     except Exception as error:  # safetensors, transformers and torch each raise their own
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"model {name}: its weights cannot be loaded: {first_line}") from error
+        raise UserError(f"model {name}: its weights cannot be loaded: {one_line(error)}") from error
     wrong = [f"{key} is missing" for key in sorted(report["missing_keys"])]
     wrong += [f"{key} is {tuple(is_)}, not {tuple(must)}" for key, is_, must in sorted(report["mismatched_keys"])]
     if wrong:
@@ -177,8 +175,7 @@ def _load_config(source: ModelSource, vocab_size: int) -> PretrainedConfig:
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(source.fetch_files(), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise UserError(f"model {source.name}: its config.json cannot be used: {first_line}") from error
+        raise UserError(f"model {source.name}: its config.json cannot be used: {one_line(error)}") from error
     if config.vocab_size < vocab_size:
         raise UserError(
             f"model {source.name}: its tokenizer has {vocab_size:,} tokens, the model only {config.vocab_size:,}"

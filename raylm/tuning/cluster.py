@@ -19,7 +19,7 @@ import yaml
 from ray._private.services import find_bootstrap_address
 
 from raylm.config.trial import Resources
-from raylm.errors import UserError, WorkError
+from raylm.errors import UserError, WorkError, one_line
 from raylm.planning.devices import Device, find_device
 from raylm.results.storage import Storage
 from raylm.tuning import cluster
@@ -75,9 +75,8 @@ def connect_ray(address: str | None, verbose: bool) -> Iterator[str | None]:
             runtime_env=None if here else {"env_vars": WORKER_ENVIRONMENT},
         )
     except (ConnectionError, ValueError, RuntimeError) as error:
-        first_line = str(error).strip().splitlines()[0]
         raise UserError(
-            f"Ray cannot be reached at {address}: {first_line}; `raylm doctor` looks further, "
+            f"Ray cannot be reached at {address}: {one_line(error)}; `raylm doctor` looks further, "
             "and --address local starts Ray on this machine"
         ) from error
     try:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from raylm.config.catalog import MODELS
 from raylm.config.sweep import Sweep
 from raylm.config.trial import Resources, TrialConfig
-from raylm.errors import PauseReason, pluralize
+from raylm.errors import PauseReason
 from raylm.events import Listeners, TrialListener
 from raylm.monitor.console import Console
 from raylm.monitor.heartbeat import Heartbeat
@@ -36,6 +36,7 @@ from raylm.results.rows import STOPPED, Results, Row
 from raylm.results.storage import Storage
 from raylm.results.sweep_record import SweepRecord
 from raylm.tuning.trial_queue import TrialQueue
+from raylm.units import pluralize
 
 if TYPE_CHECKING:
     from raylm.tuning.prepare import PreparedInputs

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from raylm.errors import UserError
+from raylm.errors import UserError, one_line
 
 UNKNOWN_EXIT_CODE = 1
 
@@ -38,9 +38,8 @@ def submit_job(address: str, sweep_file: Path, arguments: Sequence[str], write: 
             command = ["python", "-m", "raylm.sweep", sweep_file.name, *arguments]
             job = client.submit_job(entrypoint=shlex.join(command), runtime_env={"working_dir": folder})
     except (ConnectionError, RuntimeError) as error:
-        first_line = str(error).strip().splitlines()[0]
         raise UserError(
-            f"no cluster takes jobs at {address}: {first_line}; "
+            f"no cluster takes jobs at {address}: {one_line(error)}; "
             "`ray dashboard cluster.yaml` opens the way to one, and RAY_AUTH_MODE=token has its token shown"
         ) from None
     write(f"job {job} at {address}; Ctrl-C leaves it running, `ray job stop --address {address} {job}` ends it\n")

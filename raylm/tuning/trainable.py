@@ -16,7 +16,7 @@ from ray import tune
 
 from raylm.config import validation
 from raylm.config.trial import TrialConfig
-from raylm.errors import PauseReason, RestartError, UserError, is_disk_full
+from raylm.errors import PauseReason, RestartError, UserError, is_disk_full, summarize
 from raylm.events import format_evaluation as live_evaluation
 from raylm.planning.devices import machine_memory
 from raylm.planning.memory import MemoryModel
@@ -28,7 +28,8 @@ from raylm.tuning import prepare, rank_actors, trial_process
 from raylm.tuning.coordinator import Command
 from raylm.tuning.prepare import LaunchContext
 from raylm.tuning.reporting import AsyncReporter, CoordinatorClient, TrialGauges
-from raylm.tuning.trial_process import GIB, MAX_LEAK_FRACTION, LeakCheck, MemoryWatchdog
+from raylm.tuning.trial_process import MAX_LEAK_FRACTION, LeakCheck, MemoryWatchdog
+from raylm.units import GIB
 
 INTERMEDIATE_CHECKPOINT_SCORE = 1e9
 """Score of a checkpoint between two evaluations, so that Tune keeps the best evaluation's beside it."""
@@ -74,12 +75,12 @@ def _run_attempt(trial: TrialConfig, context: LaunchContext, client: Coordinator
             with contextlib.suppress(OSError):
                 traceback.print_exc()
             if is_disk_full(error):  # not the trial's fault
-                _report_end({"paused": PauseReason.DISK_FULL, "detail": _one_line(error)})
+                _report_end({"paused": PauseReason.DISK_FULL, "detail": summarize(error)})
             elif (
-                ray.get(context.coordinator.record_error.remote(trial.run_name, _one_line(error)))
+                ray.get(context.coordinator.record_error.remote(trial.run_name, summarize(error)))
                 > context.max_failures
             ):
-                _report_end({"reason": _one_line(error)})
+                _report_end({"reason": summarize(error)})
             else:
                 raise
     if client.should_exit and client.command is Command.MIGRATE:
@@ -125,11 +126,6 @@ def _rank_context(context: LaunchContext, run_name: str, rank: int) -> Iterator[
         yield
 
 
-def _one_line(error: Exception) -> str:
-    """An error in a line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:500]
-
-
 def _train(trial: TrialConfig, context: LaunchContext, client: CoordinatorClient) -> None:
     """Trains a trial to its end, or until it is to pause."""
     if problem := validation.check_batch_sizes(
@@ -141,7 +137,7 @@ def _train(trial: TrialConfig, context: LaunchContext, client: CoordinatorClient
     corpus, within = context.corpora[trial.dataset, trial.model], partial(_rank_context, context, trial.run_name)
 
     def record_error(error: Exception) -> None:
-        ray.get(context.coordinator.record_error.remote(trial.run_name, _one_line(error)), timeout=5)
+        ray.get(context.coordinator.record_error.remote(trial.run_name, summarize(error)), timeout=5)
 
     fit, shape = _choose_micro_batching(trial, context, kind), f"{trial.model} at {trial.context_length}"
 

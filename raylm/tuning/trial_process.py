@@ -16,6 +16,7 @@ from raylm.errors import escape_control_chars
 from raylm.planning.devices import machine_memory
 from raylm.results.storage import Storage
 from raylm.training.device import trim_heap
+from raylm.units import GIB
 
 POLL_SECONDS = 0.1
 WARN_FRACTION = 0.80
@@ -24,9 +25,6 @@ KILL_FRACTION = 0.92
 """And above which it ends itself: Ray ends a process at 0.95, and with it the whole of Tune."""
 MAX_LEAK_FRACTION = 0.25
 """Share of a process's part that it may hold more after a trial than after its first one; then a fresh one follows."""
-
-
-GIB = 2**30
 
 
 class MemoryWatchdog(threading.Thread):

@@ -34,6 +34,7 @@ from raylm.tuning.prepare import LaunchContext, PreparedInputs
 from raylm.tuning.searcher import QueueScheduler, QueueSearcher, get_trial_config
 from raylm.tuning.trainable import train_gpt2
 from raylm.tuning.trial_queue import TrialQueue
+from raylm.units import GIB
 
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # read at import; the display is ours
 
@@ -77,7 +78,7 @@ def estimate_gpu_memory_gib(
         return int(max_gib)
     kind = "float32" if precision == "float32" else "bfloat16"
     needed = memory.MemoryModel(shape, trial, "cuda", kind, world_size).peak_bytes(MicroBatching(micro_batch_size=1))
-    return min(math.ceil(needed / memory.USABLE_MEMORY_FRACTION / 2**30), int(max_gib))
+    return min(math.ceil(needed / memory.USABLE_MEMORY_FRACTION / GIB), int(max_gib))
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from ray import tune
 from raylm import Resources, Sweep, TrialConfig
 from raylm.config.catalog import MODELS, ModelShape
 from raylm.data.corpus import prepare
-from raylm.errors import format_duration
 from raylm.planning import throughput
 from raylm.planning.plan import plan_trial, plan_trials, summary_lines
 from raylm.planning.throughput import Placement
 from raylm.training import models
 from raylm.training.train import finetune
+from raylm.units import format_duration
 
 
 def test_a_plan_counts_as_the_loop_does(small_text: Path) -> None:

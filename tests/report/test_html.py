@@ -13,7 +13,7 @@ from raylm import load_results
 from raylm.config import sweep_file
 from raylm.config.sweep_file import load_sweep
 from raylm.config.trial import TrialConfig
-from raylm.errors import to_plain_text
+from raylm.report.formats import to_plain_text
 from raylm.report.html import DEFINITION_COLUMNS, write_html
 from raylm.report.html import render_html as page_html
 from raylm.report.reference import load_reference
