@@ -11,11 +11,20 @@ from raylm.results.progress import StepMetrics
 PAUSED, DEFERRED = "paused", "deferred"
 """Statuses of a trial that ends unfinished: it resumes in a later launch, or later in this one, alone, after it ran
 out of memory beside others."""
-PAUSING_HINT = "running trials save a checkpoint, which may take 25 s; press Ctrl-C again to exit at once"
+PAUSE_TIMEOUT_SECONDS = 25.0
+"""Time for running trials to save a checkpoint; after it they are stopped."""
+PAUSING_HINT = (
+    f"running trials save a checkpoint, which may take {PAUSE_TIMEOUT_SECONDS:.0f} s; "
+    "press Ctrl-C again to exit at once"
+)
 
 
 class TrialListener:
-    """Base class of listeners for trial events. Its methods do nothing: override those that are needed."""
+    """Base class of listeners for trial events. Its methods do nothing: override those that are needed.
+
+    Steps come from a thread of their own, so that the last step of a trial may arrive after its end. A signal handler
+    calls `on_pause`, possibly while another event is handled in the same thread.
+    """
 
     def on_trial_start(self, trial: TrialConfig) -> None:
         """Handle the start of a trial, its first attempt or a later one."""
@@ -34,7 +43,7 @@ class TrialListener:
         """Handle a failed attempt; the trial starts again from its latest checkpoint."""
 
     def on_trial_end(self, trial: TrialConfig, status: str, reason: str) -> None:
-        """Handle the end of a trial.
+        """Handle the end of a trial, also of one that got its resources too late to start.
 
         Args:
             status: `done`, `stopped`, `diverged`, `failed`, `paused` or `deferred`.

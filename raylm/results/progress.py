@@ -46,6 +46,10 @@ MIN_RISE_STANDARD_ERRORS = 4.0
 """Standard errors by which the loss must rise to be called going up."""
 
 
+LOSS_NAMES = ("train_loss", "val_loss", "adj_val_loss")
+"""Losses of an evaluation."""
+
+
 @dataclass(frozen=True)
 class EvalMetrics:
     """The losses of one evaluation, in nats."""

@@ -60,6 +60,7 @@ class Evaluation:
         best, progress = self.trainer.progress.best_metrics, self.trainer.progress
         named = {
             **dataclasses.asdict(self.eval_metrics),
+            "best_train_loss": best.train_loss if best else math.nan,
             "best_val_loss": best.val_loss if best else math.nan,
             "best_adj_val_loss": best.adj_val_loss if best else math.nan,
             "best_epoch": best.epoch if best else math.nan,

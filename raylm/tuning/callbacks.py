@@ -19,15 +19,12 @@ from ray.tune.experiment import Trial
 
 from raylm.config.trial import TrialConfig
 from raylm.errors import PauseReason
-from raylm.events import DEFERRED, PAUSED, TrialListener
+from raylm.events import DEFERRED, PAUSE_TIMEOUT_SECONDS, PAUSED, TrialListener
 from raylm.results.folder import load_row, write_final_status
 from raylm.results.rows import DIVERGED, DONE, FAILED, STOPPED
 from raylm.results.storage import Storage
 from raylm.tuning.searcher import get_trial_config
 from raylm.tuning.trial_queue import TrialQueue
-
-PAUSE_TIMEOUT_SECONDS = 25.0
-"""Time that running trials have to save themselves; after it they are stopped where they are."""
 
 ANSI_COLOR = re.compile(r"\x1b\[[0-9;]*m")
 """What Ray puts into its errors for terminals."""
