@@ -23,7 +23,7 @@ PATHS = {
 """File of each module, by dotted name."""
 
 LAYERS = (
-    {"errors", "files", "units"},
+    {"errors", "files", "numerics", "units"},
     {"config"},
     {"results", "data"},
     {"events", "planning", "training", "spot_notices"},

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,16 +106,13 @@ class Windows:
         return inputs_BT, targets_BT
 
 
-def prepare(
-    dataset: str, model_folder: Path | None, model: str, notify: Callable[[str], None] = lambda text: None
-) -> Corpus:
+def prepare(dataset: str, model_folder: Path | None, model: str) -> Corpus:
     """A dataset as tokens, from the cache or made now; safe to be called by several processes at once.
 
     Args:
         dataset: as a sweep names it.
         model_folder: where the tokenizer's files are; None: a tokenizer is trained on the corpus.
         model: the model's name, for messages.
-        say: told what takes long.
 
     Raises:
         UserError: if the dataset or the tokenizer cannot be had.
@@ -136,7 +133,6 @@ def prepare(
     fingerprint = hashlib.sha256(json.dumps(named).encode()).hexdigest()[:20]
 
     def build(folder: Path) -> None:
-        notify(f"tokenising {dataset} for {model}")
         _write_corpus(_tokenize(source, loaded, fingerprint), folder, model)
 
     return _load_corpus(cache.get_or_build("corpora", fingerprint, build))

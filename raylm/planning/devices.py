@@ -14,10 +14,15 @@ from typing import Any
 import numpy as np
 import psutil
 
+from raylm.numerics import CPUINFO_FILE, cpu_has_bfloat16
 from raylm.units import GIB
 
 BENCHMARK_SECONDS = 0.2
 """Time for each of the two peaks of a CPU."""
+CPU_BFLOAT16_SPEEDUP = 2.0
+"""Matrix products per second in bfloat16 over those in float32: an AVX512-BF16 instruction does two of them per lane.
+
+AMX does more, so that estimates for it are too long."""
 NVIDIA_GPUS_DIR = Path("/proc/driver/nvidia/gpus")
 """Where NVIDIA's driver on Linux tells of its GPUs."""
 
@@ -29,7 +34,7 @@ class Device:
     name: str
     """Words that `torch.cuda.get_device_name` has for it."""
     bfloat16: float | None
-    """Dense matrix products with float32 sums, TFLOP/s; None: it has no such units."""
+    """Peak of dense matrix products in bfloat16 with float32 sums, in TFLOP/s; None if they would be emulated."""
     float32: float
     """Matrix products in full float32, TFLOP/s."""
     gb_per_s: float
@@ -70,6 +75,16 @@ DEVICES = (
 """Of two that fit a device's name the first is meant."""
 
 
+def resolve_precision(requested: str, device: Device) -> str:
+    """Return the precision that a trial trains in on a device: `auto` is bfloat16 if the device has it, else float32.
+
+    The same rule as `raylm.training.device.resolve_precision`, for a device that may not be in this machine.
+    """
+    if requested != "auto":
+        return requested
+    return "float32" if device.bfloat16 is None else "bfloat16"
+
+
 def find_device(device_name: str) -> Device | None:
     """The GPU that a driver or torch calls so."""
     words = set(re.split(r"[^a-z0-9]+", device_name.lower()))
@@ -85,7 +100,7 @@ def list_gpu_names() -> list[str]:
 def cpu_name() -> str:
     """The processor's own name, where Linux tells it."""
     try:
-        found = re.search(r"^model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+        found = re.search(r"^model name\s*: (.*)", CPUINFO_FILE.read_text(encoding="utf-8"), re.MULTILINE)
     except OSError:
         found = None
     return found[1] if found else platform.machine()
@@ -99,7 +114,8 @@ def measure_cpu() -> Device:
     source, copied = np.ones((2, size), np.float32)
     tflops = 2 * side**3 / _min_seconds(lambda: one @ other) / 1e12
     gb_per_s = 2 * source.nbytes / _min_seconds(lambda: np.copyto(copied, source)) / 1e9
-    return Device(cpu_name(), None, tflops, gb_per_s, machine_memory()[1] / GIB, device="cpu")
+    bfloat16 = tflops * CPU_BFLOAT16_SPEEDUP if cpu_has_bfloat16() else None
+    return Device(cpu_name(), bfloat16, tflops, gb_per_s, machine_memory()[1] / GIB, device="cpu")
 
 
 def _min_seconds(function: Callable[[], Any]) -> float:

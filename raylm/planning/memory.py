@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from raylm.config.catalog import ModelShape
 from raylm.config.trial import TrialConfig
+from raylm.numerics import LOGITS_BLOCK_ROWS, QUERY_BLOCK_ROWS
 from raylm.results.progress import MicroBatching
 
 # What autograd keeps for the backward pass. Tests count it with `torch.autograd.graph.saved_tensors_hooks`.
@@ -19,14 +20,10 @@ DROPOUT_MASK_BYTES = 2
 ATTENTION_PROBS_BYTES = {"cpu": {"float32": 5, "bfloat16": 3}, "cuda": {"float32": 0, "bfloat16": 0}}
 """Per token, layer, head and position looked at, with dropout: the probabilities and their mask, which attention
 keeps where it is not fused."""
-QUERY_BLOCK_ROWS = 128
-"""Positions that look at all those up to the last of them (`layers.QUERY_ROWS`)."""
 OPTIMIZER_STATE_BYTES = {"adafactor": 0, "adamw": 8}
 """State per parameter; Adafactor's rows and columns are some ten MB even for gpt2-xl."""
-LOGITS_BLOCK_ROWS = {"cpu": 512, "cuda": 2048}
-"""Positions whose logits exist at a time (`head.BLOCK_ROWS`)."""
 LOGITS_BYTES = {"float32": 4, "bfloat16": 6}
-"""For each of them: the logits, and in bfloat16 the same in float32."""
+"""Per logit of a block: the logits, and in bfloat16 the same in float32."""
 RUNTIME_BASELINE_BYTES = {"cpu": 530 * 2**20, "cuda": 600 * 2**20}
 """A trial's process before any model: with torch, transformers and Ray on a CPU, the context's part of a GPU."""
 GRADIENT_OVERLAP_FACTOR = 1.1

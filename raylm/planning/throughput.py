@@ -14,7 +14,7 @@ from typing import Any
 from raylm.config.catalog import ModelShape
 from raylm.config.trial import Resources, TrialConfig
 from raylm.errors import UserError, format_suggestion, safe_repr
-from raylm.planning.devices import DEVICES, Device, find_device, list_gpu_names, measure_cpu
+from raylm.planning.devices import DEVICES, Device, find_device, list_gpu_names, measure_cpu, resolve_precision
 from raylm.planning.memory import MemoryModel
 from raylm.results.progress import MicroBatching
 from raylm.units import GIB
@@ -139,15 +139,11 @@ def gpu_fraction(
     if shape is None or not devices:
         return 1.0
     slots = [
-        Placement(card, 1.0, 1, _resolve_precision(card, precision), min(most, MAX_TRIALS_PER_GPU))
+        Placement(card, 1.0, 1, resolve_precision(precision, card), min(most, MAX_TRIALS_PER_GPU))
         for card, most in devices
     ]
     number = min(trials_per_gpu(slot, MemoryModel(shape, config, "cuda", slot.precision)) for slot in slots)
     return int(RAY_GPU_UNITS / number) / RAY_GPU_UNITS
-
-
-def _resolve_precision(device: Device, precision: str) -> str:
-    return precision if precision != "auto" else "bfloat16" if device.bfloat16 else "float32"
 
 
 def find_placement(resources: Resources, precision: str, gpu: str | None = None) -> Placement | None:
@@ -187,7 +183,7 @@ def find_placement(resources: Resources, precision: str, gpu: str | None = None)
         card,
         share,
         at_a_time,
-        _resolve_precision(card, precision),
+        resolve_precision(precision, card),
         max(1, min(of_cpus, MAX_TRIALS_PER_GPU)) if shared else 1,
     )
 
@@ -200,9 +196,8 @@ def is_cpu_only(resources: Resources) -> bool:
 def _cpu_placement(resources: Resources, precision: str) -> Placement:
     cores = os.cpu_count() or 1
     share = min(1.0, resources.cpus / cores)
-    return Placement(
-        measure_cpu(), share, max(1, cores // resources.cpus), "float32" if precision == "auto" else precision
-    )
+    cpu = measure_cpu()
+    return Placement(cpu, share, max(1, cores // resources.cpus), resolve_precision(precision, cpu))
 
 
 def parse_gpu(gpu: str) -> tuple[Device, int]:

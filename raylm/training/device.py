@@ -8,9 +8,7 @@ import sys
 import torch
 
 from raylm.errors import UserError
-
-CPU_BFLOAT16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
-"""What `torch.cpu.get_capabilities` calls products in bfloat16, on x86 and on ARM."""
+from raylm.numerics import CPU_BFLOAT16_FLAGS, ONEDNN_ISA_VARIABLES, onednn_emulates_bfloat16
 
 
 def resolve_precision(requested: str, device: str) -> str:
@@ -22,11 +20,13 @@ def resolve_precision(requested: str, device: str) -> str:
     if device == "cuda":
         has_it = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        has_it = any(torch.cpu.get_capabilities().get(name) for name in CPU_BFLOAT16_FLAGS)
+        capabilities = torch.cpu.get_capabilities()
+        has_it = any(capabilities.get(name) for name in CPU_BFLOAT16_FLAGS) and not onednn_emulates_bfloat16()
         if requested == "bfloat16" and not has_it:
             raise UserError(
                 "precision: bfloat16 would be emulated on this processor, which has none of "
-                f"{', '.join(CPU_BFLOAT16_FLAGS)}; expected float32, or auto, which is float32 here"
+                f"{', '.join(CPU_BFLOAT16_FLAGS)}, or under this {ONEDNN_ISA_VARIABLES[0]}; "
+                "expected float32, or auto, which is float32 here"
             )
     if requested != "auto":
         return requested

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from raylm.numerics import QUERY_BLOCK_ROWS
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-QUERY_BLOCK_ROWS = 128
-"""Queries at a time: the positions that none of them sees are left out."""
 DROPOUT_LEVELS = 2**16
 """A position is dropped if one of so many equally likely numbers is small: two bytes of chance each."""
 

@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 
 from raylm.data.corpus import IGNORE_INDEX
+from raylm.numerics import LOGITS_BLOCK_ROWS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-BLOCK_ROWS = {"cpu": 512, "cuda": 2048}
-"""Positions whose logits exist at a time: enough to be worth an addition to the weight's gradient."""
 LOGITS_ALIGNMENT = 64
 """Rows of logits are so many numbers apart, or a multiple: 50,257 apart, the product takes half as long again."""
 
@@ -48,7 +47,7 @@ def _iter_blocks(
     Yields:
         Which positions; their summed loss; its gradient by their logits (n, V), but for a factor each; that (n, 1).
     """
-    rows, columns = BLOCK_ROWS[hidden_ND.device.type], len(weight_VD)
+    rows, columns = LOGITS_BLOCK_ROWS[hidden_ND.device.type], len(weight_VD)
     padded = -(-columns // LOGITS_ALIGNMENT) * LOGITS_ALIGNMENT
     buffer_nV = hidden_ND.new_empty(min(rows, len(hidden_ND)), padded)[:, :columns]
     for start in range(0, len(hidden_ND), rows):

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from raylm.config.trial import TrialConfig
 from raylm.errors import PauseReason, WorkError
 from raylm.events import TrialListener
 from raylm.planning import memory
-from raylm.planning.devices import Device
+from raylm.planning.devices import Device, resolve_precision
 from raylm.results.progress import MicroBatching
 from raylm.results.storage import Storage
 from raylm.training import models
@@ -70,15 +70,26 @@ def build_placement_group(resources: Mapping[str, float], gpu_memory_gib: int = 
 
 
 def estimate_gpu_memory_gib(
-    trial: TrialConfig, prepared: PreparedInputs, precision: str, max_gib: float, world_size: int = 1
+    trial: TrialConfig, prepared: PreparedInputs, precisions: Iterable[str], max_gib: float, world_size: int = 1
 ) -> int:
-    """Memory that a trial's GPU must have, in GiB, for one window at a time; not more than the largest has."""
+    """Return the memory that a trial's GPU must have, in GiB, for one window at a time; at most that of the largest.
+
+    Args:
+        precisions: those that the trial trains in on the cluster's GPUs; the larger need counts.
+    """
     shape = models.load_shape(prepared.sources[trial.model, trial.pretrained])
     if shape is None:
         return int(max_gib)
-    kind = "float32" if precision == "float32" else "bfloat16"
-    needed = memory.MemoryModel(shape, trial, "cuda", kind, world_size).peak_bytes(MicroBatching(micro_batch_size=1))
+    memory_models = [memory.MemoryModel(shape, trial, "cuda", precision, world_size) for precision in precisions]
+    needed = max(model.peak_bytes(MicroBatching(micro_batch_size=1)) for model in memory_models)
     return min(math.ceil(needed / memory.USABLE_MEMORY_FRACTION / GIB), int(max_gib))
+
+
+def resolve_gpu_precisions(requested: str, devices: Sequence[tuple[Device, int]]) -> set[str]:
+    """Return the precisions that trials train in on these GPUs; `auto` is bfloat16 on GPUs that are not known."""
+    return {resolve_precision(requested, device) for device, _ in devices} or {
+        "bfloat16" if requested == "auto" else requested
+    }
 
 
 @dataclass(frozen=True)
@@ -146,10 +157,11 @@ def run_trials(
     )
     path, filesystem = storage.tune_storage()
     largest = cluster.max_gpu_memory_gib() if resources["gpu"] >= 1 else 0.0
+    precisions = resolve_gpu_precisions(sweep.precision, cluster.find_shareable_devices(cpus=1)) if largest else set()
 
     def request_resources(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
         trial = TrialConfig.from_record(config)
-        gib = estimate_gpu_memory_gib(trial, prepared, sweep.precision, largest, ranks) if largest else 0
+        gib = estimate_gpu_memory_gib(trial, prepared, precisions, largest, ranks) if largest else 0
         return build_placement_group({**resources, "gpu": resources["gpu"] * job.gpu_fraction(trial)}, gib)
 
     budget_seconds = sweep.time_budget_hours * 3600 if sweep.time_budget_hours else None

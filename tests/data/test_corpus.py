@@ -1,24 +1,29 @@
-"""Corpora as tokens: every token predicted once, one cache for many processes, clear words for bad text."""
+"""Tokenized corpora: windows, the cache shared by processes, and messages for bad text."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
+from pydoc_data.topics import topics
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raylm.data import corpus
 from raylm.data.corpus import IGNORE_INDEX, Windows, load_cached_sizes, prepare
 from raylm.errors import UserError
 
+PROGRAM = Path(__file__).resolve().parents[1] / "programs" / "prepare_corpus.py"
+
 
 @settings(derandomize=True, deadline=None)
-@given(tokens=st.integers(1, 300), context_length=st.integers(2, 40), batch=st.integers(1, 9))
-def test_every_token_is_predicted_exactly_once(tokens: int, context_length: int, batch: int) -> None:
-    stream = np.arange(1, tokens + 1, dtype=np.uint16)  # each token another; 0 ends texts
+@given(num_tokens=st.integers(1, 300), context_length=st.integers(2, 40), batch=st.integers(1, 9))
+def test_every_token_is_predicted_exactly_once(num_tokens: int, context_length: int, batch: int) -> None:
+    stream = np.arange(1, num_tokens + 1, dtype=np.uint16)  # all tokens differ; 0 is the end-of-text token
     windows = Windows(stream, context_length, eos_token_id=0)
     predicted: list[int] = []
     for start in range(0, len(windows), batch):
@@ -34,7 +39,7 @@ def test_every_token_is_predicted_exactly_once(tokens: int, context_length: int,
     assert predicted == stream.tolist()
 
 
-def test_a_shorter_window_is_filled_up_with_what_counts_for_nothing() -> None:
+def test_shorter_window_is_padded_with_ignored_targets() -> None:
     windows = Windows(np.array([5, 6, 7, 8], dtype=np.uint16), 4, eos_token_id=9)
     inputs_BT, targets_BT = windows.get_batch([0, 1])
     assert inputs_BT.tolist() == [[9, 5, 6, 7], [9, 8, 9, 9]]
@@ -42,24 +47,21 @@ def test_a_shorter_window_is_filled_up_with_what_counts_for_nothing() -> None:
     assert windows.get_batch([1])[0].tolist() == [[9, 8]]
 
 
-def test_the_embedded_corpus_needs_no_hub_and_ends_each_document() -> None:
-    corpus = prepare("pydocs", None, "gpt2-nano")
-    assert corpus.vocab_size == 4096
-    assert corpus.train.tokens.dtype == np.uint16
-    ends = sum(int((split.tokens == corpus.eos_token_id).sum()) for split in (corpus.train, corpus.validation))
-    topics = len(__import__("pydoc_data.topics").topics.topics)
-    assert ends == topics
-    assert 60_000 < corpus.train.num_words + corpus.validation.num_words < 75_000
-    assert "tokenizer.json" in corpus.tokenizer_files
+def test_embedded_corpus_needs_no_hub_and_ends_each_document() -> None:
+    pydocs = prepare("pydocs", None, "gpt2-nano")
+    assert pydocs.vocab_size == 4096
+    assert pydocs.train.tokens.dtype == np.uint16
+    assert sum(int((split.tokens == pydocs.eos_token_id).sum()) for _, split in pydocs.splits()) == len(topics)
+    assert 60_000 < sum(split.num_words for _, split in pydocs.splits()) < 75_000
+    assert "tokenizer.json" in pydocs.tokenizer_files
 
 
-def test_a_corpus_is_made_once_and_known_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_corpus_is_built_once_and_then_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAYLM_CACHE", str(tmp_path))
     assert load_cached_sizes("pydocs", "gpt2-nano") is None
-    told: list[str] = []
-    first = prepare("pydocs", None, "gpt2-nano", told.append)
-    second = prepare("pydocs", None, "gpt2-nano", told.append)
-    assert len(told) == 1
+    first = prepare("pydocs", None, "gpt2-nano")
+    monkeypatch.setattr(corpus, "_tokenize", None)  # fails if called again
+    second = prepare("pydocs", None, "gpt2-nano")
     assert first.fingerprint == second.fingerprint
     assert np.array_equal(first.train.tokens, second.train.tokens)
     sizes = load_cached_sizes("pydocs", "gpt2-nano")
@@ -68,17 +70,17 @@ def test_a_corpus_is_made_once_and_known_afterwards(tmp_path: Path, monkeypatch:
 
 
 def test_processes_that_prepare_at_once_share_one_corpus(tmp_path: Path, small_text: Path) -> None:
-    code = f"from raylm import data; print(data.prepare({str(small_text)!r}, None, 'gpt2-nano').fingerprint)"
-    env = {"RAYLM_CACHE": str(tmp_path), "PATH": "", "HOME": str(tmp_path)}
-    processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=env) for _ in range(6)]
-    processes[0].kill()  # one that dies on its way leaves nothing half-made behind
+    command = [sys.executable, str(PROGRAM), str(small_text)]
+    env = {**os.environ, "RAYLM_CACHE": str(tmp_path)}
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, env=env) for _ in range(6)]
+    processes[0].kill()  # leaves no partial entry behind
     answers = {process.communicate()[0] for process in processes[1:]}
     assert len(answers) == 1
-    assert [process.returncode for process in processes[1:]] == [0] * 5
+    assert [process.wait() for process in processes] == [-9, *[0] * 5]
     assert len(list((tmp_path / "corpora").glob("*/corpus.json"))) == 1
 
 
-def test_a_changed_file_is_another_corpus(tmp_path: Path) -> None:
+def test_changed_file_changes_the_fingerprint(tmp_path: Path) -> None:
     file = tmp_path / "text.txt"
     file.write_text("one line\nanother line\n" * 20)
     before = prepare(str(file), None, "gpt2-nano").fingerprint
@@ -95,7 +97,7 @@ def test_a_changed_file_is_another_corpus(tmp_path: Path) -> None:
         (b"", ["0 lines"]),
     ],
 )
-def test_bad_local_text_is_named(tmp_path: Path, content: bytes, words: list[str]) -> None:
+def test_bad_local_text_is_a_user_error(tmp_path: Path, content: bytes, words: list[str]) -> None:
     file = tmp_path / "text.txt"
     file.write_bytes(content)
     with pytest.raises(UserError) as caught:
@@ -103,17 +105,16 @@ def test_bad_local_text_is_named(tmp_path: Path, content: bytes, words: list[str
     assert all(word in str(caught.value) for word in [str(file), *words])
 
 
-def test_a_cache_that_cannot_be_made_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_that_cannot_be_created_is_a_user_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("RAYLM_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(UserError, match=r"cache .*file.cache.* cannot be made.*RAYLM_CACHE"):
         prepare("pydocs", None, "gpt2-nano")
 
 
-def test_what_a_killed_process_left_half_made_is_cleared_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_partial_entry_of_a_killed_process_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAYLM_CACHE", str(tmp_path))
-    made = prepare("pydocs", None, "gpt2-nano")
-    folder = tmp_path / "corpora" / made.fingerprint
+    folder = tmp_path / "corpora" / prepare("pydocs", None, "gpt2-nano").fingerprint
     left_over = folder.with_name(f".{folder.name}-abc")
     folder.rename(left_over)
     assert load_cached_sizes("pydocs", "gpt2-nano") is None

@@ -1,4 +1,4 @@
-"""Whole sweeps and a hub that is slow, then gone: what is fetched is fetched once, and trials run without the hub."""
+"""Sweeps with a slow and then unreachable hub: each file is fetched once, and trials run without the hub."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from oracle import hash_best_weights, read_stable_table
 
 pytestmark = pytest.mark.slow
 
-SECONDS_BEFORE_AN_ANSWER = 0.3
+HUB_DELAY_SECONDS = 0.3
 
 SWEEP = """
 from ray import tune
@@ -26,7 +26,7 @@ sweep = Sweep(name={name!r}, space={{
 """
 
 
-def test_a_sweep_takes_its_time_with_a_slow_hub_and_the_next_ones_need_none(
+def test_files_are_fetched_once_and_later_sweeps_need_no_hub(
     small_text: Path, tmp_path: Path, run_sweep: RunSweep
 ) -> None:
     lines = [(small_text / f"{split}.txt").read_text().splitlines() for split in ("train", "validation")]
@@ -35,19 +35,19 @@ def test_a_sweep_takes_its_time_with_a_slow_hub_and_the_next_ones_need_none(
     for name, rates in (("first", [1e-3, 2e-3]), ("second", [2e-3, 3e-3])):
         files[name] = tmp_path / f"{name}.py"
         files[name].write_text(SWEEP.format(name=name, dataset=SMALL_HUB_DATASET, model=SMALL_HUB_MODEL, rates=rates))
-    places = {"HF_HOME": str(tmp_path / "hf"), "RAYLM_CACHE": str(tmp_path / "raylm"), "HF_HUB_OFFLINE": "0"}
+    folders = {"HF_HOME": str(tmp_path / "hf"), "RAYLM_CACHE": str(tmp_path / "raylm"), "HF_HUB_OFFLINE": "0"}
 
-    with serve_hub("--root", str(root), "--delay", str(SECONDS_BEFORE_AN_ANSWER)) as endpoint:
-        env = {**os.environ, **places, "HF_ENDPOINT": endpoint}
+    with serve_hub("--root", str(root), "--delay", str(HUB_DELAY_SECONDS)) as endpoint:
+        env = {**os.environ, **folders, "HF_ENDPOINT": endpoint}
         done = run_sweep(files["first"], env=env)
         assert done.returncode == 0, done.stdout + done.stderr
-        with urllib.request.urlopen(f"{endpoint}/_stats") as answer:
-            asked: dict[str, int] = json.load(answer)["by_path"]
-    fetched = {path: times for path, times in asked.items() if re.match(r"GET .*\.(safetensors|parquet)$", path)}
+        with urllib.request.urlopen(f"{endpoint}/_stats") as response:
+            requests: dict[str, int] = json.load(response)["by_path"]
+    fetched = {path: count for path, count in requests.items() if re.match(r"GET .*\.(safetensors|parquet)$", path)}
     assert len(fetched) == 3
     assert set(fetched.values()) == {1}, "two trials, each file once"
 
-    done = run_sweep(files["second"], env=env)  # nobody answers there any more
+    done = run_sweep(files["second"], env=env)  # the hub is gone
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"the hub cannot be reached; dataset {SMALL_HUB_DATASET} is taken as it was last seen" in done.stderr
     first, second = tmp_path / "runs" / "first", tmp_path / "runs" / "second"

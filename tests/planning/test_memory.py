@@ -13,8 +13,7 @@ from raylm.config.catalog import MODELS, ModelShape
 from raylm.planning import memory
 from raylm.planning.memory import MemoryModel
 from raylm.results.progress import MicroBatching
-from raylm.training import layers, models
-from raylm.training.loss import BLOCK_ROWS
+from raylm.training import models
 
 WIDTH, HEADS, LENGTH, BATCH, VOCABULARY = 64, 2, 256, 2, 64
 
@@ -88,8 +87,3 @@ def test_ranks_share_the_batch_and_need_room_to_exchange_gradients() -> None:
     assert (alone.max_rank_windows, shared.max_rank_windows) == (9, 5)
     assert shared.peak_bytes(MicroBatching(3)) == alone.peak_bytes(MicroBatching(3)) + 4 * shape.num_parameters
     assert shared.choose_micro_batching(200 * 2**30) == MicroBatching(5)
-
-
-def test_blocks_are_those_of_the_loss_and_of_attention() -> None:
-    assert memory.LOGITS_BLOCK_ROWS == BLOCK_ROWS
-    assert memory.QUERY_BLOCK_ROWS == layers.QUERY_BLOCK_ROWS

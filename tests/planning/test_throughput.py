@@ -83,7 +83,7 @@ def test_a_gpu_that_cannot_be_meant(gpu: str, gpus: float | None, words: str) ->
 
 
 def test_the_gpus_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(throughput, "GPU_FILES", tmp_path)
+    monkeypatch.setattr(devices, "NVIDIA_GPUS_DIR", tmp_path)
     for number in range(2):
         (tmp_path / f"0000:0{number}:00.0").mkdir()
         (tmp_path / f"0000:0{number}:00.0" / "information").write_text("Model: \t\t NVIDIA A10G\nIRQ:   \t\t 10\n")
@@ -94,11 +94,11 @@ def test_the_gpus_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_cpu_is_measured_and_shared_by_its_trials(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(throughput, "gpus_here", list)
+    monkeypatch.setattr(throughput, "list_gpu_names", list)
     monkeypatch.setattr("os.cpu_count", lambda: 8)
     slot = throughput.find_placement(Resources(cpus=2), "auto")
     assert slot is not None
-    assert (slot.share, slot.at_a_time, slot.precision) == (0.25, 4, "float32")
+    assert (slot.share, slot.at_a_time) == (0.25, 4)
     assert 0.001 < slot.card.float32 < 1000 and 0.1 < slot.card.gb_per_s < 10_000
     assert slot.available_bytes == slot.card.gib * 2**30 / 4
     assert throughput.find_placement(Resources(gpus=1), "auto") is None
@@ -134,3 +134,12 @@ def test_a_slot_is_read_again_as_it_was_written_and_nonsense_is_none() -> None:
     assert throughput.placement_from_dict(written) == slot
     for nonsense in (None, 7, {}, {**written, "share": 0}, {**written, "card": {}}, {**written, "share": "x"}):
         assert throughput.placement_from_dict(nonsense) is None
+
+
+@pytest.mark.parametrize("has_bfloat16", [True, False])
+def test_auto_precision_of_a_cpu_follows_its_instructions(monkeypatch: pytest.MonkeyPatch, has_bfloat16: bool) -> None:
+    monkeypatch.setattr(devices, "cpu_has_bfloat16", lambda: has_bfloat16)
+    monkeypatch.setattr(throughput, "measure_cpu", devices.measure_cpu.__wrapped__)
+    placements = {name: throughput.find_placement(Resources(gpus=0), name) for name in ("auto", "float32")}
+    precisions = {name: placement.precision for name, placement in placements.items() if placement}
+    assert precisions == {"auto": "bfloat16" if has_bfloat16 else "float32", "float32": "float32"}

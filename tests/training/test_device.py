@@ -9,7 +9,8 @@ import torch
 from conftest import RunSweep
 
 from raylm.errors import UserError
-from raylm.training.device import CPU_BFLOAT16_FLAGS, resolve_precision
+from raylm.numerics import CPU_BFLOAT16_FLAGS
+from raylm.training.device import resolve_precision
 
 
 @pytest.mark.parametrize("name", CPU_BFLOAT16_FLAGS)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from raylm.numerics import QUERY_BLOCK_ROWS
 from raylm.training import layers
 from raylm.training.loss import summed_loss
 from raylm.training.optim import Adafactor
@@ -77,8 +78,8 @@ def test_attention_with_dropout_is_the_plain_one_with_the_same_mask(length: int)
 
     torch.manual_seed(1)  # the same masks, drawn block by block
     kept = torch.zeros(2, 3, length, length)
-    for start in range(0, length, layers.QUERY_BLOCK_ROWS):
-        end = min(start + layers.QUERY_BLOCK_ROWS, length)
+    for start in range(0, length, QUERY_BLOCK_ROWS):
+        end = min(start + QUERY_BLOCK_ROWS, length)
         kept[:, :, start:end, :end] = layers._keep_mask((6, end - start, end), 0.2).view(2, 3, end - start, end)
     unseen = torch.ones(length, length, dtype=torch.bool).triu(1)
     weights = (0.3 * query @ key.transpose(-1, -2)).masked_fill(unseen, -torch.inf).softmax(dim=-1)

@@ -107,11 +107,11 @@ def test_a_trial_asks_for_a_card_that_it_fits_on_where_there_is_one(tmp_path: Pa
     prepared = PreparedInputs(
         {}, {(name, True): ModelSource(name, folder, pretrained=False) for name, folder in sources.items()}
     )
-    assert estimate_gpu_memory_gib(small, prepared, "auto", 80.0) == 1
-    needed = estimate_gpu_memory_gib(large, prepared, "auto", 80.0)
+    assert estimate_gpu_memory_gib(small, prepared, ["bfloat16"], 80.0) == 1
+    needed = estimate_gpu_memory_gib(large, prepared, ["bfloat16"], 80.0)
     more = TrialConfig(model="owner/gpt2", optimizer="adamw")
-    assert 3 <= needed <= 6 and estimate_gpu_memory_gib(more, prepared, "float32", 80.0) > needed
-    assert estimate_gpu_memory_gib(large, prepared, "auto", 2.0) == 2, "no trial waits for a card that never comes"
+    assert 3 <= needed <= 6 and estimate_gpu_memory_gib(more, prepared, ["float32"], 80.0) > needed
+    assert estimate_gpu_memory_gib(large, prepared, ["bfloat16"], 2.0) == 2, "no trial waits for a GPU that never comes"
     bundles = build_placement_group({"cpu": 2, "gpu": 2.0}, needed).bundles
     assert bundles == [{"CPU": 1, "GPU": 1, "gpu_gib": needed}] * 2
 

@@ -1,0 +1,50 @@
+"""Numerical choices of training that its cost depends on: block sizes and the processor's bfloat16. No torch."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+LOGITS_BLOCK_ROWS = {"cpu": 512, "cuda": 2048}
+"""Positions whose logits exist at a time, by device: enough to be worth one addition to the weight's gradient."""
+QUERY_BLOCK_ROWS = 128
+"""Query positions of attention computed at a time, each block against all positions up to its last."""
+
+CPU_BFLOAT16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
+"""Instructions for products in bfloat16 on x86 and ARM, as `torch.cpu.get_capabilities` and /proc/cpuinfo name them."""
+CPUINFO_FILE = Path("/proc/cpuinfo")
+ONEDNN_ISA_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+"""Environment variables that limit the instructions of oneDNN, which computes torch's products; the first set counts.
+
+`ATEN_CPU_CAPABILITY` does not limit them: products in bfloat16 are as fast under `avx2` and `default`."""
+ONEDNN_ISA_WITHOUT_BFLOAT16 = (
+    "SSE41",
+    "AVX",
+    "AVX2",
+    "AVX2_VNNI",
+    "AVX2_VNNI_2",
+    "AVX512_CORE",
+    "AVX512_CORE_VNNI",
+)
+"""Limits under which oneDNN emulates bfloat16, several to a hundred times slower (measured with torch 2.13)."""
+
+
+def cpu_has_bfloat16() -> bool:
+    """Return whether this processor multiplies matrices in bfloat16, by Linux's /proc/cpuinfo; False elsewhere.
+
+    `raylm.training.device` asks torch instead. Both apply `onednn_emulates_bfloat16`.
+    """
+    try:
+        text = CPUINFO_FILE.read_text(encoding="utf-8")
+    except OSError:
+        return False
+    match = re.search(r"^(?:flags|Features)\s*:(.*)", text, re.MULTILINE)  # x86, ARM
+    flags = match[1].split() if match else []
+    return any(name in flags for name in CPU_BFLOAT16_FLAGS) and not onednn_emulates_bfloat16()
+
+
+def onednn_emulates_bfloat16() -> bool:
+    """Return whether the environment forbids oneDNN the bfloat16 instructions that a processor may have."""
+    limit = next((os.environ[name] for name in ONEDNN_ISA_VARIABLES if name in os.environ), "")
+    return limit.upper() in ONEDNN_ISA_WITHOUT_BFLOAT16
