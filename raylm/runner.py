@@ -73,15 +73,19 @@ def run(
     options, console = options or RunOptions(), console or Console()
     folder = resolve_storage(sweep, storage)
     found = results.find_results(sweep, folder)
-    unfinished = [r.config for r in found.rows if not r.is_finished or (options.retry_failed and r.status == FAILED)]
-    left = len(unfinished) + _count_unsuggested(sweep, found)
+    unfinished, left = _find_unfinished(sweep, found, options)
     if not left:
         _update_record(sweep, found)
         return _finish(found, console, retried=options.retry_failed)
     folder.create()
     with folder.lock():
+        if sweep_record.load(folder) != found.record:  # another command has run it since
+            found = results.find_results(sweep, folder)
+            unfinished, left = _find_unfinished(sweep, found, options)
+        if not left:
+            return _finish(found, console, retried=options.retry_failed)
         _print_summary(sweep, found, left, console)
-        identity = sweep_record.load_sweep_id(folder) or secrets.token_hex(4)
+        identity = (found.record and found.record.sweep_id) or secrets.token_hex(4)
         with TrackerPool(
             options.trackers, folder, identity, found.rows, console.print_note
         ) as tracked:  # clients load beside this
@@ -117,18 +121,24 @@ def _prepare(
     return prepared
 
 
+def _find_unfinished(sweep: Sweep, results: Results, options: RunOptions) -> tuple[list[TrialConfig], int]:
+    """Return the trials that are to be run, and their number with those that a search has not suggested yet."""
+    retried = [FAILED] if options.retry_failed else []
+    unfinished = [row.config for row in results.rows if not row.is_finished or row.status in retried]
+    return unfinished, len(unfinished) + _count_unsuggested(sweep, results)
+
+
 def _count_unsuggested(sweep: Sweep, results: Results) -> int:
     """How many trials a search has not suggested yet."""
-    known = sweep_record.read(results.storage) if sweep.num_samples else None
-    return 0 if sweep.num_samples is None or (known and known.exhausted) else sweep.num_samples - len(results.rows)
+    exhausted = results.record is not None and results.record.exhausted
+    return 0 if sweep.num_samples is None or exhausted else sweep.num_samples - len(results.rows)
 
 
 def _update_record(sweep: Sweep, results: Results) -> None:
     """Writes down what the sweep's rows are now, if fewer or in another order than before."""
-    known = sweep_record.read(results.storage)
     trials = [row.config for row in results.rows]
-    if known is not None and sweep.search is None and known.trials != trials:
-        sweep_record.write(results.storage, replace(known, trials=trials))
+    if results.record is not None and sweep.search is None and results.record.trials != trials:
+        sweep_record.write(results.storage, replace(results.record, trials=trials))
 
 
 def _print_summary(sweep: Sweep, results: Results, remaining: int, console: Console) -> None:

@@ -63,7 +63,7 @@ def _trained_folder(small_text: Path, tmp_path_factory: pytest.TempPathFactory) 
     import torch
 
     from raylm import Sweep
-    from raylm.data import corpus as data
+    from raylm.data import corpus as corpora
     from raylm.results import sweep_record
     from raylm.results.storage import Folder
     from raylm.training import models
@@ -74,13 +74,13 @@ def _trained_folder(small_text: Path, tmp_path_factory: pytest.TempPathFactory) 
     fields = {"dataset": str(small_text), "context_length": 32, "learning_rate": 1e-3, "max_train_tokens": 1000}
     sweep = Sweep(name="s", space=fields, seeds=(0, 1))
     config = sweep.trials()[0]
-    corpus = data.prepare(str(small_text), None, "gpt2-nano")
+    corpus = corpora.prepare(str(small_text), None, "gpt2-nano")
     (last,) = finetune(config, corpus, models.resolve_model("gpt2-nano", pretrained=True))
     checkpoint = folder / "launch-001" / config.run_name / "checkpoint_000000"
     checkpoint.mkdir(parents=True)
     last.save(checkpoint)
-    used = {"dataset": str(small_text), "model": "gpt2-nano", "fingerprint": corpus.fingerprint}
-    launch = {"number": 1, "precision": "float32", "data": [used], "models": []}
+    data = sweep_record.DataRecord(str(small_text), "gpt2-nano", fingerprint=corpus.fingerprint)
+    launch = sweep_record.LaunchRecord(1, precision="float32", data=[data])
     sweep_record.write(Folder(folder), sweep_record.SweepRecord("s", sweep.trials(), launches=[launch]))
     return folder
 

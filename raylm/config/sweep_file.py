@@ -155,9 +155,8 @@ def copy_bundled_sweep(name: str, destination: Path) -> Path:
     return destination
 
 
-def format_sweep_file(name: str, trials: Sequence[TrialConfig], launch: Mapping[str, Any]) -> str:
+def format_sweep_file(name: str, trials: Sequence[TrialConfig], precision: str = "auto") -> str:
     """Python that makes the sweep again, row by row: of each trial the fields that are not at their default."""
-    precision = launch.get("precision", "auto")
     options = [f"    name={name!r},"]
     options += [f"    precision={precision!r},"] if precision != "auto" else []
     defaults = {field.name: field.default for field in fields(TrialConfig)}

@@ -9,7 +9,6 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from raylm.config.catalog import ModelShape
 from raylm.config.trial import Resources, TrialConfig
@@ -17,6 +16,7 @@ from raylm.errors import UserError, format_suggestion, safe_repr
 from raylm.planning.devices import DEVICES, Device, find_device, list_gpu_names, measure_cpu, resolve_precision
 from raylm.planning.memory import MemoryModel
 from raylm.results.progress import MicroBatching
+from raylm.results.sweep_record import DeviceRecord, SlotRecord
 from raylm.units import GIB
 
 GEMM_EFFICIENCY = {"cpu": 0.6, "cuda": 0.7}
@@ -217,13 +217,15 @@ def parse_gpu(gpu: str) -> tuple[Device, int]:
     return options[name], int(parts[1] or 1) if parts else 1
 
 
-def placement_from_dict(data: Any) -> Placement | None:
-    """The slot of which `dataclasses.asdict` was written down; None where none was, or it cannot be understood."""
-    try:
-        made = Placement(**{**data, "card": Device(**data["card"])})
-        card = made.card
-        numbers = (made.share, made.at_a_time, card.float32, card.peak_tflops(made.precision), card.gb_per_s, card.gib)
-        understood = card.device in GEMM_EFFICIENCY and all(0 < number < float("inf") for number in numbers)
-    except (TypeError, KeyError, ValueError):
-        return None
-    return made if understood else None
+def placement_from_record(slot: SlotRecord) -> Placement:
+    """Return the placement that a launch has recorded."""
+    card = slot.card
+    device = Device(card.name, card.bfloat16, card.float32, card.gb_per_s, card.gib, card.device)
+    return Placement(device, slot.share, slot.at_a_time, slot.precision, slot.most_sharing)
+
+
+def placement_to_record(placement: Placement) -> SlotRecord:
+    """Return a placement as it is recorded of a launch."""
+    card = placement.card
+    device = DeviceRecord(card.name, card.bfloat16, card.float32, card.gb_per_s, card.gib, card.device)
+    return SlotRecord(device, placement.share, placement.at_a_time, placement.precision, placement.most_sharing)

@@ -36,13 +36,13 @@ def load_results(uri: str | os.PathLike[str]) -> SweepResults:
         UserError: if this is no results folder of raylm.
     """
     folder = open_storage(uri)
-    content = sweep_record.read(folder)
-    if content is None:
+    record = sweep_record.load(folder)
+    if record is None:
         raise UserError(
             f"{uri} is no results folder: it has no {sweep_record.RECORD_FILE}; "
             "expected STORAGE/SWEEP, as in runs/quickstart"
         )
-    return SweepResults.from_results(load_rows(folder, content.trials))
+    return SweepResults.from_results(load_rows(folder, record.trials, record))
 
 
 class SweepResults(Results):
@@ -51,7 +51,7 @@ class SweepResults(Results):
     @classmethod
     def from_results(cls, results: Results) -> SweepResults:
         """The same rows."""
-        return cls(results.storage, results.rows)
+        return cls(results.storage, results.rows, results.record)
 
     def to_pandas(self) -> DataFrame:
         """A row for each trial, in the table's order, with the columns of results.csv.

@@ -12,7 +12,6 @@ from raylm.report.reference import LOSS_FIELDS, ReferenceTable, load_reference
 from raylm.report.table import build_table, sort_rows
 from raylm.results.folder import parse_launch_number
 from raylm.results.rows import DIVERGED, DONE, FAILED, STOPPED, Results, Row
-from raylm.results.sweep_record import load_launches
 from raylm.units import format_duration, pluralize
 
 
@@ -165,13 +164,14 @@ def list_outputs(results: Results) -> list[str]:
 def estimate_training_seconds(results: Results) -> dict[str, float]:
     """Seconds that the steps done should have taken, by trial id, where it is known what they ran on."""
     slots = {
-        str(one.get("number")): throughput.placement_from_dict(one.get("slot"))
-        for one in load_launches(results.storage)
+        launch.number: throughput.placement_from_record(launch.slot)
+        for launch in results.launches
+        if launch.slot is not None
     }
     found = {}
     for row in results.rows:
         slot = (
-            slots.get(str(parse_launch_number(row.latest_checkpoint.folder.split("/")[0])))
+            slots.get(parse_launch_number(row.latest_checkpoint.folder.split("/")[0]))
             if row.latest_checkpoint
             else None
         )

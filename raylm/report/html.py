@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import dataclasses
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jinja2
 from matplotlib.figure import Figure
@@ -16,8 +16,8 @@ from raylm.report.formats import to_plain_text
 from raylm.report.importance import compute_importances
 from raylm.report.reference import ReferenceTable, load_reference
 from raylm.report.table import RISING_LOSS, build_table, group_by_seed, sort_rows
-from raylm.results import sweep_record
 from raylm.results.rows import DIVERGED, DONE, INTERRUPTED, PENDING, QUEUED, RUNNING, Results
+from raylm.results.sweep_record import DataRecord, LaunchRecord, SweepRecord
 
 REPORT_FILE = "report.html"
 TEXT_COLUMNS = ("dataset", "model", "run")
@@ -94,28 +94,30 @@ def render_html(
         template: the report's, or one that extends it.
         more: what that takes besides.
     """
-    kept = sweep_record.read(results.storage) or sweep_record.SweepRecord(results.storage.name, [])
+    record = results.record or SweepRecord(results.storage.name, [])
     made = build_table(results, reference)
     best = {row.config.id for row in results.best_by_dataset.values()}
     return render_template(
         template_name,
-        name=kept.name,
+        name=record.name,
         summary=formats.format_summary(results),
         headings=[(heading, heading not in TEXT_COLUMNS) for heading in made.column_names],
         lines=list(zip(made.rows, _mark_best_lines(results, best), strict=True)),
         advice=build_advice(results),
         notes=[*made.notes, *_unfinished_notes(results)],
-        sections=build_sections(figures.build_figures(results), compute_importances(results) if kept.search else []),
-        launches=_group_launches(kept.launches),
-        data=_unique_datasets(kept.launches),
+        sections=build_sections(figures.build_figures(results), compute_importances(results) if record.search else []),
+        launches=_group_launches(results.launches),
+        data=_unique_datasets(results.launches),
         definitions={
             word: meaning
             for word, meaning in DEFINITIONS.items()
             if any(heading.startswith(DEFINITION_COLUMNS.get(word, "")) for heading in made.column_names)
         },
-        file=f"{kept.name.replace('-', '_')}.py",
+        file=f"{record.name.replace('-', '_')}.py",
         sweep=format_sweep_file(
-            kept.name, [row.config for row in results.rows], kept.launches[-1] if kept.launches else {}
+            record.name,
+            [row.config for row in results.rows],
+            results.launches[-1].precision if results.launches else "auto",
         ),
         **context,
     )
@@ -216,22 +218,21 @@ def _render_plot(figure: Figure, alt_text: str, is_wide: bool = False) -> Plot:
 # ---- what ran where, and how to run it again ----------------------------------------------------------------------
 
 
-def _group_launches(launches: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """What each launch ran with; launches that differ in nothing but their time are told together."""
+def _group_launches(launches: Sequence[LaunchRecord]) -> list[dict[str, str]]:
+    """Return the environment of each launch; launches that differ in their time only are one group."""
     groups: dict[str, dict[str, str]] = {}
     for launch in launches:
         rest = {
             name.replace("_", " "): to_plain_text(value)
-            for name, value in launch.items()
+            for name, value in dataclasses.asdict(launch).items()
             if name not in ("number", "started", "data", "slot")
         }
         group = groups.setdefault(str(rest), {"launch": "", "started": "", **rest})
-        for name, key in (("launch", "number"), ("started", "started")):
-            group[name] += f"{', ' if group[name] else ''}{launch.get(key, '–')}"
+        for name, value in (("launch", launch.number), ("started", launch.started or "–")):
+            group[name] += f"{', ' if group[name] else ''}{value}"
     return list(groups.values())
 
 
-def _unique_datasets(launches: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The datasets of all launches, each with its tokenizer once."""
-    used = [one for launch in launches for one in launch.get("data", [])]
-    return list({str(one): one for one in used}.values())
+def _unique_datasets(launches: Sequence[LaunchRecord]) -> list[DataRecord]:
+    """Return the datasets of all launches without repetitions."""
+    return list(dict.fromkeys(data for launch in launches for data in launch.data))

@@ -7,7 +7,6 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from raylm.config.catalog import DATASETS, MODELS, NANO_MODEL
 from raylm.config.sweep_file import format_sweep_file as write_sweep_file
@@ -16,9 +15,9 @@ from raylm.report import formats
 from raylm.report.formats import to_plain_text
 from raylm.report.reference import load_reference
 from raylm.report.table import build_table
-from raylm.results import sweep_record
 from raylm.results.folder import parse_launch_number
 from raylm.results.rows import DONE, Results, Row
+from raylm.results.sweep_record import LaunchRecord
 
 SWEEP_FILE = "sweep.py"
 HUB_URL = "https://huggingface.co"
@@ -46,19 +45,21 @@ class Provenance:
 
     model: Origin
     dataset: Origin
-    launch: Mapping[str, Any]
-    """The launch that its best epoch is of, as sweep.json has it; empty where that is lost."""
+    launch: LaunchRecord | None
+    """The launch that its best epoch is of; None if its record is lost."""
 
 
 def load_provenance(results: Results, row: Row) -> Provenance:
     """What a row was made of and with, by the record of the launch that its best epoch is of."""
     number = parse_launch_number(row.best_checkpoint.folder.split("/")[0]) if row.best_checkpoint else None
-    launch = next((one for one in sweep_record.load_launches(results.storage) if one.get("number") == number), {})
+    launch = next((launch for launch in results.launches if launch.number == number), None)
     return Provenance(_model_origin(row.config, launch), _dataset_origin(row.config, launch), launch)
 
 
-def _model_origin(config: TrialConfig, launch: Mapping[str, Any]) -> Origin:
-    revision = _find_recorded(launch, "models", model=config.model, pretrained=config.pretrained).get("revision")
+def _model_origin(config: TrialConfig, launch: LaunchRecord | None) -> Origin:
+    models = launch.models if launch else []
+    wanted = (config.model, config.pretrained)
+    revision = next((one.revision for one in models if (one.model, one.pretrained) == wanted), None)
     if config.model in MODELS:
         return Origin(config.model, MODELS[config.model].hub_id, revision)
     if _is_commit(revision):
@@ -66,20 +67,16 @@ def _model_origin(config: TrialConfig, launch: Mapping[str, Any]) -> Origin:
     return Origin(_basename(config.model), None, revision)
 
 
-def _dataset_origin(config: TrialConfig, launch: Mapping[str, Any]) -> Origin:
-    revision = _find_recorded(launch, "data", dataset=config.dataset, model=config.model).get("revision")
+def _dataset_origin(config: TrialConfig, launch: LaunchRecord | None) -> Origin:
+    data = launch.data if launch else []
+    wanted = (config.dataset, config.model)
+    revision = next((one.revision for one in data if (one.dataset, one.model) == wanted), None)
     if config.dataset in DATASETS:
         return Origin(config.dataset, DATASETS[config.dataset].hub_id, revision, DATASETS[config.dataset].config_name)
     if _is_commit(revision):
         hub_id, _, part = config.dataset.partition(":")
         return Origin(config.dataset, hub_id, revision, part or None)
     return Origin(_basename(config.dataset), None, revision)
-
-
-def _find_recorded(launch: Mapping[str, Any], key: str, **criteria: Any) -> Mapping[str, Any]:
-    """What a launch has recorded of a model or a dataset."""
-    found = (one for one in launch.get(key, []) if all(one.get(name) == value for name, value in criteria.items()))
-    return next(found, {})
 
 
 def _is_commit(revision: str | None) -> bool:
@@ -96,7 +93,7 @@ def render_sweep_file(row: Row, provenance: Provenance, name: str) -> str:
     config = TrialConfig.from_record(
         {**row.config.as_dict(), "model": provenance.model.name, "dataset": provenance.dataset.name}
     )
-    return write_sweep_file(name, [config], provenance.launch) + "\n"
+    return write_sweep_file(name, [config], provenance.launch.precision if provenance.launch else "auto") + "\n"
 
 
 def render_card(results: Results, row: Row, provenance: Provenance, license_id: str | None) -> str:
@@ -195,10 +192,10 @@ def _render_table(results: Results, row: Row, provenance: Provenance) -> str:
 def _environment_fields(provenance: Provenance) -> dict[str, str]:
     launch = provenance.launch
     told = {
-        "versions": launch.get("versions"),
-        "git commit": launch.get("git_commit"),
-        "precision": launch.get("precision"),
-        "hardware": launch.get("hardware", {}).get("trials_on"),
+        "versions": (launch.versions or None) if launch else None,
+        "git commit": launch.git_commit if launch else None,
+        "precision": launch.precision if launch else None,
+        "hardware": launch.hardware.trials_on if launch else None,
         "revision of the model": provenance.model.revision,
         "revision of the data": provenance.dataset.revision,
     }

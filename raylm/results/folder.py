@@ -19,6 +19,7 @@ from raylm.results import manifest, sweep_record
 from raylm.results.progress import Progress
 from raylm.results.rows import DIVERGED, DONE, FAILED, INTERRUPTED, PENDING, STOPPED, Results, Row, SavedCheckpoint
 from raylm.results.storage import Storage
+from raylm.results.sweep_record import SweepRecord
 
 STATUS_FILE = "status.json"
 LENGTH_EVALS_FILE = "other-context-lengths.json"
@@ -28,11 +29,15 @@ LAUNCH_PATTERN, CHECKPOINT_PATTERN = re.compile(r"launch-\d+"), re.compile(r"che
 
 
 def find_results(sweep: Sweep, storage: Storage) -> Results:
-    """How a sweep stands: the rows of its grid, or those that its search has suggested so far."""
+    """Return the rows of a sweep: of its grid, or those that its search has suggested so far.
+
+    Raises:
+        UserError: if sweep.json is damaged or of another version.
+    """
+    record = sweep_record.load(storage)
     if sweep.search is None:
-        return load_rows(storage, sweep.trials())
-    known = sweep_record.read(storage)
-    return load_rows(storage, known.trials[: sweep.num_samples] if known else [])
+        return load_rows(storage, sweep.trials(), record)
+    return load_rows(storage, record.trials[: sweep.num_samples] if record else [], record)
 
 
 def list_launches(storage: Storage) -> list[str]:
@@ -55,17 +60,16 @@ def next_launch_name(storage: Storage) -> str:
     return f"launch-{max(map(parse_launch_number, list_launches(storage)), default=0) + 1:03d}"
 
 
-def load_rows(storage: Storage, trials: Iterable[TrialConfig]) -> Results:
-    """How these trials stand."""
+def load_rows(storage: Storage, trials: Iterable[TrialConfig], record: SweepRecord | None = None) -> Results:
+    """Return the rows of these trials, with the record of their sweep."""
     elsewhere, everything = load_length_evals(storage), storage.list_entries()
     by_run: dict[str, dict[str, int | None]] = {}
     for name, size in everything.items():
         launch, _, below = name.partition("/")
         if below and LAUNCH_PATTERN.fullmatch(launch):
             by_run.setdefault(below.split("/")[0], {})[name] = size
-    return Results(
-        storage, [_build_row(storage, config, by_run.get(config.run_name, {}), elsewhere) for config in trials]
-    )
+    rows = [_build_row(storage, config, by_run.get(config.run_name, {}), elsewhere) for config in trials]
+    return Results(storage, rows, record)
 
 
 def load_row(storage: Storage, trial: TrialConfig) -> Row:

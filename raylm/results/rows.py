@@ -10,6 +10,7 @@ from raylm.config.trial import TrialConfig
 from raylm.errors import UserError, format_suggestion, safe_repr
 from raylm.results.progress import EvalMetrics, Progress
 from raylm.results.storage import Storage
+from raylm.results.sweep_record import LaunchRecord, SweepRecord
 
 DONE, STOPPED, DIVERGED, FAILED = "done", "stopped", "diverged", "failed"
 INTERRUPTED, PENDING = "interrupted", "missing"
@@ -79,6 +80,13 @@ class Results:
     """The results folder."""
     rows: list[Row]
     """In the order of the sweep file."""
+    record: SweepRecord | None = None
+    """Content of sweep.json when the rows were read; None before the first launch."""
+
+    @property
+    def launches(self) -> list[LaunchRecord]:
+        """Recorded launches, oldest first."""
+        return self.record.launches if self.record else []
 
     def best(self, dataset: str | None = None) -> Row:
         """The finished row with the lowest adj val loss.

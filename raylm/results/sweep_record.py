@@ -1,76 +1,219 @@
-"""sweep.json: the trials of a sweep and what each launch of it ran with. Standard library only."""
+"""sweep.json: the trials of a sweep and the environment of each of its launches."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 from raylm.config import validation
 from raylm.config.trial import TrialConfig
 from raylm.errors import UserError, safe_repr
-from raylm.results import manifest
+from raylm.results import json_files
+from raylm.results.json_files import DamagedFileError
 from raylm.results.storage import Storage
 
 RECORD_FILE = "sweep.json"
+FORMAT_VERSION = 1
+
+
+Positive = Annotated[int, Meta(gt=0)] | Annotated[float, Meta(gt=0)]
+"""Number above zero; JSON has integers among the peaks of devices."""
+
+
+@dataclass(frozen=True)
+class DeviceRecord:
+    """Device that trials of a launch ran on."""
+
+    name: str
+    bfloat16: Positive | None
+    """Peak of matrix products in bfloat16, TFLOP/s; None if the device has no units for it."""
+    float32: Positive
+    """Peak of matrix products in float32, TFLOP/s."""
+    gb_per_s: Positive
+    """Memory bandwidth, GB/s."""
+    gib: Positive
+    """Memory, GiB."""
+    device: Annotated[str, Meta(pattern="^(cpu|cuda)$")] = "cuda"
+    """`cuda` or `cpu`."""
+
+
+@dataclass(frozen=True)
+class SlotRecord:
+    """Placement of a trial on its device."""
+
+    card: DeviceRecord
+    share: Positive
+    """Devices per trial: a fraction of one, or a whole number."""
+    at_a_time: Annotated[int, Meta(gt=0)]
+    """Concurrent trials."""
+    precision: Annotated[str, Meta(pattern="^(float32|bfloat16)$")]
+    """`float32` or `bfloat16`."""
+    most_sharing: int = 1
+    """Maximum number of trials per device."""
+
+
+@dataclass(frozen=True)
+class HardwareRecord:
+    """Machine that a launch was started on."""
+
+    machine: str | None = None
+    """Processor architecture."""
+    system: str | None = None
+    """Operating system with its version."""
+    cpus: int | None = None
+    """CPU cores."""
+    trials_on: str | None = None
+    """Name of the device that trials ran on; None if it is not known."""
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """Model that trials of a launch started from."""
+
+    model: str
+    pretrained: bool
+    revision: str | None = None
+    """Commit on the hub, or a hash of local files; None if the model has no files."""
+
+
+@dataclass(frozen=True)
+class DataRecord:
+    """Tokenised dataset that trials of a launch used."""
+
+    dataset: str
+    model: str
+    """Model whose tokenizer was used."""
+    revision: str | None = None
+    """Commit on the hub, or a hash of local files."""
+    fingerprint: str | None = None
+    """Hash of text and tokenizer."""
+    train_tokens: int | None = None
+    train_words: int | None = None
+    validation_tokens: int | None = None
+    validation_words: int | None = None
+
+
+@dataclass(frozen=True)
+class LaunchRecord:
+    """Everything that the numbers of a launch may depend on besides the configs of its trials."""
+
+    number: int
+    sweep_id: str | None = None
+    """Identity of the results folder, equal in all launches; it stays when the folder is moved."""
+    started: str | None = None
+    """Start time in UTC, ISO 8601."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Versions of raylm and the libraries it builds on."""
+    python: str | None = None
+    git_commit: str | None = None
+    """Commit of the working directory's git checkout, if it is one."""
+    hardware: HardwareRecord = field(default_factory=HardwareRecord)
+    precision: str = "auto"
+    """Precision that the sweep asks for: `auto`, `float32` or `bfloat16`."""
+    resources_per_trial: Mapping[str, int | float] = field(default_factory=dict)
+    slot: SlotRecord | None = None
+    """None if the device is not known, as on a cluster."""
+    models: list[ModelRecord] = field(default_factory=list)
+    data: list[DataRecord] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class SweepRecord:
-    """What sweep.json says."""
+    """Content of sweep.json."""
 
     name: str
-    """Of the sweep."""
+    """Name of the sweep."""
     trials: list[TrialConfig]
-    """Of a grid all of them, of a search those suggested so far; in order."""
+    """Trials in order: all of a grid, or those that a search has suggested so far."""
     search: str | None = None
-    """How its trials were suggested; None: they are a grid."""
+    """Search algorithm; None for a grid."""
     failed_ids: frozenset[str] = frozenset()
-    """Ids of trials whose failure has had a part in what came after them."""
+    """Ids of trials whose failure was an input to later suggestions."""
     delay: int | None = None
-    """A trial follows from the results of those that are so many places and more before it; None: from none."""
+    """Number of places before a trial whose outcomes it does not depend on; None if it depends on none."""
     exhausted: bool = False
-    """Whether the search has no more different trials to suggest."""
-    launches: list[dict[str, Any]] = field(default_factory=list)
-    """What each launch ran with, oldest first."""
+    """True if the search has no more new trials to suggest."""
+    launches: list[LaunchRecord] = field(default_factory=list)
+    """Launches, oldest first."""
+
+    @property
+    def sweep_id(self) -> str | None:
+        """Identity of the results folder, or None before its first launch."""
+        return next((launch.sweep_id for launch in self.launches if launch.sweep_id), None)
 
 
-def read(storage: Storage) -> SweepRecord | None:
-    """The record in a results folder, None where there is none yet.
+@dataclass(frozen=True)
+class _TrialEntry:
+    """Trial as it is written in sweep.json."""
+
+    config: dict[str, Any]
+    id: str | None = None
+    run: str | None = None
+    failed: bool = False
+
+
+@dataclass(frozen=True)
+class _Version:
+    """Part of the file that every version of it has."""
+
+    version: int
+
+
+@dataclass(frozen=True)
+class _RecordFile:
+    """sweep.json of this version."""
+
+    name: str
+    trials: list[_TrialEntry]
+    search: str | None = None
+    lag: int | None = None
+    exhausted: bool = False
+    launches: list[LaunchRecord] = field(default_factory=list)
+
+
+def load(storage: Storage) -> SweepRecord | None:
+    """Return the record of a results folder, or None if it has none yet.
 
     Raises:
-        UserError: if it is damaged or of another version.
+        UserError: if sweep.json is damaged or of another version.
     """
-    path = storage.uri_of(RECORD_FILE)
     try:
-        content = json.loads(storage.read(RECORD_FILE))
-        version = content["version"]
-        if version == manifest.FORMAT_VERSION:
-            return _parse_record(content)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        what = f"{path} is damaged ({error})"
+        text = json_files.read_text(storage, RECORD_FILE)
+        if text is None:
+            return None
+        version = json_files.decode(text, _Version).version
+        if version == FORMAT_VERSION:
+            return _parse(json_files.decode(text, _RecordFile))
+    except (DamagedFileError, ValueError) as error:
+        what = f"{storage.uri_of(RECORD_FILE)} is damaged ({error})"
         raise UserError(f"{what}; move it away and run the sweep again: no finished row is lost") from None
-    what = f"{path} has version {version}, this raylm reads version {manifest.FORMAT_VERSION}"
-    raise UserError(f"{what}; use the raylm that made it")
+    what = f"{storage.uri_of(RECORD_FILE)} has version {version}, this raylm reads version {FORMAT_VERSION}"
+    raise UserError(f"{what}; use the raylm that wrote it")
 
 
-def _parse_record(content: dict[str, Any]) -> SweepRecord:
-    trials = content["trials"]
+def _parse(content: _RecordFile) -> SweepRecord:
+    trials = [_parse_trial(entry.config) for entry in content.trials]
+    failed = (trial.id for entry, trial in zip(content.trials, trials, strict=True) if entry.failed)
     return SweepRecord(
-        name=str(content["name"]),
-        trials=[_parse_trial(one["config"]) for one in trials],
-        search=content.get("search"),
-        failed_ids=frozenset(one["id"] for one in trials if one.get("failed")),
-        delay=content.get("lag"),
-        exhausted=bool(content.get("exhausted")),
-        launches=[dict(one) for one in content.get("launches", [])],
+        name=content.name,
+        trials=trials,
+        search=content.search,
+        failed_ids=frozenset(failed),
+        delay=content.lag,
+        exhausted=content.exhausted,
+        launches=content.launches,
     )
 
 
-def _parse_trial(data: dict[str, Any]) -> TrialConfig:
-    """A recorded trial, whose run name is used as the name of a folder: it is not believed blindly."""
+def _parse_trial(data: Mapping[str, Any]) -> TrialConfig:
+    """Return a recorded trial.
+
+    Raises:
+        ValueError: if a field has a value that no trial can have: its run name is used as the name of a folder.
+    """
     trial = TrialConfig.from_record(data)
     for name, value in trial.as_dict().items():
         if not validation.is_valid_field(name, value):
@@ -78,21 +221,10 @@ def _parse_trial(data: dict[str, Any]) -> TrialConfig:
     return trial
 
 
-def load_launches(storage: Storage) -> list[dict[str, Any]]:
-    """What the launches so far ran with, oldest first."""
-    known = read(storage)
-    return known.launches if known else []
-
-
-def load_sweep_id(storage: Storage) -> str | None:
-    """What tells a results folder from all others, wherever it is moved; None before its first launch."""
-    return next((str(one["sweep_id"]) for one in load_launches(storage) if "sweep_id" in one), None)
-
-
 def write(storage: Storage, record: SweepRecord) -> None:
-    """Writes the record into a results folder."""
+    """Write the record into a results folder."""
     content = {
-        "version": manifest.FORMAT_VERSION,
+        "version": FORMAT_VERSION,
         "name": record.name,
         "trials": [
             {
@@ -108,4 +240,4 @@ def write(storage: Storage, record: SweepRecord) -> None:
         "exhausted": record.exhausted,
         "launches": record.launches,
     }
-    storage.write(RECORD_FILE, json.dumps(content, indent=2))
+    storage.write(RECORD_FILE, json_files.encode(content))

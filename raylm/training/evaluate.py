@@ -12,9 +12,9 @@ from raylm.config.trial import TrialConfig
 from raylm.data.corpus import Corpus, prepare
 from raylm.data.corpus import load_cached as data_cached
 from raylm.errors import UserError
-from raylm.results import sweep_record
 from raylm.results.folder import LENGTH_EVALS_FILE, load_length_evals, open_best_checkpoint
 from raylm.results.rows import DONE, Results, Row
+from raylm.results.sweep_record import RECORD_FILE
 from raylm.training import models
 from raylm.training.device import resolve_precision
 from raylm.training.validation import validation_loss
@@ -67,7 +67,7 @@ def _evaluate_row(results: Results, row: Row, context_lengths: Sequence[int]) ->
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)
     longest = models.max_context_length(model)
-    asked = sweep_record.load_launches(results.storage)[-1]["precision"]
+    asked = results.launches[-1].precision if results.launches else "auto"
     kind = resolve_precision("float32" if asked == "float32" else "auto", device)  # this machine may lack bfloat16
     for length in context_lengths:
         if longest is None or length <= longest:
@@ -76,10 +76,14 @@ def _evaluate_row(results: Results, row: Row, context_lengths: Sequence[int]) ->
 
 def _load_corpus(results: Results, config: TrialConfig) -> Corpus:
     """The corpus that a trial was trained on: from the cache by its fingerprint, else prepared again and compared."""
-    used = [one for launch in sweep_record.load_launches(results.storage) for one in launch["data"]]
-    fingerprint = next(
-        one["fingerprint"] for one in used if (one["dataset"], one["model"]) == (config.dataset, config.model)
-    )
+    used = [data for launch in results.launches for data in launch.data]
+    wanted = (config.dataset, config.model)
+    fingerprint = next((data.fingerprint for data in used if (data.dataset, data.model) == wanted), None)
+    if fingerprint is None:
+        raise UserError(
+            f"{results.storage.uri_of(RECORD_FILE)} has no launch on {config.dataset} with {config.model}, so that its "
+            "text cannot be compared; run the sweep again"
+        )
     cached = data_cached(fingerprint)
     if cached is not None:
         return cached

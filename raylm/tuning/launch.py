@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import datetime
 import importlib.metadata
 import math
@@ -13,7 +12,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raylm.config.catalog import MODELS
 from raylm.config.sweep import Sweep
@@ -34,7 +33,7 @@ from raylm.results.folder import list_launches as results_launches
 from raylm.results.folder import load_row, next_launch_name, parse_launch_number, write_final_status
 from raylm.results.rows import STOPPED, Results, Row
 from raylm.results.storage import Storage
-from raylm.results.sweep_record import SweepRecord
+from raylm.results.sweep_record import HardwareRecord, LaunchRecord, SweepRecord
 from raylm.tuning.trial_queue import TrialQueue
 from raylm.units import pluralize
 
@@ -138,7 +137,7 @@ def _run_queue(
     from raylm.tuning import cluster, tuner
 
     folder, number = existing_results.storage, next_launch_name(existing_results.storage)
-    past = sweep_record.read(folder) or SweepRecord(sweep.name, [])
+    past = existing_results.record or SweepRecord(sweep.name, [])
     proposals = _build_suggester(sweep)
     lag = _resolve_delay(sweep, past, cluster.count_concurrent_trials(resources, options.max_concurrent))
     lineup = _build_queue(sweep, prepared, existing_results, past, lag, proposals, options)
@@ -279,27 +278,27 @@ def _build_launch_record(
     resources: Mapping[str, float],
     placement: Placement | None,
     sweep_id: str,
-) -> dict[str, Any]:
-    """What a launch runs with: all that its numbers could depend on besides the trials' configs."""
-    return {
-        "number": launch_number,
-        "sweep_id": sweep_id,
-        "started": utc_now(),
-        "versions": {name: importlib.metadata.version(name) for name in RECORDED_VERSIONS},
-        "python": platform.python_version(),
-        "git_commit": _find_git_commit(),
-        "hardware": {
-            "machine": platform.machine(),
-            "system": platform.platform(),
-            "cpus": os.cpu_count(),
-            "trials_on": placement.card.name if placement else None,
-        },
-        "precision": sweep.precision,
-        "resources_per_trial": dict(resources),
-        "slot": dataclasses.asdict(placement) if placement else None,
-        "models": prepared.describe_models(),
-        "data": prepared.describe_data(),
-    }
+) -> LaunchRecord:
+    """Return the record of a launch that is about to begin."""
+    return LaunchRecord(
+        number=launch_number,
+        sweep_id=sweep_id,
+        started=utc_now(),
+        versions={name: importlib.metadata.version(name) for name in RECORDED_VERSIONS},
+        python=platform.python_version(),
+        git_commit=_find_git_commit(),
+        hardware=HardwareRecord(
+            machine=platform.machine(),
+            system=platform.platform(),
+            cpus=os.cpu_count(),
+            trials_on=placement.card.name if placement else None,
+        ),
+        precision=sweep.precision,
+        resources_per_trial=dict(resources),
+        slot=throughput.placement_to_record(placement) if placement else None,
+        models=prepared.model_records(),
+        data=prepared.data_records(),
+    )
 
 
 def _find_git_commit() -> str | None:

@@ -19,9 +19,9 @@ from raylm.errors import UserError
 from raylm.monitor.console import Console
 from raylm.planning.devices import Device
 from raylm.planning.throughput import gpu_fraction
-from raylm.results import sweep_record
 from raylm.results.rows import FAILED, Results
 from raylm.results.storage import Storage
+from raylm.results.sweep_record import DataRecord, ModelRecord
 from raylm.training import models
 from raylm.training.models import ModelSource
 
@@ -35,28 +35,25 @@ class PreparedInputs:
     sources: Mapping[tuple[str, bool], ModelSource]
     """By (model, pretrained)."""
 
-    def describe_data(self) -> list[dict[str, Any]]:
-        """What the corpora are, for the record."""
+    def data_records(self) -> list[DataRecord]:
+        """Return the corpora as they are recorded in sweep.json."""
         return [
-            {
-                "dataset": dataset,
-                "model": model,
-                "revision": corpus.revision,
-                "fingerprint": corpus.fingerprint,
-                "train_tokens": len(corpus.train.tokens),
-                "train_words": corpus.train.num_words,
-                "validation_tokens": len(corpus.validation.tokens),
-                "validation_words": corpus.validation.num_words,
-            }
+            DataRecord(
+                dataset=dataset,
+                model=model,
+                revision=corpus.revision,
+                fingerprint=corpus.fingerprint,
+                train_tokens=len(corpus.train.tokens),
+                train_words=corpus.train.num_words,
+                validation_tokens=len(corpus.validation.tokens),
+                validation_words=corpus.validation.num_words,
+            )
             for (dataset, model), corpus in self.corpora.items()
         ]
 
-    def describe_models(self) -> list[dict[str, Any]]:
-        """What the models are, for the record."""
-        return [
-            {"model": model, "pretrained": pretrained, "revision": source.revision}
-            for (model, pretrained), source in self.sources.items()
-        ]
+    def model_records(self) -> list[ModelRecord]:
+        """Return the models as they are recorded in sweep.json."""
+        return [ModelRecord(model, pretrained, source.revision) for (model, pretrained), source in self.sources.items()]
 
 
 def prepare_inputs(trials: Sequence[TrialConfig], existing_results: Results, console: Console) -> PreparedInputs:
@@ -107,9 +104,9 @@ def _check_inputs_unchanged(existing_results: Results, prepared: PreparedInputs)
 
     A model all of whose rows have failed may be another now: they may have failed because of its files.
     """
-    for launch in sweep_record.load_launches(existing_results.storage):
-        corpora = {(one["dataset"], one["model"]): one["fingerprint"] for one in launch["data"]}
-        models = {(one["model"], one["pretrained"]): one["revision"] for one in launch["models"]}
+    for launch in existing_results.launches:
+        corpora = {(data.dataset, data.model): data.fingerprint for data in launch.data if data.fingerprint}
+        models = {(model.model, model.pretrained): model.revision for model in launch.models}
         changed = [
             f"the text or the tokenizer of {dataset} with {model}"
             for (dataset, model), corpus in prepared.corpora.items()
@@ -122,7 +119,7 @@ def _check_inputs_unchanged(existing_results: Results, prepared: PreparedInputs)
             and not _all_trials_failed(model, pretrained, existing_results)
         ]
         if changed:
-            what = f"{' and '.join(changed)} has changed since launch {launch['number']} of this sweep"
+            what = f"{' and '.join(changed)} has changed since launch {launch.number} of this sweep"
             advice = "give the sweep another name, or choose another place with --storage"
             raise UserError(f"{what}: its rows could not be compared; {advice}")
 

@@ -30,6 +30,7 @@ from raylm.config.trial import Resources, TrialConfig
 from raylm.config.validation import parse_overrides
 from raylm.errors import SweepError, UserError
 from raylm.monitor.console import Console
+from raylm.planning.throughput import find_placement, placement_to_record
 from raylm.results import manifest, sweep_record
 from raylm.results.folder import LENGTH_EVALS_FILE, STATUS_FILE, load_row, write_final_status
 from raylm.results.open_storage import open_storage
@@ -552,7 +553,15 @@ def folder(tmp_path: Path) -> Path:
     save(folder, 0, 5.0, trial=TRIALS[1])
     write_final_status(Folder(folder), "launch-001", TRIALS[1], FAILED, "no memory")
     (folder / LENGTH_EVALS_FILE).write_text(json.dumps({"abc": {"64": 3.0}}))
-    launch = {"number": 1, "data": [], "models": [], "versions": {"raylm": "0"}}
+    placement = find_placement(Resources(), "auto", "a100")
+    assert placement is not None
+    launch = sweep_record.LaunchRecord(
+        1,
+        versions={"raylm": "0"},
+        slot=placement_to_record(placement),
+        models=[sweep_record.ModelRecord("gpt2-nano", pretrained=True)],
+        data=[sweep_record.DataRecord("pydocs", "gpt2-nano")],
+    )
     sweep_record.write(
         Folder(folder),
         sweep_record.SweepRecord("sweep", TRIALS, failed_ids=frozenset([TRIALS[1].id]), launches=[launch]),

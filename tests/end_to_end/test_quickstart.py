@@ -16,9 +16,8 @@ import torch
 from conftest import RunSweep
 from transformers import AutoModelForCausalLM
 
+from raylm import load_results
 from raylm.data.corpus import Windows, prepare
-from raylm.results import sweep_record
-from raylm.results.storage import Folder
 from raylm.training.device import resolve_precision
 
 pytestmark = pytest.mark.slow
@@ -54,9 +53,9 @@ def test_the_quickstart_learns_and_its_best_checkpoint_opens_anywhere(tmp_path: 
     model = AutoModelForCausalLM.from_pretrained(folder / best["checkpoint"], dtype=torch.float32).eval()
     corpus = prepare("pydocs", None, "gpt2-nano")
     windows = Windows(corpus.validation.tokens, int(best["context_length"]), corpus.eos_token_id)
-    (launch,) = sweep_record.load_launches(Folder(folder))
+    (launch,) = load_results(folder).launches
     # evaluated in the trial's precision: bfloat16 alone moves the mean loss by 1e-4, the same products by 2e-6
-    half = resolve_precision(launch["precision"], "cpu") == "bfloat16"
+    half = resolve_precision(launch.precision, "cpu") == "bfloat16"
     total = 0.0
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
         for number in range(len(windows)):

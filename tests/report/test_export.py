@@ -24,8 +24,8 @@ from raylm.report import model_card
 from raylm.report.analysis import SweepResults
 from raylm.report.export import ExportResult, export
 from raylm.results import sweep_record
-from raylm.results.rows import Row
-from raylm.results.sweep_record import SweepRecord
+from raylm.results.rows import Results, Row
+from raylm.results.sweep_record import DataRecord, LaunchRecord, ModelRecord, SweepRecord
 from raylm.training.validation import validation_loss
 
 MODEL_FILES = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
@@ -90,14 +90,17 @@ def test_the_card_tells_nothing_of_the_machine_and_makes_the_row_again(
     assert (sweep.name, sweep.precision) == ("s", "float32")
 
 
-def recorded(found: SweepResults, config: TrialConfig, revision: str) -> Row:
-    """The trained row as if it were of another config, of repositories at a commit."""
-    launch = sweep_record.load_launches(found.storage)[0]
-    launch["data"] = [{"dataset": config.dataset, "model": config.model, "revision": revision}]
-    launch["models"] = [{"model": config.model, "pretrained": config.pretrained, "revision": revision}]
-    launch["versions"] = {"torch": "2.13.0"}
-    sweep_record.write(found.storage, SweepRecord("s", [config], launches=[launch]))
-    return replace(found.best(), config=config)
+def recorded(found: SweepResults, config: TrialConfig, revision: str) -> tuple[Results, Row]:
+    """Return the trained row as if it were of another config, of repositories at a commit."""
+    launch = LaunchRecord(
+        1,
+        versions={"torch": "2.13.0"},
+        precision=found.launches[0].precision,
+        models=[ModelRecord(config.model, config.pretrained, revision)],
+        data=[DataRecord(config.dataset, config.model, revision)],
+    )
+    row = replace(found.best(), config=config)
+    return Results(found.storage, [row], SweepRecord("s", [config], launches=[launch])), row
 
 
 @pytest.mark.parametrize(
@@ -118,21 +121,19 @@ def test_what_is_on_the_hub_is_named_as_there(
     licence: str,
 ) -> None:
     config = TrialConfig.from_record({"context_length": 256, **fields})
-    row = recorded(trained_sweep, config, "a" * 40)
-    export(
-        trained_sweep, row, tmp_path / "model"
-    )  # the hub is not asked here, so the licence of owner/model is not known
+    results, row = recorded(trained_sweep, config, "a" * 40)
+    export(results, row, tmp_path / "model")  # the hub is not asked here, so the licence of owner/model is not known
     told = ModelCard.load(tmp_path / "model" / "README.md")
     assert (told.data.base_model, told.data.datasets, told.data.license) == (base, [dataset], licence)
     assert told.data.eval_results is not None
     assert {one.dataset_revision for one in told.data.eval_results} == {"a" * 40}
     assert f"(https://huggingface.co/datasets/{dataset})" in told.text and "torch 2.13.0" in told.text
-    assert model_card.load_provenance(trained_sweep, row).dataset.config_name in ("plain_text", "part")
+    assert model_card.load_provenance(results, row).dataset.config_name in ("plain_text", "part")
 
 
 def test_a_licence_that_is_given_goes_before(trained_sweep: SweepResults, tmp_path: Path) -> None:
-    row = recorded(trained_sweep, TrialConfig.from_record({"dataset": "imdb", "model": "gpt2"}), "a" * 40)
-    assert export(trained_sweep, row, tmp_path / "model", license_id="cc-by-4.0").license_id == "cc-by-4.0"
+    results, row = recorded(trained_sweep, TrialConfig.from_record({"dataset": "imdb", "model": "gpt2"}), "a" * 40)
+    assert export(results, row, tmp_path / "model", license_id="cc-by-4.0").license_id == "cc-by-4.0"
     assert ModelCard.load(tmp_path / "model" / "README.md").data.license == "cc-by-4.0"
 
 

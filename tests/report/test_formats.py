@@ -164,6 +164,7 @@ def test_the_estimate_stands_beside_what_it_took_where_it_is_known_what_a_trial_
     file = Path(found.storage.uri_of(sweep_record.RECORD_FILE))
     launch = {"number": 1, "slot": dataclasses.asdict(slot)}
     file.write_text(json.dumps({**json.loads(file.read_text()), "launches": [launch]}))
+    found = load_results(found.storage.uri)
     done, *_, missing = csv.DictReader(formats.format_csv(found).splitlines())
     work = MemoryModel(MODELS[DONE.model].shape, DONE, "cuda", slot.precision)
     assert float(done["estimated_seconds"]) == slot.estimate_training_seconds(work, MicroBatching(4), 10_000, 20)

@@ -29,8 +29,9 @@ LAUNCH: dict[str, Any] = {
     "number": 1,
     "started": "2026-01-02T03:04:05+00:00",
     "versions": {"raylm": "0.1.0", "torch": "2.10.0"},
+    "python": "3.11.7",
     "git_commit": None,
-    "hardware": {"machine": "x86_64", "cpus": 2},
+    "hardware": {"machine": "x86_64", "system": "Linux", "cpus": 2, "trials_on": "T4"},
     "precision": "bfloat16",
     "resources_per_trial": {"cpu": 1, "gpu": 0.5},
     "data": [{"dataset": "imdb", "model": ODD, "fingerprint": "5e1f", "train_tokens": 1234567, "train_words": None}],
@@ -119,7 +120,10 @@ def test_the_page_says_how_rows_have_ended_and_what_ran_where(found: Results) ->
     assert f"{names[3]} interrupted: the next run goes on from its last checkpoint" in words
     assert f"{names[5]} missing: the next run begins it" in words
     assert "launch 1, 2 started 2026-01-02T03:04:05+00:00, 2026-02-03T04:05:06+00:00" in words
-    assert "versions raylm 0.1.0, torch 2.10.0 git commit – hardware machine x86_64, cpus 2" in words
+    assert (
+        "versions raylm 0.1.0, torch 2.10.0 python 3.11.7 git commit – hardware machine x86_64, system Linux, cpus 2"
+        in words
+    )
     assert "resources per trial cpu 1, gpu 0.5" in words
     assert "1,234,567 – – – 5e1f" in words and words.count("5e1f") == 1
 
@@ -174,7 +178,7 @@ def test_the_sweep_on_the_page_makes_the_same_trials(tmp_path: Path) -> None:
         TrialConfig(),
     ]
     found = made(tmp_path, trials, LAUNCH)
-    text = sweep_file.format_sweep_file("my-sweep", [row.config for row in found.rows], LAUNCH)
+    text = sweep_file.format_sweep_file("my-sweep", [row.config for row in found.rows], "bfloat16")
     assert text in Reader(page_html(found)).words
     (tmp_path / "my_sweep.py").write_text(text)
     sweep = load_sweep(tmp_path / "my_sweep.py")

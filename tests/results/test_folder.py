@@ -28,10 +28,32 @@ from raylm.results.folder import (
 from raylm.results.progress import EvalMetrics, Progress
 from raylm.results.rows import DIVERGED, DONE, FAILED, INTERRUPTED, PENDING, STOPPED, Row
 from raylm.results.storage import Folder
-from raylm.results.sweep_record import SweepRecord
+from raylm.results.sweep_record import (
+    DataRecord,
+    DeviceRecord,
+    HardwareRecord,
+    LaunchRecord,
+    ModelRecord,
+    SlotRecord,
+    SweepRecord,
+)
 
 TRIAL, OTHER = TrialConfig(seed=1), TrialConfig(seed=2)
 STEPS_PER_EPOCH = 10
+LAUNCH = LaunchRecord(
+    1,
+    "888c2713",
+    "2026-11-25T02:15:55+00:00",
+    {"raylm": "0.1.0"},
+    "3.11.7",
+    None,
+    HardwareRecord("x86_64", "Linux", 2, "T4"),
+    "float32",
+    {"cpu": 1, "gpu": 0.5},
+    SlotRecord(DeviceRecord("T4", None, 8.1, 320, 14.6), 0.5, 2, "float32"),
+    [ModelRecord("gpt2-nano", pretrained=True)],
+    [DataRecord("pydocs", "gpt2-nano", "3ca6", "bc05", 103_708, 60_842, 8921, 4659)],
+)
 
 
 def save(folder: Path, place: str, *val_losses: float, of: int = 3, config: TrialConfig = TRIAL) -> Path:
@@ -291,20 +313,19 @@ def test_a_folder_is_read_in_the_order_of_its_record(tmp_path: Path) -> None:
 
 
 def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
-    kept = [SweepRecord("plain", [TRIAL, OTHER], launches=[{"number": 1, "data": []}])]
-    kept += [SweepRecord("searched", [OTHER, TRIAL], "optuna", frozenset({TRIAL.id}), 4, True, [{"number": 2}])]
-    for one in kept:
-        sweep_record.write(Folder(tmp_path), one)
-        assert (
-            sweep_record.read(Folder(tmp_path)) == one and sweep_record.load_launches(Folder(tmp_path)) == one.launches
-        )
+    records = [SweepRecord("plain", [TRIAL, OTHER], launches=[LAUNCH])]
+    records += [SweepRecord("searched", [OTHER, TRIAL], "optuna", frozenset({TRIAL.id}), 4, True, [LaunchRecord(2)])]
+    for record in records:
+        sweep_record.write(Folder(tmp_path), record)
+        assert sweep_record.load(Folder(tmp_path)) == record
+        assert load_results(tmp_path).record == record
 
 
 def test_a_record_of_before_there_were_searches_is_one_of_a_grid(tmp_path: Path) -> None:
     trials = [{"id": TRIAL.id, "run": TRIAL.run_name, "config": TRIAL.as_dict()}]
     content = {"version": manifest.FORMAT_VERSION, "name": "old", "trials": trials, "launches": [{"number": 1}]}
     (tmp_path / sweep_record.RECORD_FILE).write_text(json.dumps(content))
-    assert sweep_record.read(Folder(tmp_path)) == SweepRecord("old", [TRIAL], launches=[{"number": 1}])
+    assert sweep_record.load(Folder(tmp_path)) == SweepRecord("old", [TRIAL], launches=[LaunchRecord(1)])
 
 
 def test_a_search_stands_as_far_as_it_has_suggested_trials(tmp_path: Path) -> None:
@@ -321,7 +342,7 @@ def test_a_search_stands_as_far_as_it_has_suggested_trials(tmp_path: Path) -> No
 
 def test_a_folder_without_a_record_is_no_results_folder(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "missing"):
-        assert sweep_record.read(Folder(folder)) is None
+        assert sweep_record.load(Folder(folder)) is None
         with pytest.raises(UserError, match="no results folder"):
             load_results(folder)
 

@@ -14,10 +14,9 @@ from transformers import AutoModelForCausalLM
 from raylm import TrialConfig, UserError, load_results
 from raylm.data.corpus import Windows, prepare
 from raylm.report import formats
-from raylm.results import sweep_record
 from raylm.results.folder import LENGTH_EVALS_FILE, load_rows
 from raylm.results.rows import Results
-from raylm.results.sweep_record import SweepRecord
+from raylm.results.sweep_record import DataRecord, LaunchRecord, SweepRecord
 from raylm.training.evaluate import evaluate_lengths
 
 
@@ -86,14 +85,14 @@ def test_a_corpus_that_is_gone_is_prepared_again_and_compared(
     changed.mkdir()
     for name in ("train.txt", "validation.txt"):
         (changed / name).write_text((Path(trained_sweep.rows[0].config.dataset) / name).read_text() + "more\n")
-    old = json.loads((Path(trained_sweep.storage.uri) / sweep_record.RECORD_FILE).read_text())["launches"][0]["data"][
-        0
-    ]["fingerprint"]
+    fingerprint = trained_sweep.launches[0].data[0].fingerprint
+    assert fingerprint is not None
     moved = replace(trained_sweep.rows[0], config=TrialConfig(dataset=str(changed)))
-    launch = {"number": 1, "precision": "auto", "models": []}
-    used = {"dataset": str(changed), "model": "gpt2-nano", "fingerprint": old[::-1]}
-    sweep_record.write(trained_sweep.storage, SweepRecord("s", [moved.config], launches=[{**launch, "data": [used]}]))
+    launch = LaunchRecord(1, data=[DataRecord(str(changed), "gpt2-nano", fingerprint=fingerprint[::-1])])
+    record = SweepRecord("s", [moved.config], launches=[launch])
     with pytest.raises(UserError, match="has changed since the sweep"):
+        list(evaluate_lengths(Results(trained_sweep.storage, [moved], record), [64]))
+    with pytest.raises(UserError, match=r"sweep\.json has no launch"):
         list(evaluate_lengths(Results(trained_sweep.storage, [moved]), [64]))
 
 

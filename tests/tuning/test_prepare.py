@@ -15,10 +15,9 @@ from raylm import TrialConfig
 from raylm.data.sources import _read_text_column
 from raylm.errors import UserError
 from raylm.monitor.console import Console
-from raylm.results import sweep_record
 from raylm.results.rows import DIVERGED, FAILED, Results, Row
 from raylm.results.storage import Folder
-from raylm.results.sweep_record import SweepRecord
+from raylm.results.sweep_record import LaunchRecord, ModelRecord, SweepRecord
 from raylm.tuning.prepare import prepare_inputs
 
 
@@ -58,12 +57,10 @@ def test_a_text_that_is_validated_on_itself_is_pointed_out(small_text: Path, tmp
 
 def test_what_has_changed_is_not_mixed_with_the_old(small_text: Path, tmp_path: Path) -> None:
     trial = TrialConfig(dataset=str(small_text), context_length=32)
-    used = {"model": "gpt2-nano", "pretrained": True, "revision": "another"}
-    sweep_record.write(
-        Folder(tmp_path), SweepRecord("s", [trial], launches=[{"number": 3, "models": [used], "data": []}])
-    )
+    launch = LaunchRecord(3, models=[ModelRecord("gpt2-nano", pretrained=True, revision="another")])
+    record = SweepRecord("s", [trial], launches=[launch])
     for status, mixed in ((DIVERGED, True), (FAILED, False)):
-        found = Results(Folder(tmp_path), [Row(trial, status, "", None, None)])
+        found = Results(Folder(tmp_path), [Row(trial, status, "", None, None)], record)
         with pytest.raises(UserError, match="the files of gpt2-nano") if mixed else contextlib.nullcontext():
             prepare_inputs([trial], found, screen())
 
