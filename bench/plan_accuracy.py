@@ -44,7 +44,7 @@ def measure(case: str, steps: int) -> dict[str, object]:
 
     import raylm.tuning.trainable  # noqa: F401 (its memory is part of a trial's)
     from raylm import Resources, TrialConfig
-    from raylm.data.corpus import prepare
+    from raylm.data.preparation import prepare
     from raylm.planning import throughput
     from raylm.planning.memory import MemoryModel
     from raylm.results.progress import StepMetrics

@@ -67,7 +67,8 @@ def trainer(tokens: int, folder: Path, threads: int) -> Any:
 
     from raylm import TrialConfig
     from raylm.config.catalog import MODELS
-    from raylm.data.corpus import Windows, prepare
+    from raylm.data.corpus import Windows
+    from raylm.data.preparation import prepare
 
     config = TrialConfig(dataset="pydocs", context_length=CONTEXT, batch_size=BATCH, max_train_tokens=tokens)
     corpus, shape = prepare("pydocs", None, "gpt2-nano"), MODELS["gpt2-nano"].shape
@@ -181,7 +182,7 @@ def main() -> None:
     if asked.side:
         print(json.dumps(SIDES[asked.side](rates, asked.tokens, asked.folder)))
         return
-    from raylm.data.corpus import prepare
+    from raylm.data.preparation import prepare
 
     prepare("pydocs", None, "gpt2-nano")
     measured = {side: timed(side, asked.trials, asked.tokens) for side in asked.only}

@@ -21,7 +21,8 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainingArguments
 
 from raylm import TrialConfig
-from raylm.data.corpus import IGNORE_INDEX, Corpus, Windows, prepare
+from raylm.data.corpus import IGNORE_INDEX, Corpus, Windows
+from raylm.data.preparation import prepare
 from raylm.training import models, optim
 from raylm.training.train import finetune
 from raylm.training.validation import build_training_windows, validation_loss

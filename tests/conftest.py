@@ -53,9 +53,9 @@ def small_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def corpus(small_text: Path) -> Corpus:
     """The same in tokens of `gpt2-nano`. Not to be changed."""
-    from raylm.data import corpus as data
+    from raylm.data import preparation
 
-    return data.prepare(str(small_text), None, "gpt2-nano")
+    return preparation.prepare(str(small_text), None, "gpt2-nano")
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +63,7 @@ def _trained_folder(small_text: Path, tmp_path_factory: pytest.TempPathFactory) 
     import torch
 
     from raylm import Sweep
-    from raylm.data import corpus as corpora
+    from raylm.data import preparation
     from raylm.results import sweep_record
     from raylm.results.storage import Folder
     from raylm.training import models
@@ -74,7 +74,7 @@ def _trained_folder(small_text: Path, tmp_path_factory: pytest.TempPathFactory) 
     fields = {"dataset": str(small_text), "context_length": 32, "learning_rate": 1e-3, "max_train_tokens": 1000}
     sweep = Sweep(name="s", space=fields, seeds=(0, 1))
     config = sweep.trials()[0]
-    corpus = corpora.prepare(str(small_text), None, "gpt2-nano")
+    corpus = preparation.prepare(str(small_text), None, "gpt2-nano")
     (last,) = finetune(config, corpus, models.resolve_model("gpt2-nano", pretrained=True))
     checkpoint = folder / "launch-001" / config.run_name / "checkpoint_000000"
     checkpoint.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The cache on this machine: folders that are made once, whole, by whichever process comes first."""
+"""Cache of this machine: folders that are built once, and visible only when complete."""
 
 from __future__ import annotations
 
@@ -14,36 +14,40 @@ from raylm.errors import UserError, is_disk_full
 
 
 def root_dir() -> Path:
-    """Where raylm keeps what it prepares: `$RAYLM_CACHE`, else `raylm` in the user's cache folder."""
-    if given := os.environ.get("RAYLM_CACHE"):
-        return Path(given).expanduser()
+    """Return the cache folder: `$RAYLM_CACHE`, else `raylm` in the user's cache folder."""
+    if override := os.environ.get("RAYLM_CACHE"):
+        return Path(override).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "raylm"
 
 
 def cache_dir(subfolder: str) -> Path:
-    """A part of the cache, made where it is missing.
+    """Return a subfolder of the cache, created if missing.
 
     Raises:
-        UserError: if it cannot be made.
+        UserError: if it cannot be created.
     """
     folder = root_dir() / subfolder
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        what = f"the cache {folder} cannot be made: {error.strerror}"
-        raise UserError(f"{what}; choose another place with the environment variable RAYLM_CACHE") from None
+        problem = f"the cache {folder} cannot be created: {error.strerror}"
+        raise UserError(f"{problem}; choose another folder with the environment variable RAYLM_CACHE") from None
     return folder
 
 
 def get_or_build(subfolder: str, key: str, build: Callable[[Path], None]) -> Path:
-    """A folder of a part of the cache; built beside its place and renamed there, so that it is whole or not there.
+    """Return an entry of the cache, built now if missing.
+
+    The entry is built in a temporary folder and then renamed, so that an incomplete one is never visible. If several
+    processes need the same entry, one builds it and the others wait.
 
     Args:
-        key: the folder's name, which changes with what is in it.
-        build: writes all of it into an empty folder; of several processes one does, and the others wait.
+        subfolder: subfolder of the cache.
+        key: name of the entry, which must change with its content.
+        build: function that writes all files into an empty folder.
 
     Raises:
-        UserError: if the disk is full, or the cache cannot be made.
+        UserError: if the disk is full or the cache cannot be created.
     """
     folder = cache_dir(subfolder) / key
     if not folder.exists():
@@ -54,16 +58,16 @@ def get_or_build(subfolder: str, key: str, build: Callable[[Path], None]) -> Pat
 
 
 def _build_folder(folder: Path, build: Callable[[Path], None]) -> None:
-    for left_over in folder.parent.glob(f".{folder.name}-*"):  # of a process that died: this one has the lock
-        shutil.rmtree(left_over)
-    building = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    for stale in folder.parent.glob(f".{folder.name}-*"):  # left by a process that died: this one holds the lock
+        shutil.rmtree(stale)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
-        build(building)
-        building.rename(folder)
+        build(temporary)
+        temporary.rename(folder)
     except OSError as error:
         if not is_disk_full(error):
             raise
-        advice = "free some space, or choose another place with the environment variable RAYLM_CACHE"
+        advice = "free some space, or choose another folder with the environment variable RAYLM_CACHE"
         raise UserError(f"the disk of the cache {root_dir()} is full; {advice}") from error
     finally:
-        shutil.rmtree(building, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -13,7 +13,7 @@ from raylm.config import search_space
 from raylm.config.catalog import DATASETS, MODELS, ModelShape
 from raylm.config.sweep import Sweep
 from raylm.config.trial import TrialConfig
-from raylm.data import corpus
+from raylm.data import preparation
 from raylm.planning import memory
 from raylm.planning.memory import MemoryModel
 from raylm.planning.throughput import Placement
@@ -125,7 +125,7 @@ def plan_trials(configs: Sequence[TrialConfig], placement: Placement | None = No
 def _plan_known_size(config: TrialConfig, placement: Placement | None) -> TrialPlan | None:
     if config.dataset not in DATASETS and Path(config.dataset).exists():
         return plan_trial(config, _estimate_tokens(Path(config.dataset)), False, placement)
-    if sizes := corpus.load_cached_sizes(config.dataset, config.model):
+    if sizes := preparation.load_cached_sizes(config.dataset, config.model):
         return plan_trial(config, sizes["train_tokens"], True, placement)
     if config.dataset in DATASETS:
         return plan_trial(config, DATASETS[config.dataset].approx_train_tokens, False, placement)

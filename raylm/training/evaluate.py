@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 
 from raylm.config.trial import TrialConfig
-from raylm.data.corpus import Corpus, prepare
-from raylm.data.corpus import load_cached as data_cached
+from raylm.data.corpus import Corpus
+from raylm.data.preparation import load_cached as data_cached
+from raylm.data.preparation import prepare
 from raylm.errors import UserError
 from raylm.results.folder import LENGTH_EVALS_FILE, load_length_evals, open_best_checkpoint
 from raylm.results.rows import DONE, Results, Row

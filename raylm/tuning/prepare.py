@@ -14,7 +14,7 @@ from raylm.config.catalog import ModelShape
 from raylm.config.trial import TrialConfig
 from raylm.data import cache, hub
 from raylm.data.corpus import Corpus
-from raylm.data.corpus import prepare as data_prepare
+from raylm.data.preparation import prepare as data_prepare
 from raylm.errors import UserError
 from raylm.monitor.console import Console
 from raylm.planning.devices import Device

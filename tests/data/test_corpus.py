@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raylm.data import corpus
-from raylm.data.corpus import IGNORE_INDEX, Windows, load_cached_sizes, prepare
+from raylm.data import preparation
+from raylm.data.corpus import IGNORE_INDEX, Windows
+from raylm.data.preparation import load_cached_sizes, prepare
 from raylm.errors import UserError
 
 PROGRAM = Path(__file__).resolve().parents[1] / "programs" / "prepare_corpus.py"
@@ -60,7 +61,7 @@ def test_corpus_is_built_once_and_then_cached(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("RAYLM_CACHE", str(tmp_path))
     assert load_cached_sizes("pydocs", "gpt2-nano") is None
     first = prepare("pydocs", None, "gpt2-nano")
-    monkeypatch.setattr(corpus, "_tokenize", None)  # fails if called again
+    monkeypatch.setattr(preparation, "_tokenize", None)  # fails if called again
     second = prepare("pydocs", None, "gpt2-nano")
     assert first.fingerprint == second.fingerprint
     assert np.array_equal(first.train.tokens, second.train.tokens)
@@ -108,7 +109,7 @@ def test_bad_local_text_is_a_user_error(tmp_path: Path, content: bytes, words: l
 def test_cache_that_cannot_be_created_is_a_user_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("RAYLM_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(UserError, match=r"cache .*file.cache.* cannot be made.*RAYLM_CACHE"):
+    with pytest.raises(UserError, match=r"cache .*file.cache.* cannot be created.*RAYLM_CACHE"):
         prepare("pydocs", None, "gpt2-nano")
 
 

@@ -25,7 +25,7 @@ from conftest import build_sweep_command
 from oracle import find_trial_processes, hash_best_weights, read_stable_table, wait_for
 from transformers import GPT2Config
 
-from raylm.data.corpus import prepare
+from raylm.data.preparation import prepare
 from raylm.results import manifest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]

@@ -17,7 +17,8 @@ from conftest import RunSweep
 from transformers import AutoModelForCausalLM
 
 from raylm import load_results
-from raylm.data.corpus import Windows, prepare
+from raylm.data.corpus import Windows
+from raylm.data.preparation import prepare
 from raylm.training.device import resolve_precision
 
 pytestmark = pytest.mark.slow

@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from raylm.config.catalog import NANO_MODEL
-from raylm.data import corpus, tokenizer
+from raylm.data import preparation, tokenizer
 from raylm.errors import UserError
 from raylm.training import models
 
@@ -341,10 +341,10 @@ def test_pickled_tokens_in_the_cache_are_refused_unread(
     tmp_path: Path, witness: Path, small_text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAYLM_CACHE", str(tmp_path / "cache"))
-    made = corpus.prepare(str(small_text), None, NANO_MODEL)
+    made = preparation.prepare(str(small_text), None, NANO_MODEL)
     np.save(tmp_path / "cache" / "corpora" / made.fingerprint / "train.npy", np.array([Evil(witness)], dtype=object))
     with pytest.raises(ValueError, match=r"memory-mapped|allow_pickle"):
-        corpus.load_cached(made.fingerprint)
+        preparation.load_cached(made.fingerprint)
 
 
 @pytest.mark.usefixtures("witness")

@@ -18,7 +18,7 @@ from conftest import RunSweep, build_sweep_command
 from oracle import find_trial_processes, hash_best_weights, read_stable_table, wait_for
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from raylm.data import corpus, tokenizer
+from raylm.data import preparation, tokenizer
 from raylm.report.analysis import load_results
 from raylm.results.manifest import verify
 
@@ -299,4 +299,4 @@ def test_changed_text_is_not_mixed_with_the_old(
     done = subprocess.run([*arguments, "--set", "seed=1"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "changed since launch 1" in done.stderr
-    corpus.prepare(str(text), None, "gpt2-nano")  # the text itself is fine
+    preparation.prepare(str(text), None, "gpt2-nano")  # the text itself is fine

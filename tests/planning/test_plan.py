@@ -9,7 +9,7 @@ from ray import tune
 
 from raylm import Resources, Sweep, TrialConfig
 from raylm.config.catalog import MODELS, ModelShape
-from raylm.data.corpus import prepare
+from raylm.data.preparation import prepare
 from raylm.planning import throughput
 from raylm.planning.plan import plan_trial, plan_trials, summary_lines
 from raylm.planning.throughput import Placement

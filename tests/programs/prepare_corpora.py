@@ -3,7 +3,7 @@
 import json
 import sys
 
-from raylm.data.corpus import prepare
+from raylm.data.preparation import prepare
 from raylm.training import models
 
 tokenizer_folder = models.resolve_model("gpt2", pretrained=False).fetch_files()

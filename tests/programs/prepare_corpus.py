@@ -2,7 +2,7 @@
 
 import sys
 
-from raylm.data.corpus import prepare
+from raylm.data.preparation import prepare
 from raylm.errors import UserError
 
 try:

@@ -20,12 +20,12 @@ import numpy as np
 from tokenizers import ByteLevelBPETokenizer  # noqa: F401
 from transformers import PreTrainedTokenizerFast  # noqa: F401
 
-from raylm.data import corpus
-from raylm.data.sources import Source, TextSplit, read_splits
+from raylm.data import preparation, sources
+from raylm.data.sources import Source, TextSplit
 
 dataset, worker_file, seed, step = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 num_processes, num_kills, max_seconds_between = int(sys.argv[5]), int(sys.argv[6]), float(sys.argv[7])
-save = np.save
+save, read_splits = np.save, sources.read_splits
 
 
 def slow_save(*args: Any, **kwargs: Any) -> None:
@@ -46,8 +46,8 @@ def prepare(answer_fd: int) -> None:
     if seed >= 0 and step == "write":
         np.save = slow_save
     elif seed >= 0:
-        vars(corpus)["read_splits"] = noted_read
-    prepared = corpus.prepare(dataset, None, "gpt2-nano")
+        sources.read_splits = noted_read
+    prepared = preparation.prepare(dataset, None, "gpt2-nano")
     answer: dict[str, Any] = {
         "fingerprint": prepared.fingerprint,
         "files": sorted(prepared.tokenizer_files),

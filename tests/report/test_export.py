@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from raylm import TrialConfig, UserError
 from raylm.config.sweep_file import load_sweep
-from raylm.data.corpus import prepare
+from raylm.data.preparation import prepare
 from raylm.report import model_card
 from raylm.report.analysis import SweepResults
 from raylm.report.export import ExportResult, export

@@ -14,7 +14,7 @@ from transformers import GPT2LMHeadModel
 from transformers.optimization import Adafactor
 
 from raylm import TrialConfig
-from raylm.data.corpus import prepare
+from raylm.data.preparation import prepare
 from raylm.training import models, optim
 from raylm.training.train import finetune
 from raylm.training.validation import build_training_windows

@@ -12,7 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from raylm import TrialConfig, UserError, load_results
-from raylm.data.corpus import Windows, prepare
+from raylm.data.corpus import Windows
+from raylm.data.preparation import prepare
 from raylm.report import formats
 from raylm.results.folder import LENGTH_EVALS_FILE, load_rows
 from raylm.results.rows import Results

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from raylm.config.catalog import MODELS, NANO_MODEL
-from raylm.data.corpus import IGNORE_INDEX, Windows, prepare
+from raylm.data.corpus import IGNORE_INDEX, Windows
+from raylm.data.preparation import prepare
 from raylm.errors import UserError
 from raylm.training import models
 from raylm.training.loss import summed_loss

@@ -14,8 +14,7 @@ from oracle import hash_best_weights, read_stable_table
 from ray.cluster_utils import Cluster
 
 from raylm import TrialConfig
-from raylm.data import cache
-from raylm.data import corpus as corpora
+from raylm.data import cache, preparation
 from raylm.training import models
 from raylm.training.train import finetune
 from raylm.tuning import prepare
@@ -25,7 +24,7 @@ from raylm.tuning import prepare
 def folder(small_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that somebody has trained."""
     config = TrialConfig(dataset=str(small_text), context_length=32, max_train_tokens=300)
-    corpus = corpora.prepare(str(small_text), None, "gpt2-nano")
+    corpus = preparation.prepare(str(small_text), None, "gpt2-nano")
     (last,) = finetune(config, corpus, models.resolve_model("gpt2-nano", pretrained=True))
     made = tmp_path_factory.mktemp("own") / "model"
     made.mkdir()
