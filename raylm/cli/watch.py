@@ -19,9 +19,10 @@ def status(
     raylm status runs/imdb-grid --watch
     """
     with exit_codes("the sweep goes on"):
-        import dataclasses
         import json
         import time
+
+        import msgspec
 
         from raylm.monitor import heartbeat
         from raylm.monitor.console import Console
@@ -42,7 +43,7 @@ def status(
         state = told.state if told and told.is_alive else idle_state(found)
         if as_json:
             who = {"process": told.pid, "host": told.host} if told else {}
-            print(json.dumps({"alive": alive, **who, **dataclasses.asdict(state)}, indent=2))
+            print(json.dumps({"alive": alive, **who, **msgspec.to_builtins(state)}, indent=2))
         else:
             notes = [] if alive else [reporting.format_summary(found)]
             screen.print_status(state, [*([told.description] if told else []), *notes, *reporting.list_outputs(found)])

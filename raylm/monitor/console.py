@@ -1,4 +1,4 @@
-"""What a person sees: notes, live progress of all trials, the table. Bars on a terminal, plain lines elsewhere."""
+"""Console output: notes, errors, tables, and progress of running trials."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from rich.console import Console as RichConsole
-from rich.live import Live as Redrawn
+from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
@@ -21,14 +21,14 @@ from raylm.results.rows import PENDING, Results
 from raylm.units import GIB, format_duration
 
 PLAIN_WIDTH = 250
-"""Characters of a line where there is no terminal: a table in a file is never cut."""
-
+"""Characters per line if the output is not a terminal: a table in a file is never truncated."""
 MIN_COLUMN_WIDTH = 36
-"""Characters of a line in which a text can still be read beside others."""
+"""Minimum width of a column of prose, in characters."""
+PLAN_HEADINGS = ("params", "tokens", "steps", "PFLOPs", "micro", "GiB", "disk", "time")
 
 
 class Console:
-    """Where everything for the user goes. Nothing but the table is said when quiet."""
+    """Output for the user. A quiet console prints results and errors, but no notes and no progress."""
 
     def __init__(self, *, quiet: bool = False, rich_console: RichConsole | None = None) -> None:
         self.rich_console = rich_console or RichConsole(highlight=False, soft_wrap=True)
@@ -37,29 +37,36 @@ class Console:
         self.quiet = quiet
 
     def print_note(self, text: str) -> None:
-        """A note."""
+        """Print a note, unless quiet."""
         if not self.quiet:
             self.rich_console.print(escape(text))
 
     def print_listing(self, entries: Sequence[tuple[str, str]]) -> None:
-        """Names, with what there is to say of each."""
-        view = Table.grid(padding=(0, 2, 0, 0))
-        for name, about in entries:
-            view.add_row(escape(name), escape(about))
-        self.rich_console.print(view, soft_wrap=False)
+        """Print names with their descriptions."""
+        table = Table.grid(padding=(0, 2, 0, 0))
+        for name, description in entries:
+            table.add_row(escape(name), escape(description))
+        self.rich_console.print(table, soft_wrap=False)
 
     def print_finding(self, host: str, check: str, status: str, advice: str) -> None:
-        """One thing that was looked at, and what to do where it does not serve."""
+        """Print the result of a check, and what to do if it failed.
+
+        Args:
+            host: machine that was checked.
+            check: what was checked.
+            status: result of the check.
+            advice: what to do; empty if the check passed.
+        """
         line = f"{'!!' if advice else 'ok'}  {host}  {check}: {status}"
         self.rich_console.print(escape(f"{line}\n    {advice}" if advice else line), style="yellow" if advice else None)
 
     def print_error(self, text: str) -> None:
-        """What went wrong, on standard error, quiet or not."""
+        """Print an error to standard error, quiet or not."""
         RichConsole(stderr=True, highlight=False, soft_wrap=True).print(escape(f"raylm: {text}"))
 
     @contextlib.contextmanager
     def show_spinner(self, text: str) -> Iterator[None]:
-        """A note on something that takes a while, with a spinner on a terminal."""
+        """Print a note about a long operation, with a spinner on a terminal while it runs."""
         if self.quiet:
             yield
         elif self.rich_console.is_terminal:
@@ -70,84 +77,84 @@ class Console:
             yield
 
     def print_table(self, results: Results, reference: ReferenceTable | None = None) -> None:
-        """The rows, in the reference table's columns; with a reference, its values and the differences beside."""
-        made = build_table(results, reference)
-        view = Table(box=None, pad_edge=False, header_style="bold")
-        for heading in made.column_names:
-            right = heading not in ("dataset", "model", "run")
-            last = heading == "run"  # gives way on a narrow terminal, so that the numbers stay
-            view.add_column(heading, justify="right" if right else "left", no_wrap=not last, overflow="fold")
-        for cells in made.rows:
-            view.add_row(*map(escape, cells))
-        self.rich_console.print(view, soft_wrap=False)
-        for note in made.notes:
+        """Print the rows in the columns of the reference table; with a reference, its values and the differences."""
+        built = build_table(results, reference)
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for heading in built.column_names:
+            is_number = heading not in ("dataset", "model", "run")
+            is_last = heading == "run"  # shrinks on a narrow terminal, so that the numbers stay
+            table.add_column(heading, justify="right" if is_number else "left", no_wrap=not is_last, overflow="fold")
+        for cells in built.rows:
+            table.add_row(*map(escape, cells))
+        self.rich_console.print(table, soft_wrap=False)
+        for note in built.notes:
             self.print_note(note)
 
     def print_plan(self, results: Results, plans: Sequence[TrialPlan | None], notes: Sequence[str]) -> None:
-        """What each trial takes, and below it what there is to say of all of them."""
+        """Print the cost of each trial, then notes about all of them."""
         table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-        for heading in ("params", "tokens", "steps", "PFLOPs", "micro", "GiB", "disk", "time"):
+        for heading in PLAN_HEADINGS:
             table.add_column(heading, justify="right", no_wrap=True)
         table.add_column("run", overflow="fold")
-        for row, one in zip(results.rows, plans, strict=True):
+        for row, plan in zip(results.rows, plans, strict=True):
             name = row.config.run_name + ("" if row.status == PENDING else f" ({row.status})")
-            table.add_row(*_format_plan_cells(one), escape(name), style="dim" if row.is_finished else None)
+            table.add_row(*_format_plan_cells(plan), escape(name), style="dim" if row.is_finished else None)
         if results.rows:
             self.rich_console.print(table, soft_wrap=False)
-        for text in notes:
-            self.print_note(text)
+        for note in notes:
+            self.print_note(note)
 
     def print_samples(self, headings: Iterable[str], texts: Iterable[str]) -> None:
-        """Texts side by side on a terminal that is wide enough, else one after another, each as it comes."""
+        """Print texts side by side on a wide terminal, else one after another as each becomes available."""
         names = list(headings)
         if self.rich_console.is_terminal and self.rich_console.width // len(names) >= MIN_COLUMN_WIDTH:
-            view = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+            table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
             for name in names:
-                view.add_column(escape(name), ratio=1, overflow="fold")
-            view.add_row(*map(_escape_lines, texts))
-            self.rich_console.print(view, soft_wrap=False)
+                table.add_column(escape(name), ratio=1, overflow="fold")
+            table.add_row(*map(_escape_lines, texts))
+            self.rich_console.print(table, soft_wrap=False)
             return
         for name, text in zip(names, texts, strict=True):
             self.rich_console.print(f"[bold]{escape(name)}[/]\n{_escape_lines(text)}\n")
 
     @contextlib.contextmanager
     def show_progress(self, monitor: SweepMonitor) -> Iterator[TrialListener]:
-        """Progress of the trials that are watched, which is told of everything before this is."""
+        """Yield a listener that shows the progress of trials. Pass every event to the monitor first."""
         if self.rich_console.is_terminal and not self.quiet:
-            with LiveView(self.rich_console, monitor) as bars:
-                yield bars
+            with LiveView(self.rich_console, monitor) as view:
+                yield view
         else:
             yield PlainView(self.print_note, monitor)
 
     @contextlib.contextmanager
     def show_live_status(self) -> Iterator[Callable[[SweepState], None]]:
-        """Shows how a sweep stands, time and again in place."""
-        with Redrawn(console=self.rich_console, transient=True) as place:
-            yield lambda state: place.update(render_state(state, self.rich_console.width), refresh=True)
+        """Yield a function that draws the state of a sweep over the previous one."""
+        with Live(console=self.rich_console, transient=True) as live:
+            yield lambda state: live.update(render_state(state, self.rich_console.width), refresh=True)
 
     def print_status(self, state: SweepState, notes: Sequence[str]) -> None:
-        """How a sweep stands, and what there is to say of it."""
+        """Print the state of a sweep, then notes."""
         self.rich_console.print(render_state(state, self.rich_console.width), soft_wrap=False)
         for note in notes:
             self.print_note(note)
 
 
 def _escape_lines(text: str) -> str:
-    """A text of several lines, without what a terminal would act on."""
+    """Return a text of several lines without markup and control characters."""
     return escape("\n".join(map(escape_control_chars, text.splitlines())))
 
 
 def _format_plan_cells(plan: TrialPlan | None) -> list[str]:
-    """Parameters, tokens, steps, PFLOPs, windows at a time, GiB of the device, GiB of disk, time."""
+    """Return the cells of a trial below `PLAN_HEADINGS`."""
     if plan is None:
-        return ["?"] * 8
-    about, fit = "" if plan.is_exact else "~", plan.micro_batching
+        return ["?"] * len(PLAN_HEADINGS)
+    about, micro_batching = "" if plan.is_exact else "~", plan.micro_batching
     return [
         _format_si(plan.shape.num_parameters) if plan.shape else "?",
         about + _format_si(plan.tokens),
         f"{about}{plan.steps:,}",
         "?" if plan.flops is None else f"{plan.flops / 1e15:,.3g}",
-        "?" if fit is None else f"{fit.micro_batch_size}{'r' if fit.recompute else ''}",
+        f"{micro_batching.micro_batch_size}{'r' if micro_batching.recompute else ''}" if micro_batching else "?",
         "?" if plan.peak_bytes is None else f"{plan.peak_bytes / GIB:.1f}",
         "?" if plan.checkpoint_bytes is None else f"{plan.checkpoint_bytes / GIB:.2f}",
         "?" if plan.seconds is None else f"~{format_duration(plan.seconds)}",
@@ -155,7 +162,7 @@ def _format_plan_cells(plan: TrialPlan | None) -> list[str]:
 
 
 def _format_si(number: int) -> str:
-    """`950`, `13.4k`, `124M`, `1.56G`."""
+    """Return a number with an SI prefix: `950`, `13.4k`, `124M`, `1.56G`."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= size:
             return f"{number / size:.3g}{unit}"

@@ -1,14 +1,15 @@
-"""How a sweep stands while a launch runs, as plain data: for the screen, for `raylm status`, for the dashboard."""
+"""State of a sweep while a launch runs, as plain data for the terminal, `raylm status` and the dashboard."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
+
+import msgspec
 
 from raylm.config.trial import TrialConfig
 from raylm.events import DEFERRED, PAUSED, TrialListener
@@ -16,134 +17,123 @@ from raylm.results.progress import StepMetrics
 from raylm.results.rows import DIVERGED, DONE, FAILED, INTERRUPTED, PENDING, QUEUED, RUNNING, STOPPED, Results, Row
 
 STATUSES = (DONE, RUNNING, QUEUED, INTERRUPTED, PENDING, STOPPED, DIVERGED, FAILED)
-"""In the order in which they are shown."""
+"""Statuses in display order."""
 FINISHED_STATUSES = (DONE, STOPPED, DIVERGED, FAILED)
-"""States of trials that running the sweep again leaves as they are."""
+"""Statuses of trials that another launch leaves as they are."""
 CURVE_POINTS = 60
-"""Of the loss of a running trial that are kept, twice as many at most: every other one goes then."""
+"""Minimum length of a long loss curve: at twice as many points, every other one is dropped."""
 MIN_ESTIMATE_SECONDS = 5.0
-"""A launch that has run for less says nothing of the time left."""
+"""Run time of a launch before the remaining time is estimated."""
 
 
-@dataclass(frozen=True)
-class RunningTrial:
-    """A trial that runs."""
+class RunningTrial(msgspec.Struct, frozen=True, rename={"run_name": "run", "started_at": "since"}):
+    """A running trial."""
 
-    run: str
-    since: float
-    """When this attempt began, in seconds since 1970."""
+    run_name: str
+    started_at: float
+    """Start of this attempt, in seconds since 1970."""
     step: StepMetrics | None = None
-    """Its last one that was told."""
+    """Latest step; None before the first."""
     curve: tuple[tuple[int, float], ...] = ()
-    """Training loss at some steps of this attempt."""
+    """(step, training loss) at some steps of this attempt."""
 
     def with_step(self, step: StepMetrics) -> RunningTrial:
-        """The same after a step; a word of an attempt that has died may come late, and be ahead."""
+        """Return this trial after a step.
+
+        A step before the latest one starts the curve again: the latest was a late message of an attempt that failed.
+        """
         if self.step is not None and step.step == self.step.step:
             return self
-        behind = self.step is not None and step.step < self.step.step
-        curve = (*(() if behind else self.curve), (step.step, step.loss))
-        return replace(self, step=step, curve=curve if len(curve) < 2 * CURVE_POINTS else curve[::2])
+        is_restart = self.step is not None and step.step < self.step.step
+        curve = (*(() if is_restart else self.curve), (step.step, step.loss))
+        return msgspec.structs.replace(self, step=step, curve=curve if len(curve) < 2 * CURVE_POINTS else curve[::2])
 
 
-@dataclass(frozen=True)
-class BestTrial:
-    """The lowest adj val loss on a dataset."""
+class BestTrial(msgspec.Struct, frozen=True, rename={"run_name": "run"}):
+    """The trial with the lowest adj val loss on a dataset."""
 
-    run: str
+    run_name: str
     adj_val_loss: float
     """In nats per word."""
 
 
-@dataclass(frozen=True)
-class SweepState:
-    """How a sweep stands."""
+class SweepState(
+    msgspec.Struct,
+    frozen=True,
+    rename={"fraction_done": "share", "pause_reason": "pausing", "updated_at": "told"},
+):
+    """State of a sweep at one moment."""
 
     sweep: str
+    """Name of the sweep."""
     total: int
-    """Trials, of a search with those that it has not suggested yet."""
+    """Number of trials, including those that a search has not suggested yet."""
     counts: Mapping[str, int]
-    """Trials by their state, without zeros, in the order of `STATES`."""
+    """Number of trials by status, without zeros, in the order of `STATUSES`."""
     running: tuple[RunningTrial, ...] = ()
-    best: Mapping[str, BestTrial] = dataclasses.field(default_factory=dict)
-    """By dataset, of done trials and of what was evaluated in this launch."""
-    share: float = 0.0
-    """Of the sweep's work that is done, 0 to 1."""
+    best: Mapping[str, BestTrial] = msgspec.field(default_factory=dict)
+    """Best trial by dataset, among finished trials and evaluations of this launch."""
+    fraction_done: float = 0.0
+    """Finished part of the sweep's work, 0 to 1."""
     seconds_left: float | None = None
-    """At the rate of this launch; None where that is not known yet."""
-    pausing: str = ""
-    """Why all running trials are saving themselves, if they are."""
-    told: float = 0.0
-    """When this was so, in seconds since 1970."""
+    """Remaining time at the rate of this launch; None if it is not known yet."""
+    pause_reason: str = ""
+    """Reason why all running trials are saving a checkpoint; empty if they are not."""
+    updated_at: float = 0.0
+    """Time of this state, in seconds since 1970."""
 
     @property
     def num_finished(self) -> int:
-        """Trials that running the sweep again leaves as they are."""
-        return sum(number for state, number in self.counts.items() if state in FINISHED_STATUSES)
+        """Number of trials that another launch leaves as they are."""
+        return sum(number for status, number in self.counts.items() if status in FINISHED_STATUSES)
 
     @property
     def tokens_per_second(self) -> float:
-        """Of all running trials together."""
-        return sum(one.step.tokens_per_second for one in self.running if one.step)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> SweepState:
-        """What `dataclasses.asdict` gave, also after a way through JSON."""
-        running = tuple(
-            RunningTrial(
-                one["run"],
-                one["since"],
-                StepMetrics(**one["step"]) if one["step"] else None,
-                tuple((int(step), float(loss)) for step, loss in one["curve"]),
-            )
-            for one in data["running"]
-        )
-        best = {dataset: BestTrial(**one) for dataset, one in data["best"].items()}
-        return cls(**{**data, "running": running, "best": best})
+        """Throughput of all running trials together."""
+        return sum(trial.step.tokens_per_second for trial in self.running if trial.step)
 
 
 def idle_state(results: Results) -> SweepState:
-    """How a sweep stands of which nothing runs."""
-    counted = {state: results.count(state) for state in STATUSES}
-    shares = [1.0 if row.is_finished else _fraction_done(row) for row in results.rows]
-    best = {
+    """Return the state of a sweep that is not running."""
+    counts = {status: results.count(status) for status in STATUSES}
+    fractions = [1.0 if row.is_finished else _fraction_done(row) for row in results.rows]
+    return SweepState(
+        sweep=results.storage.name,
+        total=len(results.rows),
+        counts={status: number for status, number in counts.items() if number},
+        best=_best_trials(results),
+        fraction_done=math.fsum(fractions) / max(len(fractions), 1),
+        updated_at=time.time(),
+    )
+
+
+def _best_trials(results: Results) -> dict[str, BestTrial]:
+    return {
         dataset: BestTrial(row.config.run_name, row.metrics.adj_val_loss)
         for dataset, row in results.best_by_dataset.items()
         if row.metrics
     }
-    counts = {state: number for state, number in counted.items() if number}
-    return SweepState(
-        results.storage.name,
-        len(results.rows),
-        counts,
-        (),
-        best,
-        math.fsum(shares) / max(len(shares), 1),
-        told=time.time(),
-    )
 
 
 def _fraction_done(row: Row) -> float:
-    """How much of a trial is done in its latest checkpoint."""
-    return (
-        row.latest_checkpoint.progress.step / row.latest_checkpoint.progress.total_steps
-        if row.latest_checkpoint
-        else 0.0
-    )
+    """Return the part of a trial that its latest checkpoint holds, 0 to 1."""
+    if row.latest_checkpoint is None:
+        return 0.0
+    return row.latest_checkpoint.progress.step / row.latest_checkpoint.progress.total_steps
 
 
 def apply_live_state(results: Results, state: SweepState) -> Results:
-    """The rows as they are while a command runs the sweep: none is interrupted or missing then."""
-    running = {one.run for one in state.running}
+    """Return the rows of a running sweep: its unfinished trials are running or queued."""
+    running = {trial.run_name for trial in state.running}
 
-    def status(row: Row) -> str:
+    def live_status(row: Row) -> str:
         return RUNNING if row.config.run_name in running else row.status if row.is_finished else QUEUED
 
-    return replace(results, rows=[replace(row, status=status(row)) for row in results.rows])
+    return replace(results, rows=[replace(row, status=live_status(row)) for row in results.rows])
 
 
 class SweepMonitor(TrialListener):
-    """Listens to a launch, and says at any moment how the sweep stands. Told and asked by several threads."""
+    """Follows the trials of a launch and returns the state of the sweep at any moment. Thread-safe."""
 
     def __init__(
         self,
@@ -154,29 +144,32 @@ class SweepMonitor(TrialListener):
         *,
         retry_failed: bool = False,
     ) -> None:
-        """A watch on a launch that begins now.
+        """Create a monitor for a launch that starts now; it serves all attempts of all its trials.
 
         Args:
-            results: how the sweep stands.
-            total: trials that there are, or may be.
-            work: what a trial takes as a whole, in whatever unit.
-            retry_failed: whether failed rows are to be begun again.
+            sweep: name of the sweep.
+            results: rows before the launch.
+            num_trials: number of trials, of a search the maximum.
+            estimate_cost: returns the work of a whole trial, in any unit.
+            retry_failed: whether the launch starts failed trials again.
         """
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal may call `on_pause` in the thread that holds it
         self._sweep, self._num_trials, self._estimate_cost = sweep, num_trials, estimate_cost
-        ended = [row for row in results.rows if row.is_finished and not (retry_failed and row.status == FAILED)]
-        self._statuses = {row.config.run_name: row.status for row in ended}
-        """Of the trials that do not wait."""
+        finished = [row for row in results.rows if row.is_finished and not (retry_failed and row.status == FAILED)]
+        self._statuses = {row.config.run_name: row.status for row in finished}
+        """Statuses of the trials that are not queued."""
         self._costs = {row.config.run_name: estimate_cost(row.config) for row in results.rows}
         self._initial_fractions = {row.config.run_name: _fraction_done(row) for row in results.rows}
+        self._saved_fractions = dict(self._initial_fractions)
+        """Parts of the trials that their latest checkpoints hold, as far as it is known: each evaluation saves one."""
         self._fractions = dict(self._initial_fractions)
-        self._best = dict(idle_state(results).best)
+        self._best = _best_trials(results)
         self._running: dict[str, RunningTrial] = {}
         self._pause_reason = ""
         self._start_time: float | None = None
 
     def on_trial_start(self, trial: TrialConfig) -> None:
-        """See `Live`."""
+        """Count the trial as running."""
         run_name = trial.run_name
         with self._lock:
             self._start_time = self._start_time or time.monotonic()
@@ -186,7 +179,7 @@ class SweepMonitor(TrialListener):
                 self._costs[run_name] = self._estimate_cost(trial)
 
     def on_step(self, trial: TrialConfig, step: StepMetrics) -> None:
-        """See `Live`."""
+        """Update a running trial; a step of any other trial is late and is dropped."""
         run_name = trial.run_name
         with self._lock:
             if run_name in self._running:
@@ -194,70 +187,79 @@ class SweepMonitor(TrialListener):
                 self._running[run_name] = self._running[run_name].with_step(step)
 
     def on_evaluate(self, trial: TrialConfig, metrics: Mapping[str, Any]) -> None:
-        """See `Live`."""
-        run_name = trial.run_name
+        """Update the best trial of the dataset."""
+        run_name, dataset, loss = trial.run_name, trial.dataset, metrics.get("adj_val_loss", math.inf)
         with self._lock:
-            dataset, loss = trial.dataset, metrics.get("adj_val_loss", math.inf)
-            if dataset not in self._best or loss < self._best[dataset].adj_val_loss:
+            if loss < (self._best[dataset].adj_val_loss if dataset in self._best else math.inf):
                 self._best[dataset] = BestTrial(run_name, loss)
+            latest = self._running[run_name].step if run_name in self._running else None
+            if latest is not None:
+                self._saved_fractions[run_name] = metrics["step"] / latest.total_steps
 
     def on_retry(self, trial: TrialConfig, reason: str) -> None:
-        """See `Live`."""
-        run_name = trial.run_name
+        """Count the trial as queued, with the work that its latest checkpoint holds."""
         with self._lock:
-            self._running.pop(run_name, None)
-            self._statuses.pop(run_name, None)
+            self._requeue(trial.run_name)
 
     def on_trial_end(self, trial: TrialConfig, status: str, reason: str) -> None:
-        """See `Live`."""
+        """Record the status. A deferred trial is queued; so is one that a pause kept from starting."""
         run_name = trial.run_name
         with self._lock:
-            self._running.pop(run_name, None)
-            self._statuses.pop(run_name, None)
-            if status != DEFERRED:
-                self._statuses[run_name] = INTERRUPTED if status == PAUSED else status
+            has_started = self._running.pop(run_name, None) is not None
+            if status == DEFERRED:
+                self._requeue(run_name)
+            elif status == PAUSED:
+                if has_started:
+                    self._statuses[run_name] = INTERRUPTED
+            else:
+                self._statuses[run_name] = status
             if status == DONE:
                 self._fractions[run_name] = 1.0
 
     def on_pause(self, reason: str) -> None:
-        """See `Live`."""
+        """Show that all running trials are saving a checkpoint."""
         with self._lock:
             self._pause_reason = reason
 
     def snapshot(self) -> SweepState:
-        """How the sweep stands now."""
+        """Return the state of the sweep now."""
         with self._lock:
-            states = list(self._statuses.values())
-            counted = {state: states.count(state) for state in STATUSES} | {QUEUED: self._num_trials - len(states)}
-            share, seconds_left = self._estimate()
+            statuses = list(self._statuses.values())
+            counts = {status: statuses.count(status) for status in STATUSES}
+            counts[QUEUED] = self._num_trials - len(statuses)
+            fraction_done, seconds_left = self._estimate()
             return SweepState(
                 sweep=self._sweep,
                 total=self._num_trials,
-                counts={state: number for state, number in counted.items() if number > 0},
+                counts={status: number for status, number in counts.items() if number > 0},
                 running=tuple(self._running.values()),
                 best=dict(self._best),
-                share=share,
+                fraction_done=fraction_done,
                 seconds_left=seconds_left,
-                pausing=self._pause_reason,
-                told=time.time(),
+                pause_reason=self._pause_reason,
+                updated_at=time.time(),
             )
 
+    def _requeue(self, run_name: str) -> None:
+        self._running.pop(run_name, None)
+        self._statuses.pop(run_name, None)
+        self._fractions[run_name] = self._saved_fractions.get(run_name, 0.0)
+
     def _estimate(self) -> tuple[float, float | None]:
-        """Share of the sweep's work that is done; seconds that the rest takes at the rate of this launch so far."""
-        shares = {
-            run: 1.0 if self._statuses.get(run) in FINISHED_STATUSES else self._fractions.get(run, 0.0)
-            for run in self._costs
-        }
+        """Return the finished part of the sweep's work, and the seconds for the rest at the rate of this launch."""
+        fractions = {run: self._fractions.get(run, 0.0) for run in self._costs}
+        is_finished = {run: self._statuses.get(run) in FINISHED_STATUSES for run in self._costs}
         known = math.fsum(self._costs.values())
-        unknown = (self._num_trials - len(self._costs)) * (known / len(self._costs) if self._costs else 1.0)
-        left = math.fsum(work * (1 - shares[run]) for run, work in self._costs.items()) + unknown
-        done = math.fsum(
-            work * (self._fractions.get(run, 0.0) - self._initial_fractions.get(run, 0.0))
-            for run, work in self._costs.items()
+        not_suggested = (self._num_trials - len(self._costs)) * (known / len(self._costs) if self._costs else 1.0)
+        left = not_suggested + math.fsum(
+            cost * (1 - fractions[run]) for run, cost in self._costs.items() if not is_finished[run]
         )
-        share = 1 - left / max(known + unknown, 1e-9)
-        took = time.monotonic() - self._start_time if self._start_time else 0.0
-        if took < MIN_ESTIMATE_SECONDS or done <= 0:
-            return share, None
-        longest = max((one.step.seconds_left for one in self._running.values() if one.step), default=0.0)
-        return share, max(left / done * took, longest)
+        done = math.fsum(
+            cost * (fractions[run] - self._initial_fractions.get(run, 0.0)) for run, cost in self._costs.items()
+        )
+        fraction_done = 1 - left / max(known + not_suggested, 1e-9)
+        elapsed = time.monotonic() - self._start_time if self._start_time else 0.0
+        if elapsed < MIN_ESTIMATE_SECONDS or done <= 0:
+            return fraction_done, None
+        longest = max((trial.step.seconds_left for trial in self._running.values() if trial.step), default=0.0)
+        return fraction_done, max(left / done * elapsed, longest)

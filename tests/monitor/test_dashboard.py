@@ -1,4 +1,4 @@
-"""The page of a sweep: seen in a real browser while the sweep goes on, and closed to everyone else."""
+"""Dashboard of a sweep: a browser follows it while the sweep runs, and nobody else can read it."""
 
 from __future__ import annotations
 
@@ -18,57 +18,62 @@ from raylm.config.trial import TrialConfig
 from raylm.errors import UserError
 from raylm.monitor import dashboard, heartbeat
 from raylm.monitor.dashboard import Dashboard, DashboardServer, format_polyline
+from raylm.monitor.heartbeat import Heartbeat
 from raylm.monitor.state import RunningTrial, SweepMonitor
-from raylm.report import html as page
-from raylm.results import folder as results
+from raylm.report import html
+from raylm.results import sweep_record
+from raylm.results.folder import write_final_status
 from raylm.results.progress import StepMetrics
-from raylm.results.rows import DONE, FAILED, Results
+from raylm.results.rows import DONE, FAILED, PENDING, QUEUED, Results
 from raylm.results.storage import Folder
 
-ODD = "<b>&odd"
-TRIALS = [TrialConfig.from_record({"dataset": "imdb", "model": ODD, "context_length": 64 * 2**n}) for n in range(4)]
+MODEL_WITH_MARKUP = "<b>&odd"
+TRIALS = [
+    TrialConfig.from_record({"dataset": "imdb", "model": MODEL_WITH_MARKUP, "context_length": 64 * 2**n})
+    for n in range(4)
+]
 RUNS = [trial.run_name for trial in TRIALS]
 
 
 @pytest.fixture
-def found(tmp_path: Path) -> Results:
-    """A row that is done, one that has failed, two to be run."""
+def results(tmp_path: Path) -> Results:
+    """A finished row, a failed one, and two pending."""
     folder = tmp_path / "my-sweep"
     save(folder, TRIALS[0], 3.0)
-    results.write_final_status(Folder(folder), "launch-001", TRIALS[1], FAILED, "ValueError: no")
+    write_final_status(Folder(folder), "launch-001", TRIALS[1], FAILED, "ValueError: no")
     return made(folder, TRIALS)
 
 
 @pytest.fixture
-def server(found: Results) -> Iterator[DashboardServer]:
-    with DashboardServer(Dashboard(found.storage), 0) as serving:
-        thread = threading.Thread(target=serving.serve_forever)
+def server(results: Results) -> Iterator[DashboardServer]:
+    with DashboardServer(Dashboard(results.storage), 0) as server:
+        thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield serving
-        serving.shutdown()
+        yield server
+        server.shutdown()
         thread.join()
 
 
-def ask(
+def request(
     server: DashboardServer, path: str, host: str | None = None, method: str = "GET"
 ) -> tuple[int, str, dict[str, str]]:
     connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=60)
     connection.request(method, path, headers={} if host is None else {"Host": host})
-    answer = connection.getresponse()
-    return answer.status, answer.read().decode(), dict(answer.headers)
+    response = connection.getresponse()
+    return response.status, response.read().decode(), dict(response.headers)
 
 
-def test_the_page_is_the_report_with_what_runs_above_it(server: DashboardServer) -> None:
-    status, text, headers = ask(server, "/")
+def test_page_is_the_report_with_the_live_section_above(server: DashboardServer) -> None:
+    status, text, headers = request(server, "/")
     reader = Reader(text)
     assert status == 200 and reader.tags.count("script") == 1 and "b" not in reader.tags
     assert all(address.startswith("data:") for address in reader.addresses)
     words = " ".join(reader.words.split())
-    assert "1 done 2 missing 1 failed 2 of 4 trials ended; nothing runs it" in words
+    assert f"1 done 2 {PENDING} 1 failed 2 of 4 trials finished; not running" in words
     assert f"{RUNS[1]} failed: ValueError: no" in words and "Loss curves" in words
     assert "script-src 'nonce-" in headers["Content-Security-Policy"] and "*" not in headers["Content-Security-Policy"]
-    nonces = {ask(server, "/")[2]["Content-Security-Policy"] for _ in range(2)}
-    assert len(nonces) == 2, "an answer has a nonce of its own"
+    nonces = {request(server, "/")[2]["Content-Security-Policy"] for _ in range(2)}
+    assert len(nonces) == 2, "each response has its own nonce"
 
 
 @pytest.mark.parametrize(
@@ -86,82 +91,108 @@ def test_the_page_is_the_report_with_what_runs_above_it(server: DashboardServer)
         ("/", None, "DELETE", 501),
     ],
 )
-def test_nothing_else_is_served_and_to_nobody_else(
+def test_server_answers_only_its_own_host_and_paths(
     server: DashboardServer, path: str, host: str | None, method: str, status: int
 ) -> None:
-    answer, text, _ = ask(server, path, host, method)
-    assert answer == status and (status == 200 or "my-sweep" not in text)
+    response_status, text, _ = request(server, path, host, method)
+    assert response_status == status and (status == 200 or "my-sweep" not in text)
 
 
-def test_it_listens_on_this_machine_alone(server: DashboardServer) -> None:
+def test_server_listens_on_the_loopback_interface_only(server: DashboardServer) -> None:
     assert server.server_address[0] == "127.0.0.1"
-    with pytest.raises(UserError, match=f"port {server.server_address[1]} is taken; choose another one with --port"):
+    with pytest.raises(UserError, match=f"port {server.server_address[1]} is in use; choose another one with --port"):
         DashboardServer(server.dashboard, server.server_address[1])
 
 
-def test_a_results_folder_that_is_damaged_meanwhile_is_told_of(server: DashboardServer, found: Results) -> None:
-    ask(server, "/")
-    found.storage.write("sweep.json", "{")
-    status, text, _ = ask(server, "/live")
-    assert status == 503 and "sweep.json is damaged" in text
+@pytest.mark.parametrize(("content", "message"), [("{", "sweep.json is damaged"), (None, "has no sweep.json any more")])
+def test_damaged_or_removed_results_are_reported(
+    server: DashboardServer, results: Results, content: str | None, message: str
+) -> None:
+    request(server, "/")
+    if content is None:
+        results.storage.remove("sweep.json")
+    else:
+        results.storage.write("sweep.json", content)
+    status, text, _ = request(server, "/live")
+    assert status == 503 and message in text
 
 
-def test_figures_are_drawn_again_only_where_rows_have_changed(found: Results, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[Results] = []
+def count_calls(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> list[Any]:
+    """Return a list that grows with each call of a module's function, by its first argument."""
+    calls: list[Any] = []
+    function = getattr(module, name)
 
-    def draw(results: Results, *arguments: Any, **named: Any) -> str:
-        drawn.append(results)
-        return html(results, *arguments, **named)
+    def counted(argument: Any, *arguments: Any, **keywords: Any) -> Any:
+        calls.append(argument)
+        return function(argument, *arguments, **keywords)
 
-    html = page.render_html
-    monkeypatch.setattr(page, "html", draw)
-    monkeypatch.setattr(dashboard, "SHARE_OF_DRAWING", 1e9)
-    shown = Dashboard(found.storage)
-    first = shown.render_page("x")
+    monkeypatch.setattr(module, name, counted)
+    return calls
+
+
+def test_figures_are_drawn_again_only_if_rows_have_changed(results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = count_calls(monkeypatch, html, "render_html")
+    monkeypatch.setattr(dashboard, "MAX_RENDER_FRACTION", 1e9)
+    page = Dashboard(results.storage)
+    first = page.render_page("x")
     time.sleep(0.01)
-    assert shown.render_page("x") == first and len(drawn) == 1
-    save(Path(found.storage.uri), TRIALS[2], 2.0)
-    assert RUNS[2] in shown.render_page("x") and len(drawn) == 2 and "2 done" in shown.render_live()[0]
+    assert page.render_page("x") == first and len(drawn) == 1
+    save(Path(results.storage.uri), TRIALS[2], 2.0)
+    assert RUNS[2] in page.render_page("x") and len(drawn) == 2 and "2 done" in page.render_live()[0]
 
 
-def test_a_curve_fills_its_field() -> None:
+def test_page_reads_live_json_once_and_unchanged_results_never_again(
+    results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heartbeats = count_calls(monkeypatch, dashboard, "read_heartbeat")
+    records = count_calls(monkeypatch, sweep_record, "read")
+    page = Dashboard(results.storage)
+    page.render_page("x")
+    assert len(heartbeats) == 1
+    num_reads = len(records)
+    page.render_page("x")
+    page.render_live()
+    assert len(heartbeats) == 3 and len(records) == num_reads
+
+
+def test_polyline_fills_its_field() -> None:
     curve = ((10, 5.0), (20, 4.0), (30, 3.0))
     assert format_polyline(RunningTrial("run", 0.0, None, curve)) == "0.0,1.0 50.0,10.0 100.0,19.0"
     assert format_polyline(RunningTrial("run", 0.0, None, curve[:1])) == ""
 
 
-def test_a_browser_follows_a_sweep_without_being_reloaded(
-    server: DashboardServer, found: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_browser_follows_a_sweep_without_a_reload(
+    server: DashboardServer, results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(heartbeat, "SECONDS", 0.1)
-    monkeypatch.setattr(dashboard, "SHARE_OF_DRAWING", 1.0)
-    watch = SweepMonitor("my-sweep", found, 4, lambda trial: 1.0)
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_SECONDS", 0.1)
+    monkeypatch.setattr(dashboard, "MAX_RENDER_FRACTION", 1.0)
+    monitor = SweepMonitor("my-sweep", results, 4, lambda trial: 1.0)
 
     async def follow() -> None:
-        async with open_page(server.url, tmp_path / "profile") as seen:
-            await seen.wait_for_text("2 waiting", "#live")
-            await seen.wait_for_text(f"{RUNS[2]} (waiting)", "main")
-            watch.on_trial_start(TRIALS[2])
-            watch.on_step(TRIALS[2], StepMetrics(11, 40, 4.125, 1000, 250.0))
-            watch.on_step(TRIALS[2], StepMetrics(12, 40, 4.0, 1000, 250.0))
-            await seen.wait_for_text("12/40", "#live")
-            await seen.wait_for_text(f"{RUNS[2]} (running)", "main")
-            assert "250" in await seen.read_text("#live") and "4.000" in await seen.read_text("#live")
-            watch.on_evaluate(TRIALS[2], {"adj_val_loss": 2.4})
-            save(Path(found.storage.uri), TRIALS[2], 2.0)
-            watch.on_trial_end(TRIALS[2], DONE, "")
-            await seen.wait_for_text("Best on imdb so far: adj val loss 2.400", "#live")
-            await seen.wait_for_text("2.40", ".best")
-            await seen.wait_for_text("2 done", "header")
-            assert seen.requested_urls and all(
-                address.startswith((server.url, "data:image/svg+xml;")) for address in seen.requested_urls
+        async with open_page(server.url, tmp_path / "profile") as page:
+            await page.wait_for_text(f"2 {QUEUED}", "#live")
+            await page.wait_for_text(f"{RUNS[2]} ({QUEUED})", "main")
+            monitor.on_trial_start(TRIALS[2])
+            monitor.on_step(TRIALS[2], StepMetrics(11, 40, 4.125, 1000, 250.0))
+            monitor.on_step(TRIALS[2], StepMetrics(12, 40, 4.0, 1000, 250.0))
+            await page.wait_for_text("12/40", "#live")
+            await page.wait_for_text(f"{RUNS[2]} (running)", "main")
+            assert "250" in await page.read_text("#live") and "4.000" in await page.read_text("#live")
+            monitor.on_evaluate(TRIALS[2], {"step": 40, "adj_val_loss": 2.4})
+            save(Path(results.storage.uri), TRIALS[2], 2.0)
+            monitor.on_trial_end(TRIALS[2], DONE, "")
+            await page.wait_for_text("Best on imdb so far: adj val loss 2.400", "#live")
+            await page.wait_for_text("2.40", ".best")
+            await page.wait_for_text("2 done", "header")
+            assert page.requested_urls and all(
+                url.startswith((server.url, "data:image/svg+xml;")) for url in page.requested_urls
             )
-            assert seen.console_errors == []
+            assert page.console_errors == []
             server.shutdown()
             server.server_close()
-            stale = "document.getElementById('live').className"
-            while (await seen.send_command("Runtime.evaluate", expression=stale))["result"]["value"] != "stale":
+            css_class = "document.getElementById('live').className"
+            while (await page.send_command("Runtime.evaluate", expression=css_class))["result"]["value"] != "stale":
                 await asyncio.sleep(0.1)
 
-    with heartbeat.Heartbeat(found.storage, watch):
+    with Heartbeat(results.storage, monitor):
         asyncio.run(follow())
