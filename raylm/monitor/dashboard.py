@@ -112,10 +112,10 @@ class Dashboard:
             entries = self._storage.list_entries().items()
             files = sorted(entry for entry in entries if entry[0].rpartition("/")[2] in WATCHED_FILES)
             if self._results is None or files != self._files:
-                record = sweep_record.read(self._storage)
+                record = sweep_record.load(self._storage)
                 if record is None:
                     raise UserError(f"{self._storage.uri} has no {sweep_record.RECORD_FILE} any more")
-                self._results, self._files = load_rows(self._storage, record.trials), files
+                self._results, self._files = load_rows(self._storage, record.trials, record), files
             interval = 0 if isinstance(self._storage, Folder) else LISTING_SECONDS
             self._next_listing = time.monotonic() + interval
         return self._results

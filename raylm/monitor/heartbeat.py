@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import msgspec
 
 from raylm.monitor.state import SweepMonitor, SweepState
+from raylm.results import json_files
 from raylm.results.storage import Folder, Storage, is_process_alive, process_identity
 from raylm.units import format_duration
 
@@ -96,9 +97,8 @@ class LastHeartbeat:
 
 def read_heartbeat(storage: Storage) -> LastHeartbeat | None:
     """Return the latest heartbeat of a running or dead command; None if there is none, or it cannot be decoded."""
-    try:
-        record = msgspec.json.decode(storage.read(HEARTBEAT_FILE), type=HeartbeatRecord)
-    except (OSError, ValueError, RecursionError):  # msgspec's errors are ValueErrors
+    record = json_files.load_or_none(storage, HEARTBEAT_FILE, HeartbeatRecord)
+    if record is None:
         return None
     owner, state = record.holder, record.state
     is_alive = is_process_alive(json.dumps(msgspec.to_builtins(owner)))

@@ -145,7 +145,7 @@ def test_page_reads_live_json_once_and_unchanged_results_never_again(
     results: Results, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heartbeats = count_calls(monkeypatch, dashboard, "read_heartbeat")
-    records = count_calls(monkeypatch, sweep_record, "read")
+    records = count_calls(monkeypatch, sweep_record, "load")
     page = Dashboard(results.storage)
     page.render_page("x")
     assert len(heartbeats) == 1
