@@ -49,6 +49,7 @@ def measure(case: str, steps: int) -> dict[str, object]:
     from raylm.planning.memory import MemoryModel
     from raylm.results.progress import StepMetrics
     from raylm.training import models
+    from raylm.training.options import ExecutionOptions, TrainingHooks
     from raylm.training.train import finetune
 
     model, context_length, batch_size, *gib = case.split(":")
@@ -88,10 +89,8 @@ def measure(case: str, steps: int) -> dict[str, object]:
             trial,
             corpus,
             source,
-            device=slot.card.device,
-            precision=slot.precision,
-            micro_batching=fit,
-            on_step=on_step,
+            options=ExecutionOptions(slot.card.device, slot.precision, fit),
+            hooks=TrainingHooks(on_step=on_step),
         )
     used = torch.cuda.mem_get_info() if on_gpu else (0, 0)
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

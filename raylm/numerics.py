@@ -1,4 +1,4 @@
-"""Numerical choices of training that its cost depends on: block sizes and the processor's bfloat16. No torch."""
+"""Numerical choices of training that its cost depends on: block sizes, precision, windows per rank. No torch."""
 
 from __future__ import annotations
 
@@ -28,6 +28,18 @@ ONEDNN_ISA_WITHOUT_BFLOAT16 = (
     "AVX512_CORE_VNNI",
 )
 """Limits under which oneDNN emulates bfloat16, several to a hundred times slower (measured with torch 2.13)."""
+
+
+def windows_per_rank(batch_size: int, world_size: int) -> int:
+    """Return the number of windows of a batch that a rank gets, at most."""
+    return -(-batch_size // world_size)
+
+
+def resolve_precision(requested: str, has_bfloat16: bool) -> str:
+    """Return the precision of training: `auto` is bfloat16 on a device that has it, else float32."""
+    if requested != "auto":
+        return requested
+    return "bfloat16" if has_bfloat16 else "float32"
 
 
 def cpu_has_bfloat16() -> bool:

@@ -16,6 +16,7 @@ IGNORE_INDEX = -100
 """Target that does not count in the loss; pads the last, shorter window of a split."""
 
 Tokens = npt.NDArray[np.unsignedinteger[Any]]
+WindowIndices = npt.NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,12 @@ class Windows:
     def __len__(self) -> int:
         return -(-len(self.tokens) // (self.context_length - 1))
 
-    def count_tokens(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> int:
+    def count_tokens(self, indices: Sequence[int] | WindowIndices) -> int:
         """Return the number of tokens predicted in the windows with these indices."""
         stride = self.context_length - 1
         return sum(min(stride, len(self.tokens) - int(i) * stride) for i in indices)
 
-    def get_batch(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> tuple[npt.NDArray[np.int64], ...]:
+    def get_batch(self, indices: Sequence[int] | WindowIndices) -> tuple[npt.NDArray[np.int64], ...]:
         """Return the windows with these indices.
 
         Returns:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import psutil
 
+from raylm import numerics
 from raylm.numerics import CPUINFO_FILE, cpu_has_bfloat16
 from raylm.units import GIB
 
@@ -80,9 +81,7 @@ def resolve_precision(requested: str, device: Device) -> str:
 
     The same rule as `raylm.training.device.resolve_precision`, for a device that may not be in this machine.
     """
-    if requested != "auto":
-        return requested
-    return "float32" if device.bfloat16 is None else "bfloat16"
+    return numerics.resolve_precision(requested, device.bfloat16 is not None)
 
 
 def find_device(device_name: str) -> Device | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from raylm.config.catalog import ModelShape
 from raylm.config.trial import TrialConfig
-from raylm.numerics import LOGITS_BLOCK_ROWS, QUERY_BLOCK_ROWS
+from raylm.numerics import LOGITS_BLOCK_ROWS, QUERY_BLOCK_ROWS, windows_per_rank
 from raylm.results.progress import MicroBatching
 
 # What autograd keeps for the backward pass. Tests count it with `torch.autograd.graph.saved_tensors_hooks`.
@@ -49,7 +49,7 @@ class MemoryModel:
     @property
     def max_rank_windows(self) -> int:
         """Windows of a batch that a rank has, at most."""
-        return -(-self.config.batch_size // self.world_size)
+        return windows_per_rank(self.config.batch_size, self.world_size)
 
     def _layer_bytes(self, micro_batching: MicroBatching) -> int:
         """What autograd keeps of one layer for the backward pass, the copies of its weights in bfloat16 aside."""

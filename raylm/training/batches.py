@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raylm.data.corpus import IGNORE_INDEX, Windows
-from raylm.training.distributed import WindowIndices
+from raylm.data.corpus import IGNORE_INDEX, WindowIndices, Windows
 
 MAX_RESIDENT_BYTES = 2**29
 """A split of at most so many lies on the GPU (wikitext103 has 236 MB); the windows of a larger one are copied there."""

@@ -35,7 +35,6 @@ def save(
     for name, content in tokenizer_files.items():
         (folder / name).write_bytes(content)
     save_file(_optimizer_tensors(optimizer), folder / manifest.OPTIMIZER_FILE)
-    (folder / "README.md").write_text(_format_model_card(config, progress), encoding="utf-8")
     manifest.write(folder, {"trial_id": config.id, "config": config.as_dict(), "progress": progress.as_dict()})
 
 
@@ -67,41 +66,6 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
             else:
                 tensors[f"{number}.{name}.int"] = torch.tensor(int(value))
     return tensors
-
-
-def _format_model_card(config: TrialConfig, progress: Progress) -> str:
-    last = progress.evaluations[-1] if progress.evaluations else None
-    after = f"after epoch {last.epoch} of {config.epochs}" if last and last.step == progress.step else "on its way"
-    measures = {"optimizer steps": f"{progress.step:,} of {progress.total_steps:,}"}
-    if last and last.step == progress.step:
-        measures = {
-            "train loss (nats per token)": f"{last.train_loss:.4f}",
-            "val loss (nats per token)": f"{last.val_loss:.4f}",
-            "adj val loss (nats per word)": f"{last.adj_val_loss:.4f}",
-            **measures,
-        }
-    return f"""---
-library_name: transformers
-pipeline_tag: text-generation
-tags: [raylm]
----
-
-# {config.run_name}
-
-{config.model} {after} on {config.dataset}, trained by raylm.
-
-| measure | value |
-| --- | --- |
-{_format_rows(measures)}
-
-| setting | value |
-| --- | --- |
-{_format_rows(config.as_dict())}
-"""
-
-
-def _format_rows(cells: Mapping[str, object]) -> str:
-    return "\n".join(f"| {name} | {value} |" for name, value in cells.items())
 
 
 def load_progress(folder: Path, config: TrialConfig, total_steps: int) -> Progress:

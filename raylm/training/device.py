@@ -1,4 +1,4 @@
-"""What a trial computes in: float32, or bfloat16 where the device has it."""
+"""Precision and memory of a trial's device: bfloat16 support, and glibc's allocator on a CPU."""
 
 from __future__ import annotations
 
@@ -7,50 +7,56 @@ import sys
 
 import torch
 
+from raylm import numerics
 from raylm.errors import UserError
-from raylm.numerics import CPU_BFLOAT16_FLAGS, ONEDNN_ISA_VARIABLES, onednn_emulates_bfloat16
+from raylm.numerics import CPU_BFLOAT16_FLAGS, ONEDNN_ISA_VARIABLES
+
+M_MMAP_THRESHOLD = -3
+"""Parameter of `mallopt` for the size above which a block gets a mapping of its own (malloc.h)."""
+MMAP_THRESHOLD_BYTES = 2**20
+"""Value of that parameter if memory is short."""
 
 
 def resolve_precision(requested: str, device: str) -> str:
-    """The precision that `auto` means on a device: bfloat16 where it has it, else float32.
+    """Return the precision of training on a device: `auto` is bfloat16 on a device that has it, else float32.
 
     Raises:
-        UserError: if bfloat16 is asked for on a processor without it, where its products take hundreds of times longer.
+        UserError: if bfloat16 is requested on a processor without it: its products would take up to hundreds of times
+            longer.
+    """
+    supported = has_bfloat16(device)
+    if requested == "bfloat16" and device == "cpu" and not supported:
+        raise UserError(
+            "precision: bfloat16 would be emulated on this processor, which has none of "
+            f"{', '.join(CPU_BFLOAT16_FLAGS)}, or under this {ONEDNN_ISA_VARIABLES[0]}; "
+            "expected float32, or auto, which is float32 here"
+        )
+    return numerics.resolve_precision(requested, supported)
+
+
+def has_bfloat16(device: str) -> bool:
+    """Return whether a device (`cpu` or `cuda`) multiplies matrices in bfloat16 without emulation, as torch sees it.
+
+    For a CPU, `numerics.cpu_has_bfloat16` gives the same answer without torch.
     """
     if device == "cuda":
-        has_it = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        capabilities = torch.cpu.get_capabilities()
-        has_it = any(capabilities.get(name) for name in CPU_BFLOAT16_FLAGS) and not onednn_emulates_bfloat16()
-        if requested == "bfloat16" and not has_it:
-            raise UserError(
-                "precision: bfloat16 would be emulated on this processor, which has none of "
-                f"{', '.join(CPU_BFLOAT16_FLAGS)}, or under this {ONEDNN_ISA_VARIABLES[0]}; "
-                "expected float32, or auto, which is float32 here"
-            )
-    if requested != "auto":
-        return requested
-    return "bfloat16" if has_it else "float32"
-
-
-M_MMAP_THRESHOLD = -3
-"""glibc's name for the size from which on a block is mapped by itself (malloc.h)."""
-MMAP_THRESHOLD_BYTES = 2**20
-"""That size where memory is short."""
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name) for name in CPU_BFLOAT16_FLAGS) and not numerics.onednn_emulates_bfloat16()
 
 
 def lower_mmap_threshold() -> None:
-    """Makes the C library give each large block back to the system when it is freed.
+    """Make glibc return each large block to the system when it is freed; no-op with another C library.
 
-    glibc keeps blocks of up to 32 MiB for itself once it has seen them freed, in pieces that the next tensor may not
-    fit into: gpt2-xl at micro-batch 2 then takes more than 24 GB on a CPU, where 18 are in use. Mapping costs time, so
-    this is for trials whose memory is short. Nothing happens where the library is another one.
+    glibc keeps freed blocks of up to 32 MiB for reuse, in pieces that the next tensor may not fit into: gpt2-xl at
+    micro-batch 2 then takes more than 24 GB on a CPU, of which 18 are in use. Mapping costs time, so this is for trials
+    that are short of memory.
     """
     _call_glibc("mallopt", M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
 
 
 def trim_heap() -> None:
-    """Gives freed blocks that glibc keeps for itself back to the system, now."""
+    """Return the freed blocks that glibc keeps to the system now; no-op with another C library."""
     _call_glibc("malloc_trim", 0)
 
 

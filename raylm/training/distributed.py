@@ -11,16 +11,15 @@ import datetime
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
+from raylm.data.corpus import WindowIndices
 from raylm.training.loss import summed_loss
 
 if TYPE_CHECKING:
@@ -33,8 +32,6 @@ LOOPBACK = "127.0.0.1"
 RANK_TIMEOUT = datetime.timedelta(hours=1)
 """Time that a rank waits for another, as while the first one writes a checkpoint into a slow storage. A rank that dies
 is noticed by other means."""
-
-WindowIndices = npt.NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True)
@@ -49,10 +46,6 @@ class DistributedContext:
     def rank_windows(self, indices: WindowIndices) -> WindowIndices:
         """This rank's windows of those with these numbers; none, where they are fewer than the ranks."""
         return indices[self.rank :: self.world_size]
-
-    def max_rank_windows(self, num_windows: int) -> int:
-        """How many of so many windows a rank has at most."""
-        return -(-num_windows // self.world_size)
 
     def all_reduce(self, values: Tensor) -> Tensor:
         """The sum of all ranks' values, in their place. All ranks must come here."""

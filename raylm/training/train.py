@@ -1,4 +1,4 @@
-"""The loop: one trial's fine-tuning as a generator of evaluations. Knows no Ray.
+"""Training loop: fine-tunes one trial, as a generator of its evaluations. Does not depend on Ray.
 
 B is the batch, T the context length. Losses are in nats.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,13 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from raylm.config.trial import TrialConfig
-from raylm.data.corpus import Corpus
+from raylm.data.corpus import Corpus, WindowIndices
 from raylm.errors import RestartError, is_out_of_memory
-from raylm.results.progress import EvalMetrics, MicroBatching, Progress, StepMetrics
+from raylm.numerics import windows_per_rank
+from raylm.results.progress import EvalMetrics, MicroBatching, Progress
 from raylm.training import checkpoint, layers, models, optim
 from raylm.training.batches import Batches
 from raylm.training.device import lower_mmap_threshold
-from raylm.training.distributed import SINGLE_PROCESS, DistributedContext, WindowIndices, gradient_sync
+from raylm.training.distributed import SINGLE_PROCESS, DistributedContext, gradient_sync
+from raylm.training.options import ExecutionOptions, TrainingHooks
 from raylm.training.validation import autocast_loss, build_training_windows, validation_loss
 
 if TYPE_CHECKING:
@@ -32,33 +34,25 @@ if TYPE_CHECKING:
 
 
 LOSS_CHECK_STEPS = {"cpu": 1, "cuda": 10}
-"""Steps between two looks at the loss: each makes a GPU wait; a diverged trial is noticed at the next."""
+"""Steps between two reads of the loss, which wait for a GPU; a diverged trial is noticed at the next one."""
 MIN_STEPS_TO_COMPILE = 2000
-"""Trials on a GPU of so many steps are compiled: estimated from half a minute of compiling, not measured."""
-
-OnStep = Callable[[StepMetrics], None]
-"""Told how the trial is going at each look at its loss."""
-OnOutOfMemory = Callable[[MicroBatching], None]
-"""Told what a trial is to go on with that has run out of memory."""
-IsCheckpointDue = Callable[[], bool]
-"""Asked after each look at the loss whether the trial is to be saved now, before its next evaluation."""
+"""Optimizer steps from which compiling pays on a GPU: estimated from half a minute of compiling, not measured."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The trial as it is at this moment, after an evaluation or on its way: save it before asking for the next one."""
+    """State of a trial at an evaluation or at a due checkpoint. Save it before requesting the next one."""
 
     eval_metrics: EvalMetrics
-    """The losses; not numbers where the trial diverged, and between two evaluations, where a checkpoint was due."""
+    """Losses; NaN if the trial diverged, and at a checkpoint between two evaluations."""
     diverged: bool
-    """Whether a loss was not finite; the trial ends with this evaluation."""
+    """True if a loss was not finite: this evaluation is the last one."""
     trainer: Trainer
-    """Model, optimizer and progress."""
 
     def metrics(self) -> dict[str, float]:
-        """Flat and finite numbers for a tuner: a loss that is none is left out, the best one is the last good one."""
+        """Return the finite metrics as a flat mapping."""
         best, progress = self.trainer.progress.best_metrics, self.trainer.progress
-        named = {
+        values = {
             **dataclasses.asdict(self.eval_metrics),
             "best_train_loss": best.train_loss if best else math.nan,
             "best_val_loss": best.val_loss if best else math.nan,
@@ -67,71 +61,67 @@ class Evaluation:
             "diverged": int(self.diverged),
             "tokens_per_second": progress.tokens_seen / progress.training_seconds,
         }
-        return {name: value for name, value in named.items() if math.isfinite(value)}
+        return {name: value for name, value in values.items() if math.isfinite(value)}
 
     def save(self, folder: Path) -> None:
-        """Writes a checkpoint of the trial into an empty folder."""
-        trial = self.trainer
+        """Write a checkpoint of the trial into an empty folder."""
+        trainer = self.trainer
         checkpoint.save(
-            folder, trial.config, trial.model, trial.optimizer, trial.corpus.tokenizer_files, trial.progress
+            folder, trainer.config, trainer.model, trainer.optimizer, trainer.corpus.tokenizer_files, trainer.progress
         )
 
 
 @dataclass
 class Trainer:
-    """A trial under way."""
+    """A running trial: model, optimizer, data and progress."""
 
     config: TrialConfig
     corpus: Corpus
     batches: Batches
-    """The windows that it is trained on."""
+    """Windows of the train split."""
     model: PreTrainedModel
+    loss_fn: nn.Module
+    """Summed loss of the model; its gradients are averaged over the ranks."""
     optimizer: torch.optim.Optimizer
     progress: Progress
-    precision: str
-    on_step: OnStep
+    options: ExecutionOptions
+    hooks: TrainingHooks
     dist_context: DistributedContext
-    loss_fn: nn.Module
-    """The model's summed loss, with gradients."""
     is_compiled: bool
-    on_out_of_memory: OnOutOfMemory
 
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        device: torch.device = next(self.model.parameters()).device
-        return device
+    def train(self, epoch: int, steps: range) -> bool:
+        """Train for some steps of an epoch, both counted from 0, or until a checkpoint is due.
 
-    def train(self, epoch: int, steps: range, is_checkpoint_due: IsCheckpointDue) -> bool:
-        """Optimizer steps of one epoch, both counted from 0, until a checkpoint is due; False: a loss was not finite.
+        The order of the windows depends on (seed, epoch), dropout on (seed, step, rank).
 
-        The order of the windows follows from (seed, epoch), dropout from (seed, step, rank).
+        Returns:
+            False if a loss was not finite.
         """
         order = np.random.default_rng([self.config.seed, epoch]).permutation(len(self.batches.windows))
-        unread: list[tuple[Tensor, int]] = []
-        started = time.perf_counter()
+        pending: list[tuple[Tensor, int]] = []  # losses not read yet
+        start_time = time.perf_counter()
         for step in steps:
             indices = order[step * self.config.batch_size : (step + 1) * self.config.batch_size]
-            unread.append(self._optimizer_step(indices, self.progress.step + len(unread)))
-            if len(unread) < LOSS_CHECK_STEPS[self.device.type] and step != steps[-1]:
+            pending.append(self._optimizer_step(indices, self.progress.step + len(pending)))
+            if len(pending) < LOSS_CHECK_STEPS[self.options.device] and step != steps[-1]:
                 continue
-            losses = self.dist_context.all_reduce(torch.stack([nll for nll, _ in unread]).double()).tolist()
-            self.progress.training_seconds += time.perf_counter() - started
-            started = time.perf_counter()
-            for nll, (_, tokens) in zip(losses, unread, strict=True):
+            losses = self.dist_context.all_reduce(torch.stack([nll for nll, _ in pending]).double()).tolist()
+            self.progress.training_seconds += time.perf_counter() - start_time
+            start_time = time.perf_counter()
+            for nll, (_, num_tokens) in zip(losses, pending, strict=True):
                 if not math.isfinite(nll):
                     return False
-                self.progress.add_step(nll, tokens)
-            self.on_step(self.progress.step_metrics(losses[-1] / unread[-1][1]))
-            unread.clear()
-            if step != steps[-1] and self.dist_context.broadcast(is_checkpoint_due()):
+                self.progress.add_step(nll, num_tokens)
+            self.hooks.on_step(self.progress.step_metrics(losses[-1] / pending[-1][1]))
+            pending.clear()
+            if step != steps[-1] and self.dist_context.broadcast(self.hooks.is_checkpoint_due()):
                 break
         return True
 
     def _optimizer_step(self, indices: WindowIndices, step: int) -> tuple[Tensor, int]:
-        """One optimizer step on one batch: this rank's summed loss of it, on the device, and all its tokens."""
-        tokens = self.batches.windows.count_tokens(indices)
-        while (total := self._accumulate_gradients(indices, step, tokens)) is None:
+        """Run one optimizer step on a batch; return this rank's summed loss, on the device, and the batch's tokens."""
+        num_tokens = self.batches.windows.count_tokens(indices)
+        while (total_nll := self._accumulate_gradients(indices, step, num_tokens)) is None:
             self._reduce_micro_batch()
         if self.config.max_grad_norm > 0:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
@@ -139,57 +129,61 @@ class Trainer:
             group["lr"] = optim.learning_rate_at(self.config, step, self.progress.total_steps)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return total, tokens
+        return total_nll, num_tokens
 
     def _accumulate_gradients(self, indices: WindowIndices, step: int, num_tokens: int) -> Tensor | None:
-        """Makes those of a batch with so many tokens; this rank's summed loss of it, or None where memory ran out."""
-        entropy = [self.config.seed, step, self.dist_context.rank]  # for rank 0, the same as without it
+        """Accumulate the gradients of a batch; return this rank's summed loss, or None if memory ran out."""
+        entropy = [
+            self.config.seed,
+            step,
+            self.dist_context.rank,
+        ]  # a trailing 0 changes no seed
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
-        total = torch.zeros((), device=self.device)
-        mine, size = self.dist_context.rank_windows(indices), self.progress.micro_batch_size
-        starts = range(0, max(1, len(mine)), size)  # a rank without windows takes part all the same
+        total_nll = torch.zeros((), device=self.options.device)
+        rank_indices, size = self.dist_context.rank_windows(indices), self.progress.micro_batch_size
+        starts = range(0, max(1, len(rank_indices)), size)  # a rank without windows takes part in the exchange
         try:
             for start in starts:
                 with gradient_sync(self.loss_fn, is_last=start == starts[-1]):
-                    # of the gradients the ranks take the mean
-                    nll = autocast_loss(self.loss_fn, *self.batches.get(mine[start : start + size]), self.precision)
+                    batch = self.batches.get(rank_indices[start : start + size])
+                    nll = autocast_loss(self.loss_fn, *batch, self.options.precision)
+                    # gradients are averaged over the ranks, hence the factor
                     (self.dist_context.world_size * nll / num_tokens).backward()  # type: ignore[no-untyped-call]
-                total += nll.detach()
+                total_nll += nll.detach()
         except RuntimeError as error:
             if not is_out_of_memory(error) or self.progress.micro_batching.next_smaller is None:
                 raise
-            return None  # the error holds tensors of the frames that it came through, until here
-        return total
+            return None  # the caller frees memory: until this return, the error's traceback holds tensors
+        return total_nll
 
     def _reduce_micro_batch(self) -> None:
-        """Has the step that ran out of memory begin again with less, and all after it take no more.
+        """Switch to a smaller micro-batching for the step that ran out of memory and all later ones.
 
         Raises:
-            RestartError: if that cannot be in this place: other ranks are in the midst of the step, or its blocks are
-                compiled.
+            RestartError: if this needs a restart from a checkpoint: other ranks are in the middle of the step, or the
+                blocks are compiled.
         """
         smaller = self.progress.micro_batching.next_smaller
         assert smaller is not None
-        self.on_out_of_memory(smaller)
+        self.hooks.on_out_of_memory(smaller)
         if self.dist_context.world_size > 1 or (self.is_compiled and smaller.recompute):
-            raise RestartError(f"out of memory with {self.progress.micro_batching}; it goes on with {smaller}")
+            raise RestartError(f"out of memory with {self.progress.micro_batching}; resuming with {smaller}")
         self.optimizer.zero_grad(set_to_none=True)
         if smaller.recompute and not self.progress.recompute:
             models.enable_activation_checkpointing(self.model)
         self.progress.micro_batching = smaller
-        if self.device.type == "cuda":
+        if self.options.device == "cuda":
             torch.cuda.empty_cache()
         else:
             lower_mmap_threshold()
 
     def evaluate(self, epoch: int) -> EvalMetrics:
-        """The losses now, in an epoch counted from 0."""
-        length, micro_batch_size = self.config.context_length, self.progress.micro_batch_size
-        val_loss = validation_loss(self.model, self.corpus, length, micro_batch_size, self.precision, self.dist_context)
-        words = self.corpus.validation.num_words
-        adjusted = val_loss * len(self.corpus.validation.tokens) / words
+        """Return the current losses, in an epoch counted from 0."""
+        length, size, precision = self.config.context_length, self.progress.micro_batch_size, self.options.precision
+        val_loss = validation_loss(self.model, self.corpus, length, size, precision, self.dist_context)
+        adj_val_loss = val_loss * len(self.corpus.validation.tokens) / self.corpus.validation.num_words
         progress = self.progress
-        return EvalMetrics(epoch + 1, progress.step, progress.tokens_seen, progress.train_loss, val_loss, adjusted)
+        return EvalMetrics(epoch + 1, progress.step, progress.tokens_seen, progress.train_loss, val_loss, adj_val_loss)
 
 
 def finetune(
@@ -197,106 +191,102 @@ def finetune(
     corpus: Corpus,
     source: models.ModelSource,
     *,
-    device: str = "cpu",
-    precision: str = "float32",
-    micro_batching: MicroBatching | None = None,
+    options: ExecutionOptions = ExecutionOptions(),
+    hooks: TrainingHooks = TrainingHooks(),
     resume_from: Path | None = None,
-    micro_batching_limit: MicroBatching | None = None,
-    on_step: OnStep = lambda step: None,
-    on_out_of_memory: OnOutOfMemory = lambda fit: None,
-    is_checkpoint_due: IsCheckpointDue = lambda: False,
     dist_context: DistributedContext = SINGLE_PROCESS,
 ) -> Iterator[Evaluation]:
-    """Fine-tunes one trial.
+    """Fine-tune one trial.
 
-    A resumed trial ends with the numbers of an undisturbed one, bit for bit on a CPU with as many ranks and threads.
+    A resumed trial ends with the same numbers as an uninterrupted one: bit for bit on a CPU with the same number of
+    ranks and threads.
 
     Args:
-        corpus: the dataset in the tokens of the model.
-        source: where the model comes from.
-        device: `cpu` or `cuda`.
-        precision: `float32` or `bfloat16` (weights, loss and optimizer stay float32).
-        fit: how a rank's share of a batch goes through its model; None: all at once. A resumed trial goes on as it
-            began, with as many ranks.
-        resume_from: a checkpoint of this trial to go on from.
-        limit: what others like it have run out of memory above; it holds for a resumed trial too.
-        on_step: told how it is going.
-        on_smaller: told what the trial goes on with where it runs out of memory.
-        checkpoint_due: asked whether to yield between two evaluations; of several ranks, the first one's is asked.
-        ranks: with whom this process trains the trial. All must call this alike, and go on to its end: each yields the
-            same, and one saves it.
+        corpus: the dataset, tokenized for the model.
+        source: the model, from `models.resolve_model`.
+        options: device, precision and micro-batching.
+        hooks: callbacks.
+        resume_from: folder of a checkpoint of this trial.
+        dist_context: this process among the ranks of the trial. All ranks must call this alike and consume it to its
+            end: each yields the same evaluations, and one of them saves.
 
     Yields:
-        `evals_per_epoch` evaluations per epoch, and the trial on its way where a checkpoint is due; where a loss is no
-        longer finite, one with `diverged` as the last.
+        `evals_per_epoch` evaluations per epoch, one at each due checkpoint between them, and a last one with `diverged`
+        once a loss is not finite.
 
     Raises:
         UserError: if the model cannot be loaded.
-        WorkError: if `resume_from` is no checkpoint of this trial.
-        RestartError: if it ran out of memory, and can go on with less of it from a checkpoint alone.
+        WorkError: if `resume_from` is not a checkpoint of this trial.
+        RestartError: if memory ran out, and the trial can only continue from a checkpoint.
     """
+    trainer = _build_trainer(config, corpus, source, options, hooks, resume_from, dist_context)
+    progress, steps_per_epoch = trainer.progress, trainer.progress.total_steps // config.epochs
+    stops = _evaluation_steps(steps_per_epoch, config.evals_per_epoch)
+    while not progress.is_complete:
+        epoch, first_step = divmod(progress.step, steps_per_epoch)
+        if first_step == 0:
+            progress.start_epoch()
+        stop = next(stop for stop in stops if stop > first_step)
+        is_finite = trainer.train(epoch, range(first_step, stop))
+        if is_finite and progress.step < epoch * steps_per_epoch + stop:
+            yield Evaluation(_nan_metrics(epoch, progress), False, trainer)
+            continue
+        eval_metrics = trainer.evaluate(epoch) if is_finite else _nan_metrics(epoch, progress)
+        if eval_metrics.is_finite:
+            progress.evaluations.append(eval_metrics)
+        yield Evaluation(eval_metrics, not eval_metrics.is_finite, trainer)
+        if not eval_metrics.is_finite:
+            return
+
+
+def _build_trainer(
+    config: TrialConfig,
+    corpus: Corpus,
+    source: models.ModelSource,
+    options: ExecutionOptions,
+    hooks: TrainingHooks,
+    resume_from: Path | None,
+    dist_context: DistributedContext,
+) -> Trainer:
+    """Load model, optimizer and progress, new or from a checkpoint."""
     windows = build_training_windows(config, corpus)
-    steps_per_epoch = -(-len(windows) // config.batch_size)
-    micro_batching = micro_batching or MicroBatching(dist_context.max_rank_windows(config.batch_size))
-    progress = Progress(
-        steps_per_epoch * config.epochs,
-        micro_batching.micro_batch_size,
-        ranks=dist_context.world_size,
-        recompute=micro_batching.recompute,
-    )
+    total_steps = -(-len(windows) // config.batch_size) * config.epochs
+    max_windows = windows_per_rank(config.batch_size, dist_context.world_size)
+    micro_batching = options.micro_batching or MicroBatching(max_windows)
     if resume_from is None:
+        progress = Progress(total_steps, micro_batching.micro_batch_size, ranks=dist_context.world_size)
+        progress.micro_batching = micro_batching
         model = models.load_model(source, vocab_size=corpus.vocab_size, dropout=config.dropout, seed=config.seed)
     else:
-        progress = checkpoint.load_progress(resume_from, config, progress.total_steps)
-        if progress.ranks != dist_context.world_size:  # other bits in any case, and another need of memory
+        progress = checkpoint.load_progress(resume_from, config, total_steps)
+        if progress.ranks != dist_context.world_size:  # rounding and memory differ in any case
             progress.ranks, progress.micro_batching = dist_context.world_size, micro_batching
         model = models.load_pretrained(resume_from, config.run_name)
-    progress.micro_batching = progress.micro_batching.clamp(micro_batching_limit)
-    short_of_memory = progress.recompute or progress.micro_batch_size < dist_context.max_rank_windows(config.batch_size)
-    if device == "cpu" and short_of_memory:
+    progress.micro_batching = progress.micro_batching.clamp(options.micro_batching_limit)
+    if options.device == "cpu" and (progress.recompute or progress.micro_batch_size < max_windows):
         lower_mmap_threshold()
     if progress.recompute:
         models.enable_activation_checkpointing(model)
-    model.to(device).train()
-    compiled = device == "cuda" and progress.total_steps >= MIN_STEPS_TO_COMPILE and layers.can_compile(model)
-    if compiled:
+    model.to(options.device).train()
+    is_compiled = options.device == "cuda" and total_steps >= MIN_STEPS_TO_COMPILE and layers.can_compile(model)
+    if is_compiled:
         layers.compile_blocks(model)
-    optimizer = optim.build_optimizer(config, model, compiled)
+    optimizer = optim.build_optimizer(config, model, is_compiled)
     if resume_from is not None:
         checkpoint.load_optimizer(resume_from, optimizer)
-    loss = dist_context.build_loss(model)
-    batches = Batches(windows, torch.device(device))
-    trial = Trainer(
-        config,
-        corpus,
-        batches,
-        model,
-        optimizer,
-        progress,
-        precision,
-        on_step,
-        dist_context,
-        loss,
-        compiled,
-        on_out_of_memory,
+    return Trainer(
+        config=config,
+        corpus=corpus,
+        batches=Batches(windows, torch.device(options.device)),
+        model=model,
+        loss_fn=dist_context.build_loss(model),
+        optimizer=optimizer,
+        progress=progress,
+        options=options,
+        hooks=hooks,
+        dist_context=dist_context,
+        is_compiled=is_compiled,
     )
-
-    stops = _evaluation_steps(steps_per_epoch, config.evals_per_epoch)
-    while not progress.is_complete:
-        epoch, done = divmod(progress.step, steps_per_epoch)
-        if done == 0:
-            progress.start_epoch()
-        stop = next(stop for stop in stops if stop > done)
-        healthy = trial.train(epoch, range(done, stop), is_checkpoint_due)
-        if healthy and progress.step < epoch * steps_per_epoch + stop:
-            yield Evaluation(_nan_metrics(epoch, progress), False, trial)
-            continue
-        measured = trial.evaluate(epoch) if healthy else _nan_metrics(epoch, progress)
-        if measured.is_finite:
-            progress.evaluations.append(measured)
-        yield Evaluation(measured, not measured.is_finite, trial)
-        if not measured.is_finite:
-            return
 
 
 def _nan_metrics(epoch: int, progress: Progress) -> EvalMetrics:
@@ -304,5 +294,5 @@ def _nan_metrics(epoch: int, progress: Progress) -> EvalMetrics:
 
 
 def _evaluation_steps(steps_per_epoch: int, num_evaluations: int) -> list[int]:
-    """The steps of an epoch after which to evaluate, evenly spaced, the last one always."""
+    """Return the steps of an epoch after which to evaluate: evenly spaced, the last one included."""
     return sorted({-(-steps_per_epoch * number // num_evaluations) for number in range(1, num_evaluations + 1)})

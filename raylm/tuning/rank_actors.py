@@ -48,7 +48,7 @@ class RankActor:
     ) -> None:
         """Trains to the end of the trial; the first rank saves and reports."""
         with rank_context(rank), distributed.join_process_group(rank, world_size, device, port) as group:
-            for _ in train_fn(corpus=corpus, ranks=group):
+            for _ in train_fn(corpus=corpus, dist_context=group):
                 pass
 
 

@@ -7,6 +7,7 @@ import os
 import platform
 import traceback
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,11 +19,13 @@ from raylm.config import validation
 from raylm.config.trial import TrialConfig
 from raylm.errors import PauseReason, RestartError, UserError, is_disk_full, summarize
 from raylm.events import format_evaluation as live_evaluation
+from raylm.numerics import windows_per_rank
 from raylm.planning.devices import machine_memory
 from raylm.planning.memory import MemoryModel
 from raylm.results.folder import open_latest_checkpoint
 from raylm.results.progress import MicroBatching, StepMetrics
 from raylm.training import device, models
+from raylm.training.options import ExecutionOptions, TrainingHooks
 from raylm.training.train import Evaluation, finetune
 from raylm.tuning import prepare, rank_actors, trial_process
 from raylm.tuning.coordinator import Command
@@ -147,15 +150,17 @@ def _train(trial: TrialConfig, context: LaunchContext, client: CoordinatorClient
 
     with open_latest_checkpoint(context.storage, trial) as checkpoint:
         trial_process.print_timestamped(f"goes on from {checkpoint.name}" if checkpoint else "begins")
+        limit = ray.get(context.coordinator.micro_batching_limit.remote(shape))
+        options, hooks = (
+            ExecutionOptions(context.device, kind, fit, limit),
+            TrainingHooks(on_out_of_memory=record_limit),
+        )
         work = partial(
             finetune,
             trial,
             source=source,
-            device=context.device,
-            precision=kind,
-            micro_batching=fit,
-            micro_batching_limit=ray.get(context.coordinator.micro_batching_limit.remote(shape)),
-            on_out_of_memory=record_limit,
+            options=options,
+            hooks=hooks,
             resume_from=checkpoint,
         )
         with (
@@ -169,9 +174,8 @@ def _train(trial: TrialConfig, context: LaunchContext, client: CoordinatorClient
                 reporter.raise_if_failed()
                 client.on_step(step)
 
-            evaluations = work(
-                corpus=ray.get(corpus), dist_context=ranks, on_step=on_step, is_checkpoint_due=client.checkpoint_due
-            )
+            first_rank_hooks = replace(hooks, on_step=on_step, is_checkpoint_due=client.checkpoint_due)
+            evaluations = work(corpus=ray.get(corpus), dist_context=ranks, hooks=first_rank_hooks)
             _report_evaluations(evaluations, reporter, client)
 
 
@@ -210,7 +214,7 @@ def _choose_micro_batching(trial: TrialConfig, context: LaunchContext, precision
     """What fits into a rank's share of its device; all that it has of a batch where the model's shape is not known."""
     shape = context.shapes[trial.model, trial.pretrained]
     if shape is None:
-        return MicroBatching(-(-trial.batch_size // context.world_size))
+        return MicroBatching(windows_per_rank(trial.batch_size, context.world_size))
     on_gpu = context.device == "cuda"
     available = (
         torch.cuda.mem_get_info()[1] * context.gpus_per_rank

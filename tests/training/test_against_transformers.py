@@ -16,6 +16,7 @@ from transformers.optimization import Adafactor
 from raylm import TrialConfig
 from raylm.data.preparation import prepare
 from raylm.training import models, optim
+from raylm.training.options import TrainingHooks
 from raylm.training.train import finetune
 from raylm.training.validation import build_training_windows
 
@@ -49,7 +50,8 @@ def test_two_hundred_steps_have_the_losses_of_transformers_in_eager_float32() ->
     )
     corpus, source = prepare("pydocs", None, config.model), models.resolve_model(config.model, pretrained=True)
     ours: list[float] = []
-    list(finetune(config, corpus, source, on_step=lambda step: ours.append(step.loss)))
+    hooks = TrainingHooks(on_step=lambda metrics: ours.append(metrics.loss))
+    list(finetune(config, corpus, source, hooks=hooks))
 
     start = models.load_model(source, vocab_size=corpus.vocab_size, dropout=0.0, seed=config.seed)
     model = GPT2LMHeadModel(start.config)

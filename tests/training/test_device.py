@@ -1,4 +1,4 @@
-"""What `auto` means where, and that bfloat16 is not emulated."""
+"""Precision that `auto` resolves to, and the refusal of emulated bfloat16."""
 
 from __future__ import annotations
 
@@ -8,29 +8,53 @@ import pytest
 import torch
 from conftest import RunSweep
 
+from raylm import numerics
 from raylm.errors import UserError
 from raylm.numerics import CPU_BFLOAT16_FLAGS
-from raylm.training.device import resolve_precision
+from raylm.training.device import has_bfloat16, resolve_precision
 
 
-@pytest.mark.parametrize("name", CPU_BFLOAT16_FLAGS)
-def test_a_processor_with_bfloat16_uses_it(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, name: True})
-    named = ("auto", "bfloat16", "float32")
-    assert [resolve_precision(asked, "cpu") for asked in named] == ["bfloat16", "bfloat16", "float32"]
+@pytest.fixture(autouse=True)
+def _no_onednn_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in numerics.ONEDNN_ISA_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
 
 
-def test_a_processor_without_bfloat16_computes_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("flag", CPU_BFLOAT16_FLAGS)
+def test_auto_is_bfloat16_on_a_processor_that_has_it(monkeypatch: pytest.MonkeyPatch, flag: str) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, flag: True})
+    requests = ("auto", "bfloat16", "float32")
+    assert [resolve_precision(requested, "cpu") for requested in requests] == ["bfloat16", "bfloat16", "float32"]
+
+
+def test_bfloat16_is_refused_on_a_processor_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": False})
-    assert [resolve_precision(asked, "cpu") for asked in ("auto", "float32")] == ["float32", "float32"]
+    assert [resolve_precision(requested, "cpu") for requested in ("auto", "float32")] == ["float32", "float32"]
     with pytest.raises(UserError, match=r"bfloat16 would be emulated.*avx512_bf16.*expected float32, or auto"):
         resolve_precision("bfloat16", "cpu")
 
 
+def test_plan_and_training_agree_about_this_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert numerics.cpu_has_bfloat16() == has_bfloat16("cpu")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert not numerics.cpu_has_bfloat16() and not has_bfloat16("cpu")
+
+
+@pytest.mark.parametrize("flag", ["avx2", *CPU_BFLOAT16_FLAGS])
+def test_plan_and_training_agree_about_any_processor(
+    flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"flags\t\t: fpu {flag}\n")
+    monkeypatch.setattr(numerics, "CPUINFO_FILE", tmp_path / "cpuinfo")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"fpu": True, flag: True})
+    assert numerics.cpu_has_bfloat16() == has_bfloat16("cpu") == (flag != "avx2")
+
+
 @pytest.mark.slow
-def test_a_sweep_is_refused_before_ray_is_started(run_sweep: RunSweep, small_text: Path, tmp_path: Path) -> None:
-    if resolve_precision("auto", "cpu") == "bfloat16":
-        pytest.skip("this processor has bfloat16")
+def test_sweep_with_emulated_bfloat16_is_refused_before_ray_starts(
+    run_sweep: RunSweep, small_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     file = tmp_path / "half.py"
     space = {"dataset": str(small_text), "model": "gpt2-nano", "context_length": 32}
     file.write_text(

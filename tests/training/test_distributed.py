@@ -20,6 +20,7 @@ from raylm.data.corpus import Corpus
 from raylm.results.progress import EvalMetrics, MicroBatching
 from raylm.training import models
 from raylm.training.distributed import SINGLE_PROCESS, DistributedContext, create_store, join_process_group
+from raylm.training.options import ExecutionOptions, TrainingHooks
 from raylm.training.train import finetune
 
 MOST_RANKS = 3
@@ -41,18 +42,28 @@ Train = Callable[..., list[Seen]]
 
 
 def seen_by(
-    ranks: DistributedContext, config: TrialConfig, corpus: Corpus, save_at: int, folder: Path, options: Any
+    ranks: DistributedContext,
+    config: TrialConfig,
+    corpus: Corpus,
+    save_at: int,
+    folder: Path,
+    options: ExecutionOptions,
+    resume_from: Path | None,
 ) -> Seen:
     """One rank's part of a trial, to its end or to the step at which the first rank saves it."""
     seen = Seen()
+    hooks = TrainingHooks(
+        on_step=lambda metrics: seen.losses.append(metrics.loss),
+        is_checkpoint_due=lambda: ranks.rank == 0 and len(seen.losses) == save_at,  # the answer of rank 0 is for all
+    )
     running = finetune(
         config,
         corpus,
         models.resolve_model("gpt2-nano", pretrained=True),
+        options=options,
+        hooks=hooks,
+        resume_from=resume_from,
         dist_context=ranks,
-        on_step=lambda step: seen.losses.append(step.loss),
-        is_checkpoint_due=lambda: ranks.rank == 0 and len(seen.losses) == save_at,  # the first one's answer is for all
-        **options,
     )
     for evaluation in running:
         seen.measured.append(evaluation.eval_metrics)
@@ -88,10 +99,16 @@ def train(pool: ProcessPoolExecutor, corpus: Corpus, tmp_path: Path) -> Train:
     """Trains with so many ranks; gives what each of them saw."""
 
     def trained(
-        size: int, config: TrialConfig, corpus: Corpus = corpus, save_at: int = 0, **options: Any
+        size: int,
+        config: TrialConfig,
+        corpus: Corpus = corpus,
+        save_at: int = 0,
+        resume_from: Path | None = None,
+        micro_batch_size: int | None = None,
     ) -> list[Seen]:
         store = create_store()
-        trial = (config, corpus, save_at, tmp_path, options)
+        options = ExecutionOptions(micro_batching=MicroBatching(micro_batch_size) if micro_batch_size else None)
+        trial = (config, corpus, save_at, tmp_path, options, resume_from)
         running = [pool.submit(joins, rank, size, store.port, *trial) for rank in range(size)]
         return [one.result(timeout=120) for one in running]
 
@@ -136,7 +153,7 @@ def test_ranks_come_to_the_losses_and_weights_of_one_process(
 ) -> None:
     config = trial(**fields)
     (one,) = train(1, config)
-    several = train(size, config, fit=micro_batch_size and MicroBatching(micro_batch_size))
+    several = train(size, config, micro_batch_size=micro_batch_size)
     for seen in several:
         assert_identical(seen, several[0])
     assert several[0].losses == pytest.approx(one.losses, rel=ROUNDING)
@@ -153,9 +170,9 @@ def test_ranks_come_to_the_losses_and_weights_of_one_process(
 @pytest.mark.parametrize("save_at", [4, 7])
 def test_ranks_go_on_from_a_checkpoint_bit_for_bit(train: Train, tmp_path: Path, size: int, save_at: int) -> None:
     config = trial(max_train_tokens=31 * 30, epochs=2, evals_per_epoch=2, dropout=0.1)  # 4 steps an epoch
-    undisturbed = train(size, config, fit=MicroBatching(2))
-    before = train(size, config, fit=MicroBatching(2), save_at=save_at)
-    after = train(size, config, fit=MicroBatching(8), resume_from=tmp_path)  # the recorded 2 holds
+    undisturbed = train(size, config, micro_batch_size=2)
+    before = train(size, config, micro_batch_size=2, save_at=save_at)
+    after = train(size, config, micro_batch_size=8, resume_from=tmp_path)  # the recorded 2 holds
     assert len(before[0].losses) == save_at
     assert [*before[0].losses, *after[0].losses] == undisturbed[0].losses
     for one, other in zip(after, undisturbed, strict=True):
@@ -166,8 +183,8 @@ def test_ranks_go_on_from_a_checkpoint_bit_for_bit(train: Train, tmp_path: Path,
 def test_a_trial_goes_on_with_another_number_of_ranks(train: Train, tmp_path: Path, first: int, then: int) -> None:
     config = trial(max_train_tokens=31 * 30, epochs=2)
     (undisturbed,) = train(1, config)
-    before = train(first, config, save_at=3, fit=MicroBatching(1))
-    after = train(then, config, resume_from=tmp_path, fit=MicroBatching(2))
+    before = train(first, config, save_at=3, micro_batch_size=1)
+    after = train(then, config, resume_from=tmp_path, micro_batch_size=2)
     assert {one.micro_batch_size for one in after} == {2}  # what fits now
     assert [*before[0].losses, *after[-1].losses] == pytest.approx(undisturbed.losses, rel=ROUNDING)
     assert after[0].measured[-1].val_loss == pytest.approx(undisturbed.measured[-1].val_loss, rel=ROUNDING)

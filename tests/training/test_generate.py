@@ -79,6 +79,6 @@ def test_a_row_that_cannot_be_sampled_is_told_at_once(
     trained_sweep: SweepResults, options: list[str], words: str
 ) -> None:
     given = [option.format(missing=trained_sweep.rows[1].config.run_name) for option in options]
-    command = [sys.executable, "-c", "from raylm.cli import app; app()", "generate", trained_sweep.storage.uri]
+    command = [sys.executable, "-c", "from raylm.cli.app import app; app()", "generate", trained_sweep.storage.uri]
     done = subprocess.run([*command, "--prompt", "a", *given], capture_output=True, text=True, check=False)
     assert done.returncode == 2 and words in done.stderr and "loading" not in done.stdout

@@ -17,6 +17,7 @@ from raylm.errors import WorkError
 from raylm.results import manifest
 from raylm.results.progress import MicroBatching
 from raylm.training import models
+from raylm.training.options import ExecutionOptions, TrainingHooks
 from raylm.training.train import Evaluation, finetune
 
 NANO = models.resolve_model("gpt2-nano", pretrained=True)
@@ -31,8 +32,10 @@ def trial(**fields: Any) -> TrialConfig:
     return TrialConfig(**{"context_length": 32, "batch_size": 8, "learning_rate": 1e-3, **fields})
 
 
-def evaluations(config: TrialConfig, corpus: Corpus, **options: Any) -> list[Evaluation]:
-    return list(finetune(config, corpus, NANO, **options))
+def evaluations(
+    config: TrialConfig, corpus: Corpus, resume_from: Path | None = None, **options: Any
+) -> list[Evaluation]:
+    return list(finetune(config, corpus, NANO, options=ExecutionOptions(**options), resume_from=resume_from))
 
 
 def weights(evaluation: Evaluation) -> dict[str, torch.Tensor]:
@@ -68,7 +71,7 @@ def test_losses_are_means_over_tokens_each_counted_once(corpus: Corpus) -> None:
 
 def test_micro_batches_change_nothing_but_rounding(corpus: Corpus) -> None:
     config = trial(max_train_tokens=1000)
-    whole, halves, ones = (evaluations(config, corpus, fit=MicroBatching(size))[-1] for size in (8, 4, 1))
+    whole, halves, ones = (evaluations(config, corpus, micro_batching=MicroBatching(size))[-1] for size in (8, 4, 1))
     for other in (halves, ones):
         assert other.eval_metrics.train_loss == pytest.approx(whole.eval_metrics.train_loss, abs=1e-4)
         assert other.eval_metrics.val_loss == pytest.approx(whole.eval_metrics.val_loss, abs=1e-4)
@@ -76,10 +79,10 @@ def test_micro_batches_change_nothing_but_rounding(corpus: Corpus) -> None:
 
 def test_recomputed_activations_change_no_bit(corpus: Corpus, tmp_path: Path) -> None:
     config = trial(dropout=0.1, max_train_tokens=1000, evals_per_epoch=2)
-    kept = evaluations(config, corpus, fit=MicroBatching(3))
-    begun = finetune(config, corpus, NANO, micro_batching=MicroBatching(3, recompute=True))
+    kept = evaluations(config, corpus, micro_batching=MicroBatching(3))
+    begun = finetune(config, corpus, NANO, options=ExecutionOptions(micro_batching=MicroBatching(3, recompute=True)))
     next(begun).save(tmp_path)
-    resumed = evaluations(config, corpus, resume_from=tmp_path, fit=MicroBatching(8))  # it goes on as it began
+    resumed = evaluations(config, corpus, resume_from=tmp_path, micro_batching=MicroBatching(8))  # keeps 3
     for last in (*begun, *resumed):
         assert last.eval_metrics == kept[-1].eval_metrics and last.trainer.progress.recompute
         assert all(torch.equal(value, weights(kept[-1])[name]) for name, value in weights(last).items())
@@ -100,13 +103,13 @@ def test_a_resumed_trial_ends_bit_for_bit_as_an_undisturbed_one(
     corpus: Corpus, tmp_path: Path, optimizer: str, stopped_after: int
 ) -> None:
     config = trial(epochs=2, evals_per_epoch=2, dropout=0.1, optimizer=optimizer, max_train_tokens=1200)
-    undisturbed = evaluations(config, corpus, fit=MicroBatching(3))
-    disturbed = finetune(config, corpus, NANO, micro_batching=MicroBatching(3))
+    undisturbed = evaluations(config, corpus, micro_batching=MicroBatching(3))
+    disturbed = finetune(config, corpus, NANO, options=ExecutionOptions(micro_batching=MicroBatching(3)))
     for _ in range(stopped_after):
         stopped = next(disturbed)
     stopped.save(tmp_path)
     torch.manual_seed(12345)
-    resumed = evaluations(config, corpus, resume_from=tmp_path, fit=MicroBatching(8))  # the recorded 3 holds
+    resumed = evaluations(config, corpus, resume_from=tmp_path, micro_batching=MicroBatching(8))  # the recorded 3 holds
     assert [one.eval_metrics for one in resumed] == [one.eval_metrics for one in undisturbed[stopped_after:]]
     final, expected = resumed[-1], undisturbed[-1]
     assert all(torch.equal(value, weights(expected)[name]) for name, value in weights(final).items())
@@ -119,17 +122,11 @@ def test_a_trial_saved_between_two_evaluations_goes_on_bit_for_bit(corpus: Corpu
     config = trial(epochs=2, dropout=0.1, max_train_tokens=1500)  # 7 steps an epoch
     *_, undisturbed = evaluations(config, corpus)
     steps: list[int] = []
-    on_the_way = next(
-        one
-        for one in finetune(
-            config,
-            corpus,
-            NANO,
-            on_step=lambda step: steps.append(step.step),
-            is_checkpoint_due=lambda: steps[-1] == due_at,
-        )
-        if one.trainer.progress.step == due_at
+    hooks = TrainingHooks(
+        on_step=lambda metrics: steps.append(metrics.step), is_checkpoint_due=lambda: steps[-1] == due_at
     )
+    running = finetune(config, corpus, NANO, hooks=hooks)
+    on_the_way = next(one for one in running if one.trainer.progress.step == due_at)
     assert not on_the_way.diverged and "val_loss" not in on_the_way.metrics()
     on_the_way.save(tmp_path)
     *_, resumed = evaluations(config, corpus, resume_from=tmp_path)
@@ -152,7 +149,7 @@ def test_a_checkpoint_opens_in_transformers_and_gives_its_val_loss(corpus: Corpu
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     assert tokenizer.eos_token_id == corpus.eos_token_id
     assert tokenizer.decode(tokenizer("for every x")["input_ids"]) == "for every x"
-    assert f"{last.eval_metrics.val_loss:.4f}" in (tmp_path / "README.md").read_text()
+    assert not (tmp_path / "README.md").exists()  # export writes the model card
 
 
 def test_a_loss_that_is_not_finite_ends_the_trial_at_once(corpus: Corpus) -> None:

@@ -18,8 +18,9 @@ from torch import nn
 
 from raylm import TrialConfig
 from raylm.data.corpus import Corpus
-from raylm.results.progress import MicroBatching
+from raylm.results.progress import MicroBatching, StepMetrics
 from raylm.training import models
+from raylm.training.options import ExecutionOptions, TrainingHooks
 from raylm.training.train import Evaluation, finetune
 
 NANO = models.resolve_model("gpt2-nano", pretrained=True)
@@ -42,6 +43,9 @@ class Card:
         self.windows, self.from_step, self.failures = windows, from_step, failures
         self.step, self.ran_out = 0, 0
 
+    def note_step(self, metrics: StepMetrics) -> None:
+        self.step = metrics.step
+
     def _forward(self, module: nn.Module, inputs: Any) -> None:
         if not isinstance(module, nn.LayerNorm) or not module.training or self.step < self.from_step:
             return
@@ -59,7 +63,7 @@ class Card:
 
 
 def train(
-    config: TrialConfig, corpus: Corpus, card: Card, **options: Any
+    config: TrialConfig, corpus: Corpus, card: Card, resume_from: Path | None = None, **options: Any
 ) -> tuple[list[Evaluation], list[MicroBatching]]:
     smaller: list[MicroBatching] = []
     with card.used():
@@ -68,9 +72,9 @@ def train(
                 config,
                 corpus,
                 NANO,
-                on_step=lambda step: setattr(card, "step", step.step),
-                on_out_of_memory=smaller.append,
-                **options,
+                options=ExecutionOptions(**options),
+                hooks=TrainingHooks(card.note_step, smaller.append),
+                resume_from=resume_from,
             )
         )
     return found, smaller
@@ -86,7 +90,7 @@ PLENTY = Card(windows=BATCH)
 def test_from_the_first_step_it_is_the_trial_that_began_with_less(corpus: Corpus) -> None:
     config = trial(dropout=0.1)
     (last,), smaller = train(config, corpus, Card(windows=2))
-    (same,), none = train(config, corpus, PLENTY, fit=MicroBatching(2))
+    (same,), none = train(config, corpus, PLENTY, micro_batching=MicroBatching(2))
     assert (smaller, none) == ([MicroBatching(4), MicroBatching(2)], [])
     assert last.eval_metrics == same.eval_metrics and last.trainer.progress.micro_batching == MicroBatching(2)
     assert all(torch.equal(value, weights(same)[name]) for name, value in weights(last).items())
@@ -110,20 +114,20 @@ def test_what_it_has_learnt_of_its_card_is_in_its_checkpoint(corpus: Corpus, tmp
     config = trial(dropout=0.1, evals_per_epoch=2)
     card = Card(windows=4, from_step=1)
     with card.used():
-        running = finetune(config, corpus, NANO, on_step=lambda step: setattr(card, "step", step.step))
+        running = finetune(config, corpus, NANO, hooks=TrainingHooks(on_step=card.note_step))
         next(running).save(tmp_path)
         (last,) = running
     (resumed,), smaller = train(config, corpus, Card(windows=4), resume_from=tmp_path)
     assert smaller == [] and resumed.eval_metrics == last.eval_metrics
-    (limited,), _ = train(config, corpus, PLENTY, resume_from=tmp_path, limit=MicroBatching(3))
+    (limited,), _ = train(config, corpus, PLENTY, resume_from=tmp_path, micro_batching_limit=MicroBatching(3))
     assert limited.trainer.progress.micro_batching == MicroBatching(3)
 
 
 def test_where_one_window_is_too_much_its_activations_are_recomputed(corpus: Corpus) -> None:
     config = trial(dropout=0.1)
-    (last,), smaller = train(config, corpus, Card(windows=0, from_step=1, failures=2), fit=MicroBatching(2))
+    (last,), smaller = train(config, corpus, Card(windows=0, from_step=1, failures=2), micro_batching=MicroBatching(2))
     assert smaller == [MicroBatching(1), MicroBatching(1, recompute=True)] and last.trainer.progress.recompute
-    (same,), _ = train(config, corpus, Card(windows=1, from_step=1), fit=MicroBatching(2))
+    (same,), _ = train(config, corpus, Card(windows=1, from_step=1), micro_batching=MicroBatching(2))
     assert last.eval_metrics == same.eval_metrics  # to the same numbers
 
 
@@ -134,17 +138,21 @@ def test_where_nothing_is_less_the_error_is_raised(corpus: Corpus) -> None:
 
 REAL = """
 import json, resource, sys, torch
-from raylm import TrialConfig, data, models
-from raylm.train import finetune
+from raylm import TrialConfig
+from raylm.data.corpus import prepare
+from raylm.training import models
+from raylm.training.options import TrainingHooks
+from raylm.training.train import finetune
 torch.set_num_threads(1)
 config = TrialConfig(context_length=256, batch_size=64, max_train_tokens=33_000, learning_rate=1e-3)
-corpus = data.prepare("pydocs", None, "gpt2-nano")
+corpus = prepare("pydocs", None, "gpt2-nano")
 fits = []
 if sys.argv[1:]:  # so many MiB more than now
     pages = int(open("/proc/self/statm").read().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + int(sys.argv[1]) * 2**20,) * 2)
-(last,) = finetune(config, corpus, models.locate("gpt2-nano", pretrained=True), on_smaller=fits.append)
-print(json.dumps([last.measured.val_loss, [fit.micro_batch_size for fit in fits]]))
+hooks = TrainingHooks(on_out_of_memory=fits.append)
+(last,) = finetune(config, corpus, models.resolve_model("gpt2-nano", pretrained=True), hooks=hooks)
+print(json.dumps([last.eval_metrics.val_loss, [fit.micro_batch_size for fit in fits]]))
 """
 
 

@@ -173,7 +173,7 @@ class First:
         here = partial(work, stuck=stuck)
         note = lambda error: Path(noted).write_text(repr(error))
         with peers.joined("run", here, ray.put(0), contextlib.nullcontext, 2, "cpu", note) as ranks:
-            list(here(corpus=0, ranks=ranks))
+            list(here(corpus=0, dist_context=ranks))
 
 
 if __name__ == "__main__":
