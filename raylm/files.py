@@ -1,10 +1,31 @@
-"""Atomic file writes and content hashes."""
+"""Text files: atomic writes, UTF-8 reads, content hashes."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from pathlib import Path
+
+
+class UnreadableTextError(Exception):
+    """A file that cannot be read as text. The message continues a sentence that begins with the file's name."""
+
+
+def read_utf8(path: Path, *, encoding: str = "utf-8") -> str:
+    """Return the text of a file.
+
+    Args:
+        encoding: `utf-8`, or `utf-8-sig` to drop a byte order mark.
+
+    Raises:
+        UnreadableTextError: if the file is not UTF-8 or cannot be read.
+    """
+    try:
+        return path.read_text(encoding=encoding)
+    except UnicodeDecodeError as error:
+        raise UnreadableTextError(f"is not UTF-8 text: byte {error.start} is invalid") from None
+    except OSError as error:
+        raise UnreadableTextError(f"cannot be read: {error.strerror}") from None
 
 
 def write_text_atomic(path: Path, text: str) -> None:

@@ -15,6 +15,7 @@ from raylm.config.sweep import Sweep
 from raylm.config.trial import TrialConfig
 from raylm.config.validation import parse_overrides
 from raylm.errors import SweepError, UserError, format_suggestion, safe_repr
+from raylm.files import UnreadableTextError, read_utf8
 
 MAX_FILE_BYTES = 1_000_000
 
@@ -51,11 +52,9 @@ def _read_source(path: Path) -> str:
     if path.stat().st_size > MAX_FILE_BYTES:
         raise UserError(f"{path} has {path.stat().st_size:,} bytes; a sweep file has at most {MAX_FILE_BYTES:,}")
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not a Python file in UTF-8: byte {error.start} is wrong") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+        return read_utf8(path, encoding="utf-8-sig")
+    except UnreadableTextError as error:
+        raise UserError(f"{path} {error}; expected a Python file that ends in `sweep = Sweep(...)`") from None
 
 
 def _run_file(path: Path, source: str) -> Mapping[str, Any]:

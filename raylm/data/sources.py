@@ -1,8 +1,8 @@
-"""Where text comes from: the embedded documentation, the Hugging Face Hub, local files; and how it is cleaned.
+"""Text sources and their cleaning: the documentation in every Python, the Hugging Face Hub, local files.
 
-A split is a list of pieces. A split of documents has one piece a document; a split that is one stream of lines has
-pieces that give the stream when put together, each but the first starting with its line break. Tokenizers of the
-GPT-2 kind never join characters across a line break that way, so pieces can be tokenised one by one.
+A split is a list of pieces of text. A split of documents has one piece per document. A split that is one stream of
+lines is cut into pieces whose concatenation is the stream; each but the first starts with its line break. GPT-2's
+tokenizers never join characters across such a cut, so that pieces can be tokenized one by one.
 """
 
 from __future__ import annotations
@@ -19,44 +19,49 @@ import numpy as np
 from raylm.config.catalog import DATASETS
 from raylm.data import hub
 from raylm.errors import UserError
+from raylm.files import UnreadableTextError, read_utf8
 
 CLEANING_VERSION = "1"
-"""Changes whenever the same source gives other text; part of every fingerprint."""
+"""Version of the cleaning rules; part of every fingerprint."""
 IMDB_SHUFFLE_SEED = 0
 MIN_PIECE_CHARACTERS = 100_000
+"""Characters after which a stream of lines may be cut."""
 VALIDATION_SPLITS = ("validation", "valid", "dev")
+"""Names of the validation split on the Hub, in order of preference."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A dataset, found: what its text follows from, before any of it is read."""
+    """Identity of a dataset's text, known before any of it is read. Equal sources have equal text."""
 
     name: str
-    """As the sweep names it."""
+    """Name of the dataset in a sweep."""
     kind: str
     """`pydocs`, `hub` or `file`."""
     revision: str
-    """Commit or content hash: two sources with the same identity have the same text."""
+    """Commit of a Hub repository, or hash of the text."""
     hub_id: str = ""
+    """Repository on the Hub, as `owner/name`."""
     config_name: str | None = None
+    """Configuration ("subset") of the repository."""
 
 
 @dataclass(frozen=True)
 class TextSplit:
-    """The text of one split."""
+    """Text of one split."""
 
     pieces: Sequence[str]
     num_words: int
-    """Words of the original text, before cleaning."""
+    """Number of words of the original text, before cleaning."""
     is_documents: bool
-    """Whether each piece is a document, to be ended by the end-of-text token."""
+    """True if each piece is a document, which is followed by the end-of-text token."""
 
 
 def resolve_source(dataset: str) -> Source:
-    """Finds a dataset; asks the hub for a commit at most.
+    """Return the source of a dataset. From the Hub, only the current commit is requested.
 
     Raises:
-        UserError: if it cannot be found or read.
+        UserError: if the dataset cannot be found or read.
     """
     known = DATASETS.get(dataset)
     if dataset == "pydocs":
@@ -70,10 +75,10 @@ def resolve_source(dataset: str) -> Source:
 
 
 def read_splits(source: Source) -> tuple[TextSplit, TextSplit]:
-    """The train and the validation split.
+    """Return the train and the validation split.
 
     Raises:
-        UserError: if the dataset has no such splits, no column of text, or cannot be fetched or decoded.
+        UserError: if the dataset lacks one of these splits or a text column, or cannot be fetched or decoded.
     """
     if source.kind == "pydocs":
         train, validation = _split_last_tenth(_load_pydocs_topics())
@@ -109,7 +114,7 @@ def _build_document_split(texts: Sequence[str]) -> TextSplit:
 
 
 def _build_line_split(lines: Sequence[str], num_words: int) -> TextSplit:
-    """One stream: the lines with a break after each, cut before line breaks into pieces of a handy size."""
+    """Return one stream: each line followed by a line break, cut into pieces before line breaks."""
     return TextSplit(list(_join_lines(lines)), num_words, is_documents=False)
 
 
@@ -117,7 +122,7 @@ def _join_lines(lines: Sequence[str]) -> Iterator[str]:
     piece: list[str] = []
     size = 0
     for number, line in enumerate(lines):
-        # a piece never ends in white space: a run of it may be one token
+        # not after white space: a run of it may be one token
         if size > MIN_PIECE_CHARACTERS and not piece[-1][-1].isspace():
             yield "".join(piece)
             piece, size = [], 0
@@ -127,7 +132,7 @@ def _join_lines(lines: Sequence[str]) -> Iterator[str]:
 
 
 def _load_pydocs_topics() -> list[str]:
-    """The help topics that `help()` shows, which every CPython carries, in sorted order."""
+    """Return the help topics of `help()`, which are part of every CPython, sorted by name."""
     from pydoc_data.topics import topics
 
     return [topics[name] for name in sorted(topics)]
@@ -137,31 +142,31 @@ def _load_pydocs_topics() -> list[str]:
 
 
 def _fetch_hub_texts(source: Source) -> dict[str, list[str]]:
-    """The texts of the splits that are needed, by `train`, `validation` and `test`."""
+    """Return the texts of the required splits, by `train`, `validation` and `test`."""
     import datasets
 
     datasets.disable_progress_bars()
-    what = f"dataset {source.name}"
+    subject = f"dataset {source.name}"
     loaded = hub.call_with_retries(
-        lambda: datasets.load_dataset(source.hub_id, source.config_name, revision=source.revision), what
+        lambda: datasets.load_dataset(source.hub_id, source.config_name, revision=source.revision), subject
     )
-    wanted = {"train": ("train",), "validation": VALIDATION_SPLITS}
-    needed = {"train"}
+    candidates = {"train": ("train",), "validation": VALIDATION_SPLITS}
+    required = {"train"}
     if source.name == "imdb":
-        wanted, needed = {"train": ("train",), "test": ("test",)}, {"train", "test"}
+        candidates, required = {"train": ("train",), "test": ("test",)}, {"train", "test"}
     elif source.name in ("wikitext2", "wikitext103"):
-        needed = {"train", "validation"}
-    found = {name: next((key for key in keys if key in loaded), None) for name, keys in wanted.items()}
-    if missing := [name for name in needed if found[name] is None]:
-        raise UserError(f"{what} has no {' and no '.join(sorted(missing))} split; it has {', '.join(loaded)}")
-    return {name: _read_text_column(what, key, loaded[key]) for name, key in found.items() if key is not None}
+        required = {"train", "validation"}
+    keys = {name: next((key for key in options if key in loaded), None) for name, options in candidates.items()}
+    if missing := [name for name in required if keys[name] is None]:
+        raise UserError(f"{subject} has no {' and no '.join(sorted(missing))} split; it has {', '.join(loaded)}")
+    return {name: _read_text_column(subject, key, loaded[key]) for name, key in keys.items() if key is not None}
 
 
 def _read_text_column(subject: str, split_name: str, rows: Any) -> list[str]:
     columns = {name: str(getattr(feature, "dtype", "nested")) for name, feature in rows.features.items()}
     if columns.get("text") not in ("string", "large_string"):
-        listed = ", ".join(f"{name} ({kind})" for name, kind in columns.items())
-        raise UserError(f"{subject} has no column `text` of strings in its {split_name} split; it has {listed}")
+        existing = ", ".join(f"{name} ({kind})" for name, kind in columns.items())
+        raise UserError(f"{subject} has no column `text` of strings in its {split_name} split; it has {existing}")
     texts = list(rows["text"])
     if None in texts:
         raise UserError(f"{subject}: row {texts.index(None)} of the {split_name} split has no text")
@@ -169,16 +174,20 @@ def _read_text_column(subject: str, split_name: str, rows: Any) -> list[str]:
 
 
 def _build_imdb_splits(reviews: Sequence[str]) -> tuple[TextSplit, TextSplit]:
-    """All labelled reviews, shuffled, 90 % to train on and 10 % to validate on."""
+    """Return all labelled reviews, shuffled with a fixed seed: 90 % to train on and 10 % to validate on."""
     order = np.random.default_rng(IMDB_SHUFFLE_SEED).permutation(len(reviews))
     train, validation = _split_last_tenth([reviews[i] for i in order])
     return _build_document_split(train), _build_document_split(validation)
 
 
 def _build_wikitext_split(rows: Sequence[str]) -> TextSplit:
-    """WikiText counts a word (`<eos>`) a line beside those between white space: 217,646 for its validation split."""
-    words = sum(len(row.split()) for row in rows) + len(rows)
-    return _build_line_split([detokenize_wikitext(row) for row in rows], words)
+    """Return the detokenized rows as one stream.
+
+    WikiText counts one word (`<eos>`) per line in addition to those between white space: 217,646 in its validation
+    split.
+    """
+    num_words = sum(len(row.split()) for row in rows) + len(rows)
+    return _build_line_split([detokenize_wikitext(row) for row in rows], num_words)
 
 
 _WIKITEXT_RULES: list[tuple[re.Pattern[str], str]] = [
@@ -199,7 +208,7 @@ _WIKITEXT_RULES: list[tuple[re.Pattern[str], str]] = [
 
 
 def detokenize_wikitext(row: str) -> str:
-    """A row of the tokenised WikiText as it was written, as far as this can be told; `<unk>` stays."""
+    """Return a row of the tokenized WikiText in its original spelling, as far as rules restore it; `<unk>` stays."""
     text = row.strip()
     for pattern, replacement in _WIKITEXT_RULES:
         text = pattern.sub(replacement, text)
@@ -214,7 +223,7 @@ def _list_local_files(path: Path) -> list[Path]:
 
 
 def _read_local_splits(path: Path) -> tuple[TextSplit, TextSplit]:
-    texts = [_read_utf8(file) for file in _list_local_files(path)]
+    texts = [_read_text(file) for file in _list_local_files(path)]
     if len(texts) == 2:
         train, validation = (text.splitlines() for text in texts)
     else:
@@ -225,13 +234,14 @@ def _read_local_splits(path: Path) -> tuple[TextSplit, TextSplit]:
     for name, lines in (("train", train), ("validation", validation)):
         if not any(line.strip() for line in lines):
             raise UserError(f"dataset {path}: its {name} split has no text")
-    return tuple(_build_line_split(lines, sum(len(line.split()) for line in lines)) for lines in (train, validation))  # type: ignore[return-value]
+    train_split, validation_split = (
+        _build_line_split(lines, sum(len(line.split()) for line in lines)) for lines in (train, validation)
+    )
+    return train_split, validation_split
 
 
-def _read_utf8(file: Path) -> str:
+def _read_text(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"dataset {file} is not UTF-8 text: byte {error.start} is wrong") from None
-    except OSError as error:
-        raise UserError(f"dataset {file} cannot be read: {error.strerror}") from None
+        return read_utf8(file)
+    except UnreadableTextError as error:
+        raise UserError(f"dataset {file} {error}") from None

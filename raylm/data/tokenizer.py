@@ -1,4 +1,4 @@
-"""The tokenizer of a model: loaded from the model's files and checked, or trained on the corpus at hand."""
+"""Tokenizers: loaded from a model's files, or trained on a corpus."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 END_OF_TEXT = "<|endoftext|>"
 MAX_TRAIN_CHARACTERS = 20_000_000
-"""A byte-level BPE is trained on so much of the train split at most; more changes its merges no longer."""
+"""Most text of the train split that a byte-level BPE is trained on; more does not change its merges."""
 
 
 def load(folder: Path, model: str) -> PreTrainedTokenizerBase:
-    """The tokenizer in a model's folder.
+    """Return the tokenizer in a model's folder.
 
     Raises:
-        UserError: if there is none, or none with an end-of-text token. (Where tokenizer files are missing,
-            transformers gives a generic tokenizer without a word.)
+        UserError: if the folder has none, or it has no end-of-text token. (Without tokenizer files, transformers
+            silently returns a generic tokenizer, which has none.)
     """
     from transformers import AutoTokenizer
 
@@ -40,7 +40,7 @@ def load(folder: Path, model: str) -> PreTrainedTokenizerBase:
 
 
 def train(pieces: Iterable[str]) -> PreTrainedTokenizerBase:
-    """A byte-level BPE of 4,096 (fewer on a tiny corpus), as GPT-2's is made, trained on these texts."""
+    """Return a byte-level BPE like GPT-2's, with 4,096 tokens (fewer on a tiny corpus), trained on these texts."""
     from tokenizers import ByteLevelBPETokenizer
     from transformers import PreTrainedTokenizerFast
 
@@ -68,14 +68,14 @@ def _limit_characters(pieces: Iterable[str], max_characters: int) -> Iterator[st
 
 
 def serialize_files(tokenizer: PreTrainedTokenizerBase) -> dict[str, bytes]:
-    """The files that `save_pretrained` writes, by name: small enough to travel with the tokens."""
+    """Return the files that `save_pretrained` writes, by name; they are small enough to be sent with the tokens."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir()) if path.is_file()}
 
 
 def compute_fingerprint(tokenizer_files: dict[str, bytes]) -> str:
-    """Tokenizers with the same fingerprint give the same tokens."""
+    """Return a hash of a tokenizer's files; tokenizers with equal hashes give equal tokens."""
     digest = hashlib.sha256()
     for name, content in sorted(tokenizer_files.items()):
         digest.update(f"{name}\0{len(content)}\0".encode() + content)
@@ -83,7 +83,7 @@ def compute_fingerprint(tokenizer_files: dict[str, bytes]) -> str:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, pieces: list[str]) -> list[list[int]]:
-    """Token ids of each piece, without special tokens, on all cores."""
+    """Return the token ids of each piece, without special tokens. Runs on all cores."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     encoded = tokenizer(pieces, add_special_tokens=False, return_attention_mask=False, verbose=False)
     ids: list[list[int]] = encoded["input_ids"]

@@ -49,7 +49,7 @@ def test_files_are_fetched_once_and_later_sweeps_need_no_hub(
 
     done = run_sweep(files["second"], env=env)  # the hub is gone
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"the hub cannot be reached; dataset {SMALL_HUB_DATASET} is taken as it was last seen" in done.stderr
+    assert f"the hub cannot be reached; dataset {SMALL_HUB_DATASET} is used at its last known commit" in done.stderr
     first, second = tmp_path / "runs" / "first", tmp_path / "runs" / "second"
     assert {row["status"] for row in read_stable_table(second).values()} == {"done"}
     (common,) = read_stable_table(first).keys() & read_stable_table(second).keys()

@@ -125,7 +125,7 @@ def test_truncated_file_of_the_hub_is_a_one_line_error(tmp_path: Path) -> None:
     file.write_bytes(content[: len(content) // 2])
     with serve_hub("--root", str(tmp_path / "root")) as endpoint:
         message = error_of_prepare("imdb", {**os.environ, "HF_HUB_OFFLINE": "0", **hub_variables(endpoint, tmp_path)})
-    assert "dataset imdb: a file of it is damaged or cut off" in message
+    assert "dataset imdb: a file of it is damaged or truncated" in message
     assert "delete it from" in message
 
 

@@ -213,7 +213,7 @@ def test_a_repository_for_all_is_asked_for(trained_sweep: SweepResults, tmp_path
     [
         ("me/small", None, ["hf auth login", "HF_TOKEN"]),
         ("me/small", "hf_unknown", ["hf auth login", "HF_TOKEN"]),
-        ("me/small", READ_TOKEN, ["may not write there", "/settings/tokens"]),
+        ("me/small", READ_TOKEN, ["has no write access", "/settings/tokens"]),
         ("me/no name", WRITE_TOKEN, ["me/no name"]),
         ("a/b/c", WRITE_TOKEN, ["a/b/c"]),
     ],
