@@ -1,6 +1,6 @@
-"""A trial's checkpoint: a Hugging Face folder with a model card, what resuming needs, and a manifest written last.
+"""Checkpoints of a trial: a Hugging Face model folder, the optimizer's state, and a manifest written last.
 
-No pickle: tensors are in safetensors, all else is in the manifest's JSON.
+Without pickle: tensors are in safetensors files, everything else is in the manifest's JSON.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def save(
     tokenizer_files: Mapping[str, bytes],
     progress: Progress,
 ) -> None:
-    """Writes a checkpoint into an empty folder."""
+    """Write a checkpoint into an empty folder."""
     model.save_pretrained(folder)
     for name, content in tokenizer_files.items():
         (folder / name).write_bytes(content)
@@ -39,7 +39,7 @@ def save(
 
 
 def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
-    """Gives a fresh optimizer the state that `save` wrote."""
+    """Load the state that `save` wrote into a new optimizer."""
     tensors = load_file(folder / manifest.OPTIMIZER_FILE)
     for number, parameter in enumerate(_parameters(optimizer)):
         state = optimizer.state[parameter]
@@ -48,7 +48,7 @@ def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
             value = tensors[key]
             if kind == "int":
                 state[name] = int(value.item())
-            else:  # AdamW keeps its step count on the CPU
+            else:  # AdamW's step count stays on the CPU
                 state[name] = value if value.dim() == 0 else value.to(parameter.device)
 
 
@@ -57,7 +57,7 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state under `parameter.name.kind`, kind `int` or `tensor`."""
+    """Return the optimizer's state by `number.name.kind`: parameter number, name of the value, `int` or `tensor`."""
     tensors = {}
     for number, parameter in enumerate(_parameters(optimizer)):
         for name, value in optimizer.state[parameter].items():
@@ -69,16 +69,16 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_progress(folder: Path, config: TrialConfig, total_steps: int) -> Progress:
-    """How far a trial of so many steps was when it was saved.
+    """Return the progress of a trial at the time of its checkpoint.
 
     Raises:
-        WorkError: if this is no checkpoint of such a trial.
+        WorkError: if the folder is not a valid checkpoint of this trial, or its number of steps differs.
     """
     content = manifest.verify(folder)
     if content is None or content["trial_id"] != config.id:
-        raise WorkError(f"{folder} is no checkpoint of trial {config.run_name}")
+        raise WorkError(f"{folder} is not a checkpoint of trial {config.run_name}")
     progress = Progress.from_dict(content["progress"])
     if progress.total_steps != total_steps:
-        was, now = progress.total_steps, total_steps
-        raise WorkError(f"{folder} is of a trial of {was:,} steps, not {now:,}: its data changed since")
+        steps = f"{progress.total_steps:,} steps, expected {total_steps:,}"
+        raise WorkError(f"{folder} is a checkpoint of a trial of {steps}: its data has changed since")
     return progress

@@ -1,7 +1,7 @@
-"""The ranks that train one trial together, a process each: what is whose, what they add up, what they agree on. No Ray.
+"""Data-parallel ranks of a trial, one process each: partition of batches, reductions, process group. No Ray.
 
-Every rank holds the whole model and takes its share of each batch's windows. Their gradients are added up, so that all
-make the same step and hold the same weights, bit for bit.
+Every rank holds the whole model and processes its windows of each batch. Gradients are averaged, so that all ranks make
+the same step and hold the same weights, bit for bit.
 """
 
 from __future__ import annotations
@@ -28,45 +28,46 @@ if TYPE_CHECKING:
 
 BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
 LOOPBACK = "127.0.0.1"
-"""The ranks of a trial are on one machine."""
+"""Address of the ranks, which are on one machine."""
 RANK_TIMEOUT = datetime.timedelta(hours=1)
-"""Time that a rank waits for another, as while the first one writes a checkpoint into a slow storage. A rank that dies
-is noticed by other means."""
+"""Time that a rank waits for another one, as while rank 0 writes a checkpoint to a slow storage. The death of a rank is
+detected by other means."""
 
 
 @dataclass(frozen=True)
 class DistributedContext:
-    """The place of this process among those that train a trial. One that is alone exchanges nothing."""
+    """Rank of this process among those that train a trial, and their collective operations: no-ops for a single one."""
 
     rank: int = 0
-    """From 0 to size - 1; the first one saves and reports."""
+    """Number of this rank, from 0 to world_size - 1; rank 0 saves and reports."""
     world_size: int = 1
+    """Number of ranks."""
     device: str = "cpu"
 
     def rank_windows(self, indices: WindowIndices) -> WindowIndices:
-        """This rank's windows of those with these numbers; none, where they are fewer than the ranks."""
+        """Return this rank's part of the indices of a batch; empty if there are fewer windows than ranks."""
         return indices[self.rank :: self.world_size]
 
     def all_reduce(self, values: Tensor) -> Tensor:
-        """The sum of all ranks' values, in their place. All ranks must come here."""
+        """Sum a tensor over all ranks in place and return it. All ranks must call this."""
         if self.world_size > 1:
             dist.all_reduce(values)
         return values
 
     def broadcast(self, value: bool) -> bool:
-        """The first rank's answer, for all. All ranks must come here."""
+        """Return the value that rank 0 passes. All ranks must call this."""
         if self.world_size == 1:
             return value
-        answers = torch.tensor([value], dtype=torch.uint8, device=self.device)
-        dist.broadcast(answers, src=0)
-        return bool(answers.item())
+        values = torch.tensor([value], dtype=torch.uint8, device=self.device)
+        dist.broadcast(values, src=0)
+        return bool(values.item())
 
     def build_loss(self, model: PreTrainedModel) -> nn.Module:
-        """`models.summed_loss` of a model as a module, whose gradients are then the mean of those of all ranks.
+        """Return `loss.summed_loss` of a model as a module whose gradients are averaged over all ranks.
 
-        Buckets of gradients are added up while the backward pass goes on. Looking for parameters that a window does not
-        reach leaves the buckets as they are from the first step on, where they would be laid out anew after it: a
-        trial resumed in the middle adds up in the same order as one that was not.
+        Buckets of gradients are reduced during the backward pass. `find_unused_parameters` keeps the buckets as they
+        are, which DDP would otherwise rebuild after the first step: a resumed trial then sums in the same order as an
+        uninterrupted one.
         """
         loss = _SummedLoss(model)
         if self.world_size == 1:
@@ -87,29 +88,32 @@ class _SummedLoss(nn.Module):
 
 
 def gradient_sync(loss_fn: nn.Module, is_last: bool) -> contextlib.AbstractContextManager[None]:
-    """Surrounds a micro-batch's forward and backward pass: gradients are exchanged in the last one of a step alone."""
+    """Return a context for a micro-batch's forward and backward pass; only the last one of a step reduces gradients."""
     if isinstance(loss_fn, DistributedDataParallel) and not is_last:
         return loss_fn.no_sync()
     return contextlib.nullcontext()
 
 
 def create_store() -> TCPStore:
-    """Where ranks find each other, while it is kept: at a port that nobody else has, open to this machine alone."""
-    listening = socket.create_server((LOOPBACK, 0))
-    port = listening.getsockname()[1]
-    return TCPStore(LOOPBACK, port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach())
+    """Return a store for the ranks' rendezvous, on a free port of the loopback address; keep it while they run."""
+    server = socket.create_server((LOOPBACK, 0))
+    port = server.getsockname()[1]
+    return TCPStore(LOOPBACK, port, is_master=True, wait_for_workers=False, master_listen_fd=server.detach())
 
 
 @contextlib.contextmanager
 def join_process_group(rank: int, world_size: int, device: str, port: int) -> Iterator[DistributedContext]:
-    """This process as a rank, from when all are there.
+    """Join the process group of a trial as one rank; returns when all ranks have joined.
 
     Args:
-        port: of the meeting place.
+        rank: number of this rank, from 0.
+        world_size: number of ranks.
+        device: `cpu` or `cuda`.
+        port: port of the store from `create_store`.
     """
     store = TCPStore(LOOPBACK, port, is_master=False)
     dist.init_process_group(BACKENDS[device], store=store, rank=rank, world_size=world_size, timeout=RANK_TIMEOUT)
     try:
         yield DistributedContext(rank, world_size, device)
-    finally:  # a rank may leave before the others, or after they died: a shutdown would wait for them
+    finally:  # abort, since a shutdown would wait for other ranks, which may still run or have died
         dist.distributed_c10d._abort_process_group()

@@ -1,4 +1,4 @@
-"""Samples of best epochs: what each model writes after the same prompt, the same words for the same seed. No Ray."""
+"""Text samples of best checkpoints: continuations of a prompt, reproducible by seed. Does not depend on Ray."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from raylm.training import models
 
 @dataclass(frozen=True)
 class Sample:
-    """What a model wrote."""
+    """Text that the best checkpoint of a trial generated."""
 
     row: Row
     full_text: str
-    """The prompt and what comes after it."""
+    """Prompt and continuation."""
 
 
 def generate_samples(
@@ -34,51 +34,51 @@ def generate_samples(
     temperature: float = 1.0,
     seed: int = 0,
 ) -> Iterator[Sample]:
-    """Has the best epoch of each row go on from a prompt, one after another.
+    """Generate a continuation of a prompt with the best checkpoint of each row, one after another.
 
     Args:
-        found: the results folder.
-        rows: of it; each has a best epoch.
-        prompt: what comes first; nothing: the end-of-text token.
-        max_new_tokens: fewer where a model takes no more tokens, or ends its text.
-        temperature: logits are divided by it; 0: always the likeliest token.
-        seed: of each model's sampling, so that a sample does not depend on what else is sampled.
+        results: the results folder.
+        rows: rows of `results` that have a best checkpoint.
+        prompt: start of the text; empty: the end-of-text token.
+        max_new_tokens: maximum length of a continuation; it is shorter if the model reaches its context length or ends
+            the text.
+        temperature: divisor of the logits; 0: always the most likely token.
+        seed: seed of each sample, which does not depend on the other rows.
 
     Yields:
-        Each sample as it is there.
+        Each sample when it is complete.
 
     Raises:
-        UserError: if a checkpoint is damaged, or the prompt leaves no room in a model's context.
+        UserError: if a checkpoint is damaged, or the prompt fills the context of a model.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for row in rows:
         with open_best_checkpoint(results, row) as folder:
             model = models.load_pretrained(folder, row.config.run_name)
-            words = tokenizer.load(folder, row.config.run_name)
-        model.set_attn_implementation("sdpa")  # ours takes all positions at once, not one after those that are cached
+            hf_tokenizer = tokenizer.load(folder, row.config.run_name)
+        model.set_attn_implementation("sdpa")  # raylm's attention does not support a key-value cache
         model.to(device).eval()
-        ids = words(prompt, add_special_tokens=False)["input_ids"] or [words.eos_token_id]
-        longest = _max_positions(row.config, models.max_context_length(model))
-        if longest is not None and len(ids) >= longest:
-            takes = f"{row.config.run_name} takes {longest:,}, with at least one to write"
-            raise UserError(f"the prompt has {len(ids):,} tokens; {takes}")
-        room = max_new_tokens if longest is None else min(max_new_tokens, longest - len(ids))
+        ids = hf_tokenizer(prompt, add_special_tokens=False)["input_ids"] or [hf_tokenizer.eos_token_id]
+        max_length = _max_length(row.config, models.max_context_length(model))
+        if max_length is not None and len(ids) >= max_length:
+            limit = f"{row.config.run_name} takes at most {max_length:,} tokens, one of them to generate"
+            raise UserError(f"the prompt has {len(ids):,} tokens; {limit}")
         torch.manual_seed(seed)
-        chosen = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
-        inputs = torch.tensor([ids], device=device)
-        written = model.generate(
-            inputs,
-            attention_mask=torch.ones_like(inputs),
-            max_new_tokens=room,
+        sampling = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
+        input_ids = torch.tensor([ids], device=device)
+        output_ids = model.generate(
+            input_ids,
+            attention_mask=torch.ones_like(input_ids),
+            max_new_tokens=max_new_tokens if max_length is None else min(max_new_tokens, max_length - len(ids)),
             do_sample=temperature > 0,
-            pad_token_id=words.eos_token_id,
-            **chosen,
+            pad_token_id=hf_tokenizer.eos_token_id,
+            **sampling,
         )
-        yield Sample(row, prompt + words.decode(written[0, len(ids) :], skip_special_tokens=True))
+        yield Sample(row, prompt + hf_tokenizer.decode(output_ids[0, len(ids) :], skip_special_tokens=True))
 
 
-def _max_positions(config: TrialConfig, max_positions: int | None) -> int | None:
-    """Positions that a model knows: those that it was trained at, where its weights were random, else all."""
+def _max_length(config: TrialConfig, max_positions: int | None) -> int | None:
+    """Return the length up to which a model has trained positions: its training length if it started at random."""
     if config.pretrained and config.model != NANO_MODEL:
         return max_positions
     return config.context_length

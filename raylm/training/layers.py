@@ -1,7 +1,7 @@
-"""Layers of transformers' GPT-2 in a faster form: the same functions, in place of its own in a model that is loaded.
+"""Faster implementations of GPT-2's layers, patched into a loaded transformers model: the same functions.
 
 B is the batch, H the heads, T the context length, D the width of a head; b is B * H, q a block of queries, k the keys
-that they see.
+up to the last of them.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 
 
 DROPOUT_LEVELS = 2**16
-"""A position is dropped if one of so many equally likely numbers is small: two bytes of chance each."""
+"""Resolution of the dropout probability: each position compares two random bytes with a threshold."""
 
 
 def patch_layers(model: PreTrainedModel) -> PreTrainedModel:
-    """The model with layers from here. Its configuration stays, so that a checkpoint is what it was."""
+    """Replace layers of a model in place and return it. Its configuration, and so its checkpoints, stay unchanged."""
     from transformers import AttentionInterface
     from transformers.activations import NewGELUActivation
 
     for module in list(model.modules()):
         for name, child in module.named_children():
-            if isinstance(child, NewGELUActivation):  # eight operations, which keep 48 bytes more in float32
+            if isinstance(child, NewGELUActivation):  # eight operations, which save 48 bytes more for the backward pass
                 setattr(module, name, nn.GELU(approximate="tanh"))
             elif type(child) is nn.Dropout:
                 setattr(module, name, Dropout(child.p))
@@ -41,38 +41,38 @@ def patch_layers(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def can_compile(model: PreTrainedModel) -> bool:
-    """Whether a model's blocks can be compiled for a GPU: it takes Triton, and Triton takes a C compiler."""
-    tools = importlib.util.find_spec("triton") and any(map(shutil.which, ("gcc", "clang", "cc")))
-    return model.config.model_type == "gpt2" and bool(tools)
+    """Return whether the blocks of a model can be compiled for a GPU, which needs Triton and a C compiler."""
+    has_tools = importlib.util.find_spec("triton") and any(map(shutil.which, ("gcc", "clang", "cc")))
+    return model.config.model_type == "gpt2" and bool(has_tools)
 
 
 def compile_blocks(model: PreTrainedModel) -> None:
-    """Fuses what a block of GPT-2 does, once for all blocks: inductor's cache on disk keeps it for other processes."""
+    """Compile the blocks of a GPT-2: one compilation for all of them, kept in inductor's cache on disk."""
     for block in model.base_model.h:
         block.compile()
 
 
 class Dropout(nn.Dropout):
-    """Dropout whose chance costs a CPU a seventh of torch's: that draws 64 bits for each position, one at a time."""
+    """Dropout whose random numbers take a CPU a seventh of the time of torch's, which draws 64 bits per position."""
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Drops in training."""
+        """Return the states with positions dropped in training, unchanged in evaluation."""
         if not self.training or self.p == 0 or not hidden.is_cpu:
             return super().forward(hidden)
         return (hidden * _keep_mask(hidden.shape, self.p)).mul_(_dropout_scale(self.p))
 
 
 def _keep_mask(shape: torch.Size | tuple[int, ...], p: float) -> Tensor:
-    """1 where a position is kept and 0 where not, from torch's generator: the same for any number of threads."""
-    chance = torch.empty(-(-torch.Size(shape).numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-    numbers = chance.view(torch.int16)[: torch.Size(shape).numel()].view(shape)
-    return (numbers >= _drop_threshold(p) - DROPOUT_LEVELS // 2).view(
-        torch.uint8
-    )  # which turns into floats faster than booleans do
+    """Return a uint8 mask, 1 for kept positions, from torch's generator: the same for any number of threads."""
+    size = torch.Size(shape).numel()
+    random_64 = torch.empty(-(-size // 4), dtype=torch.int64).random_(-(2**63), None)
+    random_16 = random_64.view(torch.int16)[:size].view(shape)
+    kept = random_16 >= _drop_threshold(p) - DROPOUT_LEVELS // 2
+    return kept.view(torch.uint8)  # converts to floats faster than booleans
 
 
 def _drop_threshold(p: float) -> int:
-    """Of all numbers, how many drop a position."""
+    """Return the number of random values, of `DROPOUT_LEVELS`, that drop a position."""
     return min(round(p * DROPOUT_LEVELS), DROPOUT_LEVELS - 1)
 
 
@@ -90,10 +90,10 @@ def causal_attention(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention for `transformers.AttentionInterface`: torch's, but for that with dropout on a CPU.
+    """Compute causal attention for `transformers.AttentionInterface`: torch's, except with dropout on a CPU.
 
     Returns:
-        What is attended to (B, T, H, D), and no weights.
+        Mixed values (B, T, H, D), and None for the weights.
     """
     if dropout == 0 or not query_BHTD.is_cpu:
         mixed_BHTD = nn.functional.scaled_dot_product_attention(
@@ -107,7 +107,7 @@ def causal_attention(
 
 
 class _AttentionWithDropout(torch.autograd.Function):
-    """Query blocks against the keys up to their last one; weights and which of them are kept stay for the backward."""
+    """Causal attention of query blocks with the keys up to their last one; saves weights and dropout masks."""
 
     @staticmethod
     def forward(
@@ -130,13 +130,13 @@ class _AttentionWithDropout(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        query_bTD, key_bTD, value_bTD, *blocks = ctx.saved_tensors
-        weights, kept = blocks[: len(blocks) // 2], blocks[len(blocks) // 2 :]
+        query_bTD, key_bTD, value_bTD, *saved = ctx.saved_tensors
+        weights, kept = saved[: len(saved) // 2], saved[len(saved) // 2 :]
         grad_bTD = grad_outputs[0] * ctx.scale
         grad_query_bTD = torch.empty_like(query_bTD)
         grad_key_bTD, grad_value_bTD = torch.zeros_like(key_bTD), torch.zeros_like(value_bTD)
-        for number, (weights_bqk, kept_bqk) in enumerate(zip(weights, kept, strict=True)):
-            rows, end = slice(number * QUERY_BLOCK_ROWS, (number + 1) * QUERY_BLOCK_ROWS), weights_bqk.shape[-1]
+        for block, (weights_bqk, kept_bqk) in enumerate(zip(weights, kept, strict=True)):
+            rows, end = slice(block * QUERY_BLOCK_ROWS, (block + 1) * QUERY_BLOCK_ROWS), weights_bqk.shape[-1]
             grad_bqD = grad_bTD[:, rows]
             grad_value_bTD[:, :end].baddbmm_((weights_bqk * kept_bqk).transpose(1, 2), grad_bqD)
             grad_weights_bqk = torch.bmm(grad_bqD, value_bTD[:, :end].transpose(1, 2)).mul_(kept_bqk)

@@ -1,7 +1,4 @@
-"""The models: found, loaded or made at random, and the loss of a window.
-
-B is the batch, T the context length, D the model's width, V its vocabulary.
-"""
+"""Models: resolved on the Hub or in a folder, and loaded with their weights or initialized at random."""
 
 from __future__ import annotations
 
@@ -28,30 +25,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model, found: what loading it needs on any node, without asking the hub what is current."""
+    """Resolved model: everything needed to load the same files on any node."""
 
     name: str
-    """As the sweep names it."""
+    """Name in the sweep."""
     folder: str | None
-    """Its files on the machine that found it; None for `gpt2-nano`, which has none."""
+    """Folder of its files on the machine that resolved it; None for `gpt2-nano`, which has no files."""
     pretrained: bool
-    """Whether its weights are loaded; else they are random."""
+    """True to load its weights, False for random ones."""
     hub_id: str | None = None
+    """Repository on the Hub; None for a local folder."""
     revision: str | None = None
-    """Its commit on the hub, or the sha256 over a local folder's files."""
+    """Commit on the Hub, or the sha256 over the files of a local folder."""
 
     def fetch_files(self) -> Path | None:
-        """The model's files on this machine, fetched where they are missing."""
+        """Return the folder of the model's files on this machine, downloaded if missing; None if it has no files."""
         if self.folder is None or Path(self.folder).is_dir() or self.hub_id is None or self.revision is None:
             return None if self.folder is None else Path(self.folder)
         return hub.download_snapshot(self.hub_id, self.revision, include_weights=self.pretrained)
 
 
 def resolve_model(name: str, *, pretrained: bool) -> ModelSource:
-    """Finds a model and fetches its files.
+    """Resolve a model by its name in a sweep, and download its files.
 
     Raises:
-        UserError: if it cannot be had, or has no safetensors weights where they are asked for.
+        UserError: if it is not available, or has no safetensors weights although `pretrained` is set.
     """
     if name == NANO_MODEL:
         return ModelSource(name, None, pretrained=False)
@@ -64,32 +62,32 @@ def resolve_model(name: str, *, pretrained: bool) -> ModelSource:
         revision = hub.resolve_commit(hub_id, "model")
         folder = hub.download_snapshot(hub_id, revision, include_weights=pretrained)
     if not (folder / "config.json").is_file():
-        raise UserError(f"model {name}: has no config.json; expected a model of transformers")
+        raise UserError(f"model {name}: has no config.json; expected a transformers model")
     if pretrained and not _has_safetensors(folder):
         raise UserError(
             f"model {name}: has no weights in safetensors, the only format that raylm loads; "
-            "pretrained=False takes its architecture with random weights"
+            "pretrained=False trains its architecture from random weights"
         )
     return ModelSource(name, str(folder), pretrained, hub_id, revision)
 
 
 def _hash_files(paths: Sequence[Path]) -> str:
-    """A sha256 over files, their names and their contents."""
-    together = hashlib.sha256()
+    """Return the sha256 over the names and contents of files."""
+    digest = hashlib.sha256()
     for path in paths:
-        together.update(f"{path.name} {compute_sha256(path)} ".encode())
-    return together.hexdigest()
+        digest.update(f"{path.name} {compute_sha256(path)} ".encode())
+    return digest.hexdigest()
 
 
 def _has_safetensors(folder: Path) -> bool:
-    """Whether a folder has weights in safetensors and names no other file for them."""
+    """Return whether a folder has weights in safetensors, and an index, if any, of safetensors files in it only."""
     index = folder / "model.safetensors.index.json"
     try:
-        named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values() if index.exists() else []
-        apart = any("/" in name or "\\" in name or not name.endswith(".safetensors") for name in named)
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values() if index.exists() else []
+        has_other_files = any("/" in name or "\\" in name or not name.endswith(".safetensors") for name in names)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
-    return not apart and any(folder.glob("*.safetensors"))
+    return not has_other_files and any(folder.glob("*.safetensors"))
 
 
 def load_shape(source: ModelSource) -> ModelShape | None:
@@ -103,16 +101,22 @@ def load_shape(source: ModelSource) -> ModelShape | None:
 
 
 def max_context_length(model: PreTrainedModel) -> int | None:
-    """The longest context that a model takes, in tokens, if its configuration tells."""
+    """Return the longest context of a model in tokens, or None if its configuration does not limit it."""
     return max_positions(model.config.to_dict())
 
 
 def load_model(source: ModelSource, *, vocab_size: int, dropout: float | None, seed: int) -> PreTrainedModel:
-    """The model in float32, with its weights or with random ones that follow from the seed.
+    """Load a model in float32, with its weights or with random ones that depend on the seed only.
+
+    Args:
+        source: the model, from `resolve_model`.
+        vocab_size: number of tokens of the tokenizer.
+        dropout: probability for all dropout layers; None keeps the model's own.
+        seed: seed of random weights.
 
     Raises:
-        UserError: if it is no causal language model, needs code of its own, its vocabulary is smaller than the
-            tokenizer's, or any of its tensors is missing or has another shape than its config.json says.
+        UserError: if it is not a causal language model, requires code from its repository, its vocabulary is smaller
+            than the tokenizer's, or any of its tensors is missing or differs in shape from its config.json.
     """
     from transformers import AutoModelForCausalLM
 
@@ -125,16 +129,20 @@ def load_model(source: ModelSource, *, vocab_size: int, dropout: float | None, s
     try:
         return layers.patch_layers(AutoModelForCausalLM.from_config(config, dtype=torch.float32))
     except ValueError as error:
-        raise UserError(f"model {source.name}: is no causal language model: {one_line(error)}") from error
+        raise UserError(f"model {source.name}: is not a causal language model: {one_line(error)}") from error
 
 
 def load_pretrained(folder: Path, name: str, config: PretrainedConfig | None = None) -> PreTrainedModel:
-    """A model with the weights of a folder: each tensor there, each of its shape."""
+    """Load a model with the weights of a folder.
+
+    Raises:
+        UserError: if a tensor is missing or has another shape than in config.json.
+    """
     import transformers
     from transformers import AutoModelForCausalLM
 
     transformers.logging.disable_progress_bar()
-    transformers.logging.set_verbosity_error()  # what it would warn of is an error here
+    transformers.logging.set_verbosity_error()  # its warnings are errors here
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -143,15 +151,16 @@ def load_pretrained(folder: Path, name: str, config: PretrainedConfig | None = N
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # refused below, by name
+            ignore_mismatched_sizes=True,  # reported below, by name
         )
     except Exception as error:  # safetensors, transformers and torch each raise their own
         raise UserError(f"model {name}: its weights cannot be loaded: {one_line(error)}") from error
-    wrong = [f"{key} is missing" for key in sorted(report["missing_keys"])]
-    wrong += [f"{key} is {tuple(is_)}, not {tuple(must)}" for key, is_, must in sorted(report["mismatched_keys"])]
-    if wrong:
-        more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise UserError(f"model {name}: its weights do not fit its config.json: {', '.join(wrong[:3])}{more}")
+    problems = [f"{key} is missing" for key in sorted(report["missing_keys"])]
+    for key, shape, expected in sorted(report["mismatched_keys"]):
+        problems.append(f"{key} has the shape {tuple(shape)}, expected {tuple(expected)}")
+    if problems:
+        more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise UserError(f"model {name}: its weights do not match its config.json: {', '.join(problems[:3])}{more}")
     return layers.patch_layers(model)
 
 
@@ -186,15 +195,15 @@ def _load_config(source: ModelSource, vocab_size: int) -> PretrainedConfig:
 def _set_dropout(config: PretrainedConfig, dropout: float | None, model_name: str) -> None:
     if dropout is None:
         return
-    settings = [key for key in config.to_dict() if key.endswith(("pdrop", "dropout"))]
-    if not settings:
+    keys = [key for key in config.to_dict() if key.endswith(("pdrop", "dropout"))]
+    if not keys:
         raise UserError(f"model {model_name}: has no dropout in its config.json; leave dropout at None")
-    for setting in settings:
-        setattr(config, setting, dropout)
+    for key in keys:
+        setattr(config, key, dropout)
 
 
 def enable_activation_checkpointing(model: PreTrainedModel) -> None:
-    """Has each block keep its input alone and run again in the backward pass, with the same dropout."""
+    """Store the input of each block only, and recompute it in the backward pass with the same dropout."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     for block in model.modules():

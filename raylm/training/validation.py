@@ -1,4 +1,4 @@
-"""Summed losses of windows, and the validation loss. Knows no Ray.
+"""Validation loss, and the loss of a micro-batch under autocast. Does not depend on Ray.
 
 B is the batch, T the context length. Losses are in nats.
 """
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 
 MIN_EVAL_TOKENS = 8192
-"""Tokens that go through the model at a time in an evaluation, at least."""
+"""Minimum number of tokens of a micro-batch in an evaluation."""
 
 LossFn = Callable[[Tensor, Tensor], Tensor]
-"""The summed loss of inputs and targets, (B, T) each."""
+"""Function of inputs and targets, (B, T) each, that returns their summed loss."""
 
 
 def validation_loss(
@@ -39,35 +39,46 @@ def validation_loss(
     precision: str,
     dist_context: DistributedContext = SINGLE_PROCESS,
 ) -> float:
-    """Mean negative log-likelihood of the validation split's tokens, each counted once, in windows of this length."""
+    """Return the mean negative log-likelihood per token of the validation split, each token counted once.
+
+    If memory runs out, micro-batches are halved.
+
+    Args:
+        model: the model; its training mode is restored.
+        corpus: the dataset.
+        context_length: tokens per window.
+        micro_batch_size: windows per micro-batch, at least; more if they are short (`MIN_EVAL_TOKENS`).
+        precision: `float32` or `bfloat16`.
+        dist_context: the ranks that share the windows.
+    """
     device = next(model.parameters()).device
     windows = Windows(corpus.validation.tokens, context_length, corpus.eos_token_id)
     batches = Batches(windows, device)
-    at_once = max(micro_batch_size, MIN_EVAL_TOKENS // context_length)
-    loss, mine = partial(summed_loss, model), dist_context.rank_windows(np.arange(len(windows)))
-    total = torch.zeros((), dtype=torch.float64, device=device)
+    size = max(micro_batch_size, MIN_EVAL_TOKENS // context_length)
+    loss_fn, rank_indices = partial(summed_loss, model), dist_context.rank_windows(np.arange(len(windows)))
+    total_nll = torch.zeros((), dtype=torch.float64, device=device)
     was_training = model.training
     model.eval()
     with torch.no_grad():
         start = 0
-        while start < len(mine):
+        while start < len(rank_indices):
             try:
-                total += autocast_loss(loss, *batches.get(mine[start : start + at_once]), precision)
-                start += at_once
+                total_nll += autocast_loss(loss_fn, *batches.get(rank_indices[start : start + size]), precision)
+                start += size
             except RuntimeError as error:
-                if at_once == 1 or not is_out_of_memory(error):
+                if size == 1 or not is_out_of_memory(error):
                     raise
-                at_once = -(-at_once // 2)
+                size = -(-size // 2)
     model.train(was_training)
-    return dist_context.all_reduce(total).item() / len(windows.tokens)
+    return dist_context.all_reduce(total_nll).item() / len(windows.tokens)
 
 
 def autocast_loss(loss_fn: LossFn, inputs_BT: Tensor, targets_BT: Tensor, precision: str) -> Tensor:
-    """Summed loss of some windows."""
+    """Return the summed loss of a micro-batch (B, T), with matrix products in the given precision."""
     with torch.autocast(inputs_BT.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         return loss_fn(inputs_BT, targets_BT)
 
 
 def build_training_windows(config: TrialConfig, corpus: Corpus) -> Windows:
-    """The part of the train split that a trial is trained on."""
+    """Return the windows of the part of the train split that a trial uses."""
     return Windows(corpus.train.tokens[: config.max_train_tokens], config.context_length, corpus.eos_token_id)

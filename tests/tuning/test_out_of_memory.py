@@ -139,7 +139,7 @@ def test_where_nothing_is_less_the_error_is_raised(corpus: Corpus) -> None:
 REAL = """
 import json, resource, sys, torch
 from raylm import TrialConfig
-from raylm.data.corpus import prepare
+from raylm.data.preparation import prepare
 from raylm.training import models
 from raylm.training.options import TrainingHooks
 from raylm.training.train import finetune
