@@ -1,4 +1,4 @@
-"""Text files: atomic writes, UTF-8 reads, content hashes."""
+"""Text files: UTF-8 reads, atomic writes, content hashes."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ class UnreadableTextError(Exception):
 
 
 def read_utf8(path: Path, *, encoding: str = "utf-8") -> str:
-    """Return the text of a file.
+    """Return the text of a UTF-8 file.
 
     Args:
+        path: File to read.
         encoding: `utf-8`, or `utf-8-sig` to drop a byte order mark.
 
     Raises:
-        UnreadableTextError: if the file is not UTF-8 or cannot be read.
+        UnreadableTextError: If the file is not UTF-8 or cannot be read.
     """
     try:
         return path.read_text(encoding=encoding)
@@ -29,7 +30,7 @@ def read_utf8(path: Path, *, encoding: str = "utf-8") -> str:
 
 
 def write_text_atomic(path: Path, text: str) -> None:
-    """Write a file completely or not at all: to a temporary file beside it, which is then renamed."""
+    """Write a UTF-8 file completely or not at all: write a temporary file beside it, then rename that."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("w", encoding="utf-8") as file:
@@ -42,6 +43,6 @@ def write_text_atomic(path: Path, text: str) -> None:
 
 
 def compute_sha256(path: Path) -> str:
-    """Return the sha256 of a file's content, in hexadecimal digits."""
+    """Return the SHA-256 of a file's content, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

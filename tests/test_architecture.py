@@ -23,7 +23,8 @@ PATHS = {
 """File of each module, by dotted name."""
 
 LAYERS = (
-    {"errors", "files", "numerics", "units"},
+    {"errors", "numerics", "units"},
+    {"files"},
     {"config"},
     {"results", "data"},
     {"events", "planning", "training", "spot_notices"},

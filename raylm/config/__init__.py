@@ -1,1 +1,1 @@
-"""What a user writes: sweeps, trials, search spaces, sweep files, and the validation of all of them."""
+"""Sweeps, trials, search spaces and sweep files as a user writes them, and their validation."""

@@ -1,4 +1,4 @@
-"""The models and datasets that raylm knows by name: shapes, sizes and hub ids. Standard library only."""
+"""Models and datasets that have a short name in raylm: shapes, sizes and Hub ids. Standard library only."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What the cost of a GPT-2-like network follows from."""
+    """Dimensions of a GPT-2-like network, from which its size and cost are computed."""
 
     num_layers: int
     hidden_size: int
-    """Size of the residual stream, D."""
+    """Width of the residual stream, D."""
     num_heads: int
     vocab_size: int
     max_positions: int
@@ -21,61 +21,73 @@ class ModelShape:
 
     @property
     def num_parameters(self) -> int:
-        """Weights of the network, the tied head counted once: embeddings, 12 D^2 + 13 D a layer, the last norm."""
+        """Number of weights: embeddings (shared with the output head), 12 D^2 + 13 D per layer, and the last norm."""
         d = self.hidden_size
         return (self.vocab_size + self.max_positions) * d + self.num_layers * (12 * d * d + 13 * d) + 2 * d
 
     def training_flops_per_token(self, context_length: int) -> float:
-        """Forward and backward FLOPs a token, causal attention counted once (llm.c `gpt2_estimate_mfu`)."""
+        """Return the FLOPs of the forward and backward pass per token (llm.c `gpt2_estimate_mfu`).
+
+        Attention is counted as causal: only the lower triangle of the scores.
+        """
         matmul = 12 * self.num_layers * self.hidden_size**2 + self.vocab_size * self.hidden_size
         return 6.0 * matmul + 6.0 * self.num_layers * self.hidden_size * context_length
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> ModelShape | None:
-        """The shape that a model's config.json tells, under the names of any family; None where it does not."""
-        names = [
-            ("n_layer", "num_hidden_layers"),
-            ("n_embd", "hidden_size"),
-            ("n_head", "num_attention_heads"),
-            ("vocab_size",),
-            POSITION_KEYS,
-        ]
-        found = [next((config[name] for name in pair if isinstance(config.get(name), int)), None) for pair in names]
-        numbers = [number for number in found if number is not None]
-        return cls(*numbers) if len(numbers) == len(names) else None
+        """Return the shape in a model's config.json, or None if it is incomplete.
+
+        Accepts GPT-2's key names and those of newer model families.
+        """
+        sizes = [_find_int(config, keys) for keys in SHAPE_KEYS]
+        known = [size for size in sizes if size is not None]
+        return cls(*known) if len(known) == len(SHAPE_KEYS) else None
 
 
 POSITION_KEYS = ("n_positions", "max_position_embeddings")
-"""What the families call the longest context in a config.json."""
+"""Keys of the longest context in a config.json: GPT-2's, and that of newer model families."""
+SHAPE_KEYS = (
+    ("n_layer", "num_hidden_layers"),
+    ("n_embd", "hidden_size"),
+    ("n_head", "num_attention_heads"),
+    ("vocab_size",),
+    POSITION_KEYS,
+)
+"""Keys of each field of `ModelShape` in a config.json, in the order of the fields."""
 
 
 def max_positions(config: Mapping[str, Any]) -> int | None:
-    """The longest context in a model's config.json, in tokens."""
-    return next((config[name] for name in POSITION_KEYS if isinstance(config.get(name), int)), None)
+    """Return the longest context in a model's config.json, in tokens, or None if it has none."""
+    return _find_int(config, POSITION_KEYS)
+
+
+def _find_int(config: Mapping[str, Any], keys: tuple[str, ...]) -> int | None:
+    return next((config[key] for key in keys if isinstance(config.get(key), int)), None)
 
 
 @dataclass(frozen=True)
 class KnownModel:
-    """A model with a name of its own."""
+    """A model with a short name."""
 
     hub_id: str | None
-    """Repository on the Hugging Face Hub; None: made here, with random weights."""
+    """Repository on the Hugging Face Hub; None for a model that is built locally, with random weights."""
     shape: ModelShape
     license_id: str | None = None
-    """Of its weights, in the hub's words."""
+    """License of the weights, as an identifier of the Hub."""
 
 
 @dataclass(frozen=True)
 class KnownDataset:
-    """A dataset with a name of its own."""
+    """A dataset with a short name."""
 
     hub_id: str | None
-    """Repository on the Hugging Face Hub; None: part of every Python."""
+    """Repository on the Hugging Face Hub; None for the documentation that is part of Python."""
     config_name: str | None
     """Configuration ("subset") of the repository."""
     approx_train_tokens: int
-    """GPT-2 tokens of the train split, roughly: a plan made before the data was fetched says so."""
+    """Approximate GPT-2 tokens of the train split, for plans made before the dataset is downloaded."""
     approx_validation_tokens: int
+    """Approximate GPT-2 tokens of the validation split."""
 
 
 NANO_MODEL = "gpt2-nano"

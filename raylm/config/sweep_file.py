@@ -1,4 +1,4 @@
-"""A sweep file to a `Sweep`: run it, find `sweep` in it, say in one message what is wrong with it."""
+"""Sweep files: loading one, listing and copying those bundled with raylm, and formatting trials as a new one."""
 
 from __future__ import annotations
 
@@ -18,17 +18,27 @@ from raylm.errors import SweepError, UserError, format_suggestion, safe_repr
 from raylm.files import UnreadableTextError, read_utf8
 
 MAX_FILE_BYTES = 1_000_000
+BUNDLED_SWEEP_FOLDERS = (Path(__file__).parents[1] / "sweeps", Path(__file__).parents[2] / "sweeps")
+"""Folder of the bundled sweep files: in an installed package, and in a checkout."""
+FIELDS_ALWAYS_WRITTEN = ("dataset", "model", "context_length", "batch_size")
+"""Fields of a trial that a formatted sweep file has even at their defaults."""
+
+
+# ---- loading ------------------------------------------------------------------------------------------------------
 
 
 def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
-    """Reads a sweep file.
+    """Run a sweep file and return its `sweep`.
+
+    The file is executed as Python: load only files that you trust. It can import modules from its own folder.
 
     Args:
         path: Python file that ends in `sweep = Sweep(...)`.
-        overrides: `field=value` for any field of `TrialConfig`, set for all trials.
+        overrides: `field=value` for any field of `TrialConfig`; sets the field in all trials.
 
     Raises:
-        UserError: if the file cannot be read or run, has no `sweep`, or is wrong in any of its values.
+        SweepError: If values in the file or the overrides are invalid; lists all of them.
+        UserError: If the file cannot be read or run, or does not define `sweep`.
     """
     path = Path(path)
     values = parse_overrides(overrides, [field.name for field in fields(TrialConfig)])
@@ -41,27 +51,27 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
 
 def _read_source(path: Path) -> str:
     try:
-        there = path.exists()
+        exists = path.exists()
     except OSError as error:
         raise UserError(f"there is no sweep file {path}: {error.strerror}") from None
-    if not there:
-        beside = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
-        raise UserError(f"there is no sweep file {path}{format_suggestion(path.name, beside)}")
+    if not exists:
+        siblings = [file.name for file in path.parent.glob("*.py")] if path.parent.is_dir() else []
+        raise UserError(f"there is no sweep file {path}{format_suggestion(path.name, siblings)}")
     if not path.is_file():
         raise UserError(f"{path} is not a file; expected a Python file that ends in `sweep = Sweep(...)`")
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise UserError(f"{path} has {path.stat().st_size:,} bytes; a sweep file has at most {MAX_FILE_BYTES:,}")
+    if (size := path.stat().st_size) > MAX_FILE_BYTES:
+        raise UserError(f"{path} has {size:,} bytes; expected a sweep file of at most {MAX_FILE_BYTES:,} bytes")
     try:
-        return read_utf8(path, encoding="utf-8-sig")
+        return read_utf8(path, encoding="utf-8-sig")  # some editors write a byte order mark
     except UnreadableTextError as error:
-        raise UserError(f"{path} {error}; expected a Python file that ends in `sweep = Sweep(...)`") from None
+        raise UserError(f"{path} {error}; expected a Python file in UTF-8") from None
 
 
 def _run_file(path: Path, source: str) -> Mapping[str, Any]:
-    """The names that the file defines. Its folder can be imported from, as with `python FILE`."""
+    """Run a sweep file, with its folder on `sys.path` as under `python FILE`, and return its global names."""
     module = ModuleType("raylm_sweep_file")
     module.__file__ = str(path)
-    path_before = list(sys.path)
+    original_sys_path = list(sys.path)
     sys.path.insert(0, str(path.parent.resolve()))
     try:
         exec(compile(source, str(path), "exec"), module.__dict__)
@@ -70,99 +80,110 @@ def _run_file(path: Path, source: str) -> Mapping[str, Any]:
     except BaseException as error:  # SystemExit too: a sweep file must not end the command
         raise UserError(_describe_exception(path, error)) from None
     finally:
-        sys.path = path_before
+        sys.path = original_sys_path
     return vars(module)
 
 
 def _describe_exception(path: Path, error: BaseException) -> str:
-    """What the file raised, at the file's own line."""
+    """Return the message for an exception of a sweep file, with the line of the file that raised it."""
     try:
-        said = " ".join(str(error).split())
-    except Exception:
-        said = "an error without words"
-    if "null bytes" in said:
-        return f"{path} is not a Python file: it holds null bytes"
+        message = " ".join(str(error).split())
+    except Exception:  # a user's own exception class, whose `__str__` raises
+        message = "no message available"
+    if "null bytes" in message:
+        return f"{path} is not valid Python: it contains null bytes"
     if isinstance(error, SyntaxError) and error.filename is not None:
-        return f"{error.filename}:{error.lineno} is not Python: {error.msg}: {(error.text or '').strip()}"
+        return f"{error.filename}:{error.lineno} is not valid Python: {error.msg}: {(error.text or '').strip()}"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-    where = f"{path}:{lines[-1]}" if lines else str(path)
-    return f"{where} raises {type(error).__name__}: {said}"
+    location = f"{path}:{lines[-1]}" if lines else str(path)
+    return f"{location} raises {type(error).__name__}: {message}"
 
 
 def _find_sweep(path: Path, namespace: Mapping[str, Any]) -> Sweep:
     if "sweep" not in namespace:
-        elsewhere = [name for name, value in namespace.items() if isinstance(value, Sweep)]
-        hint = f"; call {elsewhere[0]!r} `sweep`" if elsewhere else ""
-        raise UserError(f"{path} has no `sweep` in it; expected it to end in `sweep = Sweep(...)`{hint}")
-    if not isinstance(namespace["sweep"], Sweep):
-        raise UserError(
-            f"{path}: `sweep` is {safe_repr(namespace['sweep'])}; expected a Sweep, as in `sweep = Sweep(...)`"
-        )
-    sweep: Sweep = namespace["sweep"]
+        candidates = [name for name, value in namespace.items() if isinstance(value, Sweep)]
+        hint = f"; rename {candidates[0]!r} to `sweep`" if candidates else ""
+        raise UserError(f"{path} has no `sweep`; expected it to end in `sweep = Sweep(...)`{hint}")
+    sweep = namespace["sweep"]
+    if not isinstance(sweep, Sweep):
+        raise UserError(f"{path}: `sweep` is {safe_repr(sweep)}; expected a Sweep, as in `sweep = Sweep(...)`")
     return sweep
 
 
-BUNDLED_SWEEP_FOLDERS = (Path(__file__).parents[1] / "sweeps", Path(__file__).parents[2] / "sweeps")
-"""In an installed package, and in a checkout."""
+# ---- bundled sweeps -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class BundledSweep:
-    """A sweep file."""
+    """A sweep file that comes with raylm."""
 
     name: str
-    """Its file's, without `.py`."""
+    """File name without `.py`."""
     path: Path
 
     @property
     def text(self) -> str:
-        """Its content."""
+        """Content of the file."""
         return self.path.read_text(encoding="utf-8")
 
     @property
     def summary(self) -> str:
-        """The first line of what it says of itself."""
+        """First line of the file's docstring."""
         return (ast.get_docstring(ast.parse(self.text)) or "").partition("\n")[0]
 
 
 def list_bundled_sweeps() -> list[BundledSweep]:
-    """All of them, by name."""
+    """Return the sweep files that come with raylm, sorted by name."""
     folder = next(folder for folder in BUNDLED_SWEEP_FOLDERS if folder.is_dir())
     return [BundledSweep(file.stem, file) for file in sorted(folder.glob("*.py"))]
 
 
 def copy_bundled_sweep(name: str, destination: Path) -> Path:
-    """Writes one to a file that is not there yet, or under its own name into a folder; says where it is.
+    """Copy a bundled sweep file and return the path of the copy. Existing files are never overwritten.
+
+    Args:
+        name: Name of the sweep, with or without `.py`; `-` and `_` are equivalent.
+        destination: New file, or a folder in which the copy keeps its name.
 
     Raises:
-        UserError: if there is no sweep of this name, the file is there, or its folder is not.
+        UserError: If there is no such sweep, the file exists, or it cannot be created.
     """
-    known = {one.name: one for one in list_bundled_sweeps()}
+    bundled = {sweep.name: sweep for sweep in list_bundled_sweeps()}
     name = name.removesuffix(".py").replace("-", "_")
-    if name not in known:
-        raise UserError(
-            f"{safe_repr(name)} is no sweep that comes with raylm: {', '.join(known)}{format_suggestion(name, known)}"
-        )
+    if name not in bundled:
+        hint = format_suggestion(name, bundled)
+        raise UserError(f"{safe_repr(name)} is not bundled with raylm; expected one of {', '.join(bundled)}{hint}")
     destination = destination / f"{name}.py" if destination.is_dir() else destination
     if not destination.parent.is_dir():
-        raise UserError(f"{destination}: there is no folder {destination.parent}")
+        raise UserError(f"{destination}: there is no folder {destination.parent}; create it first")
     try:
-        with destination.open("x", encoding="utf-8") as opened:
-            opened.write(known[name].text)
-    except FileExistsError as error:
-        raise UserError(f"{destination} is there already; choose another name, or remove it") from error
+        with destination.open("x", encoding="utf-8") as file:
+            file.write(bundled[name].text)
+    except FileExistsError:
+        raise UserError(f"{destination} already exists; choose another name, or remove it") from None
+    except OSError as error:
+        raise UserError(f"{destination} cannot be written: {error.strerror}") from None
     return destination
 
 
+# ---- formatting ---------------------------------------------------------------------------------------------------
+
+
 def format_sweep_file(name: str, trials: Sequence[TrialConfig], precision: str = "auto") -> str:
-    """Python that makes the sweep again, row by row: of each trial the fields that are not at their default."""
-    options = [f"    name={name!r},"]
-    options += [f"    precision={precision!r},"] if precision != "auto" else []
+    """Return the text of a sweep file that defines these trials, one space per trial.
+
+    Fields at their defaults are omitted, except dataset, model, context length and batch size.
+    """
     defaults = {field.name: field.default for field in fields(TrialConfig)}
-    always = ("dataset", "model", "context_length", "batch_size")
-    points = [
-        {field: value for field, value in trial.as_dict().items() if field in always or value != defaults[field]}
+    spaces = [
+        {
+            field: value
+            for field, value in trial.as_dict().items()
+            if field in FIELDS_ALWAYS_WRITTEN or value != defaults[field]
+        }
         for trial in trials
     ]
-    space = [f"        {point!r}," for point in points]
-    return "\n".join(["from raylm import Sweep", "", "sweep = Sweep(", *options, "    space=[", *space, "    ],", ")"])
+    options = [f"    name={name!r},"]
+    options += [f"    precision={precision!r},"] if precision != "auto" else []
+    rows = [f"        {space!r}," for space in spaces]
+    return "\n".join(["from raylm import Sweep", "", "sweep = Sweep(", *options, "    space=[", *rows, "    ],", ")"])

@@ -1,4 +1,4 @@
-"""The configuration of a trial and the resources it takes."""
+"""Configuration of a trial, and the resources that a trial gets."""
 
 from __future__ import annotations
 
@@ -15,45 +15,50 @@ from raylm.errors import SweepError
 
 @dataclass(frozen=True, kw_only=True)
 class TrialConfig:
-    """One row of the table: everything that its numbers depend on, and nothing else.
+    """Configuration of one trial: everything that its losses depend on, and nothing else.
+
+    Each trial is one row of the results table. Two trials with equal fields are the same trial.
 
     Raises:
-        SweepError: naming every field that does not fit.
+        SweepError: If fields are invalid; lists all of them.
     """
 
     dataset: str = "pydocs"
-    """`pydocs`, `wikitext2`, `wikitext103`, `imdb`, a hub id `owner/name[:config]`, a text file, or a folder with
-    train.txt and validation.txt."""
+    """Text to train on: `pydocs` (Python's own documentation), `wikitext2`, `wikitext103`, `imdb`, a Hub dataset
+    `owner/name` or `owner/name:config` with a `text` column, the path of a UTF-8 text file (its last tenth is the
+    validation split), or a folder with `train.txt` and `validation.txt`."""
     model: str = "gpt2-nano"
-    """`gpt2-nano`, `gpt2`, `gpt2-medium`, `gpt2-large`, `gpt2-xl`, a hub id `owner/name`, or a folder."""
+    """Model to fine-tune: `gpt2-nano` (2 layers, random weights), `gpt2`, `gpt2-medium`, `gpt2-large`, `gpt2-xl`, a
+    causal language model `owner/name` of the Hub, or a folder with `config.json`, tokenizer and weights."""
     context_length: int = 1024
-    """Positions of a window, in tokens."""
+    """Tokens per window (training sequence), at least 2 and at most what the model takes."""
     batch_size: int = 8
-    """Windows (sequences) per optimizer step, whatever the memory of the device makes of them."""
+    """Windows per optimizer step, on all GPUs of the trial together. Where a batch does not fit into memory, its
+    gradient is accumulated over micro-batches."""
     epochs: int = 1
     """Passes over the train split."""
     optimizer: str = "adafactor"
-    """`adafactor` (absolute step, no momentum) or `adamw`."""
+    """`adafactor` (absolute step size, no momentum) or `adamw`."""
     learning_rate: float = 5e-5
-    """Peak learning rate: with Adafactor, the root mean square of a step."""
+    """Peak learning rate. With Adafactor, the root mean square of a step."""
     lr_schedule: str = "linear"
-    """After the warm-up: `linear` to zero, `cosine` to zero, or `constant`."""
+    """Learning rate after the warm-up: `linear` or `cosine` decay to zero, or `constant`."""
     warmup_ratio: float = 0.1
-    """Share of the optimizer steps in which the learning rate rises from zero."""
+    """Fraction of the optimizer steps, from 0 to 1, over which the learning rate rises linearly from zero."""
     weight_decay: float = 0.0
-    """Decoupled decay of weight matrices, per unit of learning rate."""
+    """Decoupled weight decay of matrices, per unit of learning rate. Biases and norms do not decay."""
     max_grad_norm: float = 1.0
-    """Gradients are scaled down to this norm over all parameters; 0 switches it off."""
+    """Maximum norm of the gradient over all parameters; larger gradients are scaled down. 0 disables clipping."""
     dropout: float | None = None
-    """Dropout probability everywhere in the model; None keeps the model's own."""
+    """Dropout probability everywhere in the model, at least 0 and below 1. None keeps the model's own."""
     seed: int = 0
-    """Seeds the order of windows, dropout and random weights."""
+    """Seed of the order of windows, of dropout and of random weights."""
     pretrained: bool = True
-    """False: the model's architecture with random weights (`gpt2-nano` has no others)."""
+    """Whether training starts from the model's weights. False: random weights (`gpt2-nano` has no others)."""
     max_train_tokens: int | None = None
-    """Only so many tokens from the start of the train split; None: all."""
+    """Number of tokens used, from the start of the train split. None: all."""
     evals_per_epoch: int = 1
-    """Evaluations (and checkpoints) per epoch, evenly spaced, the last at its end."""
+    """Evaluations per epoch, evenly spaced, the last at the end of the epoch. Each saves a checkpoint."""
 
     def __post_init__(self) -> None:
         problems = []
@@ -66,23 +71,26 @@ class TrialConfig:
             raise SweepError(problems)
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields by name, in the order of their definition."""
+        """Return the fields by name, in the order of their definition."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @property
     def id(self) -> str:
-        """Ten hex digits that stand for this config.
+        """Ten hexadecimal digits of a hash of all fields that are not None.
 
-        Fields that are None do not count, so that a field added later with None as its default leaves the ids of
-        finished trials as they are.
+        A field added later with None as its default therefore does not change the ids of finished trials.
         """
-        named = {name: value for name, value in self.as_dict().items() if value is not None}
-        return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:10]
+        hashed = {name: value for name, value in self.as_dict().items() if value is not None}
+        return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:10]
 
     @property
     def run_name(self) -> str:
-        """The name of this trial everywhere: table, Tune, folder. Readable in front, unique by the id behind."""
-        parts = [_slug(self.dataset), _slug(self.model), f"{self.context_length}x{self.batch_size}"]
+        """Name of this trial in tables, in Tune and on disk: a readable prefix, then the id, which makes it unique.
+
+        The prefix holds dataset, model, `context_length`x`batch_size`, and learning rate, epochs and seed unless they
+        are at their defaults, as in `pydocs-gpt2-nano-64x8-lr0.001-e2-4621fe4c53`.
+        """
+        parts = [_slugify(self.dataset), _slugify(self.model), f"{self.context_length}x{self.batch_size}"]
         parts += [f"lr{self.learning_rate:g}"] if self.learning_rate != type(self).learning_rate else []
         parts += [f"e{self.epochs}"] if self.epochs != type(self).epochs else []
         parts += [f"s{self.seed}"] if self.seed != type(self).seed else []
@@ -90,29 +98,37 @@ class TrialConfig:
 
     @classmethod
     def from_record(cls, data: Mapping[str, Any]) -> TrialConfig:
-        """A config that raylm wrote down before. It is not checked again: its files may be elsewhere by now."""
+        """Return a config that was saved earlier, without validating it.
+
+        Local datasets and models may have been moved or deleted since. Missing fields get their defaults, unknown
+        ones are ignored.
+        """
         config = object.__new__(cls)
         for field in fields(cls):
             object.__setattr__(config, field.name, data.get(field.name, field.default))
         return config
 
 
-def _slug(name: str) -> str:
-    """The last part of a path or hub id, as far as it can stand in a folder's name."""
+def _slugify(name: str) -> str:
+    """Return the last part of a path or Hub id, reduced to at most 24 characters that are safe in a folder name."""
     last = name.rstrip("/").split("/")[-1]
     return re.sub(r"[^a-z0-9.]+", "-", last.lower()).strip("-.")[:24] or "local"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What one trial gets of the cluster."""
+    """GPUs and CPU cores of each trial.
+
+    Raises:
+        SweepError: If fields are invalid; lists all of them.
+    """
 
     gpus: float | Literal["auto"] | None = None
-    """GPUs per trial: a fraction of one, or a whole number, all of one node; 0 for none; None: one where the cluster
-    has any, else none; `auto`: as None, but trials that leave a GPU idle share one. Several train a trial together,
-    each on its share of a batch's windows."""
+    """GPUs per trial. A fraction of one: trials share a GPU. A whole number: the trial is trained on that many GPUs of
+    one node, which split the windows of each batch. 0: train on the CPU. None: one GPU if the cluster has any, else
+    none. `auto`: as None, but trials that would leave a GPU idle share one."""
     cpus: int = 1
-    """CPU cores per trial, and its number of threads; of several GPUs each has a process, with its share of them."""
+    """CPU cores and threads per trial. With several GPUs, each GPU's process gets an equal share."""
 
     def __post_init__(self) -> None:
         if problems := validation.check_resources(self.gpus, self.cpus):

@@ -69,7 +69,7 @@ def assert_refused(done: subprocess.CompletedProcess[str], words: Sequence[str])
 
 BAD_FILES = {
     "empty": ("", ["bad.py", "has no `sweep`"]),
-    "syntax": ("sweep = Sweep(", ["bad.py:1", "is not Python"]),
+    "syntax": ("sweep = Sweep(", ["bad.py:1", "is not valid Python"]),
     "null bytes": ("seed = 1\0", ["bad.py", "null bytes"]),
     "exits": ("import sys\nsys.exit()", ["bad.py:2", "SystemExit"]),
     "raises": ("1 / 0", ["bad.py:1", "ZeroDivisionError"]),
