@@ -23,8 +23,7 @@ PATHS = {
 """File of each module, by dotted name."""
 
 LAYERS = (
-    {"errors", "numerics", "units"},
-    {"files"},
+    {"errors", "files", "numerics", "units"},
     {"config"},
     {"results", "data"},
     {"events", "planning", "training", "spot_notices"},

@@ -54,7 +54,7 @@ class Sweep:
     """GPUs and CPU cores of each trial."""
     precision: str = "auto"
     """Arithmetic of the forward and backward pass: `float32`, `bfloat16` (weights stay float32), or `auto`: bfloat16
-    on devices that compute in it, else float32."""
+    if the GPU or processor supports it, else float32."""
     max_failures: int = 2
     """Number of times that a crashed trial is restarted from its latest checkpoint, per launch."""
     storage: str | None = None

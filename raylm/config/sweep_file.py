@@ -153,10 +153,10 @@ def copy_bundled_sweep(name: str, destination: Path) -> Path:
     if name not in bundled:
         hint = format_suggestion(name, bundled)
         raise UserError(f"{safe_repr(name)} is not bundled with raylm; expected one of {', '.join(bundled)}{hint}")
-    destination = destination / f"{name}.py" if destination.is_dir() else destination
-    if not destination.parent.is_dir():
-        raise UserError(f"{destination}: there is no folder {destination.parent}; create it first")
     try:
+        destination = destination / f"{name}.py" if destination.is_dir() else destination
+        if not destination.parent.is_dir():
+            raise UserError(f"{destination}: there is no folder {destination.parent}; create it first")
         with destination.open("x", encoding="utf-8") as file:
             file.write(bundled[name].text)
     except FileExistsError:

@@ -1,4 +1,4 @@
-"""Validation of trials and sweeps: one rule per field. All problems are reported at once, with the nearest valid name."""
+"""Validation of trials and sweeps: one rule per field; all problems are reported at once."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ FIELD_RULES: dict[str, FieldRule] = {
     "seed": FieldRule(int, "a whole number from 0 to 4,294,967,295", lambda v: 0 <= v < 2**32),
     "pretrained": FieldRule(bool, "True or False"),
     "max_train_tokens": FieldRule(
-        int, "a whole number of tokens, at least 1, or None", lambda v: 1 <= v <= 10**18, optional=True
+        int, "a whole number of tokens, at least 1, or None", lambda v: 1 <= v <= 10**18, True
     ),
     "evals_per_epoch": FieldRule(int, "a whole number from 1 to 1,000", lambda v: 1 <= v <= 1000),
 }

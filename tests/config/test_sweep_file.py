@@ -1,4 +1,4 @@
-"""A sweep file to a `Sweep`: whatever is in the file, the answer is a `Sweep` or one message that says what to mend."""
+"""Loading of sweep files: any file gives a `Sweep` or one message that says what to correct."""
 
 from __future__ import annotations
 
@@ -17,50 +17,50 @@ from raylm.config.sweep_file import MAX_FILE_BYTES, load_sweep
 from raylm.config.trial import TrialConfig
 from raylm.errors import UserError
 
-GOOD = 'from raylm import Sweep\nsweep = Sweep(name="tried", space={"seed": {"grid_search": [1, 2]}, "epochs": 3})\n'
+VALID = 'from raylm import Sweep\nsweep = Sweep(name="tried", space={"seed": {"grid_search": [1, 2]}, "epochs": 3})\n'
 
 
 @pytest.fixture
 def file(tmp_path: Path) -> Iterator[Path]:
-    """Where a sweep file goes; `sys.path` must be left as it was, whatever the file does."""
+    """Path of a sweep file. Checks after the test that loading has restored `sys.path`."""
     before = list(sys.path)
     yield tmp_path / "my_sweep.py"
     after, sys.path[:] = list(sys.path), before
     assert after == before
 
 
-def failure(file: Path | str, overrides: tuple[str, ...] = ()) -> str:
+def message_of(file: Path | str, overrides: tuple[str, ...] = ()) -> str:
     with pytest.raises(UserError) as caught:
         load_sweep(file, overrides)
     return str(caught.value)
 
 
-def test_a_good_file(file: Path) -> None:
-    file.write_text(GOOD)
+def test_valid_file_is_loaded(file: Path) -> None:
+    file.write_text(VALID)
     sweep = load_sweep(file)
-    assert sweep.name == "tried" and [(one.seed, one.epochs) for one in sweep.trials()] == [(1, 3), (2, 3)]
+    assert sweep.name == "tried" and [(trial.seed, trial.epochs) for trial in sweep.trials()] == [(1, 3), (2, 3)]
     assert load_sweep(str(file)) == sweep
 
 
-# ---- files that are no sweep files --------------------------------------------------------------------------------
+# ---- files that cannot be loaded ----------------------------------------------------------------------------------
 
 
-def test_a_file_that_is_not_there_hints_to_the_nearest_name(file: Path) -> None:
-    file.write_text(GOOD)
-    message = failure(file.with_name("my_sweeps.py"))
+def test_missing_file_suggests_the_nearest_name(file: Path) -> None:
+    file.write_text(VALID)
+    message = message_of(file.with_name("my_sweeps.py"))
     assert "there is no sweep file" in message and "did you mean 'my_sweep.py'" in message
-    assert "did you mean" not in failure(file.with_name("other.py"))
-    assert "there is no sweep file" in failure(file.parent / "no" / "such" / "folder.py")
+    assert "did you mean" not in message_of(file.with_name("other.py"))
+    assert "there is no sweep file" in message_of(file.parent / "no" / "such" / "folder.py")
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "nul\0", "my_sweep.py/below"], ids=["long", "nul", "below a file"])
-def test_a_path_that_cannot_be(file: Path, name: str) -> None:
-    file.write_text(GOOD)
-    failure(file.with_name("a").parent / name)
+def test_impossible_path_is_reported(file: Path, name: str) -> None:
+    file.write_text(VALID)
+    message_of(file.with_name("a").parent / name)
 
 
-def test_a_folder(file: Path) -> None:
-    assert "is not a file" in failure(file.parent)
+def test_folder_is_rejected(file: Path) -> None:
+    assert "is not a file" in message_of(file.parent)
 
 
 @pytest.mark.parametrize(
@@ -76,23 +76,23 @@ def test_a_folder(file: Path) -> None:
     ],
     ids=["empty", "comments", "utf-16", "latin-1", "null bytes", "large", "binary"],
 )
-def test_a_file_without_a_sweep(file: Path, content: bytes, words: list[str]) -> None:
+def test_file_without_a_sweep_is_reported(file: Path, content: bytes, words: list[str]) -> None:
     file.write_bytes(content)
-    message = failure(file)
+    message = message_of(file)
     assert all(word in message for word in words) and len(message) < 400
 
 
-def test_a_file_that_begins_with_a_byte_order_mark_as_some_editors_write_it(file: Path) -> None:
-    file.write_text(GOOD, encoding="utf-8-sig")
+def test_byte_order_mark_is_ignored(file: Path) -> None:
+    file.write_text(VALID, encoding="utf-8-sig")
     assert load_sweep(file).name == "tried"
 
 
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ("seed = 1\nsweep = Sweep(\n", ["my_sweep.py:2", "is not Python"]),
-        ("if True:\nseed = 1\n", ["my_sweep.py:2", "is not Python", "indented"]),
-        ("(" * 300, ["my_sweep.py:1", "is not Python"]),
+        ("seed = 1\nsweep = Sweep(\n", ["my_sweep.py:2", "is not valid Python"]),
+        ("if True:\nseed = 1\n", ["my_sweep.py:2", "is not valid Python", "indented"]),
+        ("(" * 300, ["my_sweep.py:1", "is not valid Python"]),
         ("seed = 1\n\nseed / 0\n", ["my_sweep.py:3", "ZeroDivisionError"]),
         ("sweep = Sweep(name='a', space={})\n", ["my_sweep.py:1", "NameError", "'Sweep'"]),
         ("import no_such_module\n", ["my_sweep.py:1", "ModuleNotFoundError", "no_such_module"]),
@@ -105,9 +105,9 @@ def test_a_file_that_begins_with_a_byte_order_mark_as_some_editors_write_it(file
         ("seed = 1\nraise SyntaxError('of its own')\n", ["my_sweep.py:2", "of its own"]),
     ],
 )
-def test_a_file_that_does_not_run_is_told_with_its_line(file: Path, source: str, words: list[str]) -> None:
+def test_exception_of_a_file_is_reported_with_its_line(file: Path, source: str, words: list[str]) -> None:
     file.write_text(source)
-    message = failure(file)
+    message = message_of(file)
     assert all(word in message for word in words) and len(message) < 800
 
 
@@ -115,48 +115,50 @@ def test_a_file_that_does_not_run_is_told_with_its_line(file: Path, source: str,
     ("source", "words"),
     [
         ("sweeps = 3\n", ["has no `sweep`"]),
-        (GOOD.replace("sweep =", "my_grid ="), ["has no `sweep`", "call 'my_grid' `sweep`"]),
+        (VALID.replace("sweep =", "my_grid ="), ["has no `sweep`", "rename 'my_grid' to `sweep`"]),
         ("sweep = {'seed': 1}\n", ["`sweep` is {'seed': 1}", "expected a Sweep"]),
         ("sweep = None\n", ["`sweep` is None"]),
         ("from raylm import Sweep as sweep\n", ["expected a Sweep"]),
     ],
 )
-def test_a_file_whose_sweep_is_none(file: Path, source: str, words: list[str]) -> None:
+def test_sweep_of_another_type_or_name_is_reported(file: Path, source: str, words: list[str]) -> None:
     file.write_text(source)
-    message = failure(file)
+    message = message_of(file)
     assert str(file) in message and all(word in message for word in words)
 
 
-def test_all_mistakes_of_a_sweep_are_told_at_once_with_the_file(file: Path) -> None:
-    file.write_text(GOOD.replace("epochs", "epoch").replace("[1, 2]", "[-1, 2.5]").replace("tried", "a/b"))
-    message = failure(file)
+def test_all_problems_of_a_sweep_are_reported_together_with_the_file(file: Path) -> None:
+    file.write_text(VALID.replace("epochs", "epoch").replace("[1, 2]", "[-1, 2.5]").replace("tried", "a/b"))
+    message = message_of(file)
     assert str(file) in message and "4 mistakes" in message
     assert all(word in message for word in ("'a/b'", "got -1", "got 2.5", "did you mean 'epochs'"))
 
 
-# ---- what a file may do besides -----------------------------------------------------------------------------------
+# ---- side effects of a file ---------------------------------------------------------------------------------------
 
 
-def test_a_module_beside_the_file_can_be_imported(file: Path) -> None:
+def test_module_beside_the_file_can_be_imported(file: Path) -> None:
     (file.parent / "beside_the_sweep_file.py").write_text("SEEDS = [4, 5]\n")
-    file.write_text("from beside_the_sweep_file import SEEDS\n" + GOOD.replace("[1, 2]", "SEEDS"))
-    assert [one.seed for one in load_sweep(file).trials()] == [4, 5]
+    file.write_text("from beside_the_sweep_file import SEEDS\n" + VALID.replace("[1, 2]", "SEEDS"))
+    assert [trial.seed for trial in load_sweep(file).trials()] == [4, 5]
 
 
-def test_a_mistake_in_a_module_beside_the_file_is_told_with_its_line(file: Path) -> None:
+def test_syntax_error_of_an_imported_module_is_reported_with_its_line(file: Path) -> None:
     (file.parent / "wrong_beside_the_sweep_file.py").write_text("SEEDS = [\n")
-    file.write_text("import wrong_beside_the_sweep_file\n" + GOOD)
-    assert "wrong_beside_the_sweep_file.py:1 is not Python" in failure(file)
+    file.write_text("import wrong_beside_the_sweep_file\n" + VALID)
+    assert "wrong_beside_the_sweep_file.py:1 is not valid Python" in message_of(file)
 
 
 @pytest.mark.parametrize("line", ["import os; os.chdir('/')", "import sys; sys.path.clear()"])
-@pytest.mark.parametrize("ending", ["", "1 / 0\n"], ids=["good", "raises"])
-def test_a_file_may_change_folder_and_path(file: Path, monkeypatch: pytest.MonkeyPatch, line: str, ending: str) -> None:
+@pytest.mark.parametrize("ending", ["", "1 / 0\n"], ids=["valid", "raises"])
+def test_file_may_change_the_working_folder_and_sys_path(
+    file: Path, monkeypatch: pytest.MonkeyPatch, line: str, ending: str
+) -> None:
     monkeypatch.chdir(file.parent)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    file.write_text(f"{line}\n{GOOD}{ending}")
+    file.write_text(f"{line}\n{VALID}{ending}")
     if ending:
-        assert "ZeroDivisionError" in failure(file.name)
+        assert "ZeroDivisionError" in message_of(file.name)
     else:
         assert load_sweep(file.name).name == "tried"
 
@@ -185,11 +187,11 @@ def test_a_file_may_change_folder_and_path(file: Path, monkeypatch: pytest.Monke
         ("pretrained=True", True),
     ],
 )
-def test_an_override_is_read_in_its_fields_type(file: Path, text: str, value: Any) -> None:
-    file.write_text(GOOD)
+def test_override_is_converted_to_the_type_of_its_field(file: Path, text: str, value: Any) -> None:
+    file.write_text(VALID)
     field = text.partition("=")[0]
     trials = load_sweep(file, [text]).trials()
-    assert all(getattr(one, field) == value and type(getattr(one, field)) is type(value) for one in trials)
+    assert all(getattr(trial, field) == value and type(getattr(trial, field)) is type(value) for trial in trials)
     assert len(trials) == (1 if field == "seed" else 2)
 
 
@@ -215,28 +217,28 @@ def test_an_override_is_read_in_its_fields_type(file: Path, text: str, value: An
         ("context_length=2048", ["context_length", "at most 1024"]),
     ],
 )
-def test_an_override_that_does_not_fit(file: Path, text: str, words: list[str]) -> None:
-    file.write_text(GOOD)
-    message = failure(file, (text,))
+def test_invalid_override_is_reported(file: Path, text: str, words: list[str]) -> None:
+    file.write_text(VALID)
+    message = message_of(file, (text,))
     assert all(word in message for word in words) and len(message) < 1000
 
 
-def test_all_mistakes_of_overrides_are_told_at_once_before_the_file_is_run(file: Path) -> None:
-    message = failure(file, ("epochs=0", "seeds=1", "seed"))
+def test_all_problems_of_overrides_are_reported_before_the_file_is_run(file: Path) -> None:
+    message = message_of(file, ("epochs=0", "seeds=1", "seed"))
     assert "the command line has 3 mistakes" in message and "no sweep file" not in message
 
 
-def test_the_last_of_two_overrides_counts(file: Path) -> None:
-    file.write_text(GOOD)
-    assert [one.epochs for one in load_sweep(file, ["epochs=4", "epochs=5"]).trials()] == [5, 5]
+def test_last_of_two_overrides_wins(file: Path) -> None:
+    file.write_text(VALID)
+    assert [trial.epochs for trial in load_sweep(file, ["epochs=4", "epochs=5"]).trials()] == [5, 5]
 
 
 # ---- any values at all --------------------------------------------------------------------------------------------
 
 
-def mostly(good: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    """A value that may fit, and one time in eight any literal of Python."""
-    return st.integers(0, 7).flatmap(lambda number: good if number else LITERALS)
+def mostly_valid(valid: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """Draw a valid value, or any Python literal one time in eight."""
+    return st.integers(0, 7).flatmap(lambda number: valid if number else LITERALS)
 
 
 NUMBERS = st.integers() | st.integers(1, 2000) | st.floats() | st.floats(0, 1) | st.booleans()
@@ -249,7 +251,7 @@ LITERALS = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.just("grid_search"), inner) | st.tuples(inner),
     max_leaves=6,
 )
-FITTING: dict[str, st.SearchStrategy[Any]] = {
+VALID_VALUES: dict[str, st.SearchStrategy[Any]] = {
     "dataset": st.sampled_from(["pydocs", "wikitext2", "imdb", "owner/name:part"]),
     "model": st.sampled_from(["gpt2", "gpt2-nano", "owner/name"]),
     "optimizer": st.sampled_from(["adamw", "adafactor"]),
@@ -261,13 +263,17 @@ FITTING: dict[str, st.SearchStrategy[Any]] = {
     "max_train_tokens": st.none() | st.integers(1, 10**9),
 }
 GRIDS = {
-    field: mostly(good | st.lists(mostly(good), max_size=4).map(lambda values: {"grid_search": values}))
-    for field, good in FITTING.items()
+    field: mostly_valid(valid | st.lists(mostly_valid(valid), max_size=4).map(lambda values: {"grid_search": values}))
+    for field, valid in VALID_VALUES.items()
 }
 SPACES = st.fixed_dictionaries({}, optional=GRIDS)
 OPTIONS = st.fixed_dictionaries(
-    {"name": mostly(st.just("any")), "space": mostly(SPACES | st.lists(SPACES, min_size=1, max_size=3))},
-    optional={"max_failures": mostly(st.integers(0, 9)), "precision": mostly(st.just("auto")), "unknown": LITERALS},
+    {"name": mostly_valid(st.just("any")), "space": mostly_valid(SPACES | st.lists(SPACES, min_size=1, max_size=3))},
+    optional={
+        "max_failures": mostly_valid(st.integers(0, 9)),
+        "precision": mostly_valid(st.just("auto")),
+        "unknown": LITERALS,
+    },
 )
 
 
@@ -275,10 +281,10 @@ OPTIONS = st.fixed_dictionaries(
 @example({"name": "any", "space": {"learning_rate": 10**400}})
 @example({"name": "any", "space": {"model": "x" * 300}})
 @settings(derandomize=True, deadline=None, max_examples=200)
-def test_a_file_of_any_literals_gives_a_sweep_or_one_message(
+def test_file_of_any_literals_gives_a_sweep_or_one_message(
     tmp_path_factory: pytest.TempPathFactory, options: dict[str, Any]
 ) -> None:
-    assert list(FITTING.keys() ^ TrialConfig().as_dict().keys()) == []
+    assert list(VALID_VALUES.keys() ^ TrialConfig().as_dict().keys()) == []
     file = tmp_path_factory.getbasetemp() / "any_literals.py"
     given_options = ", ".join(f"{name}={value!r}" for name, value in options.items())
     file.write_text(f"from math import inf, nan\nfrom raylm import Sweep\nsweep = Sweep({given_options})\n")
@@ -286,7 +292,7 @@ def test_a_file_of_any_literals_gives_a_sweep_or_one_message(
         sweep = load_sweep(file)
     except UserError as error:
         assert "has no `sweep`" not in str(error)
-        assert "raises" not in str(error), f"not told as a mistake of a field: {error}"
+        assert "raises" not in str(error), f"not reported as a problem of a field: {error}"
     else:
         assert isinstance(sweep, Sweep) and 1 <= len(sweep.trials()) <= sweep.grid_size
         assert all(math.isfinite(trial.learning_rate) and len(trial.id) == 10 for trial in sweep.trials())
