@@ -12,26 +12,50 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from pydoc_data.topics import topics
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 
-from raylm import load_results
+from raylm import Sweep, load_results
 from raylm.report.analysis import SweepResults
 
 if TYPE_CHECKING:
+    from ray_cluster import FinishedRun
+
     from raylm.data.corpus import Corpus
 
+LONG_FILES = ("test_trackers", "test_cache_races", "test_ray_up_aws", "test_against_transformers", "test_doctor")
+"""Files whose tests take longest, besides those with Ray."""
 HUB_DIR = Path(__file__).resolve().parents[2] / "shared" / "hub"
 
 RunSweep = Callable[..., subprocess.CompletedProcess[str]]
+RunHere = Callable[..., "FinishedRun"]
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes of tests share the machine; read when torch is imported
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep tests of a file, and all that use Ray, in one process each; begin with Ray, then with what takes long."""
+    for item in items:
+        uses_ray = item.get_closest_marker("ray") or "ray_address" in getattr(item, "fixturenames", ())
+        if uses_ray:
+            item.add_marker("ray")
+        item.add_marker(pytest.mark.xdist_group("ray" if uses_ray else item.path.stem))
+    first = ["ray", *LONG_FILES]
+    last = len(first)
+
+    def place(item: pytest.Item) -> int:
+        group = "ray" if item.get_closest_marker("ray") else item.path.stem
+        return first.index(group) if group in first else last
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _isolated_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Nothing that a user has prepared is read or overwritten, nothing is asked of a hub, and no tracker is told."""
+    """Keep the user's cache, the hub and all trackers out of the tests."""
     before = os.environ.copy()
     os.environ.update(RAYLM_CACHE=str(tmp_path_factory.mktemp("cache")), HF_HUB_OFFLINE="1", WANDB_MODE="disabled")
     yield
@@ -60,29 +84,11 @@ def corpus(small_text: Path) -> Corpus:
 
 @pytest.fixture(scope="session")
 def _trained_folder(small_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import torch
+    from reference_run import train_without_ray
 
-    from raylm import Sweep
-    from raylm.data import preparation
-    from raylm.results import sweep_record
-    from raylm.results.storage import Folder
-    from raylm.training import models
-    from raylm.training.train import finetune
-
-    torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("trained") / "s"
     fields = {"dataset": str(small_text), "context_length": 32, "learning_rate": 1e-3, "max_train_tokens": 1000}
-    sweep = Sweep(name="s", space=fields, seeds=(0, 1))
-    config = sweep.trials()[0]
-    corpus = preparation.prepare(str(small_text), None, "gpt2-nano")
-    (last,) = finetune(config, corpus, models.resolve_model("gpt2-nano", pretrained=True))
-    checkpoint = folder / "launch-001" / config.run_name / "checkpoint_000000"
-    checkpoint.mkdir(parents=True)
-    last.save(checkpoint)
-    data = sweep_record.DataRecord(str(small_text), "gpt2-nano", fingerprint=corpus.fingerprint)
-    launch = sweep_record.LaunchRecord(1, precision="float32", data=[data])
-    sweep_record.write(Folder(folder), sweep_record.SweepRecord("s", sweep.trials(), launches=[launch]))
-    return folder
+    sweep = Sweep(name="s", space=fields, seeds=(0, 1), precision="float32")
+    return train_without_ray(sweep, tmp_path_factory.mktemp("trained"), sweep.trials()[:1])
 
 
 @pytest.fixture
@@ -144,6 +150,26 @@ def hub_env(hub_url: str, tmp_path: Path) -> dict[str, str]:
     """The environment of a process that uses the stand-in, with empty caches."""
     caches = {"HF_HOME": str(tmp_path / "hf"), "RAYLM_CACHE": str(tmp_path / "raylm")}
     return {**os.environ, "HF_ENDPOINT": hub_url, "HF_HUB_OFFLINE": "0", **caches}
+
+
+@pytest.fixture(scope="session")
+def ray_address(_isolated_environment: None) -> Iterator[str]:
+    """The address of a Ray that tests share: one node with two CPUs and two GPUs, which are not there."""
+    from ray_cluster import GPU_NAME, start_cluster
+
+    with start_cluster(num_cpus=2, num_gpus=2, resources={f"accelerator_type:{GPU_NAME}": 1}) as cluster:
+        yield cluster.address
+
+
+@pytest.fixture
+def run_here(ray_address: str, tmp_path: Path) -> RunHere:
+    """Runs a sweep from this process on the shared Ray, its results in `tmp_path / "runs"`."""
+    from ray_cluster import run_on_cluster
+
+    def run(sweep: Sweep, **options: Any) -> FinishedRun:
+        return run_on_cluster(sweep, tmp_path / "runs", ray_address, **options)
+
+    return run
 
 
 @pytest.fixture
