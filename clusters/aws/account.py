@@ -1,8 +1,8 @@
-"""Makes in an AWS account what cluster.yaml builds on, with nobody given more than they need.
+"""Create the AWS resources that cluster.yaml needs, with least privilege.
 
-A private bucket, a role for the head and one for the workers, a policy for those who launch clusters, and a security
-group that lets in SSH from one network alone. It is run once, by somebody who may make roles; run again, it adds what
-is missing. It ends with the lines that belong into cluster.yaml. `--remove` takes all but the bucket away again.
+These are a private bucket, a role for the head and one for the workers, a policy for users who launch clusters, and a
+security group that allows SSH from one network only. Run it once, as a user who may create roles; run again, it adds
+missing resources. It prints the lines to copy into cluster.yaml. `--remove` removes everything except the bucket.
 """
 
 from __future__ import annotations
@@ -20,74 +20,74 @@ HERE = Path(__file__).resolve().parent
 GROUP = "raylm"
 LAUNCHER = "raylm-launcher"
 ROLES = {"raylm-head": ("storage", "head"), "raylm-worker": ("storage",)}
-"""A role's policies, by the name of their file."""
+"""Names of the policy files of each role."""
 IMAGES = {
     "head": "/aws/service/canonical/ubuntu/server/24.04/stable/current/amd64/hvm/ebs-gp3/ami-id",
     "workers": "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-24.04/latest/ami-id",
 }
-"""Where AWS publishes the images' ids of each region."""
-WIDEST = 16
-"""The shortest prefix of a network that SSH may come from: a whole university's, not a whole provider's."""
+"""SSM parameters with the image ids of each region."""
+MIN_PREFIX = 16
+"""Shortest network prefix that SSH may be allowed from: a university's network, not a provider's."""
 
 
-def policy(name: str, bucket: str) -> str:
-    """The text of a policy file for this bucket."""
+def read_policy(name: str, bucket: str) -> str:
+    """Return the text of a policy file for this bucket."""
     return (HERE / f"{name}-policy.json").read_text(encoding="utf-8").replace("BUCKET", bucket)
 
 
-def network(text: str) -> str:
-    """The network that SSH may come from, as given on the command line."""
+def parse_network(text: str) -> str:
+    """Parse the network that SSH is allowed from."""
     try:
-        given = ipaddress.IPv4Network(text)
+        parsed = ipaddress.IPv4Network(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{error}; expected for example 203.0.113.7/32") from error
-    if given.prefixlen < WIDEST:
-        raise argparse.ArgumentTypeError(f"{text} is a large part of the internet; expected /{WIDEST} or narrower")
-    return str(given)
+    if parsed.prefixlen < MIN_PREFIX:
+        raise argparse.ArgumentTypeError(f"{text} is a large part of the internet; expected /{MIN_PREFIX} or narrower")
+    return str(parsed)
 
 
-def make(session: boto3.Session, bucket: str, ssh_from: str) -> str:
-    """Makes what is missing, and gives the security group's id."""
-    _make_bucket(session, bucket)
+def create(session: boto3.Session, bucket: str, ssh_from: str) -> str:
+    """Create missing resources and return the security group's id."""
+    _create_bucket(session, bucket)
     iam = session.client("iam")
-    with_none(iam.create_service_linked_role, AWSServiceName="spot.amazonaws.com")  # else no spot machine ever comes
+    create_if_missing(iam.create_service_linked_role, AWSServiceName="spot.amazonaws.com")  # required for spot machines
     for role, policies in ROLES.items():
-        with_none(iam.create_role, RoleName=role, AssumeRolePolicyDocument=policy("trust", bucket))
+        create_if_missing(iam.create_role, RoleName=role, AssumeRolePolicyDocument=read_policy("trust", bucket))
         for name in policies:
-            iam.put_role_policy(RoleName=role, PolicyName=name, PolicyDocument=policy(name, bucket))
-        if with_none(iam.create_instance_profile, InstanceProfileName=role):
+            iam.put_role_policy(RoleName=role, PolicyName=name, PolicyDocument=read_policy(name, bucket))
+        if create_if_missing(iam.create_instance_profile, InstanceProfileName=role):
             iam.add_role_to_instance_profile(InstanceProfileName=role, RoleName=role)
-    with_none(iam.create_policy, PolicyName=LAUNCHER, PolicyDocument=policy("launcher", bucket))
-    return _make_group(session.client("ec2"), ssh_from)
+    create_if_missing(iam.create_policy, PolicyName=LAUNCHER, PolicyDocument=read_policy("launcher", bucket))
+    return _create_group(session.client("ec2"), ssh_from)
 
 
-def with_none(call: Any, **arguments: Any) -> Any:
-    """What a call that makes something answers; None where it is there already."""
+def create_if_missing(call: Any, **arguments: Any) -> Any:
+    """Return the response of a call that creates a resource, or None if the resource exists already."""
     try:
         return call(**arguments)
     except ClientError as error:
-        there = ("EntityAlreadyExists", "BucketAlreadyOwnedByYou", "InvalidPermission.Duplicate")
-        if error.response["Error"]["Code"] in there or "has been taken in this account" in str(error):
+        exists = ("EntityAlreadyExists", "BucketAlreadyOwnedByYou", "InvalidPermission.Duplicate")
+        if error.response["Error"]["Code"] in exists or "has been taken in this account" in str(error):
             return None
         raise
 
 
-def _make_bucket(session: boto3.Session, bucket: str) -> None:
+def _create_bucket(session: boto3.Session, bucket: str) -> None:
     s3, region = session.client("s3"), session.region_name
-    place = {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
-    with_none(s3.create_bucket, Bucket=bucket, **place)
-    closed = ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets")
-    s3.put_public_access_block(Bucket=bucket, PublicAccessBlockConfiguration=dict.fromkeys(closed, True))
+    location = {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
+    create_if_missing(s3.create_bucket, Bucket=bucket, **location)
+    blocked = ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets")
+    s3.put_public_access_block(Bucket=bucket, PublicAccessBlockConfiguration=dict.fromkeys(blocked, True))
 
 
-def _make_group(ec2: Any, ssh_from: str) -> str:
+def _create_group(ec2: Any, ssh_from: str) -> str:
     vpcs = ec2.describe_vpcs(Filters=[{"Name": "is-default", "Values": ["true"]}])["Vpcs"]
     if not vpcs:
-        raise SystemExit("this region has no default VPC: `aws ec2 create-default-vpc` makes one")
-    found = _groups(ec2)
+        raise SystemExit("this region has no default VPC: create one with `aws ec2 create-default-vpc`")
+    existing = _find_groups(ec2)
     group: str = (
-        found[0]
-        if found
+        existing[0]
+        if existing
         else ec2.create_security_group(
             GroupName=GROUP,
             VpcId=vpcs[0]["VpcId"],
@@ -97,19 +97,19 @@ def _make_group(ec2: Any, ssh_from: str) -> str:
     within = {"IpProtocol": "-1", "UserIdGroupPairs": [{"GroupId": group}]}
     ssh = {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, "IpRanges": [{"CidrIp": ssh_from}]}
     for rule in (within, ssh):
-        with_none(ec2.authorize_security_group_ingress, GroupId=group, IpPermissions=[rule])
+        create_if_missing(ec2.authorize_security_group_ingress, GroupId=group, IpPermissions=[rule])
     return group
 
 
-def _groups(ec2: Any) -> list[str]:
-    found = ec2.describe_security_groups(Filters=[{"Name": "group-name", "Values": [GROUP]}])["SecurityGroups"]
+def _find_groups(ec2: Any) -> list[str]:
+    found = ec2.describe_security_find_groups(Filters=[{"Name": "group-name", "Values": [GROUP]}])["SecurityGroups"]
     return [group["GroupId"] for group in found]
 
 
 def remove(session: boto3.Session) -> None:
-    """Takes away all but the bucket. Instances of the group must have ended."""
+    """Remove everything except the bucket. Instances of the group must have terminated."""
     iam, ec2 = session.client("iam"), session.client("ec2")
-    for group in _groups(ec2):
+    for group in _find_groups(ec2):
         ec2.delete_security_group(GroupId=group)
     for role, policies in ROLES.items():
         iam.remove_role_from_instance_profile(InstanceProfileName=role, RoleName=role)
@@ -121,35 +121,35 @@ def remove(session: boto3.Session) -> None:
     iam.delete_policy(PolicyArn=f"arn:aws:iam::{account}:policy/{LAUNCHER}")
 
 
-def images(session: boto3.Session) -> dict[str, str]:
-    """The ids of head's and workers' image in this region."""
+def find_images(session: boto3.Session) -> dict[str, str]:
+    """Return the image ids of head and workers in this region."""
     ssm = session.client("ssm")
     return {kind: ssm.get_parameter(Name=name)["Parameter"]["Value"] for kind, name in IMAGES.items()}
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command."""
+    """Parse the command line and create or remove the resources."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--region", required=True, help="of the cluster, e.g. us-west-2")
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--bucket", help="of the results; made if it is not there")
-    what.add_argument("--remove", action="store_true", help="take everything away again but the bucket")
-    parser.add_argument("--ssh-from", type=network, help="the network that SSH may come from, e.g. 203.0.113.7/32")
-    given = parser.parse_args(arguments)
-    session = boto3.Session(region_name=given.region)
-    if given.remove:
+    parser.add_argument("--region", required=True, help="region of the cluster, e.g. us-west-2")
+    action = parser.add_mutually_exclusive_group(required=True)
+    action.add_argument("--bucket", help="bucket of the results; created if it does not exist")
+    action.add_argument("--remove", action="store_true", help="remove everything except the bucket")
+    parser.add_argument("--ssh-from", type=parse_network, help="network that SSH is allowed from, e.g. 203.0.113.7/32")
+    options = parser.parse_args(arguments)
+    session = boto3.Session(region_name=options.region)
+    if options.remove:
         remove(session)
         return
-    if not given.ssh_from:
-        parser.error("--bucket needs --ssh-from: your address is what https://checkip.amazonaws.com answers, with /32")
-    group, ids = make(session, given.bucket, given.ssh_from), images(session)
-    print(f"region: {given.region}")
+    if not options.ssh_from:
+        parser.error("--bucket requires --ssh-from: your address as shown by https://checkip.amazonaws.com, with /32")
+    group, ids = create(session, options.bucket, options.ssh_from), find_images(session)
+    print(f"region: {options.region}")
     print(f"ImageId: {ids['head']}  # of the head")
     print(f"SecurityGroupIds: &group [{group}]")
     print(f"ImageId: {ids['workers']}  # of the workers")
-    print(f"RAYLM_STORAGE=s3://{given.bucket}/raylm")
+    print(f"RAYLM_STORAGE=s3://{options.bucket}/raylm")
     print(
-        f"who launches clusters needs the policy {LAUNCHER} and, to read results, what is in storage-policy.json",
+        f"users who launch clusters need the policy {LAUNCHER} and, to read results, storage-policy.json",
         file=sys.stderr,
     )
 
