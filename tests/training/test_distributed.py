@@ -1,4 +1,4 @@
-"""Several ranks train one trial as one process does: the same losses, checkpoints to go on from, an end for all."""
+"""Several ranks train a trial as one process does: equal losses, resume, a common end."""
 
 from __future__ import annotations
 
@@ -23,106 +23,109 @@ from raylm.training.distributed import SINGLE_PROCESS, DistributedContext, creat
 from raylm.training.options import ExecutionOptions, TrainingHooks
 from raylm.training.train import finetune
 
-MOST_RANKS = 3
+MAX_RANKS = 3
+
+
+@dataclass(frozen=True)
+class Job:
+    """Trial that all ranks train, to its end or to the step at which rank 0 saves it."""
+
+    config: TrialConfig
+    corpus: Corpus
+    save_at: int
+    folder: Path
+    options: ExecutionOptions
+    resume_from: Path | None
 
 
 @dataclass
-class Seen:
-    """What one rank saw of a trial."""
+class RankResult:
+    """Observations of one rank."""
 
     losses: list[float] = field(default_factory=list)
-    """Of the steps, per token."""
-    measured: list[EvalMetrics] = field(default_factory=list)
+    """Loss of each step, per token."""
+    eval_metrics: list[EvalMetrics] = field(default_factory=list)
     diverged: bool = False
     weights: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
     micro_batch_size: int = 0
 
 
-Train = Callable[..., list[Seen]]
+Train = Callable[..., list[RankResult]]
 
 
-def seen_by(
-    ranks: DistributedContext,
-    config: TrialConfig,
-    corpus: Corpus,
-    save_at: int,
-    folder: Path,
-    options: ExecutionOptions,
-    resume_from: Path | None,
-) -> Seen:
-    """One rank's part of a trial, to its end or to the step at which the first rank saves it."""
-    seen = Seen()
-    hooks = TrainingHooks(
-        on_step=lambda metrics: seen.losses.append(metrics.loss),
-        is_checkpoint_due=lambda: ranks.rank == 0 and len(seen.losses) == save_at,  # the answer of rank 0 is for all
-    )
+def run_job(dist_context: DistributedContext, job: Job) -> RankResult:
+    result = RankResult()
+
+    def is_checkpoint_due() -> bool:
+        return dist_context.rank == 0 and len(result.losses) == job.save_at  # rank 0 decides for all
+
     running = finetune(
-        config,
-        corpus,
+        job.config,
+        job.corpus,
         models.resolve_model("gpt2-nano", pretrained=True),
-        options=options,
-        hooks=hooks,
-        resume_from=resume_from,
-        dist_context=ranks,
+        options=job.options,
+        hooks=TrainingHooks(lambda metrics: result.losses.append(metrics.loss), is_checkpoint_due=is_checkpoint_due),
+        resume_from=job.resume_from,
+        dist_context=dist_context,
     )
     for evaluation in running:
-        seen.measured.append(evaluation.eval_metrics)
-        seen.diverged = evaluation.diverged
-        seen.micro_batch_size = evaluation.trainer.progress.micro_batch_size
-        seen.weights = {name: value.numpy().copy() for name, value in evaluation.trainer.model.state_dict().items()}
-        if evaluation.trainer.progress.step == save_at:
-            if ranks.rank == 0:
-                evaluation.save(folder)
+        result.eval_metrics.append(evaluation.eval_metrics)
+        result.diverged = evaluation.diverged
+        result.micro_batch_size = evaluation.trainer.progress.micro_batch_size
+        result.weights = {name: value.numpy().copy() for name, value in evaluation.trainer.model.state_dict().items()}
+        if evaluation.trainer.progress.step == job.save_at:
+            if dist_context.rank == 0:
+                evaluation.save(job.folder)
             break
-    return seen
+    return result
 
 
-def joins(rank: int, size: int, port: int, *trial: Any) -> Seen:
-    """A rank's process."""
+def run_rank(rank: int, world_size: int, port: int, job: Job) -> RankResult:
+    """Run a job as one rank, in a process of the pool."""
     torch.set_num_threads(1)
-    if size == 1:
-        return seen_by(SINGLE_PROCESS, *trial)
-    with join_process_group(rank, size, "cpu", port) as ranks:
-        return seen_by(ranks, *trial)
+    if world_size == 1:
+        return run_job(SINGLE_PROCESS, job)
+    with join_process_group(rank, world_size, "cpu", port) as dist_context:
+        return run_job(dist_context, job)
 
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[ProcessPoolExecutor]:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["raylm.training.train", "transformers.models.gpt2.modeling_gpt2"])
-    with ProcessPoolExecutor(MOST_RANKS, context) as processes:
+    with ProcessPoolExecutor(MAX_RANKS, context) as processes:
         yield processes
 
 
 @pytest.fixture
 def train(pool: ProcessPoolExecutor, corpus: Corpus, tmp_path: Path) -> Train:
-    """Trains with so many ranks; gives what each of them saw."""
+    """Function that trains with `world_size` ranks and returns the result of each."""
 
-    def trained(
-        size: int,
+    def run(
+        world_size: int,
         config: TrialConfig,
         corpus: Corpus = corpus,
         save_at: int = 0,
         resume_from: Path | None = None,
         micro_batch_size: int | None = None,
-    ) -> list[Seen]:
+    ) -> list[RankResult]:
         store = create_store()
         options = ExecutionOptions(micro_batching=MicroBatching(micro_batch_size) if micro_batch_size else None)
-        trial = (config, corpus, save_at, tmp_path, options, resume_from)
-        running = [pool.submit(joins, rank, size, store.port, *trial) for rank in range(size)]
-        return [one.result(timeout=120) for one in running]
+        job = Job(config, corpus, save_at, tmp_path, options, resume_from)
+        futures = [pool.submit(run_rank, rank, world_size, store.port, job) for rank in range(world_size)]
+        return [future.result(timeout=120) for future in futures]
 
-    return trained
+    return run
 
 
-def trial(**fields: Any) -> TrialConfig:
+def make_config(**fields: Any) -> TrialConfig:
     return TrialConfig(**{"context_length": 32, "batch_size": 8, "learning_rate": 1e-3, **fields})
 
 
-def assert_identical(some: Seen, other: Seen) -> None:
-    """Bit for bit."""
-    assert some.measured == other.measured
-    assert all(np.array_equal(value, other.weights[name]) for name, value in some.weights.items())
+def assert_identical(result: RankResult, expected: RankResult) -> None:
+    """Assert that evaluations and weights are equal bit for bit."""
+    assert result.eval_metrics == expected.eval_metrics
+    assert all(np.array_equal(value, expected.weights[name]) for name, value in result.weights.items())
 
 
 UNEVEN = {
@@ -132,10 +135,11 @@ UNEVEN = {
     "fewer windows than a batch": {"max_train_tokens": 31 * 5, "epochs": 3},
     "adamw": {"max_train_tokens": 31 * 20, "optimizer": "adamw", "weight_decay": 0.1},
 }
+"""Fields of trials whose batches are split unevenly, and of one with AdamW."""
 
 
 ROUNDING = 5e-6
-"""Relative tolerance of losses where sums are taken in another order, with Adafactor at a learning rate of 1e-3.
+"""Relative tolerance of losses whose sums are taken in another order, with Adafactor at a learning rate of 1e-3.
 
 Float32 alone leaves 1.6e-7, three units of 2^-24. The rest follows from the gradient of a key's bias, which is rounding
 alone, since attention does not depend on that bias. Adafactor divides it by its own root mean square all the same, and
@@ -147,72 +151,74 @@ difference in this file is 3.3e-6 with AVX2, and 2.2e-6 with AVX-512 or no vecto
 
 
 @pytest.mark.parametrize("fields", UNEVEN.values(), ids=UNEVEN.keys())
-@pytest.mark.parametrize(("size", "micro_batch_size"), [(2, None), (2, 3), (3, 2)])
-def test_ranks_come_to_the_losses_and_weights_of_one_process(
-    train: Train, size: int, micro_batch_size: int | None, fields: dict[str, Any]
+@pytest.mark.parametrize(("world_size", "micro_batch_size"), [(2, None), (2, 3), (3, 2)])
+def test_ranks_reach_the_losses_and_weights_of_one_process(
+    train: Train, world_size: int, micro_batch_size: int | None, fields: dict[str, Any]
 ) -> None:
-    config = trial(**fields)
-    (one,) = train(1, config)
-    several = train(size, config, micro_batch_size=micro_batch_size)
-    for seen in several:
-        assert_identical(seen, several[0])
-    assert several[0].losses == pytest.approx(one.losses, rel=ROUNDING)
-    for ours, theirs in zip(several[0].measured, one.measured, strict=True):
+    config = make_config(**fields)
+    (expected,) = train(1, config)
+    first, *others = train(world_size, config, micro_batch_size=micro_batch_size)
+    for result in others:
+        assert_identical(result, first)
+    assert first.losses == pytest.approx(expected.losses, rel=ROUNDING)
+    for ours, theirs in zip(first.eval_metrics, expected.eval_metrics, strict=True):
         assert (ours.step, ours.tokens_seen) == (theirs.step, theirs.tokens_seen)
         assert ours.train_loss == pytest.approx(theirs.train_loss, rel=ROUNDING)
         assert ours.val_loss == pytest.approx(theirs.val_loss, rel=ROUNDING)
-    for name, value in one.weights.items():
+    for name, value in expected.weights.items():
         if not name.endswith("c_attn.bias"):  # no loss depends on a key's bias: its gradient is rounding alone
-            np.testing.assert_allclose(several[0].weights[name], value, atol=2e-4, err_msg=name)
+            np.testing.assert_allclose(first.weights[name], value, atol=2e-4, err_msg=name)
 
 
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("world_size", [2, 3])
 @pytest.mark.parametrize("save_at", [4, 7])
-def test_ranks_go_on_from_a_checkpoint_bit_for_bit(train: Train, tmp_path: Path, size: int, save_at: int) -> None:
-    config = trial(max_train_tokens=31 * 30, epochs=2, evals_per_epoch=2, dropout=0.1)  # 4 steps an epoch
-    undisturbed = train(size, config, micro_batch_size=2)
-    before = train(size, config, micro_batch_size=2, save_at=save_at)
-    after = train(size, config, micro_batch_size=8, resume_from=tmp_path)  # the recorded 2 holds
-    assert len(before[0].losses) == save_at
-    assert [*before[0].losses, *after[0].losses] == undisturbed[0].losses
-    for one, other in zip(after, undisturbed, strict=True):
-        assert_identical(one, Seen(measured=other.measured[-len(one.measured) :], weights=other.weights))
+def test_resume_with_several_ranks_is_bit_exact(train: Train, tmp_path: Path, world_size: int, save_at: int) -> None:
+    config = make_config(max_train_tokens=31 * 30, epochs=2, evals_per_epoch=2, dropout=0.1)  # 4 steps per epoch
+    uninterrupted = train(world_size, config, micro_batch_size=2)
+    saved = train(world_size, config, micro_batch_size=2, save_at=save_at)
+    resumed = train(world_size, config, micro_batch_size=8, resume_from=tmp_path)  # the recorded 2 holds
+    assert len(saved[0].losses) == save_at
+    assert [*saved[0].losses, *resumed[0].losses] == uninterrupted[0].losses
+    for result, expected in zip(resumed, uninterrupted, strict=True):
+        last_metrics = expected.eval_metrics[-len(result.eval_metrics) :]
+        assert_identical(result, replace(expected, eval_metrics=last_metrics))
 
 
-@pytest.mark.parametrize(("first", "then"), [(1, 2), (2, 1), (2, 3)])
-def test_a_trial_goes_on_with_another_number_of_ranks(train: Train, tmp_path: Path, first: int, then: int) -> None:
-    config = trial(max_train_tokens=31 * 30, epochs=2)
-    (undisturbed,) = train(1, config)
-    before = train(first, config, save_at=3, micro_batch_size=1)
-    after = train(then, config, resume_from=tmp_path, micro_batch_size=2)
-    assert {one.micro_batch_size for one in after} == {2}  # what fits now
-    assert [*before[0].losses, *after[-1].losses] == pytest.approx(undisturbed.losses, rel=ROUNDING)
-    assert after[0].measured[-1].val_loss == pytest.approx(undisturbed.measured[-1].val_loss, rel=ROUNDING)
+@pytest.mark.parametrize(("saved_ranks", "resumed_ranks"), [(1, 2), (2, 1), (2, 3)])
+def test_trial_resumes_with_another_number_of_ranks(
+    train: Train, tmp_path: Path, saved_ranks: int, resumed_ranks: int
+) -> None:
+    config = make_config(max_train_tokens=31 * 30, epochs=2)
+    (uninterrupted,) = train(1, config)
+    saved = train(saved_ranks, config, save_at=3, micro_batch_size=1)
+    resumed = train(resumed_ranks, config, resume_from=tmp_path, micro_batch_size=2)
+    assert {result.micro_batch_size for result in resumed} == {2}  # chosen for the new number of ranks
+    assert [*saved[0].losses, *resumed[-1].losses] == pytest.approx(uninterrupted.losses, rel=ROUNDING)
+    assert resumed[0].eval_metrics[-1].val_loss == pytest.approx(uninterrupted.eval_metrics[-1].val_loss, rel=ROUNDING)
 
 
-def test_each_rank_draws_dropout_masks_of_its_own_the_first_those_of_one_process(train: Train, corpus: Corpus) -> None:
+def test_each_rank_draws_its_own_dropout_masks_and_rank_0_those_of_one_process(train: Train, corpus: Corpus) -> None:
     window = corpus.train.tokens[:31]
-    twice = replace(corpus, train=replace(corpus.train, tokens=np.tile(window, 2)))
-    alone, config = trial(max_train_tokens=31, dropout=0.5), trial(dropout=0.5)
-    (one,) = train(1, alone)
-    assert train(2, alone)[0].losses == one.losses  # the second rank has no window
-    both = train(2, config, corpus=twice)[0].losses
-    assert both != one.losses
-    assert both == train(2, config, corpus=twice)[0].losses
+    repeated = replace(corpus, train=replace(corpus.train, tokens=np.tile(window, 2)))
+    one_window, two_windows = make_config(max_train_tokens=31, dropout=0.5), make_config(dropout=0.5)
+    (expected,) = train(1, one_window)
+    assert train(2, one_window)[0].losses == expected.losses  # rank 1 has no window
+    losses = train(2, two_windows, corpus=repeated)[0].losses
+    assert losses != expected.losses
+    assert losses == train(2, two_windows, corpus=repeated)[0].losses
 
 
-def test_a_loss_that_is_not_finite_ends_the_trial_on_all_ranks(train: Train) -> None:
-    config = trial(learning_rate=1e30, max_grad_norm=0.0, warmup_ratio=0.0, epochs=3, lr_schedule="constant")
-    ended = train(3, config)
-    assert [one.diverged for one in ended] == [True] * 3
-    assert len({len(one.losses) for one in ended}) == 1
+def test_infinite_loss_ends_the_trial_on_all_ranks(train: Train) -> None:
+    config = make_config(learning_rate=1e30, max_grad_norm=0.0, warmup_ratio=0.0, epochs=3, lr_schedule="constant")
+    results = train(3, config)
+    assert [result.diverged for result in results] == [True] * 3
+    assert len({len(result.losses) for result in results}) == 1
 
 
-def test_the_meeting_place_is_open_to_this_machine_alone() -> None:
-    one, other = create_store(), create_store()
-    assert one.port != other.port
-    listening = {(link.laddr.ip, link.laddr.port) for link in psutil.Process().net_connections() if not link.raddr}
-    assert {place for place in listening if place[1] in (one.port, other.port)} == {
-        ("127.0.0.1", one.port),
-        ("127.0.0.1", other.port),
-    }
+def test_store_listens_on_the_loopback_address_only() -> None:
+    stores = create_store(), create_store()
+    ports = {store.port for store in stores}
+    assert len(ports) == 2
+    connections = psutil.Process().net_connections()
+    listening = {(link.laddr.ip, link.laddr.port) for link in connections if not link.raddr}
+    assert {address for address in listening if address[1] in ports} == {("127.0.0.1", port) for port in ports}
