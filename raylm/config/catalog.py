@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -59,6 +61,22 @@ SHAPE_KEYS = (
 def max_positions(config: Mapping[str, Any]) -> int | None:
     """Return the longest context in a model's config.json, in tokens, or None if it has none."""
     return _find_int(config, POSITION_KEYS)
+
+
+def read_model_config(folder: str | Path) -> dict[str, Any] | None:
+    """Return the config.json in a model's folder, or None if there is none or it is not a JSON object."""
+    try:
+        content = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def find_shape(model: str | Path) -> ModelShape | None:
+    """Return the shape of a model with a short name or in a local folder, or None if it is not known."""
+    if model in MODELS:
+        return MODELS[str(model)].shape
+    return ModelShape.from_config(read_model_config(model) or {})
 
 
 def _find_int(config: Mapping[str, Any], keys: tuple[str, ...]) -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import numbers
 import os
@@ -12,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from raylm.config.catalog import DATASETS, MODELS, max_positions
+from raylm.config.catalog import DATASETS, MODELS, max_positions, read_model_config
 from raylm.errors import Problem, SweepError, format_suggestion, safe_repr, unknown_name_problem
 
 HUB_ID_PATTERN = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -136,7 +135,7 @@ def _check_model(name: str) -> Problem | None:
     if name in MODELS:
         return None
     if _is_file(name, "config.json"):
-        is_object = _load_local_config(name) is not None
+        is_object = read_model_config(name) is not None
         return None if is_object else Problem("model", f"{name}/config.json is not a JSON object")
     if _is_folder(name):
         return Problem("model", f"the folder {name!r} has no config.json")
@@ -163,19 +162,10 @@ def _is_folder(name: str) -> bool:
 def check_combination(point: Mapping[str, Any]) -> list[Problem]:
     """Return the problems of a combination of fields, each valid by itself."""
     model = point["model"]
-    longest = MODELS[model].shape.max_positions if model in MODELS else max_positions(_load_local_config(model) or {})
+    longest = MODELS[model].shape.max_positions if model in MODELS else max_positions(read_model_config(model) or {})
     if longest is None or point["context_length"] <= longest:  # None: known only to the Hub
         return []
     return [Problem("context_length", f"got {point['context_length']}; {model} takes at most {longest} tokens")]
-
-
-def _load_local_config(folder: str) -> dict[str, Any] | None:
-    """Return the config.json of a local model, or None if there is none or it is not a JSON object."""
-    try:
-        content = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return content if isinstance(content, dict) else None
 
 
 # ---- options of a sweep -------------------------------------------------------------------------------------------

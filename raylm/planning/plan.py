@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from raylm.config import search_space
-from raylm.config.catalog import DATASETS, MODELS, ModelShape
+from raylm.config.catalog import DATASETS, ModelShape, find_shape
 from raylm.config.sweep import Sweep
 from raylm.config.trial import TrialConfig
 from raylm.data import preparation
@@ -135,14 +134,6 @@ def _plan_known_size(config: TrialConfig, placement: Placement | None) -> TrialP
 def _estimate_tokens(path: Path) -> int:
     """Four bytes of English make a token, roughly."""
     return (path / "train.txt" if path.is_dir() else path).stat().st_size // 4
-
-
-def find_shape(model: str) -> ModelShape | None:
-    """The shape of a named model or of one in a local folder."""
-    if model in MODELS:
-        return MODELS[model].shape
-    file = Path(model, "config.json")
-    return ModelShape.from_config(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
 
 
 def estimate_seconds(config: TrialConfig, progress: Progress, placement: Placement) -> float | None:

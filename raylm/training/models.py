@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from raylm.config.catalog import MODELS, NANO_MODEL, ModelShape, max_positions
+from raylm.config.catalog import MODELS, NANO_MODEL, ModelShape, find_shape, max_positions
 from raylm.data import hub
 from raylm.errors import UserError, one_line
 from raylm.files import compute_sha256
@@ -91,13 +91,8 @@ def _has_safetensors(folder: Path) -> bool:
 
 
 def load_shape(source: ModelSource) -> ModelShape | None:
-    """The shape behind a model's costs; None where its config.json does not tell it."""
-    files = source.fetch_files()
-    return (
-        MODELS[NANO_MODEL].shape
-        if files is None
-        else ModelShape.from_config(json.loads((files / "config.json").read_text()))
-    )
+    """Return the shape of a model, or None if its config.json is incomplete."""
+    return find_shape(source.fetch_files() or source.name)
 
 
 def max_context_length(model: PreTrainedModel) -> int | None:
