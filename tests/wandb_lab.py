@@ -15,7 +15,6 @@ from typing import Any
 
 from wandb.proto.wandb_internal_pb2 import Record
 
-API_KEY = "b3f1c0ffee5ca1ab1e0ddba11deadbeefca11ab1"
 EMPTY_RUN: dict[str, Any] = {
     **dict.fromkeys(("historyLineCount", "eventsLineCount", "logLineCount"), 0),
     **dict.fromkeys(("historyTail", "eventsTail"), "[]"),

@@ -1,4 +1,4 @@
-"""Experiment trackers: what each does with a trial's numbers. No client is imported before its tracker is made."""
+"""Clients of experiment trackers. Each imports its library when it is created, in the tracker's process."""
 
 from __future__ import annotations
 
@@ -7,104 +7,150 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-Metrics = Mapping[str, float]
+from raylm.results.progress import LOSS_NAMES
 
-LOSSES = ("train_loss", "val_loss", "adj_val_loss")
-"""Of an evaluation; `loss` is the training loss of a single step."""
 REQUEST_TIMEOUT_SECONDS = 5.0
-"""How long a server may take for its first answer."""
+"""Time limit for the first response of a server."""
+
+Metrics = Mapping[str, float]
+Notify = Callable[[str], None]
+"""Shows a line of text to the user."""
+
+
+@dataclass(frozen=True)
+class TrackerSetup:
+    """Settings of a tracker for one launch."""
+
+    sweep: str
+    """Name of the sweep."""
+    folder: str
+    """Folder for files, on this machine."""
+    grace_seconds: float
+    """Time for the remaining events after the launch."""
+    destination: str = ""
+    """Mode of wandb, URI or folder of MLflow, project of trackio."""
+
+
+@dataclass(frozen=True)
+class TrackedTrial:
+    """A trial for trackers."""
+
+    run_name: str
+    id: str
+    """Id of the tracker's run: equal in all launches on one results folder."""
+    trial_id: str
+    config: Mapping[str, Any]
+    """Fields of the trial by name."""
 
 
 class Tracker(Protocol):
-    """What is done with a trial's numbers. A handle stands for a trial that is being tracked."""
+    """Sends the metrics of trials to one experiment tracker. A handle stands for a tracked trial."""
 
-    def start_trial(self, trial: Mapping[str, Any]) -> Any:
-        """Begins to track a trial, or goes on where it was tracked before; gives its handle.
-
-        Args:
-            trial: `run`, its name; `id`, the same whenever the trial goes on; `trial_id`; `config`, its fields by name.
-        """
+    def start_trial(self, trial: TrackedTrial) -> Any:
+        """Start a run for the trial, or resume its run of an earlier launch; return its handle."""
 
     def log_metrics(self, handle: Any, step: int, tokens_seen: int, metrics: Metrics) -> None:
-        """Numbers of a trial after so many optimizer steps and tokens."""
+        """Log metrics of a trial after an optimizer step.
+
+        Args:
+            handle: handle of the trial.
+            step: optimizer steps done.
+            tokens_seen: tokens trained on.
+            metrics: values by name; `loss` is the training loss of a single step, `LOSS_NAMES` are of an evaluation.
+        """
 
     def log_best(self, handle: Any, step: int, metrics: Metrics) -> None:
-        """The losses of the best epoch so far, and which it is."""
+        """Log `LOSS_NAMES` of the best epoch so far, and `best_epoch`."""
 
     def end_trial(self, handle: Any, status: str, reason: str) -> None:
-        """The trial is done, failed, paused, ..."""
+        """End the run of a trial that is done, failed, paused, ..."""
 
     def close(self) -> None:
-        """No more comes; returns when all has arrived."""
-
-
-Notify = Callable[[str], None]
-"""Tells the user something, in a line."""
+        """Send what is left; return when all of it has arrived."""
 
 
 # ---- TensorBoard --------------------------------------------------------------------------------------------------
 
 
-class TensorBoardTracker:
-    """A folder of event files per trial, with its fields and best losses for the HParams view."""
+@dataclass
+class TensorBoardRun:
+    """Writer of a trial. It is created with the first metrics, as only they tell the first step to overwrite."""
 
-    def __init__(self, setup: Mapping[str, Any], notify: Notify) -> None:
+    trial: TrackedTrial
+    writer: Any = None
+
+
+class TensorBoardTracker:
+    """Writes a folder of event files per trial, with its fields and best losses for the HParams view."""
+
+    def __init__(self, setup: TrackerSetup, notify: Notify) -> None:
         sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # tensorboardX would import it, for seconds
         import tensorboardX
         from tensorboardX import summary
 
-        self._module, self._hparams, self._folder = tensorboardX, summary.hparams, Path(setup["folder"]) / "tensorboard"
+        self._module, self._hparams, self._folder = tensorboardX, summary.hparams, Path(setup.folder) / "tensorboard"
 
-    def start_trial(self, trial: Mapping[str, Any]) -> dict[str, Any]:
-        """The writer is made with the first numbers: what an earlier launch wrote from there on is superseded."""
-        return {**trial, "writer": None}
+    def start_trial(self, trial: TrackedTrial) -> TensorBoardRun:
+        """Return a run without a writer."""
+        return TensorBoardRun(trial)
 
-    def _get_writer(self, handle: Any, step: int) -> Any:
-        if handle["writer"] is None:
-            folder = self._folder / handle["run"]
+    def _get_writer(self, handle: TensorBoardRun, step: int) -> Any:
+        if handle.writer is None:
+            folder = self._folder / handle.trial.run_name
             if folder.is_symlink():
                 raise OSError(f"{folder} is a link, which is not followed")
-            suffix = f".{os.getpid()}"  # a file's name has its second, which two launches may share
-            writer = handle["writer"] = self._module.SummaryWriter(
+            suffix = f".{os.getpid()}"  # the file name has a time in seconds, which two launches may share
+            handle.writer = self._module.SummaryWriter(
                 str(folder), purge_step=step, flush_secs=5, filename_suffix=suffix
             )
-            for one in self._hparams_summaries(handle)[:2]:  # what the experiment is, and that this trial begins
-                writer.file_writer.add_summary(one)
-        return handle["writer"]
+            experiment, session_start, _ = self._hparams_summaries(handle.trial)
+            handle.writer.file_writer.add_summary(experiment)
+            handle.writer.file_writer.add_summary(session_start)
+        return handle.writer
 
-    def _hparams_summaries(self, handle: Any) -> Any:
-        # one trial's experiment stands for all: each names every field
-        fields = {name: "none" if value is None else value for name, value in handle["config"].items()}
-        return self._hparams(fields, {f"best/{name}": 0.0 for name in LOSSES})  # its names alone are written
+    def _hparams_summaries(self, trial: TrackedTrial) -> Any:
+        """Return experiment, start and end of a session. Every trial has all fields, so one experiment fits all."""
+        fields = {name: "none" if value is None else value for name, value in trial.config.items()}
+        return self._hparams(fields, {f"best/{name}": 0.0 for name in LOSS_NAMES})  # only these names are written
 
-    def log_metrics(self, handle: Any, step: int, tokens_seen: int, metrics: Metrics) -> None:
-        """Scalars against the optimizer step."""
+    def log_metrics(self, handle: TensorBoardRun, step: int, tokens_seen: int, metrics: Metrics) -> None:
+        """Write scalars against the optimizer step."""
         for name, value in {**metrics, "tokens": tokens_seen}.items():
             self._get_writer(handle, step).add_scalar(name, value, step)
 
-    def log_best(self, handle: Any, step: int, metrics: Metrics) -> None:
-        """Scalars of their own, which the HParams view reads."""
-        for name in LOSSES:
+    def log_best(self, handle: TensorBoardRun, step: int, metrics: Metrics) -> None:
+        """Write the scalars of the HParams view."""
+        for name in LOSS_NAMES:
             self._get_writer(handle, step).add_scalar(f"best/{name}", metrics[name], step)
 
-    def end_trial(self, handle: Any, status: str, reason: str) -> None:
-        """Closes its file."""
-        if handle["writer"] is not None:
-            handle["writer"].file_writer.add_summary(self._hparams_summaries(handle)[2])
-            handle["writer"].close()
+    def end_trial(self, handle: TensorBoardRun, status: str, reason: str) -> None:
+        """Close the trial's file."""
+        if handle.writer is not None:
+            handle.writer.file_writer.add_summary(self._hparams_summaries(handle.trial)[2])
+            handle.writer.close()
 
     def close(self) -> None:
-        """There is nothing on its way."""
+        """Do nothing: all files are closed."""
 
 
 # ---- MLflow -------------------------------------------------------------------------------------------------------
 
 
+@dataclass
+class MLflowRun:
+    """A run and its metrics that are not sent yet."""
+
+    id: str
+    metrics: list[Any] = field(default_factory=list)
+    flushed_at: float = field(default_factory=time.monotonic)
+
+
 class MLflowTracker:
-    """A run per trial, in the experiment of its sweep."""
+    """Logs a run per trial, in the experiment of its sweep."""
 
     RUN_STATUSES: Mapping[str, str] = {
         "done": "FINISHED",
@@ -112,113 +158,109 @@ class MLflowTracker:
         "failed": "FAILED",
         "diverged": "FAILED",
     }
+    """MLflow's status by the status of a trial; any other is KILLED."""
     FLUSH_SECONDS = 2.0
     MAX_BATCH_SIZE = 500
-    """Half of what MLflow takes at a time."""
+    """Metrics per request: half of MLflow's limit."""
 
-    def __init__(self, setup: Mapping[str, Any], notify: Notify) -> None:
+    def __init__(self, setup: TrackerSetup, notify: Notify) -> None:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", f"{REQUEST_TIMEOUT_SECONDS:.0f}")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         from mlflow import MlflowClient, entities
 
-        self._entities, self._sweep = entities, setup["sweep"]
-        place = setup["place"]
-        if "://" not in place:
-            Path(place).mkdir(parents=True, exist_ok=True)
-            place = f"sqlite:///{Path(place).resolve()}/mlflow.db"
-        self._client, self._experiment = MlflowClient(tracking_uri=place), ""
+        self._entities, self._sweep, uri = entities, setup.sweep, setup.destination
+        if "://" not in uri:
+            Path(uri).mkdir(parents=True, exist_ok=True)
+            uri = f"sqlite:///{Path(uri).resolve()}/mlflow.db"
+        self._client, self._experiment_id = MlflowClient(tracking_uri=uri), ""
 
-    def start_trial(self, trial: Mapping[str, Any]) -> dict[str, Any]:
-        """The run with the trial's id, or a new one."""
-        if not self._experiment:
-            known = self._client.get_experiment_by_name(self._sweep)
-            self._experiment = known.experiment_id if known else self._client.create_experiment(self._sweep)
-        found = self._client.search_runs([self._experiment], f"tags.`raylm.id` = '{trial['id']}'")
-        if found:
-            run = found[0].info.run_id
-            self._client.update_run(run, status="RUNNING")
+    def start_trial(self, trial: TrackedTrial) -> MLflowRun:
+        """Resume the run that is tagged with the trial's id, or create one."""
+        if not self._experiment_id:
+            experiment = self._client.get_experiment_by_name(self._sweep)
+            self._experiment_id = (
+                experiment.experiment_id if experiment else self._client.create_experiment(self._sweep)
+            )
+        if runs := self._client.search_runs([self._experiment_id], f"tags.`raylm.id` = '{trial.id}'"):
+            run_id = runs[0].info.run_id
+            self._client.update_run(run_id, status="RUNNING")
         else:
-            tags = {"raylm.id": trial["id"], "raylm.trial_id": trial["trial_id"]}
-            run = self._client.create_run(self._experiment, run_name=trial["run"], tags=tags).info.run_id
-            params = [self._entities.Param(name, str(value)) for name, value in trial["config"].items()]
-            self._client.log_batch(run, params=params)
-        return {"run": run, "metrics": [], "sent": time.monotonic()}
+            tags = {"raylm.id": trial.id, "raylm.trial_id": trial.trial_id}
+            run_id = self._client.create_run(self._experiment_id, run_name=trial.run_name, tags=tags).info.run_id
+            params = [self._entities.Param(name, str(value)) for name, value in trial.config.items()]
+            self._client.log_batch(run_id, params=params)
+        return MLflowRun(run_id)
 
-    def log_metrics(self, handle: Any, step: int, tokens_seen: int, metrics: Metrics) -> None:
-        """Metrics against the optimizer step."""
+    def log_metrics(self, handle: MLflowRun, step: int, tokens_seen: int, metrics: Metrics) -> None:
+        """Log metrics against the optimizer step."""
         self._buffer(handle, step, {**metrics, "tokens": tokens_seen})
 
-    def log_best(self, handle: Any, step: int, metrics: Metrics) -> None:
-        """Metrics of their own."""
+    def log_best(self, handle: MLflowRun, step: int, metrics: Metrics) -> None:
+        """Log metrics with the prefix `best_`."""
         self._buffer(handle, step, {f"best_{name.removeprefix('best_')}": value for name, value in metrics.items()})
 
-    def _buffer(self, handle: Any, step: int, metrics: Metrics) -> None:
-        now = int(time.time() * 1000)
-        handle["metrics"] += [self._entities.Metric(name, value, now, step) for name, value in metrics.items()]
-        late = time.monotonic() - handle["sent"] > self.FLUSH_SECONDS
-        if late or len(handle["metrics"]) > self.MAX_BATCH_SIZE:
+    def _buffer(self, handle: MLflowRun, step: int, metrics: Metrics) -> None:
+        now_ms = int(time.time() * 1000)
+        handle.metrics += [self._entities.Metric(name, value, now_ms, step) for name, value in metrics.items()]
+        is_due = time.monotonic() - handle.flushed_at > self.FLUSH_SECONDS
+        if is_due or len(handle.metrics) > self.MAX_BATCH_SIZE:
             self._flush(handle)
 
-    def _flush(self, handle: Any, **kwargs: Any) -> None:
-        handle["sent"] = time.monotonic()
-        metrics = handle["metrics"][-self.MAX_BATCH_SIZE :]  # what an outage has left
-        self._client.log_batch(handle["run"], metrics=metrics, **kwargs)
-        handle["metrics"] = []
+    def _flush(self, handle: MLflowRun, **kwargs: Any) -> None:
+        handle.flushed_at = time.monotonic()
+        metrics = handle.metrics[-self.MAX_BATCH_SIZE :]  # after an outage, only the latest
+        self._client.log_batch(handle.id, metrics=metrics, **kwargs)
+        handle.metrics = []
 
-    def end_trial(self, handle: Any, status: str, reason: str) -> None:
-        """What is left, its status, and why."""
+    def end_trial(self, handle: MLflowRun, status: str, reason: str) -> None:
+        """Send the remaining metrics, status and reason."""
         tags = {"raylm.status": status, **({"raylm.reason": reason} if reason else {})}
         self._flush(handle, tags=[self._entities.RunTag(name, value) for name, value in tags.items()])
-        self._client.set_terminated(handle["run"], self.RUN_STATUSES.get(status, "KILLED"))
+        self._client.set_terminated(handle.id, self.RUN_STATUSES.get(status, "KILLED"))
 
     def close(self) -> None:
-        """There is nothing on its way."""
+        """Do nothing: all runs are sent."""
 
 
 # ---- trackio ------------------------------------------------------------------------------------------------------
 
 
 class TrackioTracker:
-    """A run per trial, in the group of its sweep."""
+    """Logs a run per trial, in the group of its sweep."""
 
-    def __init__(self, setup: Mapping[str, Any], notify: Notify) -> None:
+    def __init__(self, setup: TrackerSetup, notify: Notify) -> None:
         import trackio
 
-        self._init, self._project, self._sweep = trackio.init, setup["place"], setup["sweep"]
+        self._init, self._project, self._sweep = trackio.init, setup.destination, setup.sweep
 
-    def start_trial(self, trial: Mapping[str, Any]) -> Any:
-        """One run; trackio knows runs by their names alone, so that this one has the id in its name."""
+    def start_trial(self, trial: TrackedTrial) -> Any:
+        """Start or resume a run. trackio identifies runs by name only, so the name ends with the folder's id."""
         options = {"embed": False, "auto_log_gpu": False, "auto_log_cpu": False, "resume": "allow"}
-        # in a context of its own, since trackio ends the run that the current context has
+        name = f"{trial.run_name}-{trial.id.rpartition('-')[2]}"
+        # in a context of its own: trackio ends the current context's run
         return contextvars.Context().run(
-            lambda: self._init(
-                self._project,
-                name=f"{trial['run']}-{trial['id'].rpartition('-')[2]}",
-                group=self._sweep,
-                config=trial["config"],
-                **options,
-            )
+            lambda: self._init(self._project, name=name, group=self._sweep, config=trial.config, **options)
         )
 
     def log_metrics(self, handle: Any, step: int, tokens_seen: int, metrics: Metrics) -> None:
-        """Metrics against the optimizer step."""
+        """Log metrics against the optimizer step."""
         handle.log({**metrics, "tokens": tokens_seen}, step=step)
 
     def log_best(self, handle: Any, step: int, metrics: Metrics) -> None:
-        """Metrics of their own."""
+        """Log metrics with the prefix `best/`."""
         handle.log({f"best/{name.removeprefix('best_')}": value for name, value in metrics.items()}, step=step)
 
     def end_trial(self, handle: Any, status: str, reason: str) -> None:
-        """Writes the rest."""
+        """Write the remaining metrics."""
         handle.finish()
 
     def close(self) -> None:
-        """There is nothing on its way."""
+        """Do nothing: all runs are written."""
 
 
 def format_root_cause(error: BaseException) -> str:
-    """What went wrong in the end, without the many lines that some clients make of it."""
+    """Return the first cause of an error as one line, without the many lines that some clients add to it."""
     cause: BaseException | None = error
     while cause is not None:
         error, cause = cause, cause.__cause__ or cause.__context__

@@ -1,7 +1,7 @@
-"""Telling experiment trackers what happens to trials. Nothing here waits for any of them.
+"""Sends trial events to experiment trackers. No call here waits for a tracker.
 
-Each tracker has a process of its own (`tracker`). What happens to trials goes into a bounded queue, from there by a
-thread into the process's standard input: one that hangs, crashes or is killed costs its own numbers and nothing else.
+Each tracker has a process of its own (`raylm.monitor.trackers.worker`). Events go into a bounded queue; a thread writes
+them to the standard input of the process. A tracker that hangs, crashes or is killed loses its own metrics only.
 """
 
 from __future__ import annotations
@@ -24,23 +24,24 @@ from typing import Any
 from raylm.config.trial import TrialConfig
 from raylm.data import cache
 from raylm.events import TrialListener
+from raylm.monitor.trackers.clients import TrackerSetup
 from raylm.monitor.trackers.options import TrackerOptions
-from raylm.results.progress import EvalMetrics, StepMetrics
+from raylm.results.progress import LOSS_NAMES, StepMetrics
 from raylm.results.rows import Row
 from raylm.results.storage import Folder, Storage
 
 MAX_QUEUED_EVENTS = 10_000
-"""Events that wait for a tracker's process; those beyond are lost to it."""
-SILENT_WAIT_SECONDS = 1.0
-"""After this time it is said what is waited for."""
+"""Events that wait for a tracker's process; further events are dropped."""
+QUIET_WAIT_SECONDS = 1.0
+"""Time to wait for trackers at the end before a note says so."""
 GRACE_SECONDS = 20.0
-"""In the end, what is on its way to trackers has so long to arrive."""
-TRACKED_METRICS = ("train_loss", "val_loss", "adj_val_loss", "tokens_per_second")
-"""Numbers of an evaluation that are tracked."""
+"""Time for the remaining events to arrive at the end."""
+TRACKED_METRICS = (*LOSS_NAMES, "tokens_per_second")
+"""Metrics of an evaluation that are tracked."""
 
 
 class TrackerPool(TrialListener):
-    """Tells trackers what happens to trials, as `Live` is told of it. Used as a context."""
+    """Context manager that sends the trial events of a launch to all trackers."""
 
     def __init__(
         self,
@@ -50,146 +51,125 @@ class TrackerPool(TrialListener):
         rows: Sequence[Row],
         notify: Callable[[str], None],
     ) -> None:
-        """For one launch.
+        """Create a pool for one launch.
 
         Args:
-            identity: of the results folder: a trial that goes on in it is the same run for a tracker.
-            rows: how the sweep stands.
-            say: shows a note.
+            options: the trackers.
+            storage: results folder.
+            sweep_id: identity of the results folder; a trial that is resumed in it is the same run for a tracker.
+            rows: rows before the launch.
+            notify: shows a note.
         """
         self.sweep_id, self._notify = sweep_id, notify
         self._is_remote = not isinstance(storage, Folder)
         self._folder = (
             storage.path.resolve() if isinstance(storage, Folder) else _local_tracker_folder(storage, sweep_id)
         )
-        self._evaluations = {row.config.run_name: {one.step: one for one in row.evaluations} for row in rows}
-        self._steps: dict[str, StepMetrics] = {}
-        setup = {"sweep": storage.name, "folder": str(self._folder), "grace_seconds": GRACE_SECONDS}
-        self._setups: dict[str, Mapping[str, Any]] = {"tensorboard": setup}
-        if options.wandb != "disabled":
-            self._setups["wandb"] = {**setup, "mode": options.wandb}
-        for name, place in (("mlflow", options.mlflow), ("trackio", options.trackio)):
-            if place is not None:
-                self._setups[name] = {**setup, "place": place}
+        self._setups = _build_setups(options, storage.name, str(self._folder))
+        self._last_evals = {
+            row.config.run_name: (row.evaluations[-1].step, _row_best(row)) for row in rows if row.metrics
+        }
+        """Step of the latest evaluation and losses of the best one, by run name."""
+        self._last_steps: dict[str, StepMetrics] = {}
         self._processes: list[TrackerProcess] = []
         self._has_sent = False
         self._lock = threading.Lock()
         self._running: set[str] = set()
-        """Runs that have started and not ended. Steps come from a thread of their own, the last of them also late."""
+        """Run names of trials that have started and not ended."""
 
     def __enter__(self) -> TrackerPool:
-        """Starts the trackers' processes."""
+        """Start the processes of the trackers."""
         if self._is_remote:
-            self._notify(f"trackers: their files are on this machine, in {self._folder}")
+            self._notify(f"trackers write their files on this machine, in {self._folder}")
         for name, setup in self._setups.items():
             if (self._folder / name).is_symlink():
-                self._notify(
-                    f"{name}: {self._folder / name} is a link, which is not followed; nothing is tracked there"
-                )
+                self._notify(f"{name}: not tracked, {self._folder / name} is a link, which is not followed")
                 continue
             try:
                 self._processes.append(TrackerProcess(name, setup, self._notify))
-            except OSError as error:  # no more processes, no room
-                self._notify(f"{name}: {error.strerror}; the sweep goes on without it")
+            except OSError as error:  # the limit of processes, or a full disk
+                self._notify(f"{name}: {error.strerror}; the sweep continues without it")
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Gives what is on its way some seconds, then ends the processes; where there is nothing, at once."""
+        """Wait for the remaining events, `GRACE_SECONDS` at most, then end the processes; at once if none were sent."""
         try:
             self.close()
-            if not self._has_sent:
-                return
-            deadline = time.monotonic() + SILENT_WAIT_SECONDS
-            left = [one for one in self._processes if not one.wait(deadline)]
-            if left:
-                self._notify(f"waiting for {', '.join(one.name for one in left)}: {GRACE_SECONDS:.0f} s at most")
-            deadline += GRACE_SECONDS
-            for one in self._processes:
-                if not one.wait(deadline):
-                    self._notify(
-                        f"{one.name}: not finished after {GRACE_SECONDS:.0f} s; what was on its way may be lost"
-                    )
-                if one.num_dropped:
-                    self._notify(f"{one.name}: {one.num_dropped:,} events were not taken in time")
-            if "wandb" in self._setups and self._has_unsynced_runs():
-                self._notify(
-                    f"wandb: wandb sync --include-online {self._folder}/wandb/*run-* brings the rest to the server"
-                )
+            if self._has_sent:
+                self._wait()
         finally:
-            for one in self._processes:
-                one.kill()
+            for process in self._processes:
+                process.kill()
 
     def close(self) -> None:
-        """There is no more to tell."""
-        for one in self._processes:
-            one.close()
+        """Signal the end of the events; does not wait."""
+        for process in self._processes:
+            process.close()
+
+    def _wait(self) -> None:
+        deadline = time.monotonic() + QUIET_WAIT_SECONDS
+        pending = [process.name for process in self._processes if not process.wait(deadline)]
+        if pending:
+            self._notify(f"waiting for {', '.join(pending)}: {GRACE_SECONDS:.0f} s at most")
+        deadline += GRACE_SECONDS
+        for process in self._processes:
+            if not process.wait(deadline):
+                self._notify(f"{process.name}: not finished after {GRACE_SECONDS:.0f} s; the last metrics may be lost")
+            if process.num_dropped:
+                self._notify(f"{process.name}: {process.num_dropped:,} events were dropped, it was too slow")
+        if "wandb" in self._setups and self._has_unsynced_runs():
+            self._notify(f"wandb: upload the rest with wandb sync --include-online {self._folder}/wandb/*run-*")
 
     def _has_unsynced_runs(self) -> bool:
-        """Whether there are runs on this machine that the server may not have."""
-        runs = list((self._folder / "wandb").glob("*run-*/*.wandb"))
-        online = any(one.name == "wandb" and one.has_failed for one in self._processes)
+        """Return whether files of wandb hold runs that the server may not have."""
+        files = list((self._folder / "wandb").glob("*run-*/*.wandb"))
+        has_failed = any(process.name == "wandb" and process.has_failed for process in self._processes)
         return any(
-            not run.with_name(f"{run.name}.synced").exists() and (online or run.parent.name.startswith("offline"))
-            for run in runs
+            not file.with_name(f"{file.name}.synced").exists()
+            and (has_failed or file.parent.name.startswith("offline"))
+            for file in files
         )
 
-    # ---- what Live tells ------------------------------------------------------------------------------------------
+    # ---- events ---------------------------------------------------------------------------------------------------
 
     def on_trial_start(self, trial: TrialConfig) -> None:
-        """See `Live`."""
-        run_name = trial.run_name
-        config = {"id": f"{trial.id}-{self.sweep_id}", "trial_id": trial.id, "config": trial.as_dict()}
-        self._send("begin", run_name, config)
+        """Send the trial with the id of its run."""
+        tracked = {"id": f"{trial.id}-{self.sweep_id}", "trial_id": trial.id, "config": trial.as_dict()}
+        self._send("start", trial, {"trial": tracked})
 
     def on_step(self, trial: TrialConfig, step: StepMetrics) -> None:
-        """See `Live`."""
-        run_name = trial.run_name
-        if step != self._steps.get(run_name):
-            self._steps[run_name] = step
-            values = {"loss": step.loss, "tokens_per_second": step.tokens_per_second}
-            self._send("numbers", run_name, {"step": step.step, "tokens": step.tokens_seen, "values": values})
+        """Send a new step."""
+        if step != self._last_steps.get(trial.run_name):
+            self._last_steps[trial.run_name] = step
+            metrics = {"loss": step.loss, "tokens_per_second": step.tokens_per_second}
+            self._send("metrics", trial, {"step": step.step, "tokens_seen": step.tokens_seen, "metrics": metrics})
 
     def on_evaluate(self, trial: TrialConfig, metrics: Mapping[str, Any]) -> None:
-        """See `Live`."""
-        run_name = trial.run_name
-        values = {name: metrics[name] for name in TRACKED_METRICS if name in metrics}
-        if {"train_loss", "val_loss", "adj_val_loss"} <= values.keys():
-            losses = [values[name] for name in TRACKED_METRICS[:3]]
-            measured = EvalMetrics(metrics["epoch"], metrics["step"], metrics["tokens_seen"], *losses)
-            self._evaluations.setdefault(run_name, {})[measured.step] = measured
-        told = {
-            "step": metrics["step"],
-            "tokens": metrics["tokens_seen"],
-            "values": values,
-            "best": self._best_metrics(run_name),
-        }
-        self._send("numbers", run_name, told)
-
-    def on_trial_end(self, trial: TrialConfig, status: str, reason: str) -> None:
-        """See `Live`."""
-        run_name = trial.run_name
-        last = max(self._evaluations.get(run_name, {}), default=0)
+        """Send an evaluation and the best one so far."""
+        step, best = metrics["step"], _best_so_far(metrics)
+        self._last_evals[trial.run_name] = step, best
+        tracked = {name: metrics[name] for name in TRACKED_METRICS if name in metrics}
         self._send(
-            "end", run_name, {"status": status, "reason": reason, "step": last, "best": self._best_metrics(run_name)}
+            "metrics",
+            trial,
+            {"step": step, "tokens_seen": metrics["tokens_seen"], "metrics": tracked, "best": best},
         )
 
-    def _best_metrics(self, run_name: str) -> dict[str, float] | None:
-        """The losses of the best epoch so far, as the table shows them."""
-        best = min(self._evaluations.get(run_name, {}).values(), key=lambda one: one.val_loss, default=None)
-        if best is None:
-            return None
-        named = asdict(best)
-        return {**{name: named[name] for name in TRACKED_METRICS[:3]}, "best_epoch": best.epoch}
+    def on_trial_end(self, trial: TrialConfig, status: str, reason: str) -> None:
+        """Send the status and the best evaluation."""
+        step, best = self._last_evals.get(trial.run_name, (0, None))
+        self._send("end", trial, {"status": status, "reason": reason, "step": step, "best": best})
 
-    def _send(self, event: str, run_name: str, payload: Mapping[str, Any]) -> None:
-        """Queue an event for every tracker. Events of a run that is not running are dropped.
+    def _send(self, event: str, trial: TrialConfig, payload: Mapping[str, Any]) -> None:
+        """Queue an event for every tracker. Events of a trial that is not running are dropped.
 
-        A step that is read before its trial ends and arrives after would otherwise begin the run again: its summary
+        A step that is read before its trial ends and arrives after would otherwise start the run again: its summary
         would be lost and its status would be "interrupted".
         """
+        run_name = trial.run_name
         line = json.dumps({"event": event, "run": run_name, **payload}).encode() + b"\n"
-        with self._lock:  # the check and the queues: nothing comes between a run's end and what follows
-            if event == "begin":
+        with self._lock:  # check and queue at once: no event may come between the end of a trial and its removal
+            if event == "start":
                 self._running.add(run_name)
             elif run_name not in self._running:
                 return
@@ -200,21 +180,50 @@ class TrackerPool(TrialListener):
                 process.put(line)
 
 
+def _build_setups(options: TrackerOptions, sweep: str, folder: str) -> dict[str, TrackerSetup]:
+    """Return the setups of all enabled trackers by name."""
+    destinations = {
+        "tensorboard": "",
+        "wandb": None if options.wandb == "disabled" else options.wandb,
+        "mlflow": options.mlflow,
+        "trackio": options.trackio,
+    }
+    return {
+        name: TrackerSetup(sweep, folder, GRACE_SECONDS, destination)
+        for name, destination in destinations.items()
+        if destination is not None
+    }
+
+
+def _row_best(row: Row) -> dict[str, float] | None:
+    """Return losses and epoch of a row's best evaluation."""
+    if row.metrics is None:
+        return None
+    return {**{name: getattr(row.metrics, name) for name in LOSS_NAMES}, "best_epoch": row.metrics.epoch}
+
+
+def _best_so_far(metrics: Mapping[str, Any]) -> dict[str, float] | None:
+    """Return losses and epoch of the best evaluation so far, as `Evaluation.metrics` holds them."""
+    if "best_val_loss" not in metrics:
+        return None
+    return {**{name: metrics[f"best_{name}"] for name in LOSS_NAMES}, "best_epoch": metrics["best_epoch"]}
+
+
 def _local_tracker_folder(storage: Storage, sweep_id: str) -> Path:
-    """Where the files of trackers are whose results are in a bucket."""
+    """Return the folder for files of trackers if the results are in a bucket."""
     return cache.cache_dir(f"trackers/{storage.name}-{sweep_id}")
 
 
 class TrackerProcess:
-    """The process of a tracker, a queue of what it is to be told, and who listens to what it says."""
+    """Process of a tracker, with a queue of its events and threads that write them and read its notes."""
 
-    def __init__(self, name: str, setup: Mapping[str, Any], notify: Callable[[str], None]) -> None:
+    def __init__(self, name: str, setup: TrackerSetup, notify: Callable[[str], None]) -> None:
         self.name = name
         self._notify = notify
         self._queue: queue.Queue[bytes | None] = queue.Queue(MAX_QUEUED_EVENTS)
         self.num_dropped = 0
-        """Events that its process did not take in time."""
-        self._closing = False
+        """Number of events that the queue had no room for."""
+        self._is_closing = False
         self._stderr_file = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the process
         self._process = subprocess.Popen(
             [sys.executable, "-m", "raylm.monitor.trackers.worker", name],
@@ -223,46 +232,46 @@ class TrackerProcess:
             stderr=self._stderr_file,
             start_new_session=True,  # Ctrl-C is for the command
         )
-        self.put(json.dumps(setup).encode() + b"\n")
-        self._threads = [threading.Thread(target=one, daemon=True) for one in (self._write_loop, self._read_loop)]
+        self.put(json.dumps(asdict(setup)).encode() + b"\n")
+        self._threads = [threading.Thread(target=loop, daemon=True) for loop in (self._write_loop, self._read_loop)]
         for thread in self._threads:
             thread.start()
 
     def put(self, line: bytes) -> None:
-        """Has the process told a line, without waiting for it."""
+        """Queue a line for the process, or drop it if the queue is full; never waits."""
         try:
             self._queue.put_nowait(line)
         except queue.Full:
             self.num_dropped += 1
 
     def close(self) -> None:
-        """There is no more to tell."""
-        self._closing = True
+        """Queue the end of the events."""
+        self._is_closing = True
         with contextlib.suppress(queue.Full):  # it hangs, and will be killed
             self._queue.put_nowait(None)
 
     def wait(self, deadline: float) -> bool:
-        """Whether the process has ended by then, all that it said having been shown."""
+        """Wait until the process has ended and all its notes are shown; return False if it has not by the deadline."""
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         return not any(thread.is_alive() for thread in self._threads)
 
     def kill(self) -> None:
-        """Ends it, and what it has started, if it has not ended."""
+        """Kill the process and its children if it has not ended."""
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        self.wait(time.monotonic() + SILENT_WAIT_SECONDS)
+        self.wait(time.monotonic() + QUIET_WAIT_SECONDS)
         self._stderr_file.close()
 
     @property
     def has_failed(self) -> bool:
-        """Whether it has not come to its end, or not well."""
+        """True unless the process has ended with exit code 0."""
         return self._process.poll() != 0
 
     def _write_loop(self) -> None:
         assert self._process.stdin is not None
-        with contextlib.suppress(OSError), self._process.stdin as pipe:  # it has died, and `_listen` says so
+        with contextlib.suppress(OSError), self._process.stdin as pipe:  # it has died; `_read_loop` reports that
             while (line := self._queue.get()) is not None:
                 pipe.write(line)
                 pipe.flush()
@@ -272,13 +281,13 @@ class TrackerProcess:
         for line in self._process.stdout:
             self._notify(f"{self.name}: {line.decode(errors='replace').rstrip()}")
         code = self._process.wait()
-        if not self._closing:
+        if not self._is_closing:
             self._notify(
-                f"{self.name}: its process ended ({code}){self._last_stderr_line()}; the sweep goes on without it"
+                f"{self.name}: its process ended ({code}){self._last_stderr_line()}; the sweep continues without it"
             )
 
     def _last_stderr_line(self) -> str:
-        """What it printed last."""
+        """Return the last line of the process's standard error, with a colon before it."""
         self._stderr_file.seek(0)
         lines = self._stderr_file.read().decode(errors="replace").strip().splitlines()
         return f": {lines[-1][:200]}" if lines else ""

@@ -1,4 +1,4 @@
-"""Which experiment trackers are told of a launch, by its flags and the environment. Standard library only."""
+"""Options of the experiment trackers, from flags and environment. Standard library only."""
 
 from __future__ import annotations
 
@@ -18,47 +18,49 @@ WANDB_MODES = ("online", "offline", "disabled")
 
 @dataclass(frozen=True)
 class TrackerOptions:
-    """The trackers of a launch, besides TensorBoard's files."""
+    """Trackers of a launch. TensorBoard's files are always written."""
 
     wandb: str
     """`online`, `offline` or `disabled`."""
     mlflow: str | None
-    """A URI, or a folder; None: not tracked there."""
+    """URI or folder; None: disabled."""
     trackio: str | None
-    """A project; None: not tracked there."""
+    """Project; None: disabled."""
 
 
 def resolve(wandb: str | None = None, mlflow: str | None = None, trackio: str | None = None) -> TrackerOptions:
-    """The trackers that are asked for, by the command or the environment.
+    """Return the trackers of a launch.
 
     Args:
-        wandb: a mode; None: `$WANDB_MODE`, else online where this machine is logged in.
+        wandb: mode; None: `$WANDB_MODE`, else `online` if this machine is logged in.
+        mlflow: URI or folder of MLflow.
+        trackio: project of trackio.
 
     Raises:
-        UserError: if one cannot be had.
+        UserError: if a value is invalid, a package is not installed, or there is no login.
     """
-    asked, by = (wandb, "--wandb") if wandb else (os.environ.get("WANDB_MODE"), "WANDB_MODE")
-    if asked and asked not in WANDB_MODES:
-        hint = format_suggestion(asked, WANDB_MODES)
-        raise UserError(f"{by}: got {safe_repr(asked)}; expected one of {', '.join(WANDB_MODES)}{hint}")
-    if asked == "online" and not has_wandb_login():
+    mode, source = (wandb, "--wandb") if wandb else (os.environ.get("WANDB_MODE"), "WANDB_MODE")
+    if mode and mode not in WANDB_MODES:
+        hint = format_suggestion(mode, WANDB_MODES)
+        raise UserError(f"{source}: got {safe_repr(mode)}; expected one of {', '.join(WANDB_MODES)}{hint}")
+    if mode == "online" and not has_wandb_login():
         raise UserError(
-            f"{by}=online: no key for {_wandb_host()} is known; run `wandb login`, set WANDB_API_KEY, "
-            "or take --wandb offline"
+            f"{source}=online: no API key for {_wandb_host()}; run `wandb login`, set WANDB_API_KEY, "
+            "or use --wandb offline"
         )
     for package, flag, value in (("mlflow", "--mlflow", mlflow), ("trackio", "--trackio", trackio)):
         if value is not None and importlib.util.find_spec(package) is None:
             raise UserError(f"{flag}: {package} is not installed; pip install 'raylm[{package}]'")
     if mlflow and "@" in urllib.parse.urlsplit(mlflow).netloc:
         raise UserError(
-            "--mlflow: the URI has a password in it, which would stand in logs; "
+            "--mlflow: the URI contains a password, which would appear in logs; "
             "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         )
-    return TrackerOptions(asked or ("online" if has_wandb_login() else "disabled"), mlflow, trackio)
+    return TrackerOptions(mode or ("online" if has_wandb_login() else "disabled"), mlflow, trackio)
 
 
 def has_wandb_login() -> bool:
-    """Whether wandb has a key for its server, as far as can be seen without asking it."""
+    """Return whether wandb has a key for its server, without a request and without importing wandb (seconds)."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     files = [os.environ.get("NETRC"), "~/.netrc", "~/_netrc"]
@@ -70,7 +72,7 @@ def has_wandb_login() -> bool:
 
 
 def _wandb_host() -> str:
-    """The server that wandb goes to: of the environment, else of `wandb login --host`, else wandb's own."""
+    """Return the host of wandb's server: of `$WANDB_BASE_URL`, else of `wandb login --host`, else wandb's own."""
     url = os.environ.get("WANDB_BASE_URL")
     if not url:
         folder = os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb"

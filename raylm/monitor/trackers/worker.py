@@ -1,9 +1,9 @@
-"""One experiment tracker in a process of its own: told of trials by JSON lines, so that whatever it does stays there.
+"""Process of one experiment tracker: it reads events as JSON lines, so that a failing client harms nothing else.
 
     python -m raylm.monitor.trackers.worker wandb < events
 
-The first line says where and how to track, each other one what happened to a trial; what the user is to know goes to
-standard output, a line each. `tracking` starts these processes and writes the lines.
+The first line is a `TrackerSetup`, each other line an event of a trial. Lines of standard output are notes for the
+user. `raylm.monitor.trackers.dispatcher` starts these processes and writes the events.
 """
 
 from __future__ import annotations
@@ -23,52 +23,54 @@ from raylm.monitor.trackers.clients import (
     MLflowTracker,
     Notify,
     TensorBoardTracker,
+    TrackedTrial,
     Tracker,
+    TrackerSetup,
     TrackioTracker,
     format_root_cause,
 )
 from raylm.monitor.trackers.wandb_client import WandbTracker
 
-TRACKER_CLASSES: Mapping[str, Callable[[Mapping[str, Any], Notify], Tracker]] = {
+TRACKER_CLASSES: Mapping[str, Callable[[TrackerSetup, Notify], Tracker]] = {
     "wandb": WandbTracker,
     "tensorboard": TensorBoardTracker,
     "mlflow": MLflowTracker,
     "trackio": TrackioTracker,
 }
 NICENESS = 19
-"""The processors are the trials' first; Ray's workers have 15."""
+"""Niceness of the process: trials come first, Ray's workers have 15."""
 RETRY_SECONDS = 30.0
-"""A tracker that gave an error is left alone for so long."""
+"""Pause after an error of a tracker; events that come meanwhile are dropped."""
 FAILED_GRACE_SECONDS = 0.5
-"""In the end, a tracker that has just given an error has no longer than this."""
+"""Grace time at the end if the latest event of the tracker failed."""
 MAX_QUEUED_LINES = 100_000
-"""Lines that are read ahead, so that the end of the command is noticed while a client hangs."""
+"""Lines to read ahead, so that the end of the input is noticed while a client hangs."""
 
 
 class Dispatcher:
-    """Hands events to a tracker. One that raises is left alone for a while; what comes meanwhile is lost to it."""
+    """Dispatches events to a tracker. After an error, events are dropped for `RETRY_SECONDS`."""
 
     def __init__(self, tracker: Tracker, notify: Notify) -> None:
         self._tracker, self._notify = tracker, notify
-        self._trials: dict[str, Mapping[str, Any]] = {}
+        self._trials: dict[str, TrackedTrial] = {}
         self._handles: dict[str, Any] = {}
         self._retry_after = 0.0
         self._has_reported_error = False
         self.is_failing = False
-        """Whether the tracker gave an error when it was last told something."""
+        """True if the latest event that was passed to the tracker failed."""
         self.num_dropped = 0
-        """Events that the tracker did not take."""
+        """Number of events that did not reach the tracker."""
 
     def run(self, lines: Iterable[str]) -> None:
-        """Takes events until there are no more, then ends what is still open."""
+        """Dispatch all events, then end the trials that have not ended."""
         for line in lines:
             self._dispatch(json.loads(line))
-        for run in list(self._handles):
-            self._dispatch({"event": "end", "run": run, "status": "interrupted", "reason": ""})
+        for run_name in list(self._handles):
+            self._dispatch({"event": "end", "run": run_name, "status": "interrupted", "reason": ""})
 
     def _dispatch(self, event: Mapping[str, Any]) -> None:
-        if event["event"] == "begin":  # the tracker hears of it with the trial's first numbers
-            self._trials[event["run"]] = event
+        if event["event"] == "start":  # the tracker starts the run with the first metrics of the trial
+            self._trials[event["run"]] = TrackedTrial(event["run"], **event["trial"])
             return
         if time.monotonic() < self._retry_after:
             self.num_dropped += 1
@@ -76,65 +78,69 @@ class Dispatcher:
         try:
             self._apply(event)
             self.is_failing = False
-        except Exception as error:  # of whatever class the client has
+        except Exception as error:  # of any class that a client has
             self.num_dropped += 1
             self.is_failing = True
             self._retry_after = time.monotonic() + RETRY_SECONDS
             if not self._has_reported_error:
                 self._has_reported_error = True
-                again = f"tried again every {RETRY_SECONDS:.0f} s"
-                self._notify(f"{format_root_cause(error)}; the sweep goes on without it, {again}")
+                retry = f"it is tried again every {RETRY_SECONDS:.0f} s"
+                self._notify(f"{format_root_cause(error)}; the sweep continues without it, {retry}")
 
     def _apply(self, event: Mapping[str, Any]) -> None:
-        run = event["run"]
-        if run not in self._handles:
-            self._handles[run] = self._tracker.start_trial(self._trials[run])
-        handle = self._handles[run]
-        if values := event.get("values"):
-            self._tracker.log_metrics(handle, event["step"], event["tokens"], values)
+        run_name = event["run"]
+        if run_name not in self._handles:
+            self._handles[run_name] = self._tracker.start_trial(self._trials[run_name])
+        handle = self._handles[run_name]
+        if metrics := event.get("metrics"):
+            self._tracker.log_metrics(handle, event["step"], event["tokens_seen"], metrics)
         if best := event.get("best"):
             self._tracker.log_best(handle, event["step"], best)
         if event["event"] == "end":
-            del self._handles[run]
+            del self._handles[run_name]
             self._tracker.end_trial(handle, event["status"], event["reason"])
 
 
 def main() -> None:
-    """Tracks what standard input tells; when that ends, what is on its way has some seconds to arrive."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command says when it is over
+    """Track the events of standard input; after its end, exit within the grace time."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command closes the input when it ends
     os.nice(NICENESS)
-    words = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what clients print is no word of ours
+    output = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # the output of clients is not for the user
 
     def notify(text: str) -> None:
-        print(text, file=words, flush=True)
+        print(text, file=output, flush=True)
 
-    setup = json.loads(sys.stdin.readline())
-    gc.disable()  # imports leave no garbage, and looking for it is a sixth of their time
+    setup = TrackerSetup(**json.loads(sys.stdin.readline()))
+    gc.disable()  # collecting garbage takes a sixth of the time of imports, which leave none
     tracker = TRACKER_CLASSES[sys.argv[1]](setup, notify)
     gc.enable()
-    told = Dispatcher(tracker, notify)
+    dispatcher = Dispatcher(tracker, notify)
 
     def exit_process(exit_code: int) -> None:
-        if told.num_dropped:
-            notify(f"{told.num_dropped:,} events were not tracked")
-        os._exit(exit_code)  # no exit handler of a client is waited for
+        if dispatcher.num_dropped:
+            notify(f"{dispatcher.num_dropped:,} events were not tracked")
+        os._exit(exit_code)  # without the exit handlers of clients
 
     def exit_after_grace() -> None:
-        time.sleep(FAILED_GRACE_SECONDS if told.is_failing else setup["grace_seconds"])
+        time.sleep(FAILED_GRACE_SECONDS if dispatcher.is_failing else setup.grace_seconds)
         exit_process(1)
 
-    told.run(_read_lines(exit_after_grace))
+    dispatcher.run(_read_lines(exit_after_grace))
     try:
         tracker.close()
-    except Exception as error:  # of whatever class the client has
-        notify(f"{format_root_cause(error)}; the last of it may be lost")
+    except Exception as error:  # of any class that a client has
+        notify(f"{format_root_cause(error)}; the last metrics may be lost")
         exit_process(1)
     exit_process(0)
 
 
 def _read_lines(on_eof: Callable[[], None]) -> Iterator[str]:
-    """The lines of standard input, whose end is noticed at once, also where the command has died and a client hangs."""
+    """Yield the lines of standard input.
+
+    Args:
+        on_eof: called at the end of the input, in a thread, also while a client hangs.
+    """
     lines: queue.Queue[str | None] = queue.Queue(MAX_QUEUED_LINES)
 
     def read_stdin() -> None:
