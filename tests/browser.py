@@ -1,4 +1,4 @@
-"""A real browser without a window, steered by its own protocol (https://chromedevtools.github.io/devtools-protocol/)."""
+"""Headless browser for tests, through the Chrome DevTools Protocol (https://chromedevtools.github.io/devtools-protocol/)."""
 
 from __future__ import annotations
 
@@ -27,47 +27,46 @@ class Page:
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self._socket, self._message_ids = socket, itertools.count(1)
         self.requested_urls: list[str] = []
-        """Addresses that it has asked for."""
         self.console_errors: list[str] = []
-        """What it has said in its console, and errors of its scripts."""
+        """Messages of the page's console, and errors of its scripts."""
 
     async def send_command(self, method: str, **parameters: Any) -> Any:
-        """What the browser answers; what it tells meanwhile is taken down."""
-        number = next(self._message_ids)
-        await self._socket.send_json({"id": number, "method": method, "params": parameters})
+        """Send a command and return its result; events that arrive before it are recorded."""
+        message_id = next(self._message_ids)
+        await self._socket.send_json({"id": message_id, "method": method, "params": parameters})
         while True:
-            told = await asyncio.wait_for(self._socket.receive_json(), TIMEOUT_SECONDS)
-            if told.get("id") == number:
-                assert "error" not in told, told
-                return told["result"]
-            if told["method"] == "Network.requestWillBeSent":
-                self.requested_urls.append(told["params"]["request"]["url"])
-            elif told["method"] in ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded"):
-                self.console_errors.append(str(told["params"]))
+            message = await asyncio.wait_for(self._socket.receive_json(), TIMEOUT_SECONDS)
+            if message.get("id") == message_id:
+                assert "error" not in message, message
+                return message["result"]
+            if message["method"] == "Network.requestWillBeSent":
+                self.requested_urls.append(message["params"]["request"]["url"])
+            elif message["method"] in ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded"):
+                self.console_errors.append(str(message["params"]))
 
     async def read_text(self, selector: str = "body") -> str:
-        """What a person reads in an element."""
+        """Return the visible text of an element."""
         code = f"document.querySelector({selector!r}).innerText"
         return str((await self.send_command("Runtime.evaluate", expression=code))["result"].get("value", ""))
 
     async def wait_for_text(self, expected: str, selector: str = "body") -> None:
-        """Returns when these words are there."""
+        """Wait until an element contains a text."""
         deadline = time.monotonic() + TIMEOUT_SECONDS
-        while expected not in (found := await self.read_text(selector)):
-            assert time.monotonic() < deadline, f"no {expected!r} in {found!r}"
+        while expected not in (text := await self.read_text(selector)):
+            assert time.monotonic() < deadline, f"no {expected!r} in {text!r}"
             await asyncio.sleep(0.1)
 
     async def screenshot(self, file: Path) -> None:
-        """A picture of what is seen."""
+        """Write a picture of the page as PNG."""
         file.write_bytes(base64.b64decode((await self.send_command("Page.captureScreenshot"))["data"]))
 
 
 @contextlib.asynccontextmanager
 async def open_page(url: str, profile_dir: Path, width: int = 1280, height: int = 900) -> AsyncIterator[Page]:
-    """A page in a browser of its own."""
+    """Yield a page in a new browser; skip the test if no browser is installed."""
     browser = next(filter(None, map(shutil.which, BROWSER_NAMES)), None)
     if browser is None:
-        pytest.skip(f"no browser is here: none of {', '.join(BROWSER_NAMES)}")
+        pytest.skip(f"no browser is installed: none of {', '.join(BROWSER_NAMES)}")
     sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
     options = [
         "--headless",
@@ -82,15 +81,15 @@ async def open_page(url: str, profile_dir: Path, width: int = 1280, height: int 
         stderr=subprocess.DEVNULL,
     ) as process:
         try:
-            told = profile_dir / "DevToolsActivePort"
+            port_file = profile_dir / "DevToolsActivePort"
             deadline = time.monotonic() + TIMEOUT_SECONDS
-            while not told.exists() or not told.read_text().strip():
+            while not port_file.exists() or not port_file.read_text().strip():
                 assert time.monotonic() < deadline and process.poll() is None, "the browser does not start"
                 await asyncio.sleep(0.05)
-            steered = f"http://127.0.0.1:{told.read_text().split()[0]}"
+            debugger_url = f"http://127.0.0.1:{port_file.read_text().split()[0]}"
             async with aiohttp.ClientSession() as session:
-                async with session.get(f"{steered}/json") as answer:
-                    target = next(one for one in await answer.json() if one["type"] == "page")
+                async with session.get(f"{debugger_url}/json") as response:
+                    target = next(target for target in await response.json() if target["type"] == "page")
                 async with session.ws_connect(target["webSocketDebuggerUrl"], max_msg_size=0) as socket:
                     page = Page(socket)
                     for domain in ("Page", "Network", "Runtime", "Log"):

@@ -1,5 +1,4 @@
-"""A server for wandb's real client: one that keeps what it is sent, one that refuses, one that never answers; and a
-reader of what the client leaves on the disk."""
+"""Server for wandb's real client, which stores, refuses or stalls; and a reader of the client's offline files."""
 
 from __future__ import annotations
 
@@ -24,7 +23,7 @@ EMPTY_RUN: dict[str, Any] = {
 
 
 class WandbServer(http.server.ThreadingHTTPServer):
-    """Keeps runs by their ids, the rows of their histories by their places."""
+    """Stores runs by id, and the rows of their histories by index."""
 
     daemon_threads = True
 
@@ -42,7 +41,7 @@ class WandbServer(http.server.ThreadingHTTPServer):
 
 
 class WandbHandler(http.server.BaseHTTPRequestHandler):
-    """Answers as wandb 0.31 asks."""
+    """Implements the part of the API that wandb 0.31 uses."""
 
     protocol_version = "HTTP/1.1"
     server: WandbServer
@@ -51,60 +50,60 @@ class WandbHandler(http.server.BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("content-length") or 0))
         if self.server.behavior == "stall":
             self.server.closing.wait()
-        refused = self.server.behavior not in ("keep", "stall")
-        said = {"errors": [{"message": "no"}]} if refused else self.build_response(body)
-        told = json.dumps(said).encode()
-        self.send_response(int(self.server.behavior) if refused else 200)
+        is_refused = self.server.behavior not in ("keep", "stall")
+        response = {"errors": [{"message": "no"}]} if is_refused else self.build_response(body)
+        content = json.dumps(response).encode()
+        self.send_response(int(self.server.behavior) if is_refused else 200)
         self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(told)))
+        self.send_header("content-length", str(len(content)))
         self.end_headers()
-        self.wfile.write(told)
+        self.wfile.write(content)
 
     do_GET = do_POST = do_PUT = handle_request  # noqa: N815
 
     def log_message(self, *arguments: object) -> None:
-        """Nothing is printed."""
+        """Log nothing."""
 
     def build_response(self, body: bytes) -> dict[str, Any]:
-        if found := re.fullmatch(r"/files/[^/]+/[^/]+/([^/]+)/file_stream", self.path):
-            self.store_history(found[1], json.loads(body).get("files") or {})
+        if match := re.fullmatch(r"/files/[^/]+/[^/]+/([^/]+)/file_stream", self.path):
+            self.store_history(match[1], json.loads(body).get("files") or {})
             return {}
         return {"data": self.resolve_query(json.loads(body))} if self.path == "/graphql" else {}
 
     def store_history(self, run_id: str, files: dict[str, Any]) -> None:
         if history := files.get("wandb-history.jsonl"):
             rows = [json.loads(line) for line in history["content"]]
-            kept = self.server.history.setdefault(run_id, {})
-            kept.update(enumerate(rows, history["offset"]))
+            stored = self.server.history.setdefault(run_id, {})
+            stored.update(enumerate(rows, history["offset"]))
             self.server.runs[run_id] |= {
-                "historyLineCount": len(kept),
+                "historyLineCount": len(stored),
                 "historyTail": json.dumps(history["content"][-1:]),
             }
         if summary := files.get("wandb-summary.json"):
             self.server.runs[run_id]["summaryMetrics"] = summary["content"][-1]
 
     def resolve_query(self, payload: dict[str, Any]) -> dict[str, Any]:
-        given, query = payload.get("variables") or {}, payload["query"]
-        project = {"id": "p", "name": given.get("project"), "entity": {"id": "e", "name": "me"}}
+        variables, query = payload.get("variables") or {}, payload["query"]
+        project = {"id": "p", "name": variables.get("project"), "entity": {"id": "e", "name": "me"}}
         if "RunResumeStatus" in query:
-            run = self.server.runs.get(given["name"])
+            run = self.server.runs.get(variables["name"])
             return {"model": {**project, "bucket": run} if run else None}
         if "UpsertBucket" in query:
-            named = {"id": given["name"], "name": given["name"], "displayName": given.get("displayName")}
-            run = self.server.runs.setdefault(given["name"], {**EMPTY_RUN, **named, "project": project})
-            run["config"] = given.get("config") or run["config"]
-            if given.get("groupName"):
-                self.server.groups[given["name"]] = given["groupName"]
+            names = {"id": variables["name"], "name": variables["name"], "displayName": variables.get("displayName")}
+            run = self.server.runs.setdefault(variables["name"], {**EMPTY_RUN, **names, "project": project})
+            run["config"] = variables.get("config") or run["config"]
+            if variables.get("groupName"):
+                self.server.groups[variables["name"]] = variables["groupName"]
             return {"upsertBucket": {"bucket": run, "inserted": True}}
         if "CreateRunFiles" in query:
-            files = [{"name": name, "uploadUrl": f"{self.server.url}/{name}"} for name in given["files"]]
-            return {"createRunFiles": {"runID": given["run"], "uploadHeaders": [], "files": files}}
+            files = [{"name": name, "uploadUrl": f"{self.server.url}/{name}"} for name in variables["files"]]
+            return {"createRunFiles": {"runID": variables["run"], "uploadHeaders": [], "files": files}}
         return {}
 
 
 @contextlib.contextmanager
 def serve_wandb(behavior: str) -> Iterator[WandbServer]:
-    """A server that `keep`s, `stall`s, or refuses with a code as `401`."""
+    """Yield a server that stores runs (`keep`), never answers (`stall`), or refuses with a status such as `401`."""
     server = WandbServer(behavior)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -116,31 +115,31 @@ def serve_wandb(behavior: str) -> Iterator[WandbServer]:
         server.server_close()
 
 
-# ---- what is on the disk ------------------------------------------------------------------------------------------
+# ---- offline files ------------------------------------------------------------------------------------------------
 
 BLOCK_BYTES, HEADER_BYTES = 32768, 7
 
 
 def read_records(file: Path) -> Iterator[Any]:
-    """The records of a .wandb file: a header of 7 bytes, then a log as LevelDB's."""
-    content, at, whole = file.read_bytes(), 7, b""
+    """Yield the records of a .wandb file: a header of 7 bytes, then a log in LevelDB's format."""
+    content, offset, data = file.read_bytes(), 7, b""
     assert content[:4] == b":W&B"
-    while at + HEADER_BYTES <= len(content):
-        if BLOCK_BYTES - at % BLOCK_BYTES < HEADER_BYTES:  # no header fits: padding
-            at += BLOCK_BYTES - at % BLOCK_BYTES
+    while offset + HEADER_BYTES <= len(content):
+        if BLOCK_BYTES - offset % BLOCK_BYTES < HEADER_BYTES:  # no header fits: padding
+            offset += BLOCK_BYTES - offset % BLOCK_BYTES
             continue
-        _, size, kind = struct.unpack("<IHB", content[at : at + HEADER_BYTES])
-        whole += content[at + HEADER_BYTES : at + HEADER_BYTES + size]
-        at += HEADER_BYTES + size
+        _, size, kind = struct.unpack("<IHB", content[offset : offset + HEADER_BYTES])
+        data += content[offset + HEADER_BYTES : offset + HEADER_BYTES + size]
+        offset += HEADER_BYTES + size
         if kind in (1, 4):  # full, or last
             record = Record()
-            record.ParseFromString(whole)
+            record.ParseFromString(data)
             yield record
-            whole = b""
+            data = b""
 
 
 class OfflineRun:
-    """What the client wrote of a run."""
+    """Content of the file of a run."""
 
     def __init__(self, file: Path) -> None:
         self.config: dict[str, Any] = {}
@@ -162,9 +161,9 @@ class OfflineRun:
 
 
 def parse_values(items: Any) -> dict[str, Any]:
-    return {one.key or "/".join(one.nested_key): json.loads(one.value_json) for one in items}
+    return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
 
 
 def load_offline_runs(folder: Path) -> list[OfflineRun]:
-    """All offline runs of a results folder."""
+    """Return all offline runs of a results folder."""
     return [OfflineRun(file) for file in sorted(folder.glob("wandb/offline-run-*/*.wandb"))]
