@@ -1,11 +1,10 @@
-"""What `raylm plan` says of a trial beside what it takes: peak memory and seconds of real optimizer steps.
+"""Compare the estimates of `raylm plan` with measured peak memory and seconds of real optimizer steps.
 
     python bench/plan_accuracy.py [CASE ...] [--steps 4]
 
-A case is MODEL:CONTEXT_LENGTH:BATCH_SIZE, or with :GIB behind it, which the trial is fitted into as if the device had
-no more. The models have their true shapes and random weights: the hub is asked for configurations and tokenizers alone.
-Each case runs in a process of its own with what a trial's has imported, on real text, with Adafactor and the model's
-own dropout.
+A case is MODEL:CONTEXT_LENGTH:BATCH_SIZE, optionally with :GIB, the memory limit that the trial is fitted into. The
+models have their true shapes and random weights: only configurations and tokenizers are downloaded from the hub. Each
+case runs in a process of its own with a trial's imports, on real text, with Adafactor and the model's own dropout.
 """
 
 from __future__ import annotations
@@ -24,7 +23,8 @@ from dataclasses import replace
 from pathlib import Path
 from pydoc_data.topics import topics
 
-GIB = 2**30
+from raylm.units import GIB
+
 CASES = [
     "gpt2-nano:128:8",
     "gpt2:256:8",
@@ -35,11 +35,11 @@ CASES = [
     "gpt2-medium:256:8:5.5",
     "gpt2-medium:256:8:4.4",
 ]
-"""Whole batches, micro-batches and recomputed activations, within some 8 GiB."""
+"""Whole batches, micro-batches and recomputed activations, within about 8 GiB."""
 
 
 def measure(case: str, steps: int) -> dict[str, object]:
-    """Trains a case for some steps in this process."""
+    """Train a case for some steps in this process and return estimates and measurements."""
     import torch
 
     import raylm.tuning.trainable  # noqa: F401 (its memory is part of a trial's)
@@ -111,19 +111,19 @@ def measure(case: str, steps: int) -> dict[str, object]:
 
 
 def main() -> None:
-    """Measures each case in a process of its own and prints a table."""
+    """Measure each case in a process of its own and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", metavar="CASE", default=CASES, help=f"default: {' '.join(CASES)}")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.one:
-        print(json.dumps(measure(asked.cases[0], asked.steps)))
+    args = parser.parse_args()
+    if args.one:
+        print(json.dumps(measure(args.cases[0], args.steps)))
         return
     print("| case | micro-batch | predicted GiB | peak GiB | ratio | estimated s per step | taken | ratio |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
-    for case in asked.cases:
-        command = [sys.executable, __file__, "--one", case, "--steps", str(asked.steps)]
+    for case in args.cases:
+        command = [sys.executable, __file__, "--one", case, "--steps", str(args.steps)]
         one = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
         gib, peak, estimate, taken = (
             one[name] for name in ("predicted_gib", "peak_gib", "estimated_seconds", "seconds")

@@ -1,10 +1,10 @@
-"""What a sweep costs besides its optimizer steps: seconds per trial, and the share of its slots that is steps.
+"""Benchmark the overhead of a sweep: seconds per trial beside its steps, and the fraction of slot time spent in steps.
 
     python bench/sweep.py [--trials 20] [--tokens 100000] [--slots 2]
 
-Two sweeps of `gpt2-nano` on the text of Python's documentation. The first has one slot and short trials with a text of
-a few words to validate on: the time between the ends of two trials less that of their steps is the overhead of a warm
-worker, with loading the model and writing its checkpoint. The second has trials as long as asked for, on all slots.
+Two sweeps of `gpt2-nano` run on the text of Python's documentation. The first has one slot and short trials with a few
+words of validation text: the time between the ends of two trials minus that of their steps is the overhead of a warm
+worker, including loading the model and writing its checkpoint. The second has trials of the given length on all slots.
 """
 
 from __future__ import annotations
@@ -29,42 +29,44 @@ sweep = Sweep(name="bench", space={{
 """
 
 
-def run(folder: Path, dataset: Path, trials: int, tokens: int, slots: int) -> tuple[list[float], list[float], float]:
-    """When each trial started and ended, in seconds, and the seconds of all optimizer steps."""
+def run_sweep(
+    folder: Path, dataset: Path, trials: int, tokens: int, slots: int
+) -> tuple[list[float], list[float], float]:
+    """Return the start and end of each trial, in seconds, and the seconds of all optimizer steps."""
     file = folder / "bench.py"
     file.write_text(SWEEP.format(dataset=str(dataset), tokens=tokens, trials=trials))
     command = [sys.executable, "-m", "raylm.sweep", str(file), "--storage", str(folder)]
     command += ["--address", "local", "--max-concurrent", str(slots)]
-    found = time_sweep(command, trials)
+    timing = time_sweep(command, trials)
     with (folder / "bench" / "results.csv").open() as rows:
-        return found.started, found.done, sum(float(row["training_seconds"]) for row in csv.DictReader(rows))
+        return timing.started, timing.done, sum(float(row["training_seconds"]) for row in csv.DictReader(rows))
 
 
-def overhead_seconds(folder: Path) -> float:
-    """Of a trial in a warm worker."""
+def measure_overhead(folder: Path) -> float:
+    """Return the overhead of a trial in a warm worker, in seconds."""
     trials, dataset = 12, write_dataset(folder / "text", validation="A few words.")
-    _, ends, step_seconds = run(folder, dataset, trials, 5_000, 1)
+    _, ends, step_seconds = run_sweep(folder, dataset, trials, 5_000, 1)
     return (ends[-1] - ends[0]) / (trials - 1) - step_seconds / trials
 
 
-def busy_share(folder: Path, trials: int, tokens: int, slots: int) -> tuple[float, float]:
-    """Of the slots' time from the first trial's start to the last one's end; the mean seconds of a trial's steps."""
+def measure_busy_fraction(folder: Path, trials: int, tokens: int, slots: int) -> tuple[float, float]:
+    """Return the fraction of slot time spent in steps, and the mean step seconds of a trial."""
     dataset = write_dataset(folder / "text", validation=topics["while"])
-    starts, ends, step_seconds = run(folder, dataset, trials, tokens, slots)
+    starts, ends, step_seconds = run_sweep(folder, dataset, trials, tokens, slots)
     return step_seconds / (slots * (ends[-1] - starts[0])), step_seconds / trials
 
 
 def main() -> None:
-    """Runs both sweeps and prints a line of JSON."""
+    """Run both sweeps and print a line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--tokens", type=int, default=100_000)
     parser.add_argument("--slots", type=int, default=2)
-    asked = parser.parse_args()
-    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
-        overhead = overhead_seconds(Path(one))
-        share, seconds = busy_share(Path(other), asked.trials, asked.tokens, asked.slots)
-    print(json.dumps({"overhead_seconds": overhead, "busy_share": share, "step_seconds_per_trial": seconds}))
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
+        overhead = measure_overhead(Path(first))
+        fraction, seconds = measure_busy_fraction(Path(second), args.trials, args.tokens, args.slots)
+    print(json.dumps({"overhead_seconds": overhead, "busy_fraction": fraction, "step_seconds_per_trial": seconds}))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The same grid by raylm and by what else there is, each a process of its own, from its start to its end.
+"""Benchmark the same grid by raylm and by other tools, each as a whole process from start to end.
 
     python bench/sweep_vs_peers.py [--trials 12] [--tokens 50000] [--only raylm trainer-ray trainer-loop trainer-optuna]
 
@@ -6,11 +6,11 @@
 same schedule and optimizer, an evaluation and a checkpoint per trial, over learning rates:
 
 - `raylm`: `raylm run`, two trials at a time with a processor each;
-- `trainer-ray`: transformers' `Trainer.hyperparameter_search(backend="ray")`, two at a time likewise;
+- `trainer-ray`: transformers' `Trainer.hyperparameter_search(backend="ray")`, also two at a time;
 - `trainer-loop`: a loop over `Trainer`, one trial after another on both processors;
-- `trainer-optuna`: `Trainer.hyperparameter_search(backend="optuna")`, likewise.
+- `trainer-optuna`: `Trainer.hyperparameter_search(backend="optuna")`, also one after another.
 
-The corpus is made before. Prints seconds, ratios to raylm and each trial's val loss side by side. Needs `accelerate`.
+The corpus is prepared before. Prints seconds, ratios to raylm and each trial's val loss. Needs `accelerate`.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ Losses = dict[float, float]
 
 
 def learning_rates(trials: int) -> list[float]:
-    """The grid."""
+    """Return the grid."""
     return [number * 1e-4 for number in range(1, trials + 1)]
 
 
-def by_raylm(rates: list[float], tokens: int, folder: Path) -> Losses:
-    """`raylm run`, as a user starts it."""
+def run_raylm(rates: list[float], tokens: int, folder: Path) -> Losses:
+    """Run `raylm run`, as a user does."""
     file = folder / "bench.py"
     file.write_text(SWEEP.format(context=CONTEXT, tokens=tokens, rates=rates))
     command = [sys.executable, "-m", "raylm.sweep", str(file), "--storage", str(folder), "--address", "local"]
@@ -59,11 +59,11 @@ def by_raylm(rates: list[float], tokens: int, folder: Path) -> Losses:
 # ---- transformers -------------------------------------------------------------------------------------------------
 
 
-def trainer(tokens: int, folder: Path, threads: int) -> Any:
-    """A Trainer for the trials, whose rate is set later."""
+def build_trainer(tokens: int, folder: Path, threads: int) -> Any:
+    """Return a Trainer for the trials; its learning rate is set later."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
-    from vs_trainer import InOrder, WindowDataset, training_arguments, training_set
+    from vs_trainer import OrderedTrainer, WindowDataset, build_training_arguments, build_training_set
 
     from raylm import TrialConfig
     from raylm.config.catalog import MODELS
@@ -88,35 +88,35 @@ def trainer(tokens: int, folder: Path, threads: int) -> Any:
             GPT2Config(vocab_size=corpus.vocab_size, bos_token_id=0, eos_token_id=0, **sizes, **dropout)
         )
 
-    checked = {"eval_strategy": "epoch", "save_strategy": "epoch", "prediction_loss_only": True}
-    arguments = training_arguments(config, str(folder), per_device_eval_batch_size=64, **checked)
-    return InOrder(
+    evaluation = {"eval_strategy": "epoch", "save_strategy": "epoch", "prediction_loss_only": True}
+    arguments = build_training_arguments(config, str(folder), per_device_eval_batch_size=64, **evaluation)
+    return OrderedTrainer(
         config,
         model_init=model_init,
         args=arguments,
-        train_dataset=training_set(config, corpus),
+        train_dataset=build_training_set(config, corpus),
         eval_dataset=WindowDataset(validation, range(len(validation))),
     )
 
 
-def by_trainer_loop(rates: list[float], tokens: int, folder: Path) -> Losses:
-    """One Trainer after another, with all processors."""
+def run_trainer_loop(rates: list[float], tokens: int, folder: Path) -> Losses:
+    """Run one Trainer after another on all processors."""
     losses = {}
     for rate in rates:
-        one = trainer(tokens, folder / f"{rate}", threads=os.cpu_count() or 1)
-        one.args.learning_rate = rate
-        one.train()
-        losses[rate] = [entry["eval_loss"] for entry in one.state.log_history if "eval_loss" in entry][-1]
+        trial = build_trainer(tokens, folder / f"{rate}", threads=os.cpu_count() or 1)
+        trial.args.learning_rate = rate
+        trial.train()
+        losses[rate] = [entry["eval_loss"] for entry in trial.state.log_history if "eval_loss" in entry][-1]
     return losses
 
 
-def by_trainer_ray(rates: list[float], tokens: int, folder: Path) -> Losses:
-    """The search of transformers by Ray Tune."""
+def run_trainer_ray(rates: list[float], tokens: int, folder: Path) -> Losses:
+    """Run the search of transformers by Ray Tune."""
     import ray
     from ray import tune
 
     ray.init("local", logging_level="ERROR", log_to_driver=False)
-    found = trainer(tokens, folder / "out", threads=1).hyperparameter_search(
+    search = build_trainer(tokens, folder / "out", threads=1).hyperparameter_search(
         hp_space=lambda trial: {"learning_rate": tune.grid_search(rates)},
         compute_objective=lambda metrics: metrics["eval_loss"],
         n_trials=1,
@@ -125,22 +125,22 @@ def by_trainer_ray(rates: list[float], tokens: int, folder: Path) -> Losses:
         storage_path=str(folder / "tune"),
         verbose=0,
     )
-    results = found.run_summary.results.values()
-    return {float(one["config"]["learning_rate"]): float(one["objective"]) for one in results}
+    results = search.run_summary.results.values()
+    return {float(result["config"]["learning_rate"]): float(result["objective"]) for result in results}
 
 
-def by_trainer_optuna(rates: list[float], tokens: int, folder: Path) -> Losses:
-    """The search of transformers by Optuna, in one process."""
+def run_trainer_optuna(rates: list[float], tokens: int, folder: Path) -> Losses:
+    """Run the search of transformers by Optuna, in one process."""
     import optuna
 
     losses = {}
-    searched = trainer(tokens, folder / "out", threads=os.cpu_count() or 1)
+    trainer = build_trainer(tokens, folder / "out", threads=os.cpu_count() or 1)
 
     def objective(metrics: dict[str, float]) -> float:
-        losses[float(searched.args.learning_rate)] = metrics["eval_loss"]
+        losses[float(trainer.args.learning_rate)] = metrics["eval_loss"]
         return metrics["eval_loss"]
 
-    searched.hyperparameter_search(
+    trainer.hyperparameter_search(
         hp_space=lambda trial: {"learning_rate": trial.suggest_categorical("learning_rate", rates)},
         compute_objective=objective,
         n_trials=len(rates),
@@ -150,45 +150,45 @@ def by_trainer_optuna(rates: list[float], tokens: int, folder: Path) -> Losses:
     return losses
 
 
-SIDES: dict[str, Callable[[list[float], int, Path], Losses]] = {
-    "raylm": by_raylm,
-    "trainer-ray": by_trainer_ray,
-    "trainer-loop": by_trainer_loop,
-    "trainer-optuna": by_trainer_optuna,
+TOOLS: dict[str, Callable[[list[float], int, Path], Losses]] = {
+    "raylm": run_raylm,
+    "trainer-ray": run_trainer_ray,
+    "trainer-loop": run_trainer_loop,
+    "trainer-optuna": run_trainer_optuna,
 }
 
 
-def timed(side: str, trials: int, tokens: int) -> tuple[float, Losses]:
-    """Seconds of a side's whole process, and what it came to."""
+def time_tool(tool: str, trials: int, tokens: int) -> tuple[float, Losses]:
+    """Return the seconds of a tool's whole process, and its losses."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, __file__, "--side", side, "--folder", folder]
+        command = [sys.executable, __file__, "--tool", tool, "--folder", folder]
         command += ["--trials", str(trials), "--tokens", str(tokens)]
         started = time.perf_counter()
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         seconds = time.perf_counter() - started
-    return seconds, {float(rate): loss for rate, loss in json.loads(done.stdout.splitlines()[-1]).items()}
+    return seconds, {float(rate): loss for rate, loss in json.loads(process.stdout.splitlines()[-1]).items()}
 
 
 def main() -> None:
-    """Runs each side and prints a table; or, with `--side`, is one of them."""
+    """Run each tool and print a table; with `--tool`, run one of them in this process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=12)
     parser.add_argument("--tokens", type=int, default=50_000)
-    parser.add_argument("--only", nargs="+", choices=SIDES, default=list(SIDES))
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--only", nargs="+", choices=TOOLS, default=list(TOOLS))
+    parser.add_argument("--tool", choices=TOOLS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    rates = learning_rates(asked.trials)
-    if asked.side:
-        print(json.dumps(SIDES[asked.side](rates, asked.tokens, asked.folder)))
+    args = parser.parse_args()
+    rates = learning_rates(args.trials)
+    if args.tool:
+        print(json.dumps(TOOLS[args.tool](rates, args.tokens, args.folder)))
         return
     from raylm.data.preparation import prepare
 
     prepare("pydocs", None, "gpt2-nano")
-    measured = {side: timed(side, asked.trials, asked.tokens) for side in asked.only}
-    base = measured[asked.only[0]][0]
-    for side, (seconds, losses) in measured.items():
-        print(f"{side:16}{seconds:8.1f} s {seconds / base:6.2f}   " + " ".join(f"{losses[r]:.4f}" for r in rates))
+    measured = {tool: time_tool(tool, args.trials, args.tokens) for tool in args.only}
+    base = measured[args.only[0]][0]
+    for tool, (seconds, losses) in measured.items():
+        print(f"{tool:16}{seconds:8.1f} s {seconds / base:6.2f}   " + " ".join(f"{losses[r]:.4f}" for r in rates))
 
 
 if __name__ == "__main__":

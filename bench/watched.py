@@ -1,4 +1,4 @@
-"""What the benchmarks of whole sweeps share: a text to train on, and when the trials of a command start and end."""
+"""Shared parts of the sweep benchmarks: a dataset, and the start and end times of a command's trials."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 from pydoc_data.topics import topics
 
 EVENT_LINE = re.compile(r"\S+  (started|done)\b")
-"""How a line begins in which `raylm run` tells of a trial where there is no terminal."""
+"""Start of a line in which `raylm run` reports a trial event if the output is not a terminal."""
 
 
 @dataclass
 class SweepTiming:
-    """When the trials of a command started and were done, and when it ended, in seconds from its start."""
+    """Times at which a command's trials started and were done, and at which it ended, in seconds from its start."""
 
     started: list[float] = field(default_factory=list)
     done: list[float] = field(default_factory=list)
@@ -24,26 +24,26 @@ class SweepTiming:
 
 
 def time_sweep(command: Sequence[str], num_trials: int, env: Mapping[str, str] | None = None) -> SweepTiming:
-    """Runs a command of so many trials to its end.
+    """Run a command that trains `num_trials` trials and return their times.
 
     Raises:
-        SystemExit: if not all of them were done.
+        SystemExit: if not all trials are done at the end.
     """
-    found, begun = SweepTiming(), time.perf_counter()
+    timing, begun = SweepTiming(), time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if event := EVENT_LINE.match(line):
-                getattr(found, event[1]).append(time.perf_counter() - begun)
-    found.total_seconds = time.perf_counter() - begun
-    if process.returncode or len(found.done) != num_trials:
-        done = f"{len(found.done)} of {num_trials} trials done"
-        raise SystemExit(f"the sweep did not end well: exit code {process.returncode}, {done}")
-    return found
+                getattr(timing, event[1]).append(time.perf_counter() - begun)
+    timing.total_seconds = time.perf_counter() - begun
+    if process.returncode or len(timing.done) != num_trials:
+        done = f"{len(timing.done)} of {num_trials} trials done"
+        raise SystemExit(f"the sweep failed: exit code {process.returncode}, {done}")
+    return timing
 
 
 def write_dataset(folder: Path, *, validation: str) -> Path:
-    """A dataset in a folder that is made: the documentation of Python."""
+    """Create a dataset folder with the documentation of Python and return it."""
     folder.mkdir()
     (folder / "train.txt").write_text("\n".join(topics[name] for name in sorted(topics)))
     (folder / "validation.txt").write_text(validation)
