@@ -1,4 +1,4 @@
-"""The IMDB rows of the reference table: one epoch of Adafactor at 5e-5 on all labelled reviews."""
+"""IMDB rows of the reference table: one epoch of Adafactor at 5e-5 on all labelled reviews."""
 
 from ray import tune
 

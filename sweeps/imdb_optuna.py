@@ -1,4 +1,4 @@
-"""A search for the best IMDB row: model, context length, batch size and learning rate, bad trials stopped early."""
+"""Search over model, context length, batch size and learning rate on IMDB, with early stopping of bad trials."""
 
 from ray import tune
 
@@ -17,7 +17,7 @@ sweep = Sweep(
     search="optuna",
     num_samples=30,
     scheduler="asha",
-    points_to_evaluate=[  # rows of the reference table: the first and the best
+    points_to_evaluate=[  # the first and the best row of the reference table
         {"model": "gpt2", "context_length": 256, "batch_size": 8, "learning_rate": 5e-5},
         {"model": "gpt2-medium", "context_length": 512, "batch_size": 64, "learning_rate": 5e-5},
     ],

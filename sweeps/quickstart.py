@@ -1,4 +1,4 @@
-"""A first sweep: a small GPT-2 on Python's own documentation. No download, no GPU, about two minutes on two cores."""
+"""First sweep: a small GPT-2 on Python's own documentation. No download, no GPU, about two minutes on two cores."""
 
 from ray import tune
 

@@ -230,7 +230,7 @@ def test_a_searcher_of_ray_tune_keeps_no_study_of_ours(tmp_path: Path) -> None:
     ],
 )
 def test_what_a_searcher_of_ray_tune_cannot_do_is_refused(space: Any, named: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"search|points_to_evaluate|space: is a function"):
+    with pytest.raises(UserError, match=r"search|points_to_evaluate|space: a function requires"):
         Suggester(sweep(space, **named))
 
 
