@@ -1,4 +1,4 @@
-"""WikiText-2 rows of the reference table, in its order: four model sizes by three context lengths, and a larger batch."""
+"""WikiText-2 rows of the reference table, in its order: four models by three context lengths, and a larger batch."""
 
 from ray import tune
 
