@@ -18,11 +18,11 @@ from raylm.monitor.trackers.dispatcher import TrackerPool
 from raylm.planning.plan import plan_trial
 from raylm.report import formats
 from raylm.report.advice import build_advice
-from raylm.report.analysis import SweepResults
+from raylm.report.analysis import Results
 from raylm.results import folder as results
 from raylm.results import sweep_record
 from raylm.results.open_storage import open_first_given, open_storage
-from raylm.results.rows import DONE, FAILED, Results
+from raylm.results.rows import DONE, FAILED, SweepRows
 from raylm.results.storage import Folder, Storage
 from raylm.tuning.launch import RunOptions, run_launch
 from raylm.units import GIB, pluralize
@@ -39,7 +39,7 @@ DEFAULT_STORAGE = "./runs"
 class RunResult:
     """How a command ended."""
 
-    results: SweepResults
+    results: Results
     """The rows as they stand now."""
     pause_reason: PauseReason | None
     """Why trials are left that the same command would go on with, if there are."""
@@ -101,7 +101,7 @@ def run(
 
 
 def _prepare(
-    sweep: Sweep, results: Results, unfinished: list[TrialConfig], remaining: int, console: Console
+    sweep: Sweep, results: SweepRows, unfinished: list[TrialConfig], remaining: int, console: Console
 ) -> PreparedInputs:
     """What the trials share, and word of how much there is to train on.
 
@@ -121,27 +121,27 @@ def _prepare(
     return prepared
 
 
-def _find_unfinished(sweep: Sweep, results: Results, options: RunOptions) -> tuple[list[TrialConfig], int]:
+def _find_unfinished(sweep: Sweep, results: SweepRows, options: RunOptions) -> tuple[list[TrialConfig], int]:
     """Return the trials that are to be run, and their number with those that a search has not suggested yet."""
     retried = [FAILED] if options.retry_failed else []
     unfinished = [row.config for row in results.rows if not row.is_finished or row.status in retried]
     return unfinished, len(unfinished) + _count_unsuggested(sweep, results)
 
 
-def _count_unsuggested(sweep: Sweep, results: Results) -> int:
+def _count_unsuggested(sweep: Sweep, results: SweepRows) -> int:
     """How many trials a search has not suggested yet."""
     exhausted = results.record is not None and results.record.exhausted
     return 0 if sweep.num_samples is None or exhausted else sweep.num_samples - len(results.rows)
 
 
-def _update_record(sweep: Sweep, results: Results) -> None:
+def _update_record(sweep: Sweep, results: SweepRows) -> None:
     """Writes down what the sweep's rows are now, if fewer or in another order than before."""
     trials = [row.config for row in results.rows]
     if results.record is not None and sweep.search is None and results.record.trials != trials:
         sweep_record.write(results.storage, replace(results.record, trials=trials))
 
 
-def _print_summary(sweep: Sweep, results: Results, remaining: int, console: Console) -> None:
+def _print_summary(sweep: Sweep, results: SweepRows, remaining: int, console: Console) -> None:
     if sweep.search is None:
         repeated = sweep.grid_size - len(results.rows)
         again = f" ({repeated} more named twice)" if repeated else ""
@@ -153,7 +153,7 @@ def _print_summary(sweep: Sweep, results: Results, remaining: int, console: Cons
         console.print_note(f"sweep {sweep.name}: {trials} by {sweep.search_name}, {remaining} to be done")
 
 
-def _select_trials_to_prepare(sweep: Sweep, results: Results, unfinished: list[TrialConfig]) -> list[TrialConfig]:
+def _select_trials_to_prepare(sweep: Sweep, results: SweepRows, unfinished: list[TrialConfig]) -> list[TrialConfig]:
     """The trials to be run, those that they are compared with, and what stands for those that a search may suggest."""
     if sweep.search is None:
         return unfinished if sweep.scheduler != "asha" else [row.config for row in results.rows]
@@ -173,7 +173,9 @@ def resolve_storage(sweep: Sweep, uri: str | None) -> Storage:
     return (named or open_storage(DEFAULT_STORAGE)).subfolder(sweep.name)
 
 
-def _finish(results: Results, console: Console, *, retried: bool, pause_reason: PauseReason | None = None) -> RunResult:
+def _finish(
+    results: SweepRows, console: Console, *, retried: bool, pause_reason: PauseReason | None = None
+) -> RunResult:
     """Shows the table, and writes the results' files where the rows have changed."""
     console.print_table(results)
     console.print_note(formats.format_summary(results))
@@ -190,7 +192,7 @@ def _finish(results: Results, console: Console, *, retried: bool, pause_reason: 
         console.print_note(f"{pause_reason}: the same command goes on from here")
     elif results.count(FAILED) and not retried:
         console.print_note("--retry-failed begins the failed rows again")
-    return RunResult(SweepResults.from_results(results), pause_reason)
+    return RunResult(Results.from_rows(results), pause_reason)
 
 
 # ---- before any trial ---------------------------------------------------------------------------------------------

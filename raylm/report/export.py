@@ -1,4 +1,4 @@
-"""The best epoch of a row as a folder to give away, with its tokenizer and a model card; and onto the hub. No torch."""
+"""Export of a row's best epoch as a folder with weights, tokenizer and model card, and to the Hub. No torch."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from raylm.report import model_card
 from raylm.report.model_card import Provenance
 from raylm.results import manifest
 from raylm.results.folder import open_best_checkpoint
-from raylm.results.rows import Results, Row
+from raylm.results.rows import Row, SweepRows
 
 EXCLUDED_FILES = ("README.md", manifest.MANIFEST_FILE, manifest.OPTIMIZER_FILE)
-"""Files of a checkpoint that are its own."""
+"""Files of a checkpoint that are not part of the model. README.md is the card of checkpoints of older versions."""
 
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What there is to say of a row that was exported."""
+    """Result of an export."""
 
     license_id: str | None
-    """That the card names, in the hub's words; None: none is known."""
+    """License in the card, as the Hub names it; None if unknown."""
     url: str | None
-    """Where it is on the hub, if it was uploaded."""
+    """Repository on the Hub, if it was uploaded."""
 
 
 def export(
-    results: Results,
+    results: SweepRows,
     row: Row,
     folder: Path,
     *,
@@ -41,47 +41,56 @@ def export(
     repo_id: str | None = None,
     public: bool = False,
 ) -> ExportResult:
-    """Writes the best epoch of a row into a folder that transformers opens, whole or not at all.
+    """Write the best epoch of a row into a folder that transformers can load; on an error, nothing is written.
 
     Args:
-        folder: one that is not there yet, or empty.
-        licence: of the weights, in the hub's words; None: that of the model that was fine-tuned, where it is known.
-        repository: on the hub, to upload it to as well, before the folder is there.
-        public: whether a repository that is made for it is seen by all.
+        results: rows of the sweep.
+        row: row to export.
+        folder: new or empty folder.
+        license_id: license of the weights, as the Hub names it; None: that of the fine-tuned model, if it is known.
+        repo_id: repository on the Hub to upload to as well, before the folder appears.
+        public: visibility of a repository that is created; existing ones keep theirs.
 
     Raises:
-        UserError: if the folder is taken, the row has no best epoch, that is damaged, or the hub refuses it.
+        UserError: if the folder is not empty, the row has no evaluated epoch, its checkpoint is damaged, or the Hub
+            refuses the upload.
     """
     if row.metrics is None:
         raise UserError(f"{row.config.run_name} ({row.status}) has no evaluated epoch yet")
     target = folder.expanduser().absolute()
-    try:
-        taken = target.exists() and (not target.is_dir() or any(target.iterdir()))
-    except OSError as error:
-        raise UserError(f"{folder} cannot be looked at: {error.strerror}") from None
-    if taken:
-        raise UserError(f"{folder} is there and not empty; choose another folder, or move it away")
-    made = model_card.load_provenance(results, row)
-    license_id = license_id or find_license(row, made)
-    with open_best_checkpoint(results, row) as checkpoint, _staging_folder(target) as building:
+    _check_target(folder, target)
+    provenance = model_card.load_provenance(results, row)
+    license_id = license_id or find_license(row, provenance)
+    with open_best_checkpoint(results, row) as checkpoint, _staging_folder(target) as staging:
         if repo_id is not None:
-            repo_id = hub.create_repository(repo_id, public=public)  # refused, if it is, before anything is copied
+            repo_id = hub.create_repository(repo_id, public=public)  # fails early, before files are copied
         for file in checkpoint.iterdir():
             if file.is_file() and file.name not in EXCLUDED_FILES:
-                shutil.copyfile(file, building / file.name)
-        (building / "README.md").write_text(model_card.render_card(results, row, made, license_id), encoding="utf-8")
-        text = model_card.render_sweep_file(row, made, results.storage.name)
-        (building / model_card.SWEEP_FILE).write_text(text, encoding="utf-8")
-        address = None
+                shutil.copyfile(file, staging / file.name)
+        card = model_card.render_card(results, row, provenance, license_id)
+        (staging / "README.md").write_text(card, encoding="utf-8")
+        sweep_file = model_card.render_sweep_file(row, provenance, results.storage.name)
+        (staging / model_card.SWEEP_FILE).write_text(sweep_file, encoding="utf-8")
+        url = None
         if repo_id is not None:
-            address = hub.upload_folder(building, repo_id, f"{row.config.run_name}, exported by raylm")
-        building.chmod(0o755)  # a temporary folder is its owner's alone
-        building.rename(target)
-    return ExportResult(license_id, address)
+            url = hub.upload_folder(staging, repo_id, f"{row.config.run_name}, exported by raylm")
+        staging.chmod(0o755)  # temporary folders are private
+        staging.rename(target)
+    return ExportResult(license_id, url)
+
+
+def _check_target(folder: Path, target: Path) -> None:
+    """Raise UserError if the target exists and is not an empty folder."""
+    try:
+        is_taken = target.exists() and (not target.is_dir() or any(target.iterdir()))
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read: {error.strerror}; choose another folder") from None
+    if is_taken:
+        raise UserError(f"{folder} exists and is not empty; choose another folder, or move it away")
 
 
 def find_license(row: Row, provenance: Provenance) -> str | None:
-    """The licence of the weights that were fine-tuned: as raylm knows it, else as their card on the hub names it."""
+    """Return the license of the fine-tuned model, from the catalog or its card on the Hub; None if unknown."""
     if not row.config.pretrained or provenance.model.hub_id is None:
         return None
     known = MODELS.get(row.config.model)
@@ -90,13 +99,13 @@ def find_license(row: Row, provenance: Provenance) -> str | None:
 
 @contextmanager
 def _staging_folder(target: Path) -> Iterator[Path]:
-    """An empty folder beside one that is to be, so that it can be renamed to it; removed in the end, if it is left."""
+    """Yield an empty folder next to the target, to be renamed to it; remove it on exit if it still exists."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+        staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
     except OSError as error:
         raise UserError(f"{target} cannot be written: {error.strerror}; choose another folder") from None
     try:
-        yield building
+        yield staging
     finally:
-        shutil.rmtree(building, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)

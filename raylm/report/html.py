@@ -1,10 +1,11 @@
-"""report.html: a results folder as one page that needs nothing else, for a browser, for a phone, for paper."""
+"""report.html: a results folder as one self-contained page for browsers, phones and print."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import jinja2
 from matplotlib.figure import Figure
@@ -12,51 +13,51 @@ from matplotlib.figure import Figure
 from raylm.config.sweep_file import format_sweep_file
 from raylm.report import figures, formats, plots
 from raylm.report.advice import build_advice
-from raylm.report.formats import to_plain_text
 from raylm.report.importance import compute_importances
 from raylm.report.reference import ReferenceTable, load_reference
-from raylm.report.table import RISING_LOSS, build_table, group_by_seed, sort_rows
-from raylm.results.rows import DIVERGED, DONE, INTERRUPTED, PENDING, QUEUED, RUNNING, Results
+from raylm.report.table import RISING_LOSS, Table, build_table, group_by_seed, sort_rows
+from raylm.results.rows import DIVERGED, DONE, INTERRUPTED, PENDING, QUEUED, RUNNING, SweepRows
 from raylm.results.sweep_record import DataRecord, LaunchRecord, SweepRecord
 
 REPORT_FILE = "report.html"
-TEXT_COLUMNS = ("dataset", "model", "run")
-"""Columns of the table that hold no numbers."""
 
-NEXT_RUN_NOTES = {INTERRUPTED: "the next run goes on from its last checkpoint", PENDING: "the next run begins it"}
-"""What to say of a row that has no reason of its own."""
+NEXT_RUN_NOTES = {
+    INTERRUPTED: "the next run resumes it from its last checkpoint",
+    PENDING: "the next run starts it",
+}
+"""Notes on rows that have no reason of their own, by status."""
 
 DEFINITIONS = {
     "train loss": "training loss summed over the epoch, divided by its tokens: nats per token; each batch is measured "
-    "before its own step",
+    "before its own optimizer step",
     "val loss": "negative log-likelihood of the validation split, divided by its tokens, each counted once: nats per "
     "token",
     "adj val loss": "val loss × tokens / words of the validation split: nats per word of the original text, "
-    "which alone compares between tokenizers",
-    "best epoch": "the epoch, counted from 1, with the lowest val loss; a row's numbers are those of its best epoch",
-    "context len": "positions of a window, in tokens",
-    "batch size": "windows per optimizer step, whatever the device's memory makes of them",
+    "the only loss that is comparable between tokenizers",
+    "best epoch": "epoch with the lowest val loss, counted from 1; a row shows the losses of its best epoch",
+    "context len": "length of a window, in tokens",
+    "batch size": "windows per optimizer step, independent of the micro-batch that the device's memory allows",
     RISING_LOSS: "the training loss at the end is higher than its minimum by more than noise",
-    "val at": "val loss of the best checkpoint with windows of so many tokens",
-    "n, ±": "finished seeds; and half the width of the 95 % interval of their mean, by Student's t",
-    "ref, diff": "the loss in the reference table, and this table's minus it",
+    "val at": "val loss of the best checkpoint at another context length, in tokens",
+    "n, ±": "number of done seeds, and half the width of the 95 % confidence interval of their mean (Student's t)",
+    "ref, diff": "loss in the reference table, and this table's loss minus the reference's",
     "training time": "time in optimizer steps, without evaluations and checkpoints",
     "tokens per second": "training tokens divided by the training time",
     DIVERGED: "a loss was not finite: the trial has ended and is not ranked",
 }
 DEFINITION_COLUMNS = {"val at": "val at", "n, ±": "n", "ref, diff": "ref"}
-"""Definitions that only some tables need, with how a column of these begins."""
+"""Definitions that depend on the table's columns, with the beginning of the column's name."""
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A panel, ready for the page."""
+    """A panel as an image of the page."""
 
     data_url: str
-    """An SVG as a `data:` address."""
+    """SVG as a `data:` URL."""
     alt_text: str
-    """For those who cannot see it."""
     is_wide: bool = False
+    """True if the image takes the full width of the page."""
 
 
 @dataclass(frozen=True)
@@ -69,15 +70,16 @@ class Section:
 
     @property
     def is_narrow(self) -> bool:
-        """Whether another section has room beside it."""
+        """True if the section takes half the width of the page."""
         return len(self.plots) == 1 and not self.plots[0].is_wide
 
 
-def write_html(results: Results, reference: ReferenceTable | None = None) -> str:
-    """Writes report.html into the results folder, if it says something else than before; says where it is.
+def write_html(results: SweepRows, reference: ReferenceTable | None = None) -> str:
+    """Write report.html into the results folder, unless it is up to date; return its location.
 
     Args:
-        reference: to stand beside; None: the one that comes with raylm.
+        results: rows of any status.
+        reference: table to compare with; None: the one packaged with raylm.
     """
     text = render_html(results, reference or load_reference())
     if not results.storage.has_text(REPORT_FILE, text):
@@ -86,45 +88,39 @@ def write_html(results: Results, reference: ReferenceTable | None = None) -> str
 
 
 def render_html(
-    results: Results, reference: ReferenceTable | None = None, template_name: str = "report.html", **context: object
+    results: SweepRows, reference: ReferenceTable | None = None, template_name: str = "report.html", **context: object
 ) -> str:
-    """The page; the same text for the same folder.
+    """Return the page; the same results folder gives the same text.
 
     Args:
-        template: the report's, or one that extends it.
-        more: what that takes besides.
+        results: rows of any status.
+        reference: table to compare with; None: no comparison.
+        template_name: the report's template, or one that extends it.
+        context: further variables of the template.
     """
     record = results.record or SweepRecord(results.storage.name, [])
-    made = build_table(results, reference)
-    best = {row.config.id for row in results.best_by_dataset.values()}
+    precision = results.launches[-1].precision if results.launches else "auto"
+    table = build_table(results, reference)
     return render_template(
         template_name,
         name=record.name,
         summary=formats.format_summary(results),
-        headings=[(heading, heading not in TEXT_COLUMNS) for heading in made.column_names],
-        lines=list(zip(made.rows, _mark_best_lines(results, best), strict=True)),
+        columns=table.columns,
+        rows=list(zip(table.rows, _mark_best_rows(results), strict=True)),
         advice=build_advice(results),
-        notes=[*made.notes, *_unfinished_notes(results)],
+        notes=[*table.notes, *_unfinished_notes(results)],
         sections=build_sections(figures.build_figures(results), compute_importances(results) if record.search else []),
         launches=_group_launches(results.launches),
-        data=_unique_datasets(results.launches),
-        definitions={
-            word: meaning
-            for word, meaning in DEFINITIONS.items()
-            if any(heading.startswith(DEFINITION_COLUMNS.get(word, "")) for heading in made.column_names)
-        },
-        file=f"{record.name.replace('-', '_')}.py",
-        sweep=format_sweep_file(
-            record.name,
-            [row.config for row in results.rows],
-            results.launches[-1].precision if results.launches else "auto",
-        ),
+        datasets=_unique_datasets(results.launches),
+        definitions=_select_definitions(table),
+        sweep_file=f"{record.name.replace('-', '_')}.py",
+        sweep_code=format_sweep_file(record.name, [row.config for row in results.rows], precision),
         **context,
     )
 
 
 def render_template(template_name: str, **context: object) -> str:
-    """A template with what it takes; all of it is escaped."""
+    """Return a template with its variables, all of them escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("raylm.report"),
         autoescape=True,
@@ -135,99 +131,105 @@ def render_template(template_name: str, **context: object) -> str:
     return environment.get_template(template_name).render(**context)
 
 
-def _mark_best_lines(results: Results, best_ids: Collection[str]) -> list[bool]:
-    """Of each line of the table, whether it has the best row of a dataset."""
-    return [any(row.config.id in best_ids for row in line.rows) for line in group_by_seed(results)]
+def _mark_best_rows(results: SweepRows) -> list[bool]:
+    """Return for each row of the table whether it contains the best trial of a dataset."""
+    best_ids = {row.config.id for row in results.best_by_dataset.values()}
+    return [any(row.config.id in best_ids for row in group.rows) for group in group_by_seed(results)]
 
 
-def _unfinished_notes(results: Results) -> list[str]:
-    """What the table's notes leave out: rows that have not ended, or did so without a reason."""
+def _unfinished_notes(results: SweepRows) -> list[str]:
+    """Return notes on rows without a reason of their own: unfinished ones, or ended without a record of why."""
     rows = [row for row in sort_rows(results) if row.status not in (DONE, RUNNING, QUEUED) and not row.reason]
     return [
         f"{row.config.run_name} {row.status}: {NEXT_RUN_NOTES.get(row.status, 'no reason is recorded')}" for row in rows
     ]
 
 
+def _select_definitions(table: Table) -> dict[str, str]:
+    """Return the definitions of the terms on the page."""
+    return {
+        term: definition
+        for term, definition in DEFINITIONS.items()
+        if any(name.startswith(DEFINITION_COLUMNS.get(term, "")) for name in table.column_names)
+    }
+
+
 # ---- figures ------------------------------------------------------------------------------------------------------
+
+PanelT = TypeVar("PanelT")
 
 
 def build_sections(
-    figure_data: figures.Figures, importance_charts: Sequence[tuple[str, figures.BarChart]] = ()
+    data: figures.Figures, importance_charts: Sequence[tuple[str, figures.BarChart]] = ()
 ) -> list[Section]:
-    """The figures that have data, drawn."""
-    against = "Trials on a line are equal in all other fields."
-    timed = [
-        (figure_data.training_seconds, plots.plot_training_time),
-        (figure_data.tokens_per_second, plots.plot_tokens_per_second),
-    ]
-    left_out = figure_data.training_seconds.num_omitted if figure_data.training_seconds else 0
-    all_sections = [
+    """Return the figures that have data, plotted.
+
+    Args:
+        data: data of the figures.
+        importance_charts: name of each dataset with the importance of its fields.
+    """
+    series_caption = "Trials on a line are equal in all other fields."
+    omitted = data.training_seconds.num_omitted if data.training_seconds else 0
+    time_caption = "Time in optimizer steps, without evaluations and checkpoints."
+    sections = [
         Section(
             "Loss curves",
-            "Lines: training loss, a mean between points. Markers: val loss. Training loss is taken before each step.",
-            tuple(_render_plot(plots.plot_loss_curves(one), f"Loss curves, {one.title}") for one in figure_data.curves),
+            "Lines: training loss, a mean between points. Markers: val loss. Training loss is measured before each "
+            "step.",
+            _render_plots(plots.plot_loss_curves, data.curves),
         ),
         Section(
-            "Val loss against context length",
-            against,
-            tuple(
-                _render_plot(plots.plot_series(one), f"Context length, {one.title}")
-                for one in figure_data.val_loss_by_context_length
-            ),
+            "Val loss by context length",
+            series_caption,
+            _render_plots(plots.plot_series, data.val_loss_by_context_length),
         ),
         Section(
-            "Val loss against batch size",
-            against,
-            tuple(
-                _render_plot(plots.plot_series(one), f"Batch size, {one.title}")
-                for one in figure_data.val_loss_by_batch_size
-            ),
+            "Val loss by batch size", series_caption, _render_plots(plots.plot_series, data.val_loss_by_batch_size)
         ),
         Section(
-            "All fields that differ",
-            "Each line is a done trial, through its values to its val loss; the darker, the lower.",
-            tuple(
-                _render_plot(
-                    plots.plot_parallel_coordinates(one), f"Parallel coordinates, {one.title}", plots.is_wide(one)
-                )
-                for one in figure_data.parallel_coordinates
-            ),
+            "Parallel coordinates",
+            "Each line is a done trial: the values of all fields that differ, and its val loss; darker is lower.",
+            _render_plots(plots.plot_parallel_coordinates, data.parallel_coordinates),
         ),
         Section(
             "Importance",
-            "Share of the spread of the val losses that a field accounts for (PED-ANOVA, of the done trials alone).",
-            tuple(
-                _render_plot(plots.plot_importances(bars), f"Importance, {dataset}")
-                for dataset, bars in importance_charts
-            ),
+            "Share of the variance of the val losses that a field explains (PED-ANOVA, done trials only).",
+            _render_plots(lambda chart: plots.plot_importances(chart[1], chart[0]), importance_charts),
         ),
         Section(
             "Time and speed",
-            "In optimizer steps, without evaluations and checkpoints."
-            + (f" {left_out:,} more trials are in results.csv." if left_out else ""),
-            tuple(_render_plot(draw(bars), draw.__name__.replace("_", " ")) for bars, draw in timed if bars),
+            time_caption + (f" {omitted:,} more trials are in results.csv." if omitted else ""),
+            (
+                *_render_plots(plots.plot_training_time, filter(None, [data.training_seconds])),
+                *_render_plots(plots.plot_tokens_per_second, filter(None, [data.tokens_per_second])),
+            ),
         ),
     ]
-    return [section for section in all_sections if section.plots]
+    return [section for section in sections if section.plots]
 
 
-def _render_plot(figure: Figure, alt_text: str, is_wide: bool = False) -> Plot:
-    return Plot(plots.to_data_url(figure), alt_text, is_wide)
+def _render_plots(plot: Callable[[PanelT], Figure], panels: Iterable[PanelT]) -> tuple[Plot, ...]:
+    """Return the plots of panels."""
+    drawn = [plot(panel) for panel in panels]
+    return tuple(
+        Plot(plots.to_data_url(figure), plots.get_alt_text(figure), figure.get_figwidth() > plots.WIDTH)
+        for figure in drawn
+    )
 
 
-# ---- what ran where, and how to run it again ----------------------------------------------------------------------
+# ---- environment --------------------------------------------------------------------------------------------------
 
 
 def _group_launches(launches: Sequence[LaunchRecord]) -> list[dict[str, str]]:
     """Return the environment of each launch; launches that differ in their time only are one group."""
     groups: dict[str, dict[str, str]] = {}
     for launch in launches:
-        rest = {
-            name.replace("_", " "): to_plain_text(value)
+        environment = {
+            name.replace("_", " "): formats.to_plain_text(value)
             for name, value in dataclasses.asdict(launch).items()
             if name not in ("number", "started", "data", "slot")
         }
-        group = groups.setdefault(str(rest), {"launch": "", "started": "", **rest})
+        group = groups.setdefault(str(environment), {"launch": "", "started": "", **environment})
         for name, value in (("launch", launch.number), ("started", launch.started or "–")):
             group[name] += f"{', ' if group[name] else ''}{value}"
     return list(groups.values())

@@ -1,4 +1,4 @@
-"""How much of the spread of a search's losses each field accounts for, by Optuna's PED-ANOVA."""
+"""Importance of each field in a search: its share of the variance of the losses, by Optuna's PED-ANOVA."""
 
 from __future__ import annotations
 
@@ -7,41 +7,40 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from raylm.report.figures import BarChart, find_varying_fields, format_field_name, format_field_value
-from raylm.results.rows import DONE, Results, Row
+from raylm.report.figures import BarChart
+from raylm.report.labels import find_varying_fields, format_field_name, format_field_value
+from raylm.results.rows import DONE, Row, SweepRows
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 
 MIN_ROWS = 8
-"""Done rows of a dataset below which a share would be chance."""
+"""Minimum number of done rows of a dataset; shares of fewer are due to chance."""
 
 
-def compute_importances(results: Results) -> list[tuple[str, BarChart]]:
-    """Datasets, and for each the share of every field that differs in its done rows, the largest first."""
-    datasets = dict.fromkeys(row.config.dataset for row in results.rows)
-    found = []
-    for dataset in datasets:
+def compute_importances(results: SweepRows) -> list[tuple[str, BarChart]]:
+    """Return each dataset with the shares of the fields that vary in its done rows, in percent, largest first."""
+    charts = []
+    for dataset in dict.fromkeys(row.config.dataset for row in results.rows):
         rows = [row for row in results.rows if row.config.dataset == dataset and row.status == DONE and row.metrics]
         names = find_varying_fields(rows, "dataset")
-        if len(rows) >= MIN_ROWS and len(names) > 1:
-            shares = _field_importances(rows, names)
-            if math.isfinite(sum(shares.values())) and any(shares.values()):
-                ordered = sorted(shares, key=lambda name: -shares[name])
-                bars = BarChart(
-                    "", tuple(map(format_field_name, ordered)), tuple(100 * shares[name] for name in ordered), 0
-                )
-                found.append((format_field_value(dataset), bars))
-    return found
+        if len(rows) < MIN_ROWS or len(names) < 2:
+            continue
+        shares = _field_importances(rows, names)
+        if math.isfinite(sum(shares.values())) and any(shares.values()):
+            ordered = sorted(shares, key=lambda name: -shares[name])
+            chart = BarChart("", tuple(map(format_field_name, ordered)), tuple(100 * shares[name] for name in ordered))
+            charts.append((format_field_value(dataset), chart))
+    return charts
 
 
 def _field_importances(rows: Sequence[Row], names: Sequence[str]) -> dict[str, float]:
-    """Shares that add up to 1 (Watanabe et al. 2023, arXiv:2304.10255)."""
+    """Return shares that sum to 1 (Watanabe et al. 2023, arXiv:2304.10255)."""
     import optuna
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the evaluator is experimental
+        warnings.simplefilter("ignore")  # the evaluator is experimental
         study = optuna.create_study(storage=optuna.storages.InMemoryStorage())
         distributions = {name: _infer_distribution([getattr(row.config, name) for row in rows]) for name in names}
         for row in rows:
@@ -53,7 +52,7 @@ def _field_importances(rows: Sequence[Row], names: Sequence[str]) -> dict[str, f
 
 
 def _infer_distribution(values: Sequence[Any]) -> BaseDistribution:
-    """What these values may have been drawn from: a range of numbers, else a choice."""
+    """Return a distribution that covers the values: a range for floats, else a categorical one."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
     if all(isinstance(value, float) for value in values):

@@ -1,4 +1,4 @@
-"""What `--json` prints: a report or a plan for programs, null for what is not known. No torch, no Ray."""
+"""JSON of reports and plans, as `--json` prints it; unknown values are null. No torch, no Ray."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from raylm.planning.plan import TrialPlan
 from raylm.planning.throughput import Placement
 from raylm.report import formats
 from raylm.report.reference import ReferenceTable
-from raylm.results.rows import DIVERGED, DONE, FAILED, INTERRUPTED, PENDING, STOPPED, Results
+from raylm.results.rows import DIVERGED, DONE, FAILED, INTERRUPTED, PENDING, STOPPED, SweepRows
 
 STORED_STATUSES = (DONE, STOPPED, DIVERGED, FAILED, INTERRUPTED, PENDING)
 SUMMED_FIELDS = ("tokens", "steps", "flops", "checkpoint_bytes", "estimated_seconds", "device_seconds")
-"""Of the numbers of a trial's plan those that add up."""
+"""Numbers of a trial's plan that are summed over trials."""
 
 
-def format_report_json(results: Results, reference: ReferenceTable | None = None) -> str:
-    """The rows by the columns of results.csv, how many stand how, and the best run of each dataset."""
+def format_report_json(results: SweepRows, reference: ReferenceTable | None = None) -> str:
+    """Return the rows with the columns of results.csv, their count by status, and the best run of each dataset."""
     return _dump_json(
         {
             "results": results.storage.uri,
@@ -34,60 +34,49 @@ def format_report_json(results: Results, reference: ReferenceTable | None = None
 
 def format_plan_json(
     sweep: Sweep,
-    results: Results,
+    results: SweepRows,
     plans: Sequence[TrialPlan | None],
     placement: Placement | None,
     price_per_hour: float | None,
 ) -> str:
-    """What each trial takes, and all together that are still to be done.
+    """Return the costs of each trial, and their sums over the unfinished ones.
 
     Args:
-        sweep: what is planned.
-        found: how it stands.
-        plans: of its rows.
-        slot: what a trial runs on; None where that is not known.
-        price_per_hour: of a GPU, or of a machine without.
+        sweep: planned sweep.
+        results: its rows.
+        plans: costs of the rows, in the same order; None if unknown.
+        placement: resources of a trial; None if unknown.
+        price_per_hour: price of a GPU-hour, or of a machine-hour on CPU.
     """
     rows: list[dict[str, Any]] = [
         {"run": row.config.run_name, "status": row.status, "trial_id": row.config.id, **row.config.as_dict()}
-        | _plan_fields(one)
-        for row, one in zip(results.rows, plans, strict=True)
+        | _plan_fields(trial_plan)
+        for row, trial_plan in zip(results.rows, plans, strict=True)
     ]
-    left = [costs for row, costs in zip(results.rows, rows, strict=True) if not row.is_finished]
-    total = {name: _sum_or_none([costs[name] for costs in left]) for name in SUMMED_FIELDS}
-    seconds = total["device_seconds"]
-    hours = seconds / 3600 if seconds is not None else None
-    price = hours * price_per_hour if hours is not None and price_per_hour is not None else None
+    remaining = [costs for row, costs in zip(results.rows, rows, strict=True) if not row.is_finished]
     return _dump_json(
         {
             "sweep": sweep.name,
             "results": results.storage.uri,
             "rows": rows,
-            "to_be_done": {"trials": len(left), **total, "device_hours": hours, "price": price},
+            "remaining": _sum_costs(remaining, price_per_hour),
             "search": _summarize_search(sweep, placement) if sweep.num_samples is not None else None,
-            "device": {
-                "name": placement.card.name,
-                "precision": placement.precision,
-                "per_trial": placement.share,
-                "trials_at_a_time": placement.at_a_time,
-            }
-            if placement
-            else None,
+            "device": _placement_fields(placement) if placement else None,
         }
     )
 
 
 def _plan_fields(trial_plan: TrialPlan | None) -> dict[str, Any]:
-    """The numbers of a trial's plan."""
-    fit, shape = (trial_plan.micro_batching, trial_plan.shape) if trial_plan else (None, None)
+    """Return the numbers of a trial's plan."""
+    batching, shape = (trial_plan.micro_batching, trial_plan.shape) if trial_plan else (None, None)
     return {
         "parameters": shape.num_parameters if shape else None,
         "tokens": trial_plan.tokens if trial_plan else None,
         "steps": trial_plan.steps if trial_plan else None,
         "exact": trial_plan.is_exact if trial_plan else None,
         "flops": trial_plan.flops if trial_plan else None,
-        "micro_batch_size": fit.micro_batch_size if fit else None,
-        "recompute": fit.recompute if fit else None,
+        "micro_batch_size": batching.micro_batch_size if batching else None,
+        "recompute": batching.recompute if batching else None,
         "peak_bytes": trial_plan.peak_bytes if trial_plan else None,
         "checkpoint_bytes": trial_plan.checkpoint_bytes if trial_plan else None,
         "estimated_seconds": trial_plan.seconds if trial_plan else None,
@@ -95,20 +84,39 @@ def _plan_fields(trial_plan: TrialPlan | None) -> dict[str, Any]:
     }
 
 
+def _sum_costs(trials: Sequence[dict[str, Any]], price_per_hour: float | None) -> dict[str, Any]:
+    """Return the summed costs of trials; a sum with an unknown term is None."""
+    total = {name: _sum_or_none([costs[name] for costs in trials]) for name in SUMMED_FIELDS}
+    seconds = total["device_seconds"]
+    hours = seconds / 3600 if seconds is not None else None
+    price = hours * price_per_hour if hours is not None and price_per_hour is not None else None
+    return {"trials": len(trials), **total, "device_hours": hours, "price": price}
+
+
+def _placement_fields(placement: Placement) -> dict[str, Any]:
+    return {
+        "name": placement.card.name,
+        "precision": placement.precision,
+        "per_trial": placement.share,
+        "trials_at_a_time": placement.at_a_time,
+    }
+
+
 def _summarize_search(sweep: Sweep, placement: Placement | None) -> dict[str, Any]:
-    """How many trials a search has, and what the shortest and the longest of them may take."""
-    times = [one.seconds if one else None for one in plan.plan_trials(plan.representative_trials(sweep), placement)]
+    """Return the number of trials of a search and the estimated range of their durations."""
+    plans = plan.plan_trials(plan.representative_trials(sweep), placement)
+    times = [trial_plan.seconds if trial_plan else None for trial_plan in plans]
     known = [seconds for seconds in times if seconds is not None]
-    whole = known and len(known) == len(times)
+    is_complete = known and len(known) == len(times)
     return {
         "num_samples": sweep.num_samples,
-        "shortest_seconds": min(known) if whole else None,
-        "longest_seconds": max(known) if whole else None,
+        "shortest_seconds": min(known) if is_complete else None,
+        "longest_seconds": max(known) if is_complete else None,
     }
 
 
 def _sum_or_none(values: Sequence[Any]) -> Any:
-    """None where one is not known."""
+    """Return the sum, or None if a value is unknown."""
     return None if None in values else sum(values)
 
 
@@ -117,9 +125,9 @@ def _dump_json(content: dict[str, Any]) -> str:
 
 
 def _replace_nonfinite(value: Any) -> Any:
-    """The same with null for losses that are no numbers, for which JSON has no words."""
+    """Return a value with null for infinities and NaN, which JSON cannot represent."""
     if isinstance(value, dict):
-        return {name: _replace_nonfinite(one) for name, one in value.items()}
+        return {name: _replace_nonfinite(item) for name, item in value.items()}
     if isinstance(value, list):
-        return [_replace_nonfinite(one) for one in value]
+        return [_replace_nonfinite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,7 +1,7 @@
-"""The report's figures with matplotlib: each panel of `figures` to one that looks the same everywhere; and their SVG.
+"""Plots of the report's panels with matplotlib, independent of the user's settings, and their SVG.
 
-Colours are those of Okabe and Ito (https://jfly.uni-koeln.de/color/), which colour-blind people can tell apart; line
-styles and markers differ too, for print in black and white. Letters are drawn as paths, so that no font is needed.
+Colors are those of Okabe and Ito (https://jfly.uni-koeln.de/color/), which color-blind people can distinguish; line
+styles and markers differ too, for print in black and white. Text is drawn as paths and needs no font.
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ from matplotlib.ticker import MaxNLocator
 
 from raylm.report.figures import BarChart, CurvesPanel, ParallelPanel, SeriesPanel
 
-# Without yellow, which is hard to see on white.
+# without yellow, which is hard to see on white
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#000000")
 LINE_STYLES = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 1)), "-")
 MARKERS = ("o", "s", "^", "D", "v", "X")
 GRAY = "#555555"
 
 WIDTH = 4.6
-"""Inches. Two stand side by side on a desk's screen and on paper, one on a phone's."""
+"""Inches. Two plots fit side by side on a desktop and on paper, one on a phone."""
 HEIGHT = 2.9
-"""Inches, without the legend."""
+"""Height of a plot without its legend, inches."""
 LEGEND_ROW_HEIGHT = 0.17
-"""Inches."""
+"""Height of a row of the legend, inches."""
 BAR_ROW_HEIGHT = 0.2
-"""Inches."""
+"""Height per bar, inches."""
 MAX_LINE_CHARS = 56
-"""In a line of `WIDTH`."""
+"""Maximum length of a line of text in a plot of `WIDTH`."""
 MAX_BAR_LABEL_CHARS = 38
-"""In the label of a bar."""
+"""Maximum length of a bar's label."""
 MAX_NARROW_AXES = 4
-"""Parallel axes that fit into `WIDTH`; more of them take two."""
+"""Maximum number of parallel axes in a plot of `WIDTH`; with more it is twice as wide."""
 
 RC_PARAMS: dict[Any, Any] = {
     "svg.fonttype": "path",
     "svg.hashsalt": "raylm",
-    "text.parse_math": False,  # a dollar in a name is a dollar
+    "text.parse_math": False,  # names may contain dollars
     "font.size": 8.5,
     "axes.titlesize": 9,
     "axes.spines.top": False,
@@ -73,21 +73,28 @@ FIELD_LABELS = {"context_length": "context length (tokens)", "batch_size": "batc
 
 @contextlib.contextmanager
 def _rc_context() -> Iterator[None]:
-    """Matplotlib's own defaults and `STYLE`, whatever the user has set up, and everything as before afterwards."""
+    """Set matplotlib's defaults with `RC_PARAMS` on top, and restore the user's settings afterwards."""
     with matplotlib.rc_context(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from")  # a box stands for it; the table has the name
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # drawn as a box; the table has the name
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(RC_PARAMS)
         yield
 
 
-def _new_figure(width: float, height: float) -> tuple[Figure, Axes]:
+def _new_figure(alt_text: str, width: float, height: float) -> tuple[Figure, Axes]:
+    """Return a figure, labelled with its alternative text, and its axes."""
     figure = Figure(figsize=(width, height), layout="constrained")
+    figure.set_label(alt_text)
     return figure, figure.add_subplot()
 
 
+def get_alt_text(figure: Figure) -> str:
+    """Return the alternative text of a plot for people who cannot see it."""
+    return str(figure.get_label())
+
+
 def to_svg(figure: Figure) -> str:
-    """The same text for the same figure: no date, no random names."""
+    """Return the SVG of a plot; the same plot gives the same text, without date and random names."""
     out = io.StringIO()
     with _rc_context():
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
@@ -96,12 +103,12 @@ def to_svg(figure: Figure) -> str:
 
 
 def to_data_url(figure: Figure) -> str:
-    """Its SVG as a `data:` address: an image of its own, so that the names within do not meet those of another."""
+    """Return the SVG as a `data:` URL: a separate image, whose ids cannot collide with those of another."""
     return "data:image/svg+xml;base64," + base64.b64encode(to_svg(figure).encode()).decode()
 
 
 def _add_legend(figure: Figure, axes: Axes, title: str, labels: Sequence[str]) -> None:
-    """A legend below the axes, where it covers nothing; the figure grows by it."""
+    """Add a legend below the axes; the figure grows by its height."""
     if title:
         columns = max(1, min(3, len(labels), 66 // (max(map(len, labels)) + 10)))
         rows = -(-len(labels) // columns) + 1 + _wrap(title).count("\n")
@@ -111,14 +118,14 @@ def _add_legend(figure: Figure, axes: Axes, title: str, labels: Sequence[str]) -
 
 
 def plot_loss_curves(panel: CurvesPanel) -> Figure:
-    """Training loss as lines, val loss as markers on a thin line, over epochs."""
+    """Plot training loss as lines and val loss as markers on a thin line, over epochs."""
     with _rc_context():
-        figure, axes = _new_figure(WIDTH, HEIGHT)
+        figure, axes = _new_figure(f"Loss curves, {panel.title}", WIDTH, HEIGHT)
         for number, curve in enumerate(panel.curves):
-            colour, style, marker = COLORS[number], LINE_STYLES[number], MARKERS[number]
-            axes.plot(*_unzip_points(curve.train), color=colour, linestyle=style, linewidth=0.9, alpha=0.8)
-            axes.plot(*_unzip_points(curve.val), color=colour, linewidth=0.5, marker=marker, zorder=3)
-            axes.plot([], [], color=colour, linestyle=style, marker=marker, label=curve.label)
+            color, style, marker = COLORS[number], LINE_STYLES[number], MARKERS[number]
+            axes.plot(*_unzip_points(curve.train), color=color, linestyle=style, linewidth=0.9, alpha=0.8)
+            axes.plot(*_unzip_points(curve.val), color=color, linewidth=0.5, marker=marker, zorder=3)
+            axes.plot([], [], color=color, linestyle=style, marker=marker, label=curve.label)
         low, high = panel.loss_range
         space = 0.04 * (high - low) or 0.1
         axes.set(
@@ -133,12 +140,13 @@ def plot_loss_curves(panel: CurvesPanel) -> Figure:
 
 
 def plot_series(panel: SeriesPanel) -> Figure:
-    """Val loss against a field, whose values are a factor apart, so on a logarithmic axis."""
+    """Plot val loss over a field on a logarithmic axis."""
     with _rc_context():
-        figure, axes = _new_figure(WIDTH, HEIGHT)
+        name = panel.field.replace("_", " ")
+        figure, axes = _new_figure(f"Val loss by {name}, {panel.title}", WIDTH, HEIGHT)
         for number, line in enumerate(panel.series):
-            look = {"color": COLORS[number], "marker": MARKERS[number]}
-            axes.plot(*_unzip_points(line.points), linestyle=LINE_STYLES[number], label=line.label, **look)  # type: ignore[arg-type]
+            style = {"color": COLORS[number], "marker": MARKERS[number]}
+            axes.plot(*_unzip_points(line.points), linestyle=LINE_STYLES[number], label=line.label, **style)  # type: ignore[arg-type]
         values = sorted({x for line in panel.series for x, _ in line.points})
         ticks = values[:: math.ceil(len(values) / 8)]
         axes.set_xscale("log", base=2)
@@ -150,24 +158,20 @@ def plot_series(panel: SeriesPanel) -> Figure:
         return figure
 
 
-def is_wide(panel: ParallelPanel) -> bool:
-    """Whether the drawing needs the width of two."""
-    return len(panel.axes) > MAX_NARROW_AXES
-
-
 def plot_parallel_coordinates(panel: ParallelPanel) -> Figure:
-    """Each trial a line through its fields' values to its val loss, the darker the lower; the best in front."""
+    """Plot each trial as a line through its values to its val loss; lower is darker and in front."""
     with _rc_context():
-        figure, axes = _new_figure(2 * WIDTH if is_wide(panel) else WIDTH, HEIGHT)
-        colours = ScalarMappable(Normalize(0, 1.25), "cividis")  # its lightest yellows would not be seen
-        for line in sorted(panel.coordinates, key=lambda places: -places[-1]):
-            axes.plot(range(len(line)), line, color=colours.to_rgba(line[-1]), linewidth=1.3)  # type: ignore[arg-type]
-        for place, axis in enumerate(panel.axes):
-            axes.axvline(place, color=GRAY, linewidth=0.7)
+        width = WIDTH if len(panel.axes) <= MAX_NARROW_AXES else 2 * WIDTH
+        figure, axes = _new_figure(f"Parallel coordinates, {panel.title}", width, HEIGHT)
+        colors = ScalarMappable(Normalize(0, 1.25), "cividis")  # its lightest yellows are hard to see
+        for line in sorted(panel.coordinates, key=lambda positions: -positions[-1]):
+            axes.plot(range(len(line)), line, color=colors.to_rgba(line[-1]), linewidth=1.3)  # type: ignore[arg-type]
+        for position, axis in enumerate(panel.axes):
+            axes.axvline(position, color=GRAY, linewidth=0.7)
             for height, label in axis.ticks:
                 axes.annotate(
                     label,
-                    (place, height),
+                    (position, height),
                     (4, 0),
                     textcoords="offset points",
                     va="center",
@@ -184,28 +188,32 @@ def plot_parallel_coordinates(panel: ParallelPanel) -> Figure:
 
 
 def plot_training_time(chart: BarChart) -> Figure:
-    """Training time in a unit that gives numbers of few digits."""
+    """Plot training time in seconds, minutes or hours, depending on the longest."""
     longest = max(chart.values)
     unit, size = ("h", 3600) if longest >= 3 * 3600 else ("min", 60) if longest >= 3 * 60 else ("s", 1)
-    return _plot_bar_chart(chart, f"training time ({unit})", [value / size for value in chart.values])
+    return _plot_bar_chart(
+        chart, "Training time of each trial", f"training time ({unit})", [value / size for value in chart.values]
+    )
 
 
 def plot_tokens_per_second(chart: BarChart) -> Figure:
-    """Training tokens per second of training time."""
-    return _plot_bar_chart(chart, "training tokens per second", chart.values)
+    """Plot training tokens per second of training time."""
+    return _plot_bar_chart(
+        chart, "Training tokens per second of each trial", "training tokens per second", chart.values
+    )
 
 
-def plot_importances(chart: BarChart) -> Figure:
-    """Shares in percent."""
-    return _plot_bar_chart(chart, "share (%)", chart.values)
+def plot_importances(chart: BarChart, dataset: str) -> Figure:
+    """Plot the importance of fields for the val loss on a dataset, in percent."""
+    return _plot_bar_chart(chart, f"Importance of each field, {dataset}", "share (%)", chart.values)
 
 
-def _plot_bar_chart(chart: BarChart, xlabel: str, values: Sequence[float]) -> Figure:
+def _plot_bar_chart(chart: BarChart, alt_text: str, xlabel: str, values: Sequence[float]) -> Figure:
     with _rc_context():
-        figure, axes = _new_figure(WIDTH, 0.9 + BAR_ROW_HEIGHT * len(values))
+        figure, axes = _new_figure(alt_text, WIDTH, 0.9 + BAR_ROW_HEIGHT * len(values))
         digits = max(0, 2 - math.floor(math.log10(max(values))))
-        drawn = axes.barh(range(len(values)), values, height=0.62, color=COLORS[0])
-        axes.bar_label(drawn, [f"{value:,.{digits}f}" for value in values], padding=3)
+        bars = axes.barh(range(len(values)), values, height=0.62, color=COLORS[0])
+        axes.bar_label(bars, [f"{value:,.{digits}f}" for value in values], padding=3)
         labels = [
             text if len(text) <= MAX_BAR_LABEL_CHARS else text[: MAX_BAR_LABEL_CHARS - 1] + "…" for text in chart.labels
         ]

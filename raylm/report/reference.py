@@ -1,4 +1,4 @@
-"""The reference table: what others got for a row, to stand beside one's own. Standard library only."""
+"""Reference table: published losses to compare rows with. Standard library only."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from pathlib import Path
 
 from raylm.config.trial import TrialConfig
 from raylm.errors import UserError, safe_repr
+from raylm.results.progress import LOSS_NAMES
 
 KEY_FIELDS = ("dataset", "context_length", "model", "batch_size")
-LOSS_FIELDS = ("train_loss", "val_loss", "adj_val_loss")
+"""Fields that identify a row of a reference table."""
 ALLOWED_FIELDS = frozenset({*KEY_FIELDS, "seed"})
-"""Fields in which a trial may differ from the defaults and still be a row of the packaged table."""
+"""Fields in which a trial may differ from the defaults and still match a row of the packaged table."""
 
 
 @dataclass(frozen=True)
 class ReferenceRow:
-    """One row of a reference table; losses in nats, as in one's own."""
+    """A row of a reference table; losses in nats, as in the sweep's own table."""
 
     dataset: str
     context_length: int
@@ -38,7 +39,7 @@ class ReferenceRow:
 
     @property
     def label(self) -> str:
-        """What the row is of."""
+        """Key fields in one line: `imdb gpt2 256x8`."""
         return f"{self.dataset} {self.model} {self.context_length}x{self.batch_size}"
 
 
@@ -48,32 +49,32 @@ class ReferenceTable:
 
     rows: tuple[ReferenceRow, ...]
     is_custom: bool
-    """Whether the user named it: then its rows stand beside all trials with their four keys, else only beside trials
-    that are otherwise as the reference's were, which is as the defaults are."""
+    """True for a table of the user's, which matches trials by the four key fields alone. The packaged table matches
+    trials only if all other fields but the seed have their defaults, as they were for its rows."""
 
     def find_row(self, config: TrialConfig) -> ReferenceRow | None:
-        """The row of a trial, None where there is none."""
-        others = [name for name, value in config.as_dict().items() if value != getattr(TrialConfig, name)]
-        if not self.is_custom and not ALLOWED_FIELDS.issuperset(others):
+        """Return the row that a trial is compared with, or None."""
+        changed = [name for name, value in config.as_dict().items() if value != getattr(TrialConfig, name)]
+        if not self.is_custom and not ALLOWED_FIELDS.issuperset(changed):
             return None
         key = tuple(getattr(config, name) for name in KEY_FIELDS)
         return next((row for row in self.rows if tuple(getattr(row, name) for name in KEY_FIELDS) == key), None)
 
     def find_duplicates(self) -> list[tuple[ReferenceRow, ReferenceRow]]:
-        """Rows that have all three losses of an earlier row of their dataset: probably copied by mistake."""
+        """Return pairs of rows of a dataset with the same three losses, probably copied by mistake; earlier first."""
         pairs = []
         for number, row in enumerate(self.rows):
-            for before in self.rows[:number]:
-                if (before.dataset, before.losses) == (row.dataset, row.losses):
-                    pairs.append((before, row))
+            for earlier in self.rows[:number]:
+                if (earlier.dataset, earlier.losses) == (row.dataset, row.losses):
+                    pairs.append((earlier, row))
         return pairs
 
 
 def load_reference(path: Path | None = None) -> ReferenceTable:
-    """A reference table from a CSV file; without one, the 21 rows that come with raylm.
+    """Return the reference table of a CSV file, or by default the 21 rows packaged with raylm.
 
     Raises:
-        UserError: if the file cannot be read, or a line of it is no row.
+        UserError: if the file cannot be read, lacks a column, or has an invalid line.
     """
     if path is None:
         text = resources.files("raylm.report").joinpath("reference.csv").read_text(encoding="utf-8")
@@ -83,11 +84,11 @@ def load_reference(path: Path | None = None) -> ReferenceTable:
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--reference {path} cannot be read: {error}") from None
     lines = csv.DictReader(text.splitlines())
-    if missing := [name for name in (*KEY_FIELDS, *LOSS_FIELDS) if name not in (lines.fieldnames or ())]:
-        raise UserError(f"--reference {path} has no column {', '.join(missing)}; it has {lines.fieldnames}")
-    return ReferenceTable(
-        tuple(_parse_row(line, number) for number, line in enumerate(lines, start=2)), is_custom=path is not None
-    )
+    if missing := [name for name in (*KEY_FIELDS, *LOSS_NAMES) if name not in (lines.fieldnames or ())]:
+        columns = ", ".join(lines.fieldnames or ()) or "none"
+        raise UserError(f"--reference {path} has no column {', '.join(missing)}; its columns: {columns}")
+    rows = tuple(_parse_row(line, number) for number, line in enumerate(lines, start=2))
+    return ReferenceTable(rows, is_custom=path is not None)
 
 
 def _parse_row(record: dict[str, str | None], line_number: int) -> ReferenceRow:
@@ -95,11 +96,11 @@ def _parse_row(record: dict[str, str | None], line_number: int) -> ReferenceRow:
         return (record.get(name) or "").strip()
 
     try:
-        train, val, adj = losses = [float(cell(name)) for name in LOSS_FIELDS]
+        train, val, adj = losses = [float(cell(name)) for name in LOSS_NAMES]
         if not all(map(math.isfinite, losses)):
             raise ValueError("a loss is not finite")
         context_length, batch_size = int(cell("context_length")), int(cell("batch_size"))
     except ValueError as error:
-        raise UserError(f"line {line_number} of the reference table is no row: {error}: {safe_repr(record)}") from None
+        raise UserError(f"line {line_number} of the reference table is invalid: {error}: {safe_repr(record)}") from None
     key = (cell("dataset"), context_length, cell("model"), batch_size)
     return ReferenceRow(*key, train, val, adj, cell("run"), cell("note"))

@@ -1,142 +1,166 @@
-"""Rows to a table of words: in the reference's order, seeds together, the reference beside. No torch, no Ray."""
+"""Rows as a table of text cells: in the reference's order, seeds averaged, with the reference's values. No torch."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from raylm.config.catalog import MODELS
+from raylm.config.trial import TrialConfig
 from raylm.report.reference import ReferenceRow, ReferenceTable
-from raylm.results.progress import EvalMetrics
-from raylm.results.rows import DONE, Results, Row
+from raylm.results.progress import LOSS_NAMES, EvalMetrics
+from raylm.results.rows import DONE, Row, SweepRows
 
-COLUMN_NAMES = (
-    "dataset",
-    "context len",
-    "model",
-    "batch size",
-    "train loss",
-    "val loss",
-    "adj val loss",
-    "best epoch",
-    "run",
-)
-"""The columns of the reference table."""
 MISSING = "–"
 RISING_LOSS = "loss going up"
+"""Remark of the reference table on a training loss that rises."""
 T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 """97.5 % quantiles of Student's t with 1 to 10 degrees of freedom."""
 
 
 @dataclass(frozen=True)
-class Table:
-    """A table of words, for any renderer."""
+class Column:
+    """A column of the table."""
 
-    column_names: tuple[str, ...]
+    name: str
+    is_numeric: bool = True
+
+
+KEY_COLUMNS = (
+    Column("dataset", is_numeric=False),
+    Column("context len"),
+    Column("model", is_numeric=False),
+    Column("batch size"),
+)
+LOSS_COLUMNS = (Column("train loss"), Column("val loss"), Column("adj val loss"))
+BEST_EPOCH_COLUMN, RUN_COLUMN = Column("best epoch"), Column("run", is_numeric=False)
+REFERENCE_COLUMNS = (*KEY_COLUMNS, *LOSS_COLUMNS, BEST_EPOCH_COLUMN, RUN_COLUMN)
+"""Columns of the reference table."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text cells, independent of its format."""
+
+    columns: tuple[Column, ...]
     rows: list[list[str]]
     notes: list[str]
-    """What is to be said below it."""
+    """Remarks on rows, shown below the table."""
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """Names of the columns."""
+        return tuple(column.name for column in self.columns)
 
 
 @dataclass(frozen=True)
 class SeedGroup:
-    """One line of the table: the rows that differ in nothing but their seed."""
+    """Rows that differ in their seed only: one line of the table."""
 
     rows: list[Row]
 
     @property
+    def config(self) -> TrialConfig:
+        """Config of the first row."""
+        return self.rows[0].config
+
+    @property
     def metrics(self) -> list[EvalMetrics]:
-        """What its losses are taken from: its finished rows; where it has but one row, that one as far as it is."""
+        """Losses to average: of the done rows, or of a single row with any status."""
         rows = self.rows if len(self.rows) == 1 else [row for row in self.rows if row.status == DONE]
         return [row.metrics for row in rows if row.metrics]
 
     @property
-    def going_up(self) -> bool:
-        """Whether the training loss of any of its rows went up in the end."""
-        return any(
-            row.latest_checkpoint is not None and row.latest_checkpoint.progress.is_loss_rising for row in self.rows
-        )
+    def has_rising_loss(self) -> bool:
+        """True if the training loss of any row rises at the end."""
+        checkpoints = (row.latest_checkpoint for row in self.rows)
+        return any(checkpoint is not None and checkpoint.progress.is_loss_rising for checkpoint in checkpoints)
 
 
-def sort_rows(results: Results) -> list[Row]:
-    """The rows by dataset, model size, context length and batch size, else as the sweep has them."""
+def sort_rows(results: SweepRows) -> list[Row]:
+    """Return the rows ordered by dataset, model size, context length and batch size, ties as in the sweep."""
     datasets = list(dict.fromkeys(row.config.dataset for row in results.rows))
     models = [*MODELS, *dict.fromkeys(row.config.model for row in results.rows if row.config.model not in MODELS)]
 
     def sort_key(row: Row) -> tuple[int, int, int, int]:
         config = row.config
-        return (
-            datasets.index(config.dataset),
-            models.index(config.model),
-            config.context_length,
-            config.batch_size,
-        )
+        return datasets.index(config.dataset), models.index(config.model), config.context_length, config.batch_size
 
     return sorted(results.rows, key=sort_key)
 
 
-def group_by_seed(results: Results) -> list[SeedGroup]:
-    """The rows in order, those that differ only in their seed on one line."""
-    grouped: dict[str, list[Row]] = {}
+def group_by_seed(results: SweepRows) -> list[SeedGroup]:
+    """Return the rows in the order of `sort_rows`, those that differ in their seed only as one group."""
+    groups: dict[str, list[Row]] = {}
     for row in sort_rows(results):
-        grouped.setdefault(_seed_group_key(row), []).append(row)
-    return [SeedGroup(rows) for rows in grouped.values()]
+        groups.setdefault(repr({**row.config.as_dict(), "seed": None}), []).append(row)
+    return [SeedGroup(rows) for rows in groups.values()]
 
 
-def _seed_group_key(row: Row) -> str:
-    """What rows have in common that differ only in their seed."""
-    return repr({**row.config.as_dict(), "seed": None})
+def build_table(results: SweepRows, reference: ReferenceTable | None = None) -> Table:
+    """Return the table of a sweep.
+
+    Args:
+        results: rows of any status.
+        reference: values to compare with; its columns are added if it has any of the rows.
+    """
+    layout = _Layout.of(group_by_seed(results), reference)
+    columns = list(KEY_COLUMNS)
+    for column in LOSS_COLUMNS:
+        columns += [column, Column("ref"), Column("diff")] if layout.has_reference else [column]
+    columns += [Column(f"val at {length}") for length in layout.context_lengths]
+    columns += [BEST_EPOCH_COLUMN, *([Column("n")] if layout.has_seeds else []), RUN_COLUMN]
+    notes = _collect_notes(layout, reference if layout.has_reference else None)
+    return Table(tuple(columns), [list(_format_cells(layout, *line)) for line in layout.lines], notes)
 
 
-def build_table(results: Results, reference: ReferenceTable | None = None) -> Table:
-    """The table of some results, with the reference's values and the differences to them where it has the row."""
-    all_lines = group_by_seed(results)
-    beside = [reference.find_row(line.rows[0].config) if reference else None for line in all_lines]
-    compared, seeds = any(beside), any(len(line.rows) > 1 for line in all_lines)
-    headings = list(COLUMN_NAMES[:4])
-    for name in COLUMN_NAMES[4:7]:
-        headings += [name, "ref", "diff"] if compared else [name]
-    lengths = sorted({length for line in all_lines for row in line.rows for length in row.length_evals})
-    headings += [f"val at {length}" for length in lengths]
-    headings += [COLUMN_NAMES[7], *(["n"] if seeds else []), COLUMN_NAMES[8]]
-    cells = [_format_cells(line, row, compared, lengths, seeds) for line, row in zip(all_lines, beside, strict=True)]
-    return Table(tuple(headings), cells, _collect_notes(all_lines, reference if compared else None, beside))
+@dataclass(frozen=True)
+class _Layout:
+    """Lines of a table and the optional columns that they need."""
+
+    lines: list[tuple[SeedGroup, ReferenceRow | None]]
+    """Rows of each line, with their row of the reference."""
+    has_reference: bool
+    has_seeds: bool
+    context_lengths: list[int]
+    """Other context lengths with evaluations, in tokens, ascending."""
+
+    @classmethod
+    def of(cls, groups: Sequence[SeedGroup], reference: ReferenceTable | None) -> _Layout:
+        """Return the layout for these groups of rows."""
+        lines = [(group, reference.find_row(group.config) if reference else None) for group in groups]
+        lengths = {length for group in groups for row in group.rows for length in row.length_evals}
+        has_seeds = any(len(group.rows) > 1 for group in groups)
+        return cls(lines, any(row is not None for _, row in lines), has_seeds, sorted(lengths))
 
 
-def _format_cells(
-    group: SeedGroup,
-    reference_row: ReferenceRow | None,
-    has_reference: bool,
-    context_lengths: Sequence[int],
-    show_seeds: bool,
-) -> list[str]:
-    config = group.rows[0].config
-    cells = [config.dataset, str(config.context_length), config.model, str(config.batch_size)]
-    for number, name in enumerate(("train_loss", "val_loss", "adj_val_loss")):
-        values = [getattr(measured, name) for measured in group.metrics]
+def _format_cells(layout: _Layout, group: SeedGroup, reference_row: ReferenceRow | None) -> Iterator[str]:
+    """Yield the cells of a line."""
+    config, metrics = group.config, group.metrics
+    yield from (config.dataset, str(config.context_length), config.model, str(config.batch_size))
+    for number, name in enumerate(LOSS_NAMES):
+        values = [getattr(evaluation, name) for evaluation in metrics]
         text = format_mean_interval(values)
-        cells.append(f"{text} ({RISING_LOSS})" if number == 0 and values and group.going_up else text)
-        if has_reference:
-            cells.append(f"{reference_row.losses[number]:.2f}" if reference_row else MISSING)
-            cells.append(
-                f"{statistics.fmean(values) - reference_row.losses[number]:+.2f}"
-                if reference_row and values
-                else MISSING
-            )
-    for length in context_lengths:
-        own = [measured.val_loss for measured in group.metrics] if length == config.context_length else []
-        cells.append(
-            format_mean_interval(own or [row.length_evals[length] for row in group.rows if length in row.length_evals])
+        yield f"{text} ({RISING_LOSS})" if number == 0 and values and group.has_rising_loss else text
+        if layout.has_reference:
+            expected = reference_row.losses[number] if reference_row else None
+            yield MISSING if expected is None else f"{expected:.2f}"
+            yield MISSING if expected is None or not values else f"{statistics.fmean(values) - expected:+.2f}"
+    for length in layout.context_lengths:
+        own = [evaluation.val_loss for evaluation in metrics] if length == config.context_length else []
+        yield format_mean_interval(
+            own or [row.length_evals[length] for row in group.rows if length in row.length_evals]
         )
-    epochs = sorted({measured.epoch for measured in group.metrics})
-    cells.append(", ".join(map(str, epochs)) or MISSING)
-    return [*cells, *([str(len(group.metrics))] if show_seeds else []), _format_run(group)]
+    yield ", ".join(str(epoch) for epoch in sorted({evaluation.epoch for evaluation in metrics})) or MISSING
+    if layout.has_seeds:
+        yield str(len(metrics))
+    yield _format_run(group)
 
 
 def format_mean_interval(values: Sequence[float]) -> str:
-    """A mean and, from two values on, half the width of its 95 % interval by Student's t."""
+    """Return the mean and, for two or more values, half the width of its 95 % confidence interval (Student's t)."""
     if not values:
         return MISSING
     if len(values) == 1:
@@ -146,7 +170,7 @@ def format_mean_interval(values: Sequence[float]) -> str:
 
 
 def student_t_quantile(degrees_of_freedom: int) -> float:
-    """The 97.5 % quantile of Student's t; above ten degrees from Abramowitz and Stegun 26.7.5."""
+    """Return the 97.5 % quantile of Student's t; above ten degrees by Abramowitz and Stegun 26.7.5."""
     if degrees_of_freedom <= len(T_QUANTILES):
         return T_QUANTILES[degrees_of_freedom - 1]
     z = statistics.NormalDist().inv_cdf(0.975)
@@ -154,32 +178,33 @@ def student_t_quantile(degrees_of_freedom: int) -> float:
 
 
 def _format_run(group: SeedGroup) -> str:
-    first = group.rows[0]
-    name = first.config.run_name
+    """Return the run name with the statuses of rows that are not done."""
+    name = group.config.run_name
     if len(group.rows) > 1:
         seeds = " ".join(str(row.config.seed) for row in group.rows)
-        name = f"{_name_without_seed(first)} (seeds {seeds})"
-    others = [row.status for row in group.rows if row.status != DONE]
-    count = {status: others.count(status) for status in others}
-    told = ", ".join(f"{n} {status}" if len(group.rows) > 1 else status for status, n in count.items())
-    return f"{name} ({told})" if told else name
+        name = f"{_name_without_seed(group.config)} (seeds {seeds})"
+    unfinished = [row.status for row in group.rows if row.status != DONE]
+    counts = {status: unfinished.count(status) for status in unfinished}
+    text = ", ".join(f"{count} {status}" if len(group.rows) > 1 else status for status, count in counts.items())
+    return f"{name} ({text})" if text else name
 
 
-def _name_without_seed(row: Row) -> str:
-    """The readable part of a run's name, without seed and id."""
-    parts = row.config.run_name.split("-")[:-1]
-    return "-".join(parts[:-1] if row.config.seed and parts[-1] == f"s{row.config.seed}" else parts)
+def _name_without_seed(config: TrialConfig) -> str:
+    """Return the readable part of a run name, without seed and id."""
+    parts = config.run_name.split("-")[:-1]
+    return "-".join(parts[:-1] if config.seed and parts[-1] == f"s{config.seed}" else parts)
 
 
-def _collect_notes(
-    groups: Sequence[SeedGroup], reference: ReferenceTable | None, reference_rows: Sequence[ReferenceRow | None]
-) -> list[str]:
-    notes = [f"{row.config.run_name} {row.status}: {row.reason}" for line in groups for row in line.rows if row.reason]
+def _collect_notes(layout: _Layout, reference: ReferenceTable | None) -> list[str]:
+    """Return the reasons of rows, the remarks of the reference and its suspicious rows."""
+    rows = [row for group, _ in layout.lines for row in group.rows]
+    notes = [f"{row.config.run_name} {row.status}: {row.reason}" for row in rows if row.reason]
     if reference is not None:
-        notes += [f"reference, {row.label}: {row.note}" for row in reference_rows if row is not None and row.note]
+        compared = [row for _, row in layout.lines if row is not None]
+        notes += [f"reference, {row.label}: {row.note}" for row in compared if row.note]
         notes += [
-            f"reference, {again.label}: the same three losses as {first.label}; probably a copying error there"
-            for first, again in reference.find_duplicates()
-            if again in reference_rows
+            f"reference, {row.label}: same three losses as {first.label}, probably a copying error in the reference"
+            for first, row in reference.find_duplicates()
+            if row in compared
         ]
     return notes

@@ -73,8 +73,8 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Results:
-    """The rows of a sweep, in its order."""
+class SweepRows:
+    """Rows of a sweep with their storage and record."""
 
     storage: Storage
     """The results folder."""
@@ -133,3 +133,6 @@ class Results:
     def count(self, *statuses: str) -> int:
         """How many rows have one of these statuses."""
         return sum(row.status in statuses for row in self.rows)
+
+
+Results = SweepRows  # until all modules use the new name
