@@ -19,7 +19,7 @@ import pyarrow.parquet
 import pytest
 
 from raylm import Sweep, load_results
-from raylm.report.analysis import SweepResults
+from raylm.report.analysis import Results
 
 if TYPE_CHECKING:
     from ray_cluster import FinishedRun
@@ -92,7 +92,7 @@ def _trained_folder(small_text: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture
-def trained_sweep(_trained_folder: Path, tmp_path: Path) -> SweepResults:
+def trained_sweep(_trained_folder: Path, tmp_path: Path) -> Results:
     """A results folder with a finished trial and one that was never begun, made without Ray; each test has its own."""
     return load_results(shutil.copytree(_trained_folder, tmp_path / "s"))
 

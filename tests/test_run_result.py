@@ -9,7 +9,7 @@ from simulated import build_row
 
 from raylm import TrialConfig
 from raylm.errors import PauseReason
-from raylm.report.analysis import SweepResults
+from raylm.report.analysis import Results
 from raylm.results.rows import DIVERGED, DONE, FAILED, INTERRUPTED, PENDING, STOPPED
 from raylm.results.storage import Folder
 from raylm.runner import RunResult
@@ -32,4 +32,4 @@ from raylm.runner import RunResult
 )
 def test_a_command_ends_with(statuses: list[str], paused: PauseReason | None, code: int) -> None:
     rows = [build_row(TrialConfig(seed=seed), status) for seed, status in enumerate(statuses)]
-    assert RunResult(SweepResults(Folder(Path()), rows), paused).exit_code == code
+    assert RunResult(Results(Folder(Path()), rows), paused).exit_code == code

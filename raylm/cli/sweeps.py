@@ -89,7 +89,7 @@ def plan(
 
     raylm plan sweeps/imdb_grid.py --gpu 8xa100-80gb --price-per-hour 1.80
 
-    raylm plan sweeps/imdb_grid.py --gpu a100-80gb --json | jq .to_be_done.device_hours
+    raylm plan sweeps/imdb_grid.py --gpu a100-80gb --json | jq .remaining.device_hours
     """
     with exit_codes():
         from raylm.config.sweep_file import load_sweep

@@ -116,15 +116,15 @@ def test_a_bad_sweep_file(folder: Path, light: dict[str, str], name: str, start:
         (["plan", "good.py", "--gpu", "h10"], ["--gpu", "'h10'", "a100-80gb", "did you mean 'h100'"]),
         (["plan", "good.py", "--price-per-hour=-1"], ["--price-per-hour", "got -1", "from 0 up"]),
         (["plan", "good.py", "--price-per-hour", "nan"], ["--price-per-hour", "got nan"]),
-        (["report", "no/such/folder"], ["no/such/folder", "no results folder"]),
-        (["report", "."], ["no results folder", "sweep.json"]),
-        (["report", "good.py"], ["no results folder"]),
+        (["report", "no/such/folder"], ["no/such/folder", "not a results folder"]),
+        (["report", "."], ["not a results folder", "sweep.json"]),
+        (["report", "good.py"], ["not a results folder"]),
         (["report", "x" * 300], ["x" * 300]),
-        (["evaluate", ".", "--context-lengths", "64"], ["no results folder"]),
+        (["evaluate", ".", "--context-lengths", "64"], ["not a results folder"]),
         (["evaluate", ".", "--context-lengths", "64,x"], ["--context-lengths", "'64,x'", "256,512"]),
         (["report", ".", "--reference", "no.csv"], ["--reference no.csv cannot be read"]),
-        (["generate", ".", "--prompt", "a"], ["no results folder"]),
-        (["export", ".", "model"], ["no results folder"]),
+        (["generate", ".", "--prompt", "a"], ["not a results folder"]),
+        (["export", ".", "model"], ["not a results folder"]),
         (["export", ".", "model", "--run", "a", "--best"], ["--run", "without --best"]),
         (["export", ".", "model", "--public"], ["--public is for --push"]),
         (["export", ".", "model", "--license", "MIT License"], ["--license", "'MIT License'", "apache-2.0"]),
@@ -249,10 +249,10 @@ def test_a_plan_for_a_script(folder: Path, light: dict[str, str]) -> None:
         ("missing", 1, 13),
         ("missing", 2, 13),
     ]
-    assert told["to_be_done"]["trials"] == 2 and told["to_be_done"]["steps"] == 26
+    assert told["remaining"]["trials"] == 2 and told["remaining"]["steps"] == 26
     seconds = sum(row["estimated_seconds"] for row in told["rows"])
-    assert told["to_be_done"]["estimated_seconds"] == pytest.approx(seconds)
-    assert told["to_be_done"]["price"] == pytest.approx(seconds / 3600 * 1000)
+    assert told["remaining"]["estimated_seconds"] == pytest.approx(seconds)
+    assert told["remaining"]["price"] == pytest.approx(seconds / 3600 * 1000)
     assert told["device"] == {"name": "A100 80GB", "precision": "bfloat16", "per_trial": 1.0, "trials_at_a_time": 2}
     assert told["search"] is None
     searched = json.loads(command([*RAYLM, "plan", str(SWEEPS / "imdb_optuna.py"), *options]).stdout)
@@ -261,7 +261,7 @@ def test_a_plan_for_a_script(folder: Path, light: dict[str, str]) -> None:
     unknown = GOOD.replace('"seed"', '"dataset": "owner/unknown", "seed"')
     Path("unknown.py").write_text(unknown)
     told = json.loads(command([*RAYLM, "plan", "unknown.py", "--json"], light).stdout)
-    assert told["to_be_done"] == dict.fromkeys(told["to_be_done"]) | {"trials": 2}
+    assert told["remaining"] == dict.fromkeys(told["remaining"]) | {"trials": 2}
 
 
 def test_a_plan_with_overrides(folder: Path, light: dict[str, str]) -> None:

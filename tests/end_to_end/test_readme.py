@@ -40,7 +40,7 @@ def test_a_command_of_the_docs_is_one(line: str) -> None:
         done = subprocess.run(
             [sys.executable, "-c", code, *command[1:], *dry], cwd=ROOT, capture_output=True, text=True, check=False
         )
-        nothing_run_yet = command[1] not in ("run", "plan", "doctor") and "is no results folder" in done.stderr
+        nothing_run_yet = command[1] not in ("run", "plan", "doctor") and "is not a results folder" in done.stderr
         assert done.returncode == 0 or nothing_run_yet, done.stderr
     elif command[0] == "python":
         told = subprocess.run(

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from browser import open_page
-from test_html import Reader, made, save
+from pages import PageReader, save_checkpoint, write_record
 
 from raylm.config.trial import TrialConfig
 from raylm.errors import UserError
@@ -39,9 +39,9 @@ RUNS = [trial.run_name for trial in TRIALS]
 def results(tmp_path: Path) -> Results:
     """A finished row, a failed one, and two pending."""
     folder = tmp_path / "my-sweep"
-    save(folder, TRIALS[0], 3.0)
+    save_checkpoint(folder, TRIALS[0], 3.0)
     write_final_status(Folder(folder), "launch-001", TRIALS[1], FAILED, "ValueError: no")
-    return made(folder, TRIALS)
+    return write_record(folder, TRIALS)
 
 
 @pytest.fixture
@@ -65,10 +65,10 @@ def request(
 
 def test_page_is_the_report_with_the_live_section_above(server: DashboardServer) -> None:
     status, text, headers = request(server, "/")
-    reader = Reader(text)
+    reader = PageReader(text)
     assert status == 200 and reader.tags.count("script") == 1 and "b" not in reader.tags
-    assert all(address.startswith("data:") for address in reader.addresses)
-    words = " ".join(reader.words.split())
+    assert all(url.startswith("data:") for url in reader.urls)
+    words = " ".join(reader.text.split())
     assert f"1 done 2 {PENDING} 1 failed 2 of 4 trials finished; not running" in words
     assert f"{RUNS[1]} failed: ValueError: no" in words and "Loss curves" in words
     assert "script-src 'nonce-" in headers["Content-Security-Policy"] and "*" not in headers["Content-Security-Policy"]
@@ -137,7 +137,7 @@ def test_figures_are_drawn_again_only_if_rows_have_changed(results: Results, mon
     first = page.render_page("x")
     time.sleep(0.01)
     assert page.render_page("x") == first and len(drawn) == 1
-    save(Path(results.storage.uri), TRIALS[2], 2.0)
+    save_checkpoint(Path(results.storage.uri), TRIALS[2], 2.0)
     assert RUNS[2] in page.render_page("x") and len(drawn) == 2 and "2 done" in page.render_live()[0]
 
 
@@ -179,7 +179,7 @@ def test_browser_follows_a_sweep_without_a_reload(
             await page.wait_for_text(f"{RUNS[2]} (running)", "main")
             assert "250" in await page.read_text("#live") and "4.000" in await page.read_text("#live")
             monitor.on_evaluate(TRIALS[2], {"step": 40, "adj_val_loss": 2.4})
-            save(Path(results.storage.uri), TRIALS[2], 2.0)
+            save_checkpoint(Path(results.storage.uri), TRIALS[2], 2.0)
             monitor.on_trial_end(TRIALS[2], DONE, "")
             await page.wait_for_text("Best on imdb so far: adj val loss 2.400", "#live")
             await page.wait_for_text("2.40", ".best")

@@ -1,4 +1,4 @@
-"""A row given away: the same model with its own card, whole or not there, on the hub by the hub's own client."""
+"""Export of a row: model, card and sweep file, all or nothing; upload with the Hub's own client."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from raylm import TrialConfig, UserError
 from raylm.config.sweep_file import load_sweep
 from raylm.data.preparation import prepare
 from raylm.report import model_card
-from raylm.report.analysis import SweepResults
+from raylm.report.analysis import Results
 from raylm.report.export import ExportResult, export
 from raylm.results import sweep_record
-from raylm.results.rows import Results, Row
+from raylm.results.rows import Row, SweepRows
 from raylm.results.sweep_record import DataRecord, LaunchRecord, ModelRecord, SweepRecord
 from raylm.training.validation import validation_loss
 
@@ -32,11 +32,11 @@ MODEL_FILES = {"config.json", "generation_config.json", "model.safetensors", "to
 
 
 @pytest.fixture
-def row(trained_sweep: SweepResults) -> Row:
+def row(trained_sweep: Results) -> Row:
     return trained_sweep.best()
 
 
-def test_the_folder_is_the_model_that_the_row_tells_of(trained_sweep: SweepResults, row: Row, tmp_path: Path) -> None:
+def test_exported_model_has_the_loss_of_its_row(trained_sweep: Results, row: Row, tmp_path: Path) -> None:
     folder = tmp_path / "to" / "model"
     assert export(trained_sweep, row, folder) == ExportResult(license_id=None, url=None)
     assert {path.name for path in folder.iterdir()} == {*MODEL_FILES, "README.md", "sweep.py"}
@@ -50,32 +50,32 @@ def test_the_folder_is_the_model_that_the_row_tells_of(trained_sweep: SweepResul
     assert 0 < len(ids) < 10
 
 
-def test_the_card_tells_the_losses_with_their_dataset(trained_sweep: SweepResults, row: Row, tmp_path: Path) -> None:
+def test_card_has_the_losses_with_their_dataset(trained_sweep: Results, row: Row, tmp_path: Path) -> None:
     export(trained_sweep, row, tmp_path / "model")
-    told = ModelCard.load(tmp_path / "model" / "README.md")
-    assert (told.data.license, told.data.base_model, told.data.datasets) == ("unknown", None, None)
+    card = ModelCard.load(tmp_path / "model" / "README.md")
+    assert (card.data.license, card.data.base_model, card.data.datasets) == ("unknown", None, None)
     losses = row.metrics
-    assert losses is not None and told.data.eval_results is not None
-    assert [(one.dataset_name, one.metric_name, one.metric_value) for one in told.data.eval_results] == [
+    assert losses is not None and card.data.eval_results is not None
+    assert [(result.dataset_name, result.metric_name, result.metric_value) for result in card.data.eval_results] == [
         (Path(row.config.dataset).name, "val loss (nats per token)", losses.val_loss),
         (Path(row.config.dataset).name, "adj val loss (nats per word)", losses.adj_val_loss),
         (Path(row.config.dataset).name, "perplexity per token", math.exp(losses.val_loss)),
     ]
-    assert f"| {losses.train_loss:.2f} | {losses.val_loss:.2f} | {losses.adj_val_loss:.2f} |" in told.text
-    assert "gpt2-nano, from random weights, on" in told.text
+    assert f"| {losses.train_loss:.2f} | {losses.val_loss:.2f} | {losses.adj_val_loss:.2f} |" in card.text
+    assert "gpt2-nano trained from random weights on" in card.text
 
 
-def test_a_loss_whose_perplexity_no_float_holds_has_none(trained_sweep: SweepResults, row: Row) -> None:
+def test_overflowing_perplexity_is_left_out_of_the_metadata(trained_sweep: Results, row: Row) -> None:
     assert row.latest_checkpoint is not None and row.metrics is not None
-    bad = replace(row.metrics, val_loss=800.0)
-    latest = replace(row.latest_checkpoint, progress=replace(row.latest_checkpoint.progress, evaluations=[bad]))
+    metrics = replace(row.metrics, val_loss=800.0)
+    latest = replace(row.latest_checkpoint, progress=replace(row.latest_checkpoint.progress, evaluations=[metrics]))
     provenance = model_card.load_provenance(trained_sweep, row)
     text = model_card.render_card(trained_sweep, replace(row, latest_checkpoint=latest), provenance, None)
     assert "Perplexity per token: inf." in text and "value: 800.0" in text and "perplexity per token" not in text
 
 
-def test_the_card_tells_nothing_of_the_machine_and_makes_the_row_again(
-    trained_sweep: SweepResults, row: Row, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_card_hides_local_paths_and_reproduces_the_row(
+    trained_sweep: Results, row: Row, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "model"
     export(trained_sweep, row, folder)
@@ -90,7 +90,7 @@ def test_the_card_tells_nothing_of_the_machine_and_makes_the_row_again(
     assert (sweep.name, sweep.precision) == ("s", "float32")
 
 
-def recorded(found: SweepResults, config: TrialConfig, revision: str) -> tuple[Results, Row]:
+def with_config(found: Results, config: TrialConfig, revision: str) -> tuple[SweepRows, Row]:
     """Return the trained row as if it were of another config, of repositories at a commit."""
     launch = LaunchRecord(
         1,
@@ -100,11 +100,11 @@ def recorded(found: SweepResults, config: TrialConfig, revision: str) -> tuple[R
         data=[DataRecord(config.dataset, config.model, revision)],
     )
     row = replace(found.best(), config=config)
-    return Results(found.storage, [row], SweepRecord("s", [config], launches=[launch])), row
+    return SweepRows(found.storage, [row], SweepRecord("s", [config], launches=[launch])), row
 
 
 @pytest.mark.parametrize(
-    ("fields", "base", "dataset", "licence"),
+    ("fields", "base", "dataset", "license_id"),
     [
         ({"dataset": "imdb", "model": "gpt2"}, "openai-community/gpt2", "stanfordnlp/imdb", "mit"),
         ({"dataset": "imdb", "model": "gpt2", "pretrained": False}, None, "stanfordnlp/imdb", "unknown"),
@@ -112,46 +112,46 @@ def recorded(found: SweepResults, config: TrialConfig, revision: str) -> tuple[R
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
 )
-def test_what_is_on_the_hub_is_named_as_there(
-    trained_sweep: SweepResults,
+def test_hub_repositories_are_named_in_the_card(
+    trained_sweep: Results,
     tmp_path: Path,
     fields: Mapping[str, object],
     base: str | None,
     dataset: str,
-    licence: str,
+    license_id: str,
 ) -> None:
     config = TrialConfig.from_record({"context_length": 256, **fields})
-    results, row = recorded(trained_sweep, config, "a" * 40)
-    export(results, row, tmp_path / "model")  # the hub is not asked here, so the licence of owner/model is not known
-    told = ModelCard.load(tmp_path / "model" / "README.md")
-    assert (told.data.base_model, told.data.datasets, told.data.license) == (base, [dataset], licence)
-    assert told.data.eval_results is not None
-    assert {one.dataset_revision for one in told.data.eval_results} == {"a" * 40}
-    assert f"(https://huggingface.co/datasets/{dataset})" in told.text and "torch 2.13.0" in told.text
+    results, row = with_config(trained_sweep, config, "a" * 40)
+    export(results, row, tmp_path / "model")  # offline, so the license of owner/model is unknown
+    card = ModelCard.load(tmp_path / "model" / "README.md")
+    assert (card.data.base_model, card.data.datasets, card.data.license) == (base, [dataset], license_id)
+    assert card.data.eval_results is not None
+    assert {result.dataset_revision for result in card.data.eval_results} == {"a" * 40}
+    assert f"(https://huggingface.co/datasets/{dataset})" in card.text and "torch 2.13.0" in card.text
     assert model_card.load_provenance(results, row).dataset.config_name in ("plain_text", "part")
 
 
-def test_a_licence_that_is_given_goes_before(trained_sweep: SweepResults, tmp_path: Path) -> None:
-    results, row = recorded(trained_sweep, TrialConfig.from_record({"dataset": "imdb", "model": "gpt2"}), "a" * 40)
+def test_license_option_takes_precedence(trained_sweep: Results, tmp_path: Path) -> None:
+    results, row = with_config(trained_sweep, TrialConfig.from_record({"dataset": "imdb", "model": "gpt2"}), "a" * 40)
     assert export(results, row, tmp_path / "model", license_id="cc-by-4.0").license_id == "cc-by-4.0"
     assert ModelCard.load(tmp_path / "model" / "README.md").data.license == "cc-by-4.0"
 
 
-def test_a_folder_that_is_taken_is_left_as_it_is(trained_sweep: SweepResults, row: Row, tmp_path: Path) -> None:
+def test_folder_with_files_is_refused_and_unchanged(trained_sweep: Results, row: Row, tmp_path: Path) -> None:
     taken, file = tmp_path / "taken", tmp_path / "file"
     taken.mkdir()
     (taken / "mine").write_text("mine")
     file.write_text("mine")
-    for place in (taken, file):
-        with pytest.raises(UserError, match="is there and not empty"):
-            export(trained_sweep, row, place)
+    for target in (taken, file):
+        with pytest.raises(UserError, match="exists and is not empty"):
+            export(trained_sweep, row, target)
     assert [path.name for path in taken.iterdir()] == ["mine"] and file.read_text() == "mine"
     (taken / "mine").unlink()
     export(trained_sweep, row, taken)
     assert (taken / "model.safetensors").exists()
 
 
-def test_what_cannot_be_exported_leaves_nothing(trained_sweep: SweepResults, row: Row, tmp_path: Path) -> None:
+def test_failed_export_leaves_no_files(trained_sweep: Results, row: Row, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"\(missing\) has no evaluated epoch yet"):
         export(trained_sweep, trained_sweep.rows[1], tmp_path / "model")
     assert row.best_checkpoint is not None
@@ -162,7 +162,7 @@ def test_what_cannot_be_exported_leaves_nothing(trained_sweep: SweepResults, row
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
 
 
-# ---- onto the hub -------------------------------------------------------------------------------------------------
+# ---- upload -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -171,15 +171,15 @@ def hub() -> Iterator[UploadServer]:
         yield server
 
 
-def pushed(
-    trained: SweepResults, folder: Path, *options: str, endpoint: str, token: str | None = WRITE_TOKEN
+def run_export(
+    results: Results, folder: Path, *options: str, endpoint: str, token: str | None = WRITE_TOKEN
 ) -> subprocess.CompletedProcess[str]:
-    """`raylm export` as a user gives it, with the client's own files in a folder beside."""
-    home = Path(trained.storage.uri).parent / "hf"
+    """Run `raylm export` with the Hub client's files in a folder next to the results."""
+    home = Path(results.storage.uri).parent / "hf"
     env = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
     env |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "0"}
     env.pop("HF_TOKEN", None)
-    command = [sys.executable, "-c", "from raylm.cli import app; app()", "export", trained.storage.uri, str(folder)]
+    command = [sys.executable, "-c", "from raylm.cli.app import app; app()", "export", results.storage.uri, str(folder)]
     return subprocess.run(
         [*command, *options],
         env={**env, **({"HF_TOKEN": token} if token else {})},
@@ -190,9 +190,9 @@ def pushed(
     )
 
 
-def test_a_push_uploads_what_the_folder_has(trained_sweep: SweepResults, tmp_path: Path, hub: UploadServer) -> None:
+def test_push_uploads_the_exported_files(trained_sweep: Results, tmp_path: Path, hub: UploadServer) -> None:
     for number, repository in enumerate(("me/small", "small")):
-        done = pushed(trained_sweep, tmp_path / f"{number}", "--push", repository, endpoint=hub.url)
+        done = run_export(trained_sweep, tmp_path / f"{number}", "--push", repository, endpoint=hub.url)
         assert done.returncode == 0, done.stderr
         assert f"{hub.url}/me/small" in done.stdout and "--license" in done.stdout
     assert hub.visibilities == {"me/small": "private"}
@@ -203,8 +203,8 @@ def test_a_push_uploads_what_the_folder_has(trained_sweep: SweepResults, tmp_pat
         assert not path.is_file() or WRITE_TOKEN.encode() not in path.read_bytes(), f"{path} holds the token"
 
 
-def test_a_repository_for_all_is_asked_for(trained_sweep: SweepResults, tmp_path: Path, hub: UploadServer) -> None:
-    done = pushed(trained_sweep, tmp_path / "model", "--push", "org/small", "--public", endpoint=hub.url)
+def test_public_repository_is_created_on_request(trained_sweep: Results, tmp_path: Path, hub: UploadServer) -> None:
+    done = run_export(trained_sweep, tmp_path / "model", "--push", "org/small", "--public", endpoint=hub.url)
     assert (done.returncode, hub.visibilities) == (0, {"org/small": "public"})
 
 
@@ -218,17 +218,17 @@ def test_a_repository_for_all_is_asked_for(trained_sweep: SweepResults, tmp_path
         ("a/b/c", WRITE_TOKEN, ["a/b/c"]),
     ],
 )
-def test_a_push_that_is_refused_leaves_nothing(
-    trained_sweep: SweepResults, tmp_path: Path, hub: UploadServer, repository: str, token: str | None, words: list[str]
+def test_refused_push_leaves_no_files(
+    trained_sweep: Results, tmp_path: Path, hub: UploadServer, repository: str, token: str | None, words: list[str]
 ) -> None:
-    done = pushed(trained_sweep, tmp_path / "model", "--push", repository, endpoint=hub.url, token=token)
+    done = run_export(trained_sweep, tmp_path / "model", "--push", repository, endpoint=hub.url, token=token)
     assert_refused(done, f"raylm: --push {repository}: ", *words)
     assert not (tmp_path / "model").exists() and hub.files == {}
     assert token is None or token not in done.stdout + done.stderr
 
 
-def test_a_hub_that_is_not_there(trained_sweep: SweepResults, tmp_path: Path) -> None:
-    done = pushed(trained_sweep, tmp_path / "model", "--push", "me/small", endpoint="http://127.0.0.1:9")
+def test_unreachable_hub_leaves_no_files(trained_sweep: Results, tmp_path: Path) -> None:
+    done = run_export(trained_sweep, tmp_path / "model", "--push", "me/small", endpoint="http://127.0.0.1:9")
     assert_refused(done, "raylm: --push me/small: ", "cannot be reached")
     assert not (tmp_path / "model").exists()
 
@@ -241,12 +241,12 @@ def assert_refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
 # ---- the command --------------------------------------------------------------------------------------------------
 
 
-def test_of_several_datasets_one_is_named(trained_sweep: SweepResults, tmp_path: Path) -> None:
+def test_dataset_is_required_for_several_datasets(trained_sweep: Results, tmp_path: Path) -> None:
     content = json.loads((Path(trained_sweep.storage.uri) / sweep_record.RECORD_FILE).read_text())
     other = TrialConfig.from_record({"dataset": "imdb"})
     content["trials"].append({"config": other.as_dict()})
     (Path(trained_sweep.storage.uri) / sweep_record.RECORD_FILE).write_text(json.dumps(content))
-    none = "http://127.0.0.1:9"
-    assert_refused(pushed(trained_sweep, tmp_path / "model", endpoint=none), "name one: ", "imdb")
-    done = pushed(trained_sweep, tmp_path / "model", "--dataset", trained_sweep.best().config.dataset, endpoint=none)
+    nowhere, dataset = "http://127.0.0.1:9", trained_sweep.best().config.dataset
+    assert_refused(run_export(trained_sweep, tmp_path / "model", endpoint=nowhere), "name one: ", "imdb")
+    done = run_export(trained_sweep, tmp_path / "model", "--dataset", dataset, endpoint=nowhere)
     assert done.returncode == 0 and (tmp_path / "model").is_dir(), done.stderr

@@ -1,4 +1,4 @@
-"""The table, as Markdown for people and as CSV for programs."""
+"""Tables as Markdown, LaTeX and CSV, JSON of reports, and the summary line."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from raylm.results import manifest, sweep_record
 from raylm.results import rows as row_states
 from raylm.results.folder import load_rows, write_final_status
 from raylm.results.progress import EvalMetrics, MicroBatching, Progress
-from raylm.results.rows import STOPPED, Results
+from raylm.results.rows import STOPPED, SweepRows
 from raylm.results.storage import Folder
 
 DONE = TrialConfig(dataset="wikitext2", model="gpt2-xl", context_length=512, batch_size=8, seed=3, dropout=0.1)
 DIVERGED = TrialConfig(dataset="imdb", model="gpt2", context_length=256, batch_size=64, learning_rate=0.5)
 FAILED = TrialConfig(dataset="owner/name:part", model="owner/model", context_length=2048)
-GOING = TrialConfig(epochs=3)
-MISSING = TrialConfig(epochs=2)
+INTERRUPTED = TrialConfig(epochs=3)
+PENDING = TrialConfig(epochs=2)
 
 
 def save(folder: Path, config: TrialConfig, number: int, total_steps: int, *evaluations: EvalMetrics) -> None:
-    """Writes a checkpoint at the step of its last evaluation."""
+    """Write a checkpoint at the step of its last evaluation."""
     checkpoint = folder / "launch-001" / config.run_name / f"checkpoint_{number:06d}"
     checkpoint.mkdir(parents=True)
     (checkpoint / "model.safetensors").write_bytes(b"weights")
@@ -43,40 +43,40 @@ def save(folder: Path, config: TrialConfig, number: int, total_steps: int, *eval
 
 
 @pytest.fixture
-def found(tmp_path: Path) -> Results:
-    """A row of every status."""
-    folder = tmp_path / "tried"
+def results(tmp_path: Path) -> SweepRows:
+    """Return a row of every status."""
+    folder = tmp_path / "sample"
     first, second = EvalMetrics(1, 10, 5000, 2.6912, 2.5151, 2.8749), EvalMetrics(2, 20, 10_000, 2.4, 2.6, 2.97)
     save(folder, DONE, 0, 20, first)
     save(folder, DONE, 1, 20, first, second)
     save(folder, DIVERGED, 0, 30, EvalMetrics(1, 10, 700, 9.0, 8.125, 10.006))
     write_final_status(Folder(folder), "launch-001", DIVERGED, row_states.DIVERGED, "the loss of step 17 is not finite")
     write_final_status(Folder(folder), "launch-001", FAILED, row_states.FAILED, 'RuntimeError: "out of memory", twice')
-    save(folder, GOING, 0, 30, EvalMetrics(1, 10, 700, 9.0, 7.0, 7.996))
-    trials = [{"config": config.as_dict()} for config in (DONE, DIVERGED, FAILED, GOING, MISSING)]
+    save(folder, INTERRUPTED, 0, 30, EvalMetrics(1, 10, 700, 9.0, 7.0, 7.996))
+    trials = [{"config": config.as_dict()} for config in (DONE, DIVERGED, FAILED, INTERRUPTED, PENDING)]
     (folder / sweep_record.RECORD_FILE).write_text(
-        json.dumps({"version": manifest.FORMAT_VERSION, "name": "tried", "trials": trials})
+        json.dumps({"version": manifest.FORMAT_VERSION, "name": "sample", "trials": trials})
     )
     return load_results(folder)
 
 
-def test_a_script_gets_what_results_csv_has_with_types(found: Results) -> None:
-    told = json.loads(json_output.format_report_json(found, load_reference()))
-    rows = list(csv.DictReader(formats.format_csv(found, load_reference()).splitlines()))
-    shown = [{name: "" if value is None else str(value) for name, value in row.items()} for row in told["rows"]]
-    assert shown == rows
-    assert told["counts"] == {"done": 1, "stopped": 0, "diverged": 1, "failed": 1, "interrupted": 1, "missing": 1}
-    assert told["best"] == {"wikitext2": DONE.run_name} and told["results"] == found.storage.uri
+def test_json_report_has_the_values_of_results_csv_with_types(results: SweepRows) -> None:
+    report = json.loads(json_output.format_report_json(results, load_reference()))
+    rows = list(csv.DictReader(formats.format_csv(results, load_reference()).splitlines()))
+    texts = [{name: "" if value is None else str(value) for name, value in row.items()} for row in report["rows"]]
+    assert texts == rows
+    assert report["counts"] == {"done": 1, "stopped": 0, "diverged": 1, "failed": 1, "interrupted": 1, "missing": 1}
+    assert report["best"] == {"wikitext2": DONE.run_name} and report["results"] == results.storage.uri
 
 
-def test_a_loss_that_is_no_number_is_null_for_a_script(found: Results) -> None:
-    measured = EvalMetrics(1, 10, 5000, math.nan, math.inf, 1.5)
-    (row,) = [row for row in found.rows if row.config == DIVERGED]
+def test_nonfinite_loss_is_null_in_json(results: SweepRows) -> None:
+    metrics = EvalMetrics(1, 10, 5000, math.nan, math.inf, 1.5)
+    (row,) = [row for row in results.rows if row.config == DIVERGED]
     assert row.latest_checkpoint is not None
-    latest = dataclasses.replace(row.latest_checkpoint, progress=Progress(30, 4, 10, 5000, evaluations=[measured]))
-    odd = Results(found.storage, [dataclasses.replace(row, latest_checkpoint=latest)])
-    (told,) = json.loads(json_output.format_report_json(odd))["rows"]
-    assert (told["train_loss"], told["val_loss"], told["adj_val_loss"]) == (None, None, 1.5)
+    latest = dataclasses.replace(row.latest_checkpoint, progress=Progress(30, 4, 10, 5000, evaluations=[metrics]))
+    changed = SweepRows(results.storage, [dataclasses.replace(row, latest_checkpoint=latest)])
+    (record,) = json.loads(json_output.format_report_json(changed))["rows"]
+    assert (record["train_loss"], record["val_loss"], record["adj_val_loss"]) == (None, None, 1.5)
 
 
 GOLDEN = """\
@@ -93,18 +93,18 @@ GOLDEN = """\
 """
 
 
-def test_markdown_is_the_reference_table(found: Results) -> None:
-    assert formats.format_markdown(found) == GOLDEN
+def test_markdown_table(results: SweepRows) -> None:
+    assert formats.format_markdown(results) == GOLDEN
 
 
-def test_markdown_without_anything_to_explain_ends_with_the_table(found: Results) -> None:
-    text = formats.format_markdown(Results(found.storage, found.rows[:1]))
+def test_markdown_without_notes_ends_with_the_table(results: SweepRows) -> None:
+    text = formats.format_markdown(SweepRows(results.storage, results.rows[:1]))
     assert text == "".join(GOLDEN.splitlines(keepends=True)[:3])
 
 
-def test_a_bar_in_a_name_does_not_end_a_cell(found: Results) -> None:
-    odd = TrialConfig.from_record({"dataset": "a|b.txt", "model": "c|d"})
-    lines = formats.format_markdown(load_rows(found.storage, [odd])).splitlines()
+def test_markdown_escapes_bars(results: SweepRows) -> None:
+    config = TrialConfig.from_record({"dataset": "a|b.txt", "model": "c|d"})
+    lines = formats.format_markdown(load_rows(results.storage, [config])).splitlines()
     assert lines[2].startswith(r"| a\|b.txt | 1024 | c\|d | 8 |")
 
 
@@ -116,8 +116,8 @@ COLUMNS = """
 """
 
 
-def test_csv_has_every_column_in_order_and_numbers_in_full(found: Results) -> None:
-    rows = list(csv.reader(formats.format_csv(found).splitlines()))
+def test_csv_has_every_column_in_order_and_numbers_in_full(results: SweepRows) -> None:
+    rows = list(csv.reader(formats.format_csv(results).splitlines()))
     assert rows[0] == COLUMNS.split() and len(rows) == 6
     done = dict(zip(rows[0], rows[1], strict=True))
     start = ["wikitext2", "512", "gpt2-xl", "8", "2.6912", "2.5151", "2.8749", "1", DONE.run_name, "done", "", DONE.id]
@@ -129,60 +129,58 @@ def test_csv_has_every_column_in_order_and_numbers_in_full(found: Results) -> No
     assert done["checkpoint"] == f"launch-001/{DONE.run_name}/checkpoint_000000"
 
 
-def test_csv_of_rows_that_are_not_done(found: Results) -> None:
-    _, diverged, failed, going, missing = csv.DictReader(formats.format_csv(found).splitlines())
-    assert [row["status"] for row in (diverged, failed, going, missing)] == (
+def test_csv_of_unfinished_rows(results: SweepRows) -> None:
+    _, diverged, failed, interrupted, pending = csv.DictReader(formats.format_csv(results).splitlines())
+    assert [row["status"] for row in (diverged, failed, interrupted, pending)] == (
         ["diverged", "failed", "interrupted", "missing"]
     )
     assert diverged["val_loss"] == "8.125" and diverged["reason"] == "the loss of step 17 is not finite"
     assert failed["reason"] == 'RuntimeError: "out of memory", twice' and failed["dataset"] == "owner/name:part"
-    assert going["steps"] == "10" and going["val_loss"] == "7.0"
+    assert interrupted["steps"] == "10" and interrupted["val_loss"] == "7.0"
     measures = ("train_loss", "val_loss", "adj_val_loss", "best_epoch", "steps", "first_loss", "checkpoint")
-    assert {row[name] for row in (failed, missing) for name in measures} == {""}
+    assert {row[name] for row in (failed, pending) for name in measures} == {""}
 
 
-def test_write_puts_both_tables_into_the_results_folder(found: Results) -> None:
+def test_tables_are_written_into_the_results_folder(results: SweepRows) -> None:
+    folder, reference = Path(results.storage.uri), load_reference()
     for _ in range(2):
-        formats.write_tables(found)
-        known = load_reference()
-        assert (Path(found.storage.uri) / "results.md").read_text(encoding="utf-8") == formats.format_markdown(
-            found, known
-        )
-        assert (Path(found.storage.uri) / "results.csv").read_text(encoding="utf-8") == formats.format_csv(found, known)
-    names = sorted(path.name for path in Path(found.storage.uri).iterdir())
+        formats.write_tables(results)
+        assert (folder / "results.md").read_text(encoding="utf-8") == formats.format_markdown(results, reference)
+        assert (folder / "results.csv").read_text(encoding="utf-8") == formats.format_csv(results, reference)
+    names = sorted(path.name for path in folder.iterdir())
     assert names == ["launch-001", "results.csv", "results.md", "sweep.json"]
 
 
-def test_summary_counts_the_rows(found: Results) -> None:
-    assert formats.format_summary(found) == "5 rows: 1 done, 1 diverged, 1 failed, 2 to be done"
-    assert formats.format_summary(Results(found.storage, found.rows[:2])) == "2 rows: 1 done, 1 diverged"
+def test_summary_counts_the_rows(results: SweepRows) -> None:
+    assert formats.format_summary(results) == "5 rows: 1 done, 1 diverged, 1 failed, 2 remaining"
+    assert formats.format_summary(SweepRows(results.storage, results.rows[:2])) == "2 rows: 1 done, 1 diverged"
 
 
-def test_the_estimate_stands_beside_what_it_took_where_it_is_known_what_a_trial_ran_on(found: Results) -> None:
-    slot = throughput.find_placement(Resources(), "auto", "a100")
-    assert slot is not None
-    file = Path(found.storage.uri_of(sweep_record.RECORD_FILE))
-    launch = {"number": 1, "slot": dataclasses.asdict(slot)}
+def test_estimate_is_given_for_trials_on_known_devices(results: SweepRows) -> None:
+    placement = throughput.find_placement(Resources(), "auto", "a100")
+    assert placement is not None
+    file = Path(results.storage.uri_of(sweep_record.RECORD_FILE))
+    launch = {"number": 1, "slot": dataclasses.asdict(placement)}
     file.write_text(json.dumps({**json.loads(file.read_text()), "launches": [launch]}))
-    found = load_results(found.storage.uri)
-    done, *_, missing = csv.DictReader(formats.format_csv(found).splitlines())
-    work = MemoryModel(MODELS[DONE.model].shape, DONE, "cuda", slot.precision)
-    assert float(done["estimated_seconds"]) == slot.estimate_training_seconds(work, MicroBatching(4), 10_000, 20)
-    assert missing["estimated_seconds"] == ""
-    assert re.search(r"; training took \d+ s, where ~[\d.]+ s were estimated$", formats.format_summary(found))
+    results = load_results(results.storage.uri)
+    done, *_, pending = csv.DictReader(formats.format_csv(results).splitlines())
+    model = MemoryModel(MODELS[DONE.model].shape, DONE, "cuda", placement.precision)
+    assert float(done["estimated_seconds"]) == placement.estimate_training_seconds(model, MicroBatching(4), 10_000, 20)
+    assert pending["estimated_seconds"] == ""
+    assert re.search(r"; training took \d+ s \(estimated: ~[\d.]+ s\)$", formats.format_summary(results))
 
 
-def test_summary_counts_rows_that_were_stopped_early(found: Results) -> None:
-    write_final_status(found.storage, "launch-001", GOING, STOPPED, "it is not among the best third")
-    again = load_results(found.storage.uri)
-    assert formats.format_summary(again) == "5 rows: 1 done, 1 stopped, 1 diverged, 1 failed, 1 to be done"
-    assert f"- {GOING.run_name} stopped: it is not among the best third" in formats.format_markdown(again)
+def test_summary_counts_stopped_rows(results: SweepRows) -> None:
+    write_final_status(results.storage, "launch-001", INTERRUPTED, STOPPED, "it is not among the best third")
+    again = load_results(results.storage.uri)
+    assert formats.format_summary(again) == "5 rows: 1 done, 1 stopped, 1 diverged, 1 failed, 1 remaining"
+    assert f"- {INTERRUPTED.run_name} stopped: it is not among the best third" in formats.format_markdown(again)
 
 
-def test_latex_is_a_booktabs_table_with_everything_escaped(found: Results) -> None:
-    odd = TrialConfig.from_record({"dataset": "50%_of_a&b.txt", "model": "c\\d"})
-    rows = [*found.rows[:2], *load_rows(found.storage, [odd]).rows]
-    lines = formats.format_latex(Results(found.storage, rows)).splitlines()
+def test_latex_is_a_booktabs_table_with_escaped_text(results: SweepRows) -> None:
+    config = TrialConfig.from_record({"dataset": "50%_of_a&b.txt", "model": "c\\d"})
+    rows = [*results.rows[:2], *load_rows(results.storage, [config]).rows]
+    lines = formats.format_latex(SweepRows(results.storage, rows)).splitlines()
     assert lines[0] == r"\begin{tabular}{lrlrrrrrl}"
     assert [line for line in lines if line.startswith("\\") and "tabular" not in line] == (
         [r"\toprule", r"\midrule", r"\midrule", r"\midrule", r"\bottomrule"]

@@ -343,7 +343,7 @@ def test_a_search_stands_as_far_as_it_has_suggested_trials(tmp_path: Path) -> No
 def test_a_folder_without_a_record_is_no_results_folder(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "missing"):
         assert sweep_record.load(Folder(folder)) is None
-        with pytest.raises(UserError, match="no results folder"):
+        with pytest.raises(UserError, match="not a results folder"):
             load_results(folder)
 
 

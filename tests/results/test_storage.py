@@ -279,7 +279,7 @@ def test_a_bucket_that_cannot_be_had_is_named_soon(s3: S3Server, place: str, end
 
 
 def test_a_bucket_without_a_sweep_is_no_results_folder(bucket: Bucket) -> None:
-    with pytest.raises(UserError, match="is no results folder"):
+    with pytest.raises(UserError, match="is not a results folder"):
         load_results(bucket.uri)
 
 

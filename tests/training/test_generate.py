@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from raylm import UserError
 from raylm.monitor.console import Console
-from raylm.report.analysis import SweepResults
+from raylm.report.analysis import Results
 from raylm.training.generate import generate_samples
 
 PROMPT = "The while statement"
@@ -22,7 +22,7 @@ CONTEXT = 32
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
-def test_a_sample_is_what_transformers_gives_for_the_seed(trained_sweep: SweepResults, temperature: float) -> None:
+def test_a_sample_is_what_transformers_gives_for_the_seed(trained_sweep: Results, temperature: float) -> None:
     row = trained_sweep.best()
     assert row.best_checkpoint is not None
     (sample,) = generate_samples(trained_sweep, [row], PROMPT, max_new_tokens=8, temperature=temperature, seed=3)
@@ -35,7 +35,7 @@ def test_a_sample_is_what_transformers_gives_for_the_seed(trained_sweep: SweepRe
     assert sample.row is row and sample.full_text == words.decode(expected[0], skip_special_tokens=True)
 
 
-def test_a_sample_follows_from_the_seed_alone(trained_sweep: SweepResults) -> None:
+def test_a_sample_follows_from_the_seed_alone(trained_sweep: Results) -> None:
     row = trained_sweep.best()
 
     def texts(times: int, seed: int) -> list[str]:
@@ -47,7 +47,7 @@ def test_a_sample_follows_from_the_seed_alone(trained_sweep: SweepResults) -> No
     assert texts(2, 1) == texts(1, 1) * 2 != texts(1, 2) * 2
 
 
-def test_a_text_ends_where_the_model_knows_no_more_positions(trained_sweep: SweepResults) -> None:
+def test_a_text_ends_where_the_model_knows_no_more_positions(trained_sweep: Results) -> None:
     row = trained_sweep.best()
     assert row.best_checkpoint is not None and row.config.context_length == CONTEXT
     words = AutoTokenizer.from_pretrained(trained_sweep.storage.uri_of(row.best_checkpoint.folder))
@@ -75,9 +75,7 @@ def test_samples_on_a_terminal(width: int, lines: int) -> None:
         (["--run", "{missing}"], "(missing) has no evaluated epoch yet"),
     ],
 )
-def test_a_row_that_cannot_be_sampled_is_told_at_once(
-    trained_sweep: SweepResults, options: list[str], words: str
-) -> None:
+def test_a_row_that_cannot_be_sampled_is_told_at_once(trained_sweep: Results, options: list[str], words: str) -> None:
     given = [option.format(missing=trained_sweep.rows[1].config.run_name) for option in options]
     command = [sys.executable, "-c", "from raylm.cli.app import app; app()", "generate", trained_sweep.storage.uri]
     done = subprocess.run([*command, "--prompt", "a", *given], capture_output=True, text=True, check=False)
