@@ -1,23 +1,17 @@
-"""Trials and sweeps: accepted values, reported problems, ids, run names and the order of trials."""
+"""Sweeps: the order of trials, accepted values, and reported problems."""
 
 from __future__ import annotations
 
-import json
 import math
-import re
-from dataclasses import dataclass, fields
-from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from ray.tune import randint
+from config_problems import list_locations, message_of, to_params
+from ray import tune
 
 from raylm.config.sweep import MAX_TRIALS, Sweep
-from raylm.config.trial import Resources, TrialConfig
+from raylm.config.trial import Resources
 from raylm.errors import UserError
 
 
@@ -26,215 +20,8 @@ def grid(*values: object) -> dict[str, list[object]]:
     return {"grid_search": list(values)}
 
 
-def make_sweep(space: Any, **named: Any) -> Sweep:
-    return Sweep(**{"name": "tried", "space": space, **named})
-
-
-def message_of(kind: type, **named: Any) -> str:
-    with pytest.raises(UserError) as caught:
-        kind(**named)
-    return str(caught.value)
-
-
-def locations(message: str) -> list[str]:
-    """Return the location of each problem in a message."""
-    return [line.strip().split(":")[0] for line in message.splitlines()[1:]]
-
-
-def params(values: dict[str, list[Any]]) -> list[Any]:
-    flat = [(field, number, value) for field, choices in values.items() for number, value in enumerate(choices)]
-    return [pytest.param(field, value, id=f"{field}-{number}") for field, number, value in flat]
-
-
-# ---- the fields of a trial ----------------------------------------------------------------------------------------
-
-VALID: dict[str, list[Any]] = {  # without the defaults
-    "dataset": ["wikitext2", "wikitext103", "imdb", "owner/name", "owner/name:part", "Owner-1/na.me_2"],
-    "model": ["gpt2-medium", "gpt2-large", "gpt2-xl", "EleutherAI/pythia-70m"],
-    "context_length": [2, 1023],
-    "batch_size": [1, 1_000_000],
-    "epochs": [2, 10_000],
-    "optimizer": ["adamw"],
-    "learning_rate": [1e-12, 1.0, 3e4],
-    "lr_schedule": ["cosine", "constant"],
-    "warmup_ratio": [0.0, 1.0],
-    "weight_decay": [0.01, 10.0],
-    "max_grad_norm": [0.0, 1e9],
-    "dropout": [0.0, 0.999],
-    "seed": [1, 2**32 - 1],
-    "pretrained": [False],
-    "max_train_tokens": [1, 10**15],
-    "evals_per_epoch": [2, 1000],
-}
-NOT_INTEGERS = [True, np.bool_(True), "8", b"8", 8.0, 1.5, math.nan, math.inf, -math.inf, [8], object()]
-NOT_NUMBERS = [True, np.bool_(True), "0.1", b"0.1", 1j, math.nan, math.inf, -math.inf, 10**400, [0.1], object()]
-NO_NAMES = [None, 1, True, b"gpt2", ["gpt2"], "", " ", "../x", "/no/such", "a/b/c", "owner/", "/name", "a b/c", "-a/b"]
-NO_NAMES += ["a/-b", "a/..", "new\nline", "a/b\n", "nul\0", "\ud800", "😀", "x" * 300]
-INVALID: dict[str, list[Any]] = {
-    "dataset": [*NO_NAMES, "owner/name:", "owner/name:a b", "WikiText2", "gpt2"],
-    "model": [*NO_NAMES, "owner/name:part", "GPT2", "gpt3"],
-    "context_length": [*NOT_INTEGERS, None, 1, 0, -1024, 10**5000],
-    "batch_size": [*NOT_INTEGERS, None, 0, -1, 1_000_001],
-    "epochs": [*NOT_INTEGERS, None, 0, -1, 10_001],
-    "optimizer": [None, 1, "adam", "AdamW", "", ["adamw"], np.array(["adamw", "adamw"])],
-    "learning_rate": [*NOT_NUMBERS, None, 0, 0.0, -1e-5],
-    "lr_schedule": [None, True, "Linear", "step", "", {}],
-    "warmup_ratio": [*NOT_NUMBERS, None, -0.1, 1.1],
-    "weight_decay": [*NOT_NUMBERS, None, -0.1],
-    "max_grad_norm": [*NOT_NUMBERS, None, -1],
-    "dropout": [*NOT_NUMBERS, 1, 1.0, -0.1],
-    "seed": [*NOT_INTEGERS, None, -1, 2**32, 10**5000],
-    "pretrained": [None, 0, 1, "True", "false", []],
-    "max_train_tokens": [*NOT_INTEGERS, 0, -1],
-    "evals_per_epoch": [*NOT_INTEGERS, None, 0, 1001],
-}
-
-
-def test_defaults_of_a_trial() -> None:
-    assert list(VALID) == list(INVALID) == [field.name for field in fields(TrialConfig)]
-    assert list(TrialConfig().as_dict().values()) == (
-        ["pydocs", "gpt2-nano", 1024, 8, 1, "adafactor", 5e-5, "linear", 0.1, 0.0, 1.0, None, 0, True, None, 1]
-    )
-
-
-@pytest.mark.parametrize(("field", "value"), params(VALID))
-def test_field_accepts_valid_values(field: str, value: Any) -> None:
-    assert getattr(TrialConfig(**{"model": "gpt2", field: value}), field) == value
-
-
-@pytest.mark.parametrize(("field", "value"), params(INVALID))
-def test_field_rejects_invalid_values(field: str, value: Any) -> None:
-    message = message_of(TrialConfig, **{field: value})
-    assert locations(message) == [field]
-    assert any(words in message for words in ("expected", "has no train.txt", "has no config.json", "at most 1024"))
-    assert len(message) < 400
-
-
-@pytest.mark.parametrize(
-    ("field", "given", "converted"),
-    [
-        ("context_length", np.int64(64), 64),
-        ("seed", np.uint8(7), 7),
-        ("max_train_tokens", np.int32(5), 5),
-        ("learning_rate", 1, 1.0),
-        ("learning_rate", np.float32(0.5), 0.5),
-        ("weight_decay", np.float16(0.25), 0.25),
-        ("warmup_ratio", Fraction(1, 4), 0.25),
-        ("dropout", np.int64(0), 0.0),
-        ("pretrained", np.bool_(False), False),
-        ("model", np.str_("gpt2"), "gpt2"),
-        ("optimizer", np.str_("adamw"), "adamw"),
-    ],
-)
-def test_field_is_converted_to_its_own_type(field: str, given: Any, converted: Any) -> None:
-    config = TrialConfig(**{field: given})
-    assert getattr(config, field) == converted and type(getattr(config, field)) is type(converted)
-    assert config.id == TrialConfig(**{field: converted}).id
-
-
-def test_all_invalid_fields_are_reported_together() -> None:
-    message = message_of(TrialConfig, model="gpt2-larg", batch_size=0, dropout="no", lr_schedule="cosin")
-    assert locations(message) == ["model", "batch_size", "lr_schedule", "dropout"]
-    assert "4 mistakes" in message and "'gpt2-large'" in message and "'cosine'" in message
-
-
-def test_value_is_shown_in_one_line_of_a_message() -> None:
-    assert len(message_of(TrialConfig, learning_rate=np.zeros((20, 20))).splitlines()) == 2
-
-
-@pytest.mark.parametrize("name", ["texts", "data/texts"], ids=["plain", "like a hub id"])
-@pytest.mark.parametrize("missing", ["train.txt", "validation.txt"])
-def test_dataset_folder_requires_both_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, missing: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path(name).mkdir(parents=True)
-    for file in ("train.txt", "validation.txt"):
-        Path(name, file).write_text("some text\n")
-    assert TrialConfig(dataset=name).dataset == name
-    Path(name, missing).unlink()
-    assert f"no {missing}" in message_of(TrialConfig, dataset=name)
-
-
-@pytest.mark.parametrize("name", ["model", "models/model"], ids=["plain", "like a hub id"])
-def test_model_folder_requires_a_config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path(name).mkdir(parents=True)
-    assert "no config.json" in message_of(TrialConfig, model=name)
-    Path(name, "config.json").write_text("[]")
-    assert "not a JSON object" in message_of(TrialConfig, model=name)
-    Path(name, "config.json").write_text("{}")
-    assert TrialConfig(model=name, context_length=10**6).model == name
-
-
-@pytest.mark.parametrize("key", ["named", "n_positions", "max_position_embeddings"])
-@pytest.mark.parametrize("pretrained", [True, False])
-def test_context_longer_than_the_model_takes_is_rejected(tmp_path: Path, key: str, pretrained: bool) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({key: 1024}))
-    model = "gpt2" if key == "named" else str(tmp_path)
-    assert TrialConfig(model=model, context_length=1024, pretrained=pretrained).context_length == 1024
-    message = message_of(TrialConfig, model=model, context_length=1025, pretrained=pretrained)
-    assert locations(message) == ["context_length"] and "1025" in message and "at most 1024" in message
-
-
-# ---- ids, names, records ------------------------------------------------------------------------------------------
-
-
-def test_id_and_run_name_of_the_default_never_change() -> None:
-    assert TrialConfig().id == "1616337203"
-    assert TrialConfig().run_name == "pydocs-gpt2-nano-1024x8-1616337203"
-
-
-def test_id_ignores_the_order_of_fields_and_fields_that_are_none() -> None:
-    @dataclass(frozen=True, kw_only=True)
-    class Later(TrialConfig):
-        a_new_field: int | None = None
-
-    assert Later.from_record({}).id == TrialConfig().id
-    assert Later.from_record({"a_new_field": 0}).id != TrialConfig().id
-    assert TrialConfig.from_record(dict(reversed(TrialConfig().as_dict().items()))).id == TrialConfig().id
-
-
-def test_every_field_changes_the_id() -> None:
-    configs = [TrialConfig(**{"model": "gpt2", field: value}) for field, values in VALID.items() for value in values]
-    configs += [TrialConfig(), TrialConfig(model="gpt2")]
-    assert len({config.id for config in configs}) == len({config.run_name for config in configs}) == len(configs)
-
-
-@pytest.mark.parametrize("field", ["warmup_ratio", "weight_decay", "max_grad_norm", "dropout"])
-def test_equal_configs_have_equal_ids(field: str) -> None:
-    zeros: list[dict[str, Any]] = [{field: 0.0}, {field: -0.0}, {field: 0}]
-    assert len({TrialConfig(**zero) for zero in zeros}) == len({TrialConfig(**zero).id for zero in zeros}) == 1
-
-
-@given(st.tuples(st.text(), st.text()), st.tuples(st.text(), st.text()))
-@settings(derandomize=True, deadline=None, max_examples=300)
-def test_run_name_is_unique_and_safe_as_a_folder_name(one: tuple[str, str], other: tuple[str, str]) -> None:
-    names = [TrialConfig.from_record({"dataset": pair[0], "model": pair[1]}).run_name for pair in (one, other)]
-    assert all(re.fullmatch(r"[a-z0-9][a-z0-9.-]{,90}[a-z0-9]", name) for name in names)
-    assert (names[0] == names[1]) == (one == other)
-
-
-@pytest.mark.parametrize(
-    ("config", "readable"),
-    [
-        ({"dataset": "owner/Name:part", "model": "/models/My GPT/"}, "name-part-my-gpt-1024x8"),
-        ({"learning_rate": 1e-3, "epochs": 3, "seed": 7}, "pydocs-gpt2-nano-1024x8-lr0.001-e3-s7"),
-        ({"dataset": "../..", "model": "日本"}, "local-local-1024x8"),
-    ],
-)
-def test_run_name_is_readable(config: dict[str, object], readable: str) -> None:
-    recorded = TrialConfig.from_record(config)
-    assert recorded.run_name == f"{readable}-{recorded.id}"
-
-
-def test_from_record_restores_a_config_without_validation(tmp_path: Path) -> None:
-    (tmp_path / "text.txt").write_text("a\nb\n")
-    config = TrialConfig(dataset=str(tmp_path / "text.txt"), learning_rate=3e-4, dropout=0.2)
-    (tmp_path / "text.txt").unlink()
-    again = TrialConfig.from_record(json.loads(json.dumps({**config.as_dict(), "no_longer_a_field": 1})))
-    assert again == config and again.id == config.id
-    assert TrialConfig.from_record({}) == TrialConfig()
+def make_sweep(space: Any, **options: Any) -> Sweep:
+    return Sweep(**{"name": "valid", "space": space, **options})
 
 
 # ---- the trials of a sweep ----------------------------------------------------------------------------------------
@@ -242,28 +29,28 @@ def test_from_record_restores_a_config_without_validation(tmp_path: Path) -> Non
 
 def test_last_field_of_a_grid_varies_fastest() -> None:
     trials = make_sweep({"context_length": grid(64, 32), "seed": 5, "batch_size": grid(4, 8)}).trials()
-    in_order = [(one.context_length, one.seed, one.batch_size) for one in trials]
+    in_order = [(trial.context_length, trial.seed, trial.batch_size) for trial in trials]
     assert in_order == [(64, 5, 4), (64, 5, 8), (32, 5, 4), (32, 5, 8)]
 
 
 def test_duplicate_trials_run_once_at_their_first_position() -> None:
-    swept = make_sweep([{"seed": grid(3, 1, 3)}, {"seed": grid(1, 2)}, {"seed": 3, "learning_rate": 5e-5}])
-    assert [one.seed for one in swept.trials()] == [3, 1, 2]
-    assert swept.grid_size == 6
+    sweep = make_sweep([{"seed": grid(3, 1, 3)}, {"seed": grid(1, 2)}, {"seed": 3, "learning_rate": 5e-5}])
+    assert [trial.seed for trial in sweep.trials()] == [3, 1, 2]
+    assert sweep.grid_size == 6
 
 
 def test_override_sets_a_field_of_all_trials_and_removes_duplicates() -> None:
-    swept = make_sweep([{"seed": grid(1, 2), "batch_size": grid(4, 8)}, {"seed": 9}])
-    assert [(one.seed, one.batch_size) for one in swept.override({"seed": 5}).trials()] == [(5, 4), (5, 8)]
-    assert [one.epochs for one in swept.override({"epochs": 2}).trials()] == [2] * 5
+    sweep = make_sweep([{"seed": grid(1, 2), "batch_size": grid(4, 8)}, {"seed": 9}])
+    assert [(trial.seed, trial.batch_size) for trial in sweep.override({"seed": 5}).trials()] == [(5, 4), (5, 8)]
+    assert [trial.epochs for trial in sweep.override({"epochs": 2}).trials()] == [2] * 5
     with pytest.raises(UserError, match="batch_size"):
-        swept.override({"batch_size": 0})
+        sweep.override({"batch_size": 0})
 
 
 def test_grid_has_a_maximum_number_of_trials() -> None:
-    most = range(MAX_TRIALS)
-    assert make_sweep({"seed": grid(*most)}).grid_size == MAX_TRIALS
-    assert "10,001 trials" in message_of(Sweep, name="s", space={"seed": grid(*most, MAX_TRIALS)})
+    seeds = range(MAX_TRIALS)
+    assert make_sweep({"seed": grid(*seeds)}).grid_size == MAX_TRIALS
+    assert "10,001 trials" in message_of(Sweep, name="s", space={"seed": grid(*seeds, MAX_TRIALS)})
     huge = {name: grid(*range(1, 1001)) for name in ("seed", "epochs", "batch_size", "evals_per_epoch")}
     assert "1,000,000,000,000 trials" in message_of(Sweep, name="s", space=huge)
 
@@ -273,7 +60,7 @@ def test_maximum_number_of_trials_applies_to_all_spaces_together() -> None:
     assert "10,000" in message_of(Sweep, name="s", space=spaces)
 
 
-# ---- mistakes in a sweep ------------------------------------------------------------------------------------------
+# ---- problems of a sweep ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -298,45 +85,40 @@ def test_maximum_number_of_trials_applies_to_all_spaces_together() -> None:
 )
 def test_problem_of_a_space_is_located(space: Any, location: str, words: str) -> None:
     message = message_of(Sweep, name="s", space=space)
-    assert locations(message)[0] == location and words in message
+    assert list_locations(message)[0] == location and words in message
 
 
 @pytest.mark.parametrize("field", ["model", "dataset", "optimizer", "learning_rate", "batch_size"])
 @pytest.mark.parametrize("sampler", ["choice", "randn"])
 def test_distribution_in_a_grid_suggests_grid_search(field: str, sampler: str) -> None:
-    from ray import tune
-
     value = tune.choice([1, 2]) if sampler == "choice" else tune.randn()
     assert "tune.grid_search([...])" in message_of(Sweep, name="s", space={field: value})
 
 
 INVALID_SWEEP_NAMES = [None, 1, "", ".", "..", "../x", "/abs", "a/b", "a\\b", "a..b", ".hidden", "-flag", "a b", "a\n"]
 INVALID_SWEEP_NAMES += ["\n", "a\0", "ü", "😀", "x" * 65, "x" * 300]
+INVALID_STORAGES = ["", "  ", 3, "ftp://bucket/runs", "s3://", "s3://b/../x", "s3://key:secret@bucket/runs", "nul\0"]
 
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    params(
+    to_params(
         {
             "name": INVALID_SWEEP_NAMES,
             "max_failures": [-1, 1001, 1.0, True, "2", None, math.nan],
             "precision": ["fp32", "", None, 16],
-            "storage": [
-                "",
-                "  ",
-                3,
-                "ftp://bucket/runs",
-                "s3://",
-                "s3://b/../x",
-                "s3://key:secret@bucket/runs",
-                "nul\0",
-            ],
+            "storage": INVALID_STORAGES,
             "resources": [None, 1, {"gpus": 1}],
         }
     ),
 )
 def test_invalid_option_is_reported(option: str, value: object) -> None:
-    assert locations(message_of(Sweep, **{"name": "s", "space": {"seed": 1}, option: value})) == [option]
+    assert list_locations(message_of(Sweep, **{"name": "s", "space": {"seed": 1}, option: value})) == [option]
+
+
+def test_storage_with_credentials_is_not_shown() -> None:
+    message = message_of(Sweep, name="s", space={"seed": 1}, storage="s3://key:secret@bucket/runs")
+    assert "set credentials in environment variables" in message and "secret" not in message
 
 
 @pytest.mark.parametrize("name", ["a", "7", "imdb-grid_v1.2", "x" * 64])
@@ -346,8 +128,8 @@ def test_valid_sweep_name_is_kept(name: str) -> None:
 
 def test_unknown_option_is_reported_with_all_other_problems() -> None:
     message = message_of(Sweep, nam="s", space={"seed": -1, "modle": "gpt2"}, precision="half", max_failures=-1)
-    location = ["nam", "name", "precision", "max_failures", "space.seed", "space.modle"]
-    assert sorted(locations(message)) == sorted(location)
+    locations = ["nam", "name", "precision", "max_failures", "space.seed", "space.modle"]
+    assert sorted(list_locations(message)) == sorted(locations)
     assert "did you mean 'name'" in message and "did you mean 'model'" in message and "6 mistakes" in message
 
 
@@ -358,7 +140,7 @@ def test_valid_resources_are_kept(gpus: float | None) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    params(
+    to_params(
         {
             "gpus": [1.5, 2.5, 1001, -1, -0.5, math.nan, math.inf, True, "1", 10**400],
             "cpus": [0, -1, 1.5, 2.0, True, "1", None, math.nan],
@@ -366,7 +148,7 @@ def test_valid_resources_are_kept(gpus: float | None) -> None:
     ),
 )
 def test_invalid_resources_are_reported(field: str, value: Any) -> None:
-    assert locations(message_of(Resources, **{field: value})) == [f"resources.{field}"]
+    assert list_locations(message_of(Resources, **{field: value})) == [f"resources.{field}"]
 
 
 @pytest.mark.parametrize(
@@ -375,17 +157,17 @@ def test_invalid_resources_are_reported(field: str, value: Any) -> None:
         ({"batch_size": 1}, {}),
         ({"batch_size": grid(8, 1)}, {}),
         ([{"seed": 1}, {"batch_size": 1}], {}),
-        ({"batch_size": randint(1, 5)}, {"search": "random", "num_samples": 2}),
+        ({"batch_size": tune.randint(1, 5)}, {"search": "random", "num_samples": 2}),
     ],
 )
 def test_batch_size_must_be_at_least_the_number_of_gpus(space: Any, options: dict[str, Any]) -> None:
     message = message_of(Sweep, name="s", space=space, resources=Resources(gpus=2), **options)
-    assert locations(message) == ["space[1].batch_size" if isinstance(space, list) else "space.batch_size"]
+    assert list_locations(message) == ["space[1].batch_size" if isinstance(space, list) else "space.batch_size"]
     assert "got 1" in message and "2 GPUs" in message
     assert Sweep(name="s", space=space, resources=Resources(gpus=1), **options)
 
 
 def test_options_are_converted_to_builtin_types() -> None:
-    some = Resources(gpus=np.float64(0.5), cpus=np.int64(2))  # type: ignore[arg-type]
-    converted = (some.gpus, some.cpus, make_sweep({"seed": 1}, max_failures=np.int64(3)).max_failures)
+    resources = Resources(gpus=np.float64(0.5), cpus=np.int64(2))  # type: ignore[arg-type]
+    converted = (resources.gpus, resources.cpus, make_sweep({"seed": 1}, max_failures=np.int64(3)).max_failures)
     assert converted == (0.5, 2, 3) and list(map(type, converted)) == [float, int, int]
