@@ -1,1 +1,1 @@
-"""The training loop and everything that computes: models, loss, optimizers, checkpoints, evaluation."""
+"""Training loop, models, loss, optimizers, checkpoints and evaluation: everything that uses torch."""

@@ -26,7 +26,7 @@ class LengthEval:
 
     config: TrialConfig
     context_length: int
-    """In tokens."""
+    """Length in tokens."""
     val_loss: float
     """Nats per token."""
 

@@ -73,7 +73,7 @@ class Evaluation:
 
 @dataclass
 class Trainer:
-    """A running trial: model, optimizer, data and progress."""
+    """Running trial: model, optimizer, data and progress."""
 
     config: TrialConfig
     corpus: Corpus

@@ -1,4 +1,4 @@
-"""Fine-tuning works, and means the same as with transformers alone: step by step, and by its Trainer on real text."""
+"""Fine-tuning equals transformers' alone: step by step, and by its Trainer on real text."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "bench" / "vs_trainer.py"
 
 
 @pytest.mark.chaos
-def test_wikitext2_is_learnt_as_by_transformers_trainer(hub_env: dict[str, str]) -> None:
+def test_val_loss_on_wikitext2_equals_that_of_transformers_trainer(hub_env: dict[str, str]) -> None:
     command = [sys.executable, str(SCRIPT), "--dataset", "wikitext2", "--max-train-tokens", "200000"]
     env = {**hub_env, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
@@ -35,10 +35,10 @@ def test_wikitext2_is_learnt_as_by_transformers_trainer(hub_env: dict[str, str])
     assert measured["raylm_val_loss"] < measured["unigram_val_loss"] - 0.1
 
 
-def test_two_hundred_steps_have_the_losses_of_transformers_in_eager_float32() -> None:
-    """Weights, windows and rates are the same; model, loss and optimizer are transformers' own.
+def test_losses_of_200_steps_equal_transformers_in_eager_float32() -> None:
+    """Compare with a loop over the same weights, windows and rates, with transformers' model, loss and optimizer.
 
-    At a rate of 1e-3, ten times as much, rounding grows: float32 and float64 then are up to 0.02 apart.
+    At ten times this rate, 1e-3, rounding grows: losses in float32 and float64 then differ by up to 0.02.
     """
     config = TrialConfig(
         dataset="pydocs",
@@ -49,26 +49,26 @@ def test_two_hundred_steps_have_the_losses_of_transformers_in_eager_float32() ->
         max_train_tokens=200 * 4 * 63,
     )
     corpus, source = prepare("pydocs", None, config.model), models.resolve_model(config.model, pretrained=True)
-    ours: list[float] = []
-    hooks = TrainingHooks(on_step=lambda metrics: ours.append(metrics.loss))
+    losses: list[float] = []
+    hooks = TrainingHooks(on_step=lambda metrics: losses.append(metrics.loss))
     list(finetune(config, corpus, source, hooks=hooks))
 
-    start = models.load_model(source, vocab_size=corpus.vocab_size, dropout=0.0, seed=config.seed)
-    model = GPT2LMHeadModel(start.config)
-    model.load_state_dict(start.state_dict())
+    initial = models.load_model(source, vocab_size=corpus.vocab_size, dropout=0.0, seed=config.seed)
+    model = GPT2LMHeadModel(initial.config)
+    model.load_state_dict(initial.state_dict())
     model.set_attn_implementation("eager")
-    absolute = {"scale_parameter": False, "relative_step": False, "warmup_init": False}
-    optimizer = Adafactor(model.parameters(), lr=config.learning_rate, **absolute)
+    absolute_step = {"scale_parameter": False, "relative_step": False, "warmup_init": False}
+    optimizer = Adafactor(model.parameters(), lr=config.learning_rate, **absolute_step)
     windows = build_training_windows(config, corpus)
     order = np.random.default_rng([config.seed, 0]).permutation(len(windows))
-    for step, expected in enumerate(ours):
+    for step, expected in enumerate(losses):
         inputs_BT = torch.from_numpy(windows.get_batch(order[4 * step : 4 * step + 4])[0])
         loss = model(input_ids=inputs_BT, labels=inputs_BT).loss
         assert loss.item() == pytest.approx(expected, abs=0.0005), f"step {step}"
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-        optimizer.param_groups[0]["lr"] = optim.learning_rate_at(config, step, len(ours))
+        optimizer.param_groups[0]["lr"] = optim.learning_rate_at(config, step, len(losses))
         optimizer.step()
         optimizer.zero_grad()
-    assert len(ours) == 200
-    assert ours[-1] < ours[0] - 1
+    assert len(losses) == 200
+    assert losses[-1] < losses[0] - 1

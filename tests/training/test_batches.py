@@ -1,4 +1,4 @@
-"""Windows put together on a device are those of the loader, whatever the size of the numbers."""
+"""Batches gathered on a device equal those of `Windows.get_batch`, for every integer type."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from raylm.training.batches import Batches, gather_batch, to_signed_tensor
 
 @settings(derandomize=True, deadline=None)
 @given(
-    tokens=st.integers(1, 300),
+    num_tokens=st.integers(1, 300),
     context_length=st.integers(2, 40),
-    kind=st.sampled_from([np.uint8, np.uint16, np.uint32]),
+    dtype=st.sampled_from([np.uint8, np.uint16, np.uint32]),
     data=st.data(),
 )
-def test_gathered_windows_are_those_of_the_loader(
-    tokens: int, context_length: int, kind: type[np.unsignedinteger], data: st.DataObject
+def test_gathered_windows_equal_those_of_get_batch(
+    num_tokens: int, context_length: int, dtype: type[np.unsignedinteger], data: st.DataObject
 ) -> None:
-    largest = int(np.iinfo(kind).max)  # of a signed number of that size, half is negative
-    numbers = np.random.default_rng(tokens).integers(0, largest, tokens, dtype=kind, endpoint=True)
-    windows = Windows(numbers, context_length, eos_token_id=largest)
+    largest = int(np.iinfo(dtype).max)  # the upper half is negative in the signed type
+    tokens = np.random.default_rng(num_tokens).integers(0, largest, num_tokens, dtype=dtype, endpoint=True)
+    windows = Windows(tokens, context_length, eos_token_id=largest)
     indices = np.array(data.draw(st.lists(st.integers(0, len(windows) - 1), max_size=9)), dtype=np.int64)
     expected = windows.get_batch(indices)
-    for found in (
+    for batch in (
         gather_batch(windows, to_signed_tensor(windows), indices),
         Batches(windows, torch.device("cpu")).get(indices),
     ):
-        for tensor, array in zip(found, expected, strict=True):
+        for tensor, array in zip(batch, expected, strict=True):
             assert tensor.dtype == torch.int64
             assert np.array_equal(tensor.numpy(), array)
 
 
-def test_the_stream_takes_no_more_bytes_than_the_tokens() -> None:
+def test_signed_tokens_take_no_more_memory() -> None:
     windows = Windows(np.array([0, 50_256, 40_000], dtype=np.uint16), 2, eos_token_id=50_256)
     assert to_signed_tensor(windows).nbytes == 6
     assert gather_batch(windows, to_signed_tensor(windows), np.array([2, 1]))[0].tolist() == [
@@ -45,10 +45,10 @@ def test_the_stream_takes_no_more_bytes_than_the_tokens() -> None:
     ]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is here")
-def test_windows_on_a_gpu_are_those_of_the_loader() -> None:
-    numbers = np.random.default_rng(0).integers(0, 50_257, 10_000).astype(np.uint16)
-    windows = Windows(numbers, 129, eos_token_id=50_256)
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_windows_on_a_gpu_equal_those_of_get_batch() -> None:
+    tokens = np.random.default_rng(0).integers(0, 50_257, 10_000).astype(np.uint16)
+    windows = Windows(tokens, 129, eos_token_id=50_256)
     indices = np.array([len(windows) - 1, 3, 0])
     for tensor, array in zip(
         Batches(windows, torch.device("cuda")).get(indices), windows.get_batch(indices), strict=True

@@ -1,4 +1,4 @@
-"""Best checkpoints at other context lengths: the right numbers, once, tied to the weights that they are of."""
+"""Evaluation at other context lengths: correct values, computed once, bound to the weights of a checkpoint."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from reference_loss import FLOAT32_ROUNDING, mean_loss
 from transformers import AutoModelForCausalLM
 
 from raylm import TrialConfig, UserError, load_results
@@ -21,42 +22,39 @@ from raylm.results.sweep_record import DataRecord, LaunchRecord, SweepRecord
 from raylm.training.evaluate import evaluate_lengths
 
 
-def own_loss(trained: Results, context_length: int) -> float:
-    """The val loss of the finished trial by transformers' own loss, a window at a time."""
-    best = trained.rows[0].best_checkpoint
+def reference_loss(results: Results, context_length: int) -> float:
+    """Return the val loss of the finished trial's best checkpoint by transformers' own loss."""
+    best = results.rows[0].best_checkpoint
     assert best is not None
-    model = AutoModelForCausalLM.from_pretrained(trained.storage.uri_of(best.folder), dtype=torch.float32).eval()
-    corpus = prepare(trained.rows[0].config.dataset, None, "gpt2-nano")
-    windows, total = Windows(corpus.validation.tokens, context_length, corpus.eos_token_id), 0.0
-    with torch.no_grad():
-        for number in range(len(windows)):
-            inputs = torch.from_numpy(windows.get_batch([number])[0])
-            total += model(input_ids=inputs, labels=inputs).loss.item() * windows.count_tokens([number])
-    return total / len(windows.tokens)
+    model = AutoModelForCausalLM.from_pretrained(results.storage.uri_of(best.folder), dtype=torch.float32).eval()
+    corpus = prepare(results.rows[0].config.dataset, None, "gpt2-nano")
+    return mean_loss(model, Windows(corpus.validation.tokens, context_length, corpus.eos_token_id))
 
 
-def test_values_are_those_of_the_checkpoint_and_are_made_once(trained_sweep: Results) -> None:
-    made = list(evaluate_lengths(trained_sweep, [16, 32, 64, 4096]))  # 32 is its own, 4096 more than it takes
-    assert [one.context_length for one in made] == [16, 64]
-    for one in made:
-        assert one.config == trained_sweep.rows[0].config
-        assert one.val_loss == pytest.approx(own_loss(trained_sweep, one.context_length), abs=1e-5)
-    again = load_results(trained_sweep.storage.uri)
-    assert again.rows[0].length_evals == {one.context_length: one.val_loss for one in made}
-    assert list(evaluate_lengths(again, [16, 64])) == []
+def test_values_are_those_of_the_checkpoint_and_computed_once(trained_sweep: Results) -> None:
+    evals = list(evaluate_lengths(trained_sweep, [16, 32, 64, 4096]))  # trained at 32; 4096 exceeds the model's maximum
+    assert [length_eval.context_length for length_eval in evals] == [16, 64]
+    for length_eval in evals:
+        assert length_eval.config == trained_sweep.rows[0].config
+        expected = reference_loss(trained_sweep, length_eval.context_length)
+        assert length_eval.val_loss == pytest.approx(expected, rel=FLOAT32_ROUNDING)
+    reloaded = load_results(trained_sweep.storage.uri)
+    assert reloaded.rows[0].length_evals == {length_eval.context_length: length_eval.val_loss for length_eval in evals}
+    assert list(evaluate_lengths(reloaded, [16, 64])) == []
 
 
-def test_the_table_gets_a_column_for_each_length(trained_sweep: Results) -> None:
-    values = {one.context_length: one.val_loss for one in evaluate_lengths(trained_sweep, [16, 64])}
-    again = load_results(trained_sweep.storage.uri)
-    head, _, line = formats.format_markdown(again).splitlines()[:3]
+def test_table_has_a_column_for_each_length(trained_sweep: Results) -> None:
+    evals = evaluate_lengths(trained_sweep, [16, 64])
+    values = {length_eval.context_length: length_eval.val_loss for length_eval in evals}
+    reloaded = load_results(trained_sweep.storage.uri)
+    head, _, line = formats.format_markdown(reloaded).splitlines()[:3]
     assert "| adj val loss | val at 16 | val at 64 | best epoch | n | run |" in head
     assert f"| {values[16]:.2f} | {values[64]:.2f} | 1 | 1 |" in line
-    first, second = csv.DictReader(formats.format_csv(again).splitlines())
+    first, second = csv.DictReader(formats.format_csv(reloaded).splitlines())
     assert (float(first["val_loss_at_16"]), second["val_loss_at_16"]) == (values[16], "")
 
 
-def test_values_of_other_weights_do_not_count(trained_sweep: Results) -> None:
+def test_values_of_other_weights_are_ignored(trained_sweep: Results) -> None:
     list(evaluate_lengths(trained_sweep, [16]))
     file = Path(trained_sweep.storage.uri) / LENGTH_EVALS_FILE
     (losses,) = json.loads(file.read_text()).values()
@@ -77,7 +75,7 @@ def test_damaged_weights_are_not_evaluated(trained_sweep: Results) -> None:
         list(evaluate_lengths(trained_sweep, [16]))
 
 
-def test_a_corpus_that_is_gone_is_prepared_again_and_compared(
+def test_corpus_missing_from_the_cache_is_prepared_and_compared(
     trained_sweep: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAYLM_CACHE", str(tmp_path / "empty"))
@@ -97,6 +95,6 @@ def test_a_corpus_that_is_gone_is_prepared_again_and_compared(
         list(evaluate_lengths(Results(trained_sweep.storage, [moved]), [64]))
 
 
-def test_a_row_that_is_not_finished_is_left_out(trained_sweep: Results) -> None:
-    assert [one.config.seed for one in evaluate_lengths(trained_sweep, [16])] == [0]
+def test_unfinished_trials_are_skipped(trained_sweep: Results) -> None:
+    assert [length_eval.config.seed for length_eval in evaluate_lengths(trained_sweep, [16])] == [0]
     assert load_rows(trained_sweep.storage, [trained_sweep.rows[1].config]).rows[0].length_evals == {}

@@ -1,12 +1,14 @@
-"""Models: their loss against transformers' own, weights that are all there or none, the four sizes at their shapes."""
+"""Models: loss equal to transformers', complete weights or an error, shapes of the known sizes."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from reference_loss import FLOAT32_ROUNDING
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
@@ -27,12 +29,12 @@ def gpt2_folder(tmp_path: Path) -> Path:
     return tmp_path / "tiny"
 
 
-def load(folder: Path, vocabulary: int = 300, dropout: float | None = None) -> GPT2LMHeadModel:
+def load_model(folder: Path, vocab_size: int = 300, dropout: float | None = None) -> GPT2LMHeadModel:
     source = ModelSource(str(folder), str(folder), pretrained=True)
-    return models.load_model(source, vocab_size=vocabulary, dropout=dropout, seed=0)
+    return models.load_model(source, vocab_size=vocab_size, dropout=dropout, seed=0)
 
 
-def test_the_loss_of_a_window_is_transformers_own(small_text: Path) -> None:
+def test_loss_equals_transformers(small_text: Path) -> None:
     corpus = prepare(str(small_text), None, NANO_MODEL)
     model = models.load_model(
         models.resolve_model(NANO_MODEL, pretrained=True), vocab_size=corpus.vocab_size, dropout=None, seed=0
@@ -41,30 +43,30 @@ def test_the_loss_of_a_window_is_transformers_own(small_text: Path) -> None:
     inputs_BT, targets_BT = (torch.from_numpy(array) for array in windows.get_batch([0, 3]))
     ours = summed_loss(model, inputs_BT, targets_BT) / (2 * 32)
     theirs = model(input_ids=inputs_BT, labels=inputs_BT).loss
-    assert ours.item() == pytest.approx(theirs.item(), abs=1e-6)
+    assert ours.item() == pytest.approx(theirs.item(), rel=FLOAT32_ROUNDING)
 
 
-def test_other_families_go_through_their_own_head() -> None:
+def test_loss_of_other_families_equals_transformers() -> None:
     torch.manual_seed(0)
     sizes = {"vocab_size": 90, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
     model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=2)).eval()
     inputs_BT = torch.randint(0, 90, (2, 17))
     targets_BT = torch.nn.functional.pad(inputs_BT[:, 1:], (0, 1), value=IGNORE_INDEX)
     ours = summed_loss(model, inputs_BT, targets_BT) / 32
-    assert ours.item() == pytest.approx(model(input_ids=inputs_BT, labels=inputs_BT).loss.item(), abs=1e-6)
+    assert ours.item() == pytest.approx(model(input_ids=inputs_BT, labels=inputs_BT).loss.item(), rel=FLOAT32_ROUNDING)
 
 
-def test_random_weights_follow_from_the_seed() -> None:
+def test_random_weights_depend_on_the_seed_only() -> None:
     source = models.resolve_model(NANO_MODEL, pretrained=False)
-    one, same, other = (models.load_model(source, vocab_size=4096, dropout=None, seed=seed) for seed in (1, 1, 2))
-    first = [model.transformer.h[0].attn.c_attn.weight for model in (one, same, other)]
-    assert torch.equal(first[0], first[1])
-    assert not torch.equal(first[0], first[2])
-    assert 0.9e6 < sum(p.numel() for p in one.parameters()) < 1.2e6
+    loaded = [models.load_model(source, vocab_size=4096, dropout=None, seed=seed) for seed in (1, 1, 2)]
+    first, same_seed, other_seed = (model.transformer.h[0].attn.c_attn.weight for model in loaded)
+    assert torch.equal(first, same_seed)
+    assert not torch.equal(first, other_seed)
+    assert 0.9e6 < sum(p.numel() for p in loaded[0].parameters()) < 1.2e6
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_shapes_of_the_catalogue_are_those_of_the_networks(name: str) -> None:
+def test_parameter_counts_of_the_catalog_match_the_networks(name: str) -> None:
     shape = MODELS[name].shape
     sizes = {"n_embd": shape.hidden_size, "n_layer": shape.num_layers, "n_head": shape.num_heads}
     with torch.device("meta"):
@@ -74,34 +76,34 @@ def test_shapes_of_the_catalogue_are_those_of_the_networks(name: str) -> None:
     assert name not in millions or round(shape.num_parameters / 1e6) == millions[name]
 
 
-def test_dropout_is_set_everywhere_or_left_alone(gpt2_folder: Path) -> None:
-    assert load(gpt2_folder).config.attn_pdrop == 0.1
-    config = load(gpt2_folder, dropout=0.25).config
+def test_dropout_is_set_in_all_layers_or_kept(gpt2_folder: Path) -> None:
+    assert load_model(gpt2_folder).config.attn_pdrop == 0.1
+    config = load_model(gpt2_folder, dropout=0.25).config
     assert (config.attn_pdrop, config.resid_pdrop, config.embd_pdrop) == (0.25, 0.25, 0.25)
 
 
-def test_weights_are_loaded_as_they_are(gpt2_folder: Path) -> None:
+def test_weights_are_loaded_unchanged(gpt2_folder: Path) -> None:
     stored = load_file(gpt2_folder / "model.safetensors")
-    loaded = load(gpt2_folder).state_dict()
+    loaded = load_model(gpt2_folder).state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in stored.items())
 
 
-def test_weights_named_as_on_the_hub_are_all_found(gpt2_folder: Path) -> None:
-    """The hub's gpt2 has its names without `transformer.`, its causal masks as tensors, and no tied head."""
+def test_weights_with_the_hubs_names_are_loaded(gpt2_folder: Path) -> None:
+    """In the Hub's gpt2, names have no `transformer.` prefix, causal masks are tensors, and the tied head is absent."""
     tensors = {
         name.removeprefix("transformer."): value for name, value in load_file(gpt2_folder / "model.safetensors").items()
     }
     tensors.pop("lm_head.weight", None)
     masks = {f"h.{layer}.attn.bias": torch.ones(1, 1, 64, 64).tril() for layer in range(2)}
     save_file({**tensors, **masks}, gpt2_folder / "model.safetensors", metadata={"format": "pt"})
-    loaded = load(gpt2_folder)
+    loaded = load_model(gpt2_folder)
     assert torch.equal(loaded.transformer.h[1].mlp.c_fc.weight, tensors["h.1.mlp.c_fc.weight"])
     assert loaded.lm_head.weight.data_ptr() == loaded.transformer.wte.weight.data_ptr()
 
 
-def test_a_model_that_is_no_causal_one_is_named(tmp_path: Path) -> None:
+def test_model_other_than_a_causal_one_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5", "vocab_size": 300}))
-    with pytest.raises(UserError, match="no causal language model"):
+    with pytest.raises(UserError, match="not a causal language model"):
         models.load_model(models.resolve_model(str(tmp_path), pretrained=False), vocab_size=300, dropout=None, seed=0)
 
 
@@ -137,7 +139,7 @@ def damage_config(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "word"),
+    ("damage", "message"),
     [
         (damage_missing, "transformer.h.1.mlp.c_fc.weight"),
         (damage_more_layers, "transformer.h.2"),
@@ -147,20 +149,19 @@ def damage_config(folder: Path) -> None:
         (damage_config, "no-such-family"),
     ],
 )
-def test_damaged_weights_are_an_error_not_a_random_layer(gpt2_folder: Path, damage: object, word: str) -> None:
-    assert callable(damage)
+def test_damaged_weights_are_refused(gpt2_folder: Path, damage: Callable[[Path], None], message: str) -> None:
     damage(gpt2_folder)
-    with pytest.raises(UserError, match=word) as caught:
-        load(gpt2_folder)
+    with pytest.raises(UserError, match=message) as caught:
+        load_model(gpt2_folder)
     assert "\n" not in str(caught.value)
 
 
-def test_a_tokenizer_larger_than_the_model_is_an_error(gpt2_folder: Path) -> None:
+def test_tokenizer_larger_than_the_model_is_refused(gpt2_folder: Path) -> None:
     with pytest.raises(UserError, match=r"301 tokens.*only 300"):
-        load(gpt2_folder, vocabulary=301)
+        load_model(gpt2_folder, vocab_size=301)
 
 
-def test_pickled_weights_are_not_taken(gpt2_folder: Path) -> None:
+def test_pickled_weights_are_refused(gpt2_folder: Path) -> None:
     torch.save({}, gpt2_folder / "pytorch_model.bin")
     (gpt2_folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"safetensors.*pretrained=False"):
@@ -168,7 +169,7 @@ def test_pickled_weights_are_not_taken(gpt2_folder: Path) -> None:
     assert models.resolve_model(str(gpt2_folder), pretrained=False).pretrained is False
 
 
-def test_code_of_a_repository_never_runs(tmp_path: Path) -> None:
+def test_code_in_a_repository_is_never_executed(tmp_path: Path) -> None:
     witness = tmp_path / "ran"
     folder = tmp_path / "foreign"
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""Adafactor against transformers', and the shape of the schedules."""
+"""Adafactor against transformers', weight decay, learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from raylm import TrialConfig
 from raylm.training import optim
 
 
-def parameters() -> list[torch.nn.Parameter]:
+def make_parameters() -> list[torch.nn.Parameter]:
     torch.manual_seed(1)
     shapes = [(6, 4), (5,), (1, 7), (2, 3, 4), (3, 3), (2100, 257)]  # the last is larger than a block
     return [torch.nn.Parameter(torch.randn(shape) * 0.1) for shape in shapes]
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_adafactor_is_transformers_with_an_absolute_step(weight_decay: float) -> None:
-    ours, theirs = parameters(), parameters()
-    mine = optim.Adafactor(ours, lr=5e-5, weight_decay=weight_decay)
-    peer = TransformersAdafactor(
+def test_adafactor_equals_transformers_with_an_absolute_step(weight_decay: float) -> None:
+    ours, theirs = make_parameters(), make_parameters()
+    optimizer = optim.Adafactor(ours, lr=5e-5, weight_decay=weight_decay)
+    reference = TransformersAdafactor(
         theirs, lr=5e-5, weight_decay=weight_decay, scale_parameter=False, relative_step=False, warmup_init=False
     )
     for step in range(50):
         generator = torch.Generator().manual_seed(step)
-        for one, other in zip(ours, theirs, strict=True):
-            one.grad = torch.randn(one.shape, generator=generator) * 10.0 ** (step % 5 - 3)
-            other.grad = one.grad.clone()
-        ours[4].grad = theirs[4].grad = torch.zeros(3, 3)  # rows of zeros, as unused positions give
-        mine.step()
-        peer.step()
-    for one, other in zip(ours, theirs, strict=True):
-        assert (one - other).abs().max() < 1e-6
-        assert torch.isfinite(one).all()
+        for parameter, expected in zip(ours, theirs, strict=True):
+            parameter.grad = torch.randn(parameter.shape, generator=generator) * 10.0 ** (step % 5 - 3)
+            expected.grad = parameter.grad.clone()
+        ours[4].grad = theirs[4].grad = torch.zeros(3, 3)  # rows of zeros, as of unused positions
+        optimizer.step()
+        reference.step()
+    for parameter, expected in zip(ours, theirs, strict=True):
+        assert (parameter - expected).abs().max() < 1e-6  # 50 steps round values below 0.5 by up to 3e-8 each
+        assert torch.isfinite(parameter).all()
 
 
-def test_the_root_mean_square_of_a_step_is_the_learning_rate() -> None:
-    weights = parameters()[:1]
+def test_root_mean_square_of_a_step_is_the_learning_rate() -> None:
+    weights = make_parameters()[:1]
     before = weights[0].detach().clone()
     weights[0].grad = torch.randn(6, 4) * 1000
     optim.Adafactor(weights, lr=5e-5).step()
@@ -59,14 +59,14 @@ def test_only_matrices_decay() -> None:
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
 @pytest.mark.parametrize("warmup_ratio", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize("steps", [1, 7, 100])
-def test_rates_rise_then_fall_and_never_stand_still(schedule: str, warmup_ratio: float, steps: int) -> None:
+def test_learning_rate_warms_up_then_decays_and_is_never_zero(schedule: str, warmup_ratio: float, steps: int) -> None:
     config = TrialConfig(lr_schedule=schedule, warmup_ratio=warmup_ratio, learning_rate=2.0)
     rates = [optim.learning_rate_at(config, step, steps) for step in range(steps)]
     warmup = int(warmup_ratio * steps)
     assert all(0 < rate <= 2.0 for rate in rates)
     assert max(rates) == 2.0
-    assert all(one < other for one, other in itertools.pairwise(rates[:warmup]))
-    assert all(one >= other for one, other in itertools.pairwise(rates[warmup:]))
+    assert all(rate < following for rate, following in itertools.pairwise(rates[:warmup]))
+    assert all(rate >= following for rate, following in itertools.pairwise(rates[warmup:]))
     if schedule == "linear" and steps == 100 and warmup_ratio == 0.1:
         assert rates[0] == pytest.approx(0.2)
         assert rates[55] == pytest.approx(1.0)

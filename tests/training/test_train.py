@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from reference_loss import BFLOAT16_ROUNDING, FLOAT32_ROUNDING, TRAINING_ROUNDING, mean_loss
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from raylm import TrialConfig
-from raylm.data.corpus import Corpus, Windows
+from raylm.data.corpus import Corpus, Tokens, Windows
 from raylm.errors import WorkError
 from raylm.results import manifest
 from raylm.results.progress import MicroBatching
@@ -46,19 +47,13 @@ def has_equal_weights(evaluation: Evaluation, expected: dict[str, Tensor]) -> bo
     return all(torch.equal(value, expected[name]) for name, value in copy_weights(evaluation).items())
 
 
-def transformers_loss(model: PreTrainedModel, corpus: Corpus, tokens: Any) -> float:
-    """Return the mean loss per token by transformers' own loss, one window at a time."""
-    windows, total = Windows(tokens, 32, corpus.eos_token_id), 0.0
-    with torch.no_grad():
-        for index in range(len(windows)):
-            input_ids = torch.from_numpy(windows.get_batch([index])[0])
-            total += model(input_ids=input_ids, labels=input_ids).loss.item() * windows.count_tokens([index])
-    return total / len(tokens)
+def make_windows(corpus: Corpus, tokens: Tokens) -> Windows:
+    return Windows(tokens, 32, corpus.eos_token_id)
 
 
 def test_training_lowers_both_losses(corpus: Corpus) -> None:
     first, second = train(make_config(epochs=2), corpus)
-    assert first.trainer.progress.first_loss == pytest.approx(math.log(corpus.vocab_size), abs=0.3)
+    assert first.trainer.progress.first_loss == pytest.approx(math.log(corpus.vocab_size), abs=0.3)  # random weights
     assert second.eval_metrics.train_loss < first.eval_metrics.train_loss < math.log(corpus.vocab_size)
     assert second.eval_metrics.val_loss < first.eval_metrics.val_loss
     assert [evaluation.eval_metrics.epoch for evaluation in (first, second)] == [1, 2]
@@ -70,8 +65,10 @@ def test_losses_are_means_over_tokens_each_counted_once(corpus: Corpus) -> None:
     model = last.trainer.model.eval()
     metrics, validation = last.eval_metrics, corpus.validation
     assert metrics.tokens_seen == 500
-    assert metrics.train_loss == pytest.approx(transformers_loss(model, corpus, corpus.train.tokens[:500]), abs=1e-5)
-    assert metrics.val_loss == pytest.approx(transformers_loss(model, corpus, validation.tokens), abs=1e-5)
+    train_loss = mean_loss(model, make_windows(corpus, corpus.train.tokens[:500]))
+    val_loss = mean_loss(model, make_windows(corpus, validation.tokens))
+    assert metrics.train_loss == pytest.approx(train_loss, rel=FLOAT32_ROUNDING)
+    assert metrics.val_loss == pytest.approx(val_loss, rel=FLOAT32_ROUNDING)
     assert metrics.adj_val_loss == metrics.val_loss * len(validation.tokens) / validation.num_words
 
 
@@ -79,8 +76,8 @@ def test_micro_batches_change_losses_by_rounding_only(corpus: Corpus) -> None:
     config = make_config(max_train_tokens=1000)
     whole, *smaller = (train(config, corpus, micro_batching=MicroBatching(size))[-1] for size in (8, 4, 1))
     for evaluation in smaller:
-        assert evaluation.eval_metrics.train_loss == pytest.approx(whole.eval_metrics.train_loss, abs=1e-4)
-        assert evaluation.eval_metrics.val_loss == pytest.approx(whole.eval_metrics.val_loss, abs=1e-4)
+        assert evaluation.eval_metrics.train_loss == pytest.approx(whole.eval_metrics.train_loss, rel=TRAINING_ROUNDING)
+        assert evaluation.eval_metrics.val_loss == pytest.approx(whole.eval_metrics.val_loss, rel=TRAINING_ROUNDING)
 
 
 def test_activation_checkpointing_is_bit_exact(corpus: Corpus, tmp_path: Path) -> None:
@@ -144,8 +141,8 @@ def test_checkpoint_opens_in_transformers_with_its_val_loss(corpus: Corpus, tmp_
     (last,) = train(make_config(), corpus)
     last.save(tmp_path)
     model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
-    loss = transformers_loss(model, corpus, corpus.validation.tokens)
-    assert loss == pytest.approx(last.eval_metrics.val_loss, abs=1e-4)
+    loss = mean_loss(model, make_windows(corpus, corpus.validation.tokens))
+    assert loss == pytest.approx(last.eval_metrics.val_loss, rel=FLOAT32_ROUNDING)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     assert tokenizer.eos_token_id == corpus.eos_token_id
     assert tokenizer.decode(tokenizer("for every x")["input_ids"]) == "for every x"
@@ -195,4 +192,4 @@ def test_bfloat16_has_float32_weights_and_nearly_the_same_loss(corpus: Corpus) -
     (float32,), (bfloat16,) = (train(config, corpus, precision=precision) for precision in ("float32", "bfloat16"))
     assert {value.dtype for value in copy_weights(bfloat16).values()} == {torch.float32}
     assert bfloat16.eval_metrics.val_loss != float32.eval_metrics.val_loss
-    assert bfloat16.eval_metrics.val_loss == pytest.approx(float32.eval_metrics.val_loss, abs=0.02)
+    assert bfloat16.eval_metrics.val_loss == pytest.approx(float32.eval_metrics.val_loss, rel=BFLOAT16_ROUNDING)
