@@ -64,13 +64,14 @@ def _isolated_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 @pytest.fixture(scope="session")
-def small_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_text(_isolated_environment: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset of some 3,000 tokens: a folder with train.txt and validation.txt, from Python's documentation."""
     folder = tmp_path_factory.mktemp("small-text")
     (folder / "train.txt").write_text(
         topics["operator-summary"] + topics["integers"] + topics["lambda"] + topics["for"]
     )
     (folder / "validation.txt").write_text(topics["while"] + topics["break"])
+    os.environ["RAYLM_TESTS_TEXT"] = str(folder)  # for the sweeps of tests/programs
     return folder
 
 

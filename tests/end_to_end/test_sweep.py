@@ -1,4 +1,4 @@
-"""Whole sweeps through Ray, as a user starts them: the table, what is missing, what dies on the way."""
+"""Whole sweeps through Ray: tables and checkpoints, wider and narrower grids, failures, killed processes."""
 
 from __future__ import annotations
 
@@ -7,77 +7,77 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
-from conftest import RunSweep, build_sweep_command
+from conftest import RunHere, build_sweep_command
 from oracle import find_trial_processes, hash_best_weights, read_stable_table, wait_for
+from ray_cluster import PROGRAMS, FinishedRun, run_on_cluster
+from reference_run import train_without_ray
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from typer.testing import CliRunner
 
+from raylm import Resources, Sweep, UserError
+from raylm.cli.app import app
+from raylm.config.sweep_file import load_sweep
 from raylm.data import preparation, tokenizer
 from raylm.report.analysis import load_results
 from raylm.results.manifest import verify
+from raylm.tuning import cluster, launch
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.ray
 
-GRID = """
-from ray import tune
-from raylm import Resources, Sweep
-sweep = Sweep(name="small", space={{
-    "dataset": {dataset!r}, "model": {model}, "context_length": {context}, "batch_size": tune.grid_search([2, 4]),
-    "learning_rate": 1e-3, "epochs": 3, "dropout": 0.1,
-}}, resources=Resources(cpus=1))
-"""
+FILE = PROGRAMS / "four_trials.py"
+CPU = Resources(cpus=1, gpus=0)
+NO_CLUSTER = "127.0.0.1:9"
+"""Address at which nothing listens."""
 
 
-def write_sweep(
-    file: Path, dataset: Path, context: str = "tune.grid_search([16, 32])", model: str = "'gpt2-nano'"
-) -> Path:
-    file.write_text(GRID.format(dataset=str(dataset), context=context, model=model))
-    return file
+def small(dataset: Path, **fields: Any) -> Sweep:
+    """Return a sweep of short trials on a text."""
+    common = {"dataset": str(dataset), "model": "gpt2-nano", "context_length": 16, "dropout": 0.1, "epochs": 1}
+    return Sweep(name="small", space={**common, **fields}, resources=CPU)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(small_text: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A sweep file and the results folder of a run that nothing disturbed."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    file = write_sweep(folder / "small.py", small_text)
-    done = subprocess.run(build_sweep_command(file, folder / "runs"), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return file, folder / "runs" / "small"
+def sweep(small_text: Path) -> Sweep:
+    """The sweep of `FILE`."""
+    return load_sweep(FILE)
+
+
+@pytest.fixture(scope="module")
+def reference(sweep: Sweep, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its results folder, made without Ray."""
+    return train_without_ray(sweep, tmp_path_factory.mktemp("reference"))
+
+
+@pytest.fixture(scope="module")
+def finished(sweep: Sweep, ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    """The sweep run through Ray. Not to be changed."""
+    return run_on_cluster(sweep, tmp_path_factory.mktemp("finished"), ray_address)
 
 
 @pytest.fixture
-def started(tmp_path: Path, undisturbed: tuple[Path, Path]) -> Iterator[Callable[[], subprocess.Popen[str]]]:
-    """Starts the same sweep in another place, its output in a file; whatever still runs in the end is killed."""
-    processes = []
-
-    def start() -> subprocess.Popen[str]:
-        with (tmp_path / "output").open("a") as output:
-            command = build_sweep_command(undisturbed[0], tmp_path / "runs")
-            processes.append(subprocess.Popen(command, stdout=output, stderr=output, text=True))
-        return processes[-1]
-
-    yield start
-    for process in processes:
-        if process.poll() is None:
-            for child in psutil.Process(process.pid).children(recursive=True):
-                child.kill()
-            process.kill()
-            process.wait()
+def copied(finished: FinishedRun, tmp_path: Path) -> Path:
+    """A copy of the finished sweep's results folder, where `run_here` finds it."""
+    return shutil.copytree(finished.folder, tmp_path / "runs" / "small")
 
 
-def manifests(folder: Path) -> list[Path]:
-    return list(folder.glob("small/launch-*/*/checkpoint_*/manifest.json"))
+# ---- results of a sweep -------------------------------------------------------------------------------------------
 
 
-def test_the_table_the_checkpoints_and_the_record(undisturbed: tuple[Path, Path], run_sweep: RunSweep) -> None:
-    _, folder = undisturbed
-    rows = read_stable_table(folder)
+def test_sweep_comes_to_the_same_table_and_weights_as_without_ray(finished: FinishedRun, reference: Path) -> None:
+    assert finished.exit_code == 0
+    assert read_stable_table(finished.folder) == read_stable_table(reference)
+    assert hash_best_weights(finished.folder) == hash_best_weights(reference)
+
+
+def test_table_checkpoints_and_record(finished: FinishedRun) -> None:
+    folder, rows = finished.folder, read_stable_table(finished.folder)
     assert len(rows) == 4
     assert {row["status"] for row in rows.values()} == {"done"}
     assert all(float(row["val_loss"]) < float(row["first_loss"]) for row in rows.values())
@@ -90,213 +90,196 @@ def test_the_table_the_checkpoints_and_the_record(undisturbed: tuple[Path, Path]
     assert not (folder / "live.json").exists()
     record = json.loads((folder / "sweep.json").read_text())
     assert [trial["run"] for trial in record["trials"]] == list(rows)
-    (launch,) = record["launches"]
-    assert launch["versions"]["ray"]
-    assert launch["data"][0]["train_tokens"] > 1000
+    (launched,) = record["launches"]
+    assert launched["versions"]["ray"]
+    assert launched["data"][0]["train_tokens"] > 1000
 
 
-def test_a_finished_sweep_shows_its_table_without_starting_ray(undisturbed: tuple[Path, Path]) -> None:
-    file, folder = undisturbed
-    before = sorted(folder.rglob("*"))
-    started = time.monotonic()
-    arguments = build_sweep_command(file, folder.parent)
-    done = subprocess.run(arguments, capture_output=True, text=True, check=True, env={**os.environ, "RAY_ADDRESS": "x"})
-    assert time.monotonic() - started < 15  # Ray alone takes five; this is no measurement
-    assert all(run in done.stdout for run in read_stable_table(folder))
-    assert "starting Ray" not in done.stdout
-    assert sorted(folder.rglob("*")) == before
-
-
-def test_fewer_rows_of_a_finished_sweep_are_the_sweep_then(undisturbed: tuple[Path, Path], tmp_path: Path) -> None:
-    shutil.copytree(undisturbed[1].parent, tmp_path / "runs")
-    arguments = build_sweep_command(undisturbed[0], tmp_path / "runs", "--set", "batch_size=2")
-    assert "2 rows: 2 done" in subprocess.run(arguments, capture_output=True, text=True, check=True).stdout
-    assert [row.config.batch_size for row in load_results(tmp_path / "runs" / "small").rows] == [2, 2]
-
-
-def test_a_widened_grid_runs_only_its_new_rows(
-    undisturbed: tuple[Path, Path], small_text: Path, tmp_path: Path
+def test_finished_sweep_shows_its_table_without_ray(
+    sweep: Sweep, copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(undisturbed[1].parent, tmp_path / "runs")
-    before = read_stable_table(undisturbed[1])
-    file = write_sweep(tmp_path / "wide.py", small_text, context="tune.grid_search([16, 32, 24])")
-    done = subprocess.run(build_sweep_command(file, tmp_path / "runs"), capture_output=True, text=True, check=True)
-    assert "6 trials, 2 to be done" in done.stdout
-    folder = tmp_path / "runs" / "small"
-    assert len(list((folder / "launch-002").glob("*/params.json"))) == 2
-    after = read_stable_table(folder)
+    monkeypatch.setattr(launch, "run_launch", None)
+    before = sorted(copied.rglob("*"))
+    done = run_on_cluster(sweep, tmp_path / "runs", NO_CLUSTER)
+    assert done.exit_code == 0
+    assert all(run in done.output for run in read_stable_table(copied))
+    assert "starting Ray" not in done.output
+    assert sorted(copied.rglob("*")) == before
+
+
+def test_fewer_rows_of_a_finished_sweep_are_the_sweep_then(sweep: Sweep, copied: Path, tmp_path: Path) -> None:
+    done = run_on_cluster(load_sweep(FILE, ["batch_size=2"]), tmp_path / "runs", NO_CLUSTER)
+    assert "2 rows: 2 done" in done.output
+    assert [row.config.batch_size for row in load_results(copied).rows] == [2, 2]
+
+
+def test_widened_grid_runs_only_its_new_rows(sweep: Sweep, copied: Path, run_here: RunHere) -> None:
+    before = read_stable_table(copied)
+    assert isinstance(sweep.space, dict)
+    wide = replace(sweep, space={**sweep.space, "context_length": {"grid_search": [16, 32, 24]}})
+    done = run_here(wide)
+    assert done.exit_code == 0
+    assert len(list((copied / "launch-002").glob("*/params.json"))) == 2
+    after = read_stable_table(copied)
     assert len(after) == 6
     assert {run: after[run] for run in before} == before
 
 
-def test_killed_trials_are_not_seen_in_the_results(
-    undisturbed: tuple[Path, Path],
-    tmp_path: Path,
-    started: Callable[[], subprocess.Popen[str]],
-    run_sweep: RunSweep,
+def test_best_epoch_is_kept_beside_the_latest_and_a_diverged_trial_is_not_ranked(
+    small_text: Path, run_here: RunHere
 ) -> None:
-    driver = started()
-    wait_for(lambda: manifests(tmp_path / "runs"))
-    second = run_sweep(undisturbed[0])  # meanwhile, another command on the same folder
-    assert second.returncode == 2
-    assert f"is in use by process {driver.pid}" in second.stderr
-    told = subprocess.run(
-        [sys.executable, "-c", "from raylm.cli import app; app()", "status", str(tmp_path / "runs" / "small")],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    assert f"run by process {driver.pid} on " in told and "of 4 trials" in told and " running" in told
-    for process in find_trial_processes(driver.pid):
-        process.kill()
-    assert driver.wait(timeout=300) == 0
-    said = (tmp_path / "output").read_text()
-    assert "starts again from its latest checkpoint: The actor died" in said and "(raylet)" not in said
-    logs = [file.read_text() for file in (tmp_path / "runs" / "small" / "launch-001").glob("*/log.txt")]
-    assert any(", after: The actor died" in log and "] goes on from checkpoint_" in log for log in logs)
-    assert read_stable_table(tmp_path / "runs" / "small") == read_stable_table(undisturbed[1])
-    assert hash_best_weights(tmp_path / "runs" / "small") == hash_best_weights(undisturbed[1])
-
-
-def test_a_sweep_interrupted_and_then_killed_ends_as_an_undisturbed_one(
-    undisturbed: tuple[Path, Path], tmp_path: Path, started: Callable[[], subprocess.Popen[str]]
-) -> None:
-    storage = tmp_path / "runs"
-    interrupted = started()
-    wait_for(lambda: manifests(storage))
-    interrupted.send_signal(signal.SIGTERM)
-    assert interrupted.wait(timeout=60) == 130
-    assert "the same command goes on from here" in (tmp_path / "output").read_text()
-
-    there = len(manifests(storage))
-    killed = started()
-    wait_for(lambda: len(manifests(storage)) > there)
-    killed.kill()
-    killed.wait()
-
-    assert started().wait(timeout=300) == 0
-    assert len(list((storage / "small").glob("launch-*"))) == 3
-    assert read_stable_table(storage / "small") == read_stable_table(undisturbed[1])
-    assert hash_best_weights(storage / "small") == hash_best_weights(undisturbed[1])
-
-
-def test_a_failing_trial_stops_no_other_and_can_be_tried_again(
-    tmp_path: Path, small_text: Path, run_sweep: RunSweep
-) -> None:
-    model = tmp_path / "model"
-    spoken = tokenizer.train([(small_text / "train.txt").read_text()])
-    assert isinstance(spoken, PreTrainedTokenizerFast)
-    spoken.save_pretrained(model)
-    GPT2LMHeadModel(GPT2Config(vocab_size=len(spoken), n_positions=32, n_embd=16, n_layer=1, n_head=2)).save_pretrained(
-        model
-    )
-    whole = (model / "model.safetensors").read_bytes()
-    (model / "model.safetensors").write_bytes(whole[:-100])
-    file = write_sweep(tmp_path / "s.py", small_text, "16", f"tune.grid_search(['gpt2-nano', {str(model)!r}])")
-
-    first = run_sweep(file)
-    assert first.returncode == 1
-    rows = list(read_stable_table(tmp_path / "runs" / "small").values())
-    assert [row["status"] for row in rows] == ["done", "done", "failed", "failed"]
-    assert all("weights cannot be loaded" in row["reason"] for row in rows[2:])
-    assert "--retry-failed" in first.stdout
-    log = (tmp_path / "runs" / "small" / "launch-001" / rows[2]["run"] / "log.txt").read_text()
-    assert "] ends, reason: " in log and "weights cannot be loaded" in log
-
-    again = run_sweep(file)
-    assert again.returncode == 1
-    assert "starting Ray" not in again.stdout
-
-    (model / "model.safetensors").write_bytes(whole)
-    mended = run_sweep(file, "--retry-failed")
-    assert mended.returncode == 0, mended.stderr
-    assert {row["status"] for row in read_stable_table(tmp_path / "runs" / "small").values()} == {"done"}
-
-
-def test_the_best_epoch_is_kept_beside_the_latest_and_a_diverged_trial_is_not_ranked(
-    tmp_path: Path, small_text: Path, run_sweep: RunSweep
-) -> None:
-    file = tmp_path / "s.py"
-    file.write_text(f"""
-from ray import tune
-from raylm import Sweep
-sweep = Sweep(name="small", space={{
-    "dataset": {str(small_text)!r}, "max_train_tokens": 1000, "context_length": 32, "epochs": 6, "max_grad_norm": 0.0,
-    "warmup_ratio": 0.0, "lr_schedule": "constant", "learning_rate": tune.grid_search([1e-2, 1e30]),
-}})
-""")
-    done = run_sweep(file)
-    assert done.returncode == 0, done.stderr
-    folder = tmp_path / "runs" / "small"
-    good, bad = read_stable_table(folder).values()
+    fields: dict[str, Any] = {"max_train_tokens": 1000, "context_length": 32, "epochs": 6, "max_grad_norm": 0.0}
+    fields |= {"dropout": 0.0, "warmup_ratio": 0.0, "lr_schedule": "constant"}
+    done = run_here(small(small_text, learning_rate={"grid_search": [1e-2, 1e30]}, **fields))
+    assert done.exit_code == 0
+    good, bad = read_stable_table(done.folder).values()
     assert (good["status"], bad["status"]) == ("done", "diverged")
 
-    kept = [verify(path) for path in folder.glob(f"*/{good['run']}/checkpoint_*")]
-    last_losses = {
-        c["progress"]["evaluations"][-1]["epoch"]: c["progress"]["evaluations"][-1]["val_loss"] for c in kept if c
-    }
+    contents = [verify(path) for path in done.folder.glob(f"*/{good['run']}/checkpoint_*")]
+    evaluations = [content["progress"]["evaluations"][-1] for content in contents if content]
+    losses = {evaluation["epoch"]: evaluation["val_loss"] for evaluation in evaluations}
     best = int(good["best_epoch"])
-    assert sorted(last_losses) == [best, 6]  # at this rate it overfits: the best epoch is an earlier one
+    assert sorted(losses) == [best, 6]  # at this rate it overfits: the best epoch is an earlier one
     assert best < 6
-    assert float(good["val_loss"]) == last_losses[best] < last_losses[6]
+    assert float(good["val_loss"]) == losses[best] < losses[6]
 
     assert bad["val_loss"] == ""
-    assert f"{bad['run']} diverged: the loss was not finite in epoch 1" in done.stdout
-    assert f"/{good['run']}/" in done.stdout.splitlines()[-1]  # the best checkpoint
+    assert f"{bad['run']} diverged: the loss was not finite in epoch 1" in done.output
+    assert f"/{good['run']}/" in done.output.splitlines()[-1]  # the best checkpoint
+
+
+# ---- what is refused, and what fails ------------------------------------------------------------------------------
+
+
+def test_failing_trial_stops_no_other_and_can_be_retried(small_text: Path, tmp_path: Path, run_here: RunHere) -> None:
+    model = tmp_path / "model"
+    trained = tokenizer.train([(small_text / "train.txt").read_text()])
+    assert isinstance(trained, PreTrainedTokenizerFast)
+    trained.save_pretrained(model)
+    config = GPT2Config(vocab_size=len(trained), n_positions=32, n_embd=16, n_layer=1, n_head=2)
+    GPT2LMHeadModel(config).save_pretrained(model)
+    whole = (model / "model.safetensors").read_bytes()
+    (model / "model.safetensors").write_bytes(whole[:-100])
+    sweep = small(small_text, model={"grid_search": ["gpt2-nano", str(model)]})
+
+    first = run_here(sweep)
+    assert first.exit_code == 1
+    rows = list(read_stable_table(first.folder).values())
+    assert [row["status"] for row in rows] == ["done", "failed"]
+    assert "weights cannot be loaded" in rows[1]["reason"]
+    assert "--retry-failed" in first.output
+    log = (first.folder / "launch-001" / rows[1]["run"] / "log.txt").read_text()
+    assert "] ends, reason: " in log and "weights cannot be loaded" in log
+
+    again = run_here(sweep)
+    assert again.exit_code == 1
+    assert "starting Ray" not in again.output
+
+    (model / "model.safetensors").write_bytes(whole)
+    assert run_here(sweep, retry_failed=True).exit_code == 0
+    assert {row["status"] for row in read_stable_table(first.folder).values()} == {"done"}
 
 
 def test_resources_that_no_node_has_are_refused_before_anything_runs(
-    tmp_path: Path, small_text: Path, run_sweep: RunSweep
+    small_text: Path, tmp_path: Path, run_here: RunHere
 ) -> None:
-    file = write_sweep(tmp_path / "s.py", small_text)
-    file.write_text(file.read_text().replace("cpus=1", "gpus=1, cpus=64"))
-    done = run_sweep(file)
-    assert done.returncode == 2
-    assert "64 CPUs and 1 GPUs" in done.stderr
-    assert "no node of the cluster has" in done.stderr
-    assert "Traceback" not in done.stderr
+    with pytest.raises(UserError, match=r"64 CPUs and 1 GPUs.*no node of the cluster has"):
+        run_here(replace(small(small_text), resources=Resources(gpus=1, cpus=64)))
     assert not list((tmp_path / "runs" / "small").glob("launch-*"))
 
 
-RESOURCES = """
-import ray
-from raylm import Resources, UserError
-from raylm.cluster import resolved_resources
-ray.init("local", num_cpus=4, num_gpus=2, include_dashboard=False, logging_level="ERROR")
-for asked in (Resources(), Resources(gpus=0.5), Resources(gpus=1, cpus=4), Resources(gpus=0), Resources(gpus=2)):
-    print(resolved_resources(asked))
-for asked in (Resources(gpus=1, cpus=5), Resources(gpus=3)):
-    try:
-        resolved_resources(asked)
-    except UserError as error:
-        print(error)
-"""
-
-
-def test_trials_take_a_gpu_where_there_is_one() -> None:
-    done = subprocess.run([sys.executable, "-c", RESOURCES], capture_output=True, text=True, check=True)
-    *given, refused, refused_too = done.stdout.splitlines()
-    assert given == [
-        "{'cpu': 1, 'gpu': 1.0}",
-        "{'cpu': 1, 'gpu': 0.5}",
-        "{'cpu': 4, 'gpu': 1.0}",
-        "{'cpu': 1, 'gpu': 0.0}",
-        "{'cpu': 2, 'gpu': 2.0}",
+def test_trials_take_a_gpu_if_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "list_node_types", lambda: [({"CPU": 4, "GPU": 2}, 1)])
+    requests = (Resources(), Resources(gpus=0.5), Resources(gpus=1, cpus=4), Resources(gpus=0), Resources(gpus=2))
+    assert [cluster.resolve_resources(requested) for requested in requests] == [
+        {"cpu": 1, "gpu": 1.0},
+        {"cpu": 1, "gpu": 0.5},
+        {"cpu": 4, "gpu": 1.0},
+        {"cpu": 1, "gpu": 0.0},
+        {"cpu": 2, "gpu": 2.0},
     ]
-    assert "5 CPUs and 1 GPUs" in refused
-    assert "4 CPUs and 2 GPUs" in refused
-    assert "3 CPUs and 3 GPUs, which no node of the cluster has" in refused_too
+    with pytest.raises(UserError, match=r"5 CPUs and 1 GPUs.*4 CPUs and 2 GPUs"):
+        cluster.resolve_resources(Resources(gpus=1, cpus=5))
+    with pytest.raises(UserError, match=r"3 CPUs and 3 GPUs, which no node of the cluster has"):
+        cluster.resolve_resources(Resources(gpus=3))
 
 
-def test_changed_text_is_not_mixed_with_the_old(
-    undisturbed: tuple[Path, Path], tmp_path: Path, small_text: Path
-) -> None:
+def test_changed_text_is_not_mixed_with_the_old(tmp_path: Path, small_text: Path, run_here: RunHere) -> None:
     text = shutil.copytree(small_text, tmp_path / "text")
-    file = write_sweep(tmp_path / "s.py", text, context="16")
-    arguments = build_sweep_command(file, tmp_path / "runs", "--set", "epochs=1")
-    assert subprocess.run(arguments, capture_output=True, check=False).returncode == 0
+    assert run_here(small(text)).exit_code == 0
     (text / "train.txt").write_text((text / "train.txt").read_text() + "more text\n")
-    done = subprocess.run([*arguments, "--set", "seed=1"], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "changed since launch 1" in done.stderr
+    with pytest.raises(UserError, match="changed since launch 1"):
+        run_here(small(text, seed=1))
     preparation.prepare(str(text), None, "gpt2-nano")  # the text itself is fine
+
+
+# ---- killed and interrupted ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def start(ray_address: str, small_text: Path, tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
+    """Starts a command that runs `FILE` on the shared Ray, its output in a file; what still runs is killed."""
+    processes = []
+
+    def start_command() -> subprocess.Popen[str]:
+        with (tmp_path / "output").open("a") as output:
+            command = build_sweep_command(FILE, tmp_path / "runs", "--address", ray_address)
+            processes.append(subprocess.Popen(command, stdout=output, stderr=output, text=True))
+        return processes[-1]
+
+    yield start_command
+    for process in processes:
+        if process.poll() is None:
+            for child in psutil.Process(process.pid).children(recursive=True):
+                child.kill()
+            process.kill()
+            process.wait()
+
+
+def manifests(storage: Path) -> list[Path]:
+    """Return the manifests of all whole checkpoints."""
+    return list(storage.glob("small/launch-*/*/checkpoint_*/manifest.json"))
+
+
+def test_killed_trials_do_not_change_the_results(
+    sweep: Sweep, reference: Path, tmp_path: Path, start: Callable[[], subprocess.Popen[str]]
+) -> None:
+    storage, folder = tmp_path / "runs", tmp_path / "runs" / "small"
+    driver = start()
+    wait_for(lambda: manifests(storage))
+    with pytest.raises(UserError, match=f"is in use by process {driver.pid}"):  # another command on the same folder
+        run_on_cluster(sweep, storage, NO_CLUSTER)
+    status = CliRunner().invoke(app, ["status", str(folder)]).stdout
+    assert f"run by process {driver.pid} on " in status and "of 4 trials" in status and " running" in status
+    wait_for(lambda: find_trial_processes(os.getpid()))
+    for process in find_trial_processes(os.getpid()):
+        process.kill()
+    assert driver.wait(timeout=300) == 0
+    output = (tmp_path / "output").read_text()
+    assert "starts again from its latest checkpoint: The actor died" in output and "(raylet)" not in output
+    logs = [file.read_text() for file in (folder / "launch-001").glob("*/log.txt")]
+    assert any(", after: The actor died" in log and "] goes on from checkpoint_" in log for log in logs)
+    assert read_stable_table(folder) == read_stable_table(reference)
+    assert hash_best_weights(folder) == hash_best_weights(reference)
+
+
+def test_sweep_interrupted_and_then_killed_ends_as_an_undisturbed_one(
+    reference: Path, tmp_path: Path, start: Callable[[], subprocess.Popen[str]]
+) -> None:
+    storage = tmp_path / "runs"
+    interrupted = start()
+    wait_for(lambda: manifests(storage))
+    interrupted.send_signal(signal.SIGTERM)
+    assert interrupted.wait(timeout=120) == 130
+    assert "the same command goes on from here" in (tmp_path / "output").read_text()
+
+    before = len(manifests(storage))
+    killed = start()
+    wait_for(lambda: len(manifests(storage)) > before)
+    killed.kill()
+    killed.wait()
+
+    assert start().wait(timeout=300) == 0
+    assert len(list((storage / "small").glob("launch-*"))) == 3
+    assert read_stable_table(storage / "small") == read_stable_table(reference)
+    assert hash_best_weights(storage / "small") == hash_best_weights(reference)
