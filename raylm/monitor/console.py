@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from rich.console import Console as RichConsole
+from rich.console import JustifyMethod
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
@@ -80,10 +81,10 @@ class Console:
         """Print the rows in the columns of the reference table; with a reference, its values and the differences."""
         built = build_table(results, reference)
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for heading in built.column_names:
-            is_number = heading not in ("dataset", "model", "run")
-            is_last = heading == "run"  # shrinks on a narrow terminal, so that the numbers stay
-            table.add_column(heading, justify="right" if is_number else "left", no_wrap=not is_last, overflow="fold")
+        for column in built.columns:
+            justify: JustifyMethod = "right" if column.is_numeric else "left"
+            is_last = column is built.columns[-1]  # the run name shrinks on a narrow terminal, so that the numbers stay
+            table.add_column(column.name, justify=justify, no_wrap=not is_last, overflow="fold")
         for cells in built.rows:
             table.add_row(*map(escape, cells))
         self.rich_console.print(table, soft_wrap=False)

@@ -74,7 +74,7 @@ class SeriesPanel:
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis of parallel coordinates."""
+    """Axis of parallel coordinates."""
 
     name: str
     ticks: tuple[tuple[float, str], ...]
@@ -93,7 +93,7 @@ class ParallelPanel:
 
 @dataclass(frozen=True)
 class BarChart:
-    """One number per trial, or per field."""
+    """Bar chart with a number per trial, or per field."""
 
     legend: str
     labels: tuple[str, ...]

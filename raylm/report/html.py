@@ -51,7 +51,7 @@ DEFINITION_COLUMNS = {"val at": "val at", "n, ±": "n", "ref, diff": "ref"}
 
 @dataclass(frozen=True)
 class Plot:
-    """A panel as an image of the page."""
+    """Panel as an image of the page."""
 
     data_url: str
     """SVG as a `data:` URL."""
@@ -62,7 +62,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class Section:
-    """A figure of one or more panels."""
+    """Figure of one or more panels."""
 
     title: str
     caption: str
@@ -217,7 +217,7 @@ def _render_plots(plot: Callable[[PanelT], Figure], panels: Iterable[PanelT]) ->
     )
 
 
-# ---- environment --------------------------------------------------------------------------------------------------
+# ---- launches -----------------------------------------------------------------------------------------------------
 
 
 def _group_launches(launches: Sequence[LaunchRecord]) -> list[dict[str, str]]:

@@ -21,7 +21,7 @@ from raylm.results.sweep_record import LaunchRecord
 SWEEP_FILE = "sweep.py"
 HUB_URL = "https://huggingface.co"
 UNKNOWN_LICENSE = "unknown"
-"""The Hub's id for an unknown license."""
+"""Hub id of an unknown license."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ ALLOWED_FIELDS = frozenset({*KEY_FIELDS, "seed"})
 
 @dataclass(frozen=True)
 class ReferenceRow:
-    """A row of a reference table; losses in nats, as in the sweep's own table."""
+    """Row of a reference table; losses in nats, as in the table of a sweep."""
 
     dataset: str
     context_length: int
@@ -45,7 +45,7 @@ class ReferenceRow:
 
 @dataclass(frozen=True)
 class ReferenceTable:
-    """A reference table."""
+    """Table of published losses."""
 
     rows: tuple[ReferenceRow, ...]
     is_custom: bool

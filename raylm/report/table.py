@@ -22,7 +22,7 @@ T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table."""
+    """Column of the table."""
 
     name: str
     is_numeric: bool = True
@@ -42,7 +42,7 @@ REFERENCE_COLUMNS = (*KEY_COLUMNS, *LOSS_COLUMNS, BEST_EPOCH_COLUMN, RUN_COLUMN)
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text cells, independent of its format."""
+    """Table of text cells, independent of its format."""
 
     columns: tuple[Column, ...]
     rows: list[list[str]]

@@ -90,17 +90,17 @@ def test_card_hides_local_paths_and_reproduces_the_row(
     assert (sweep.name, sweep.precision) == ("s", "float32")
 
 
-def with_config(found: Results, config: TrialConfig, revision: str) -> tuple[SweepRows, Row]:
+def with_config(results: Results, config: TrialConfig, revision: str) -> tuple[SweepRows, Row]:
     """Return the trained row as if it were of another config, of repositories at a commit."""
     launch = LaunchRecord(
         1,
         versions={"torch": "2.13.0"},
-        precision=found.launches[0].precision,
+        precision=results.launches[0].precision,
         models=[ModelRecord(config.model, config.pretrained, revision)],
         data=[DataRecord(config.dataset, config.model, revision)],
     )
-    row = replace(found.best(), config=config)
-    return SweepRows(found.storage, [row], SweepRecord("s", [config], launches=[launch])), row
+    row = replace(results.best(), config=config)
+    return SweepRows(results.storage, [row], SweepRecord("s", [config], launches=[launch])), row
 
 
 @pytest.mark.parametrize(
