@@ -126,7 +126,7 @@ def render_card(results: SweepRows, row: Row, provenance: Provenance, license_id
         "## Settings",
         _markdown_table("field", provenance.portable_config(row.config).as_dict()),
         "## Reproduce",
-        f"Install raylm, save this as `{SWEEP_FILE}` and run it:",
+        f"With raylm installed, run `{SWEEP_FILE}` from this folder:",
         f"```sh\nraylm run {SWEEP_FILE}\n```",
         f"```python\n{render_sweep_file(row, provenance, results.storage.name)}```",
         _local_paths_note(provenance),
