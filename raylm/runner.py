@@ -21,6 +21,7 @@ from raylm.report.advice import build_advice
 from raylm.report.analysis import Results
 from raylm.results import folder as results
 from raylm.results import sweep_record
+from raylm.results.lock import lock
 from raylm.results.open_storage import open_first_given, open_storage
 from raylm.results.rows import DONE, FAILED, SweepRows
 from raylm.results.storage import Folder, Storage
@@ -78,7 +79,7 @@ def run(
         _update_record(sweep, found)
         return _finish(found, console, retried=options.retry_failed)
     folder.create()
-    with folder.lock():
+    with lock(folder) as heartbeat:
         if sweep_record.load(folder) != found.record:  # another command has run it since
             found = results.find_results(sweep, folder)
             unfinished, left = _find_unfinished(sweep, found, options)
@@ -91,7 +92,7 @@ def run(
         ) as tracked:  # clients load beside this
             prepared = _prepare(sweep, found, unfinished, left, console)
             try:
-                paused = run_launch(sweep, prepared, found, options, console, tracked)
+                paused = run_launch(sweep, prepared, found, options, console, tracked, heartbeat)
             except (WorkError, OSError):
                 console.print_table(results.find_results(sweep, folder))
                 raise

@@ -31,7 +31,7 @@ def hash_best_weights(folder: Path) -> dict[str, str]:
     with (folder / "results.csv").open() as file:
         checkpoints = {row["run"]: folder / row["checkpoint"] for row in csv.DictReader(file) if row["checkpoint"]}
     found = {run: verify(checkpoint) for run, checkpoint in checkpoints.items()}
-    return {run: content["files"]["model.safetensors"]["sha256"] for run, content in found.items() if content}
+    return {run: content.files["model.safetensors"].sha256 for run, content in found.items() if content}
 
 
 def find_newest_checkpoint(folder: Path, trial: TrialConfig) -> Path | None:

@@ -48,12 +48,12 @@ def save_checkpoint(folder: Path, config: TrialConfig, val_loss: float, total_st
     progress = Progress(total_steps, 4, step=40, tokens_seen=5000, training_seconds=2.5)
     progress.curve = [(step, val_loss + 4 / step) for step in range(4, 41, 4)]
     progress.evaluations = [EvalMetrics(1, 40, 5000, val_loss, val_loss, val_loss * 1.2)]
-    manifest.write(checkpoint, {"trial_id": config.id, "config": config.as_dict(), "progress": progress.as_dict()})
+    manifest.write(checkpoint, config, progress)
 
 
 def write_record(folder: Path, trials: list[TrialConfig], *launches: dict[str, Any]) -> SweepRows:
     """Write sweep.json into a results folder and return its rows."""
-    content = {"version": manifest.FORMAT_VERSION, "name": "my-sweep", "launches": launches}
+    content = {"version": sweep_record.FORMAT_VERSION, "name": "my-sweep", "launches": launches}
     content["trials"] = [{"config": config.as_dict()} for config in trials]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / sweep_record.RECORD_FILE).write_text(json.dumps(content))

@@ -29,18 +29,19 @@ def status(
         from raylm.monitor.state import idle_state
         from raylm.report import formats as reporting
         from raylm.report.analysis import load_results
+        from raylm.results.heartbeat import HEARTBEAT_SECONDS
 
         screen, found = Console(), load_results(results_folder)
         told = heartbeat.read_heartbeat(found.storage)
         if watch and told and told.is_alive:
             with screen.show_live_status() as show:
                 while told and told.is_alive:
-                    show(told.state)
-                    time.sleep(heartbeat.HEARTBEAT_SECONDS)
+                    show(told.state or idle_state(found))
+                    time.sleep(HEARTBEAT_SECONDS)
                     told = heartbeat.read_heartbeat(found.storage)
             found = load_results(results_folder)
         alive = bool(told and told.is_alive)
-        state = told.state if told and told.is_alive else idle_state(found)
+        state = (told.state if told and told.is_alive else None) or idle_state(found)
         if as_json:
             who = {"process": told.pid, "host": told.host} if told else {}
             print(json.dumps({"alive": alive, **who, **msgspec.to_builtins(state)}, indent=2))

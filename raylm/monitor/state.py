@@ -14,12 +14,22 @@ import msgspec
 from raylm.config.trial import TrialConfig
 from raylm.events import DEFERRED, PAUSED, TrialListener
 from raylm.results.progress import StepMetrics
-from raylm.results.rows import DIVERGED, DONE, FAILED, INTERRUPTED, PENDING, QUEUED, RUNNING, STOPPED, Results, Row
+from raylm.results.rows import (
+    DIVERGED,
+    DONE,
+    FAILED,
+    FINISHED_STATUSES,
+    INTERRUPTED,
+    PENDING,
+    QUEUED,
+    RUNNING,
+    STOPPED,
+    Results,
+    Row,
+)
 
 STATUSES = (DONE, RUNNING, QUEUED, INTERRUPTED, PENDING, STOPPED, DIVERGED, FAILED)
 """Statuses in display order."""
-FINISHED_STATUSES = (DONE, STOPPED, DIVERGED, FAILED)
-"""Statuses of trials that another launch leaves as they are."""
 CURVE_POINTS = 60
 """Minimum length of a long loss curve: at twice as many points, every other one is dropped."""
 MIN_ESTIMATE_SECONDS = 5.0

@@ -1,7 +1,7 @@
-"""pyarrow's file systems of buckets, s3:// and gs://, for raylm and for Ray Tune alike.
+"""pyarrow file systems of buckets, s3:// and gs://, used by raylm and by Ray Tune.
 
-Keys come from the environment or from the machine's own role and are never pickled: what is sent to another process is
-made anew there from the URI.
+Credentials come from the environment or the machine's role and are never pickled: another process opens its file
+system from the URI.
 """
 
 from __future__ import annotations
@@ -14,16 +14,18 @@ from typing import Any
 from pyarrow import fs
 
 RETRY_MINUTES = 10
-"""A request that fails for want of an answer (no connection, 5xx, 429, too slow) is repeated for about so long."""
+"""Approximate time for which a request is retried that gets no answer (no connection, 5xx, 429, timeout)."""
+QUICK_RETRY_MINUTES = 0.1
 MAX_ATTEMPTS, QUICK_MAX_ATTEMPTS = 14, 3
-"""The same for a request to S3, which counts: the waits double from 25 ms."""
+"""The same as numbers of attempts, which S3 clients count: delays double from 25 ms."""
 TIMEOUT_SECONDS = 30.0
-"""A request without a byte for so long is repeated: a bucket that stalls delays, and does not stop, a sweep."""
+"""Time without data after which a request is retried, so that a bucket that stalls delays a sweep but does not end
+it."""
 
 
 @functools.cache
 def _credentials() -> dict[str, str | None]:
-    """The keys in this process's environment when they were first asked for: they are hidden while Ray Tune runs."""
+    """Return the keys of this process's environment at the first call: they are hidden while Ray Tune runs."""
     return {
         "access_key": os.environ.get("AWS_ACCESS_KEY_ID"),
         "secret_key": os.environ.get("AWS_SECRET_ACCESS_KEY"),
@@ -32,7 +34,7 @@ def _credentials() -> dict[str, str | None]:
 
 
 class S3(fs.S3FileSystem):
-    """S3, or what speaks its language at `AWS_ENDPOINT_URL`."""
+    """S3, or a server with its API at `AWS_ENDPOINT_URL`."""
 
     def __init__(self, uri: str, max_attempts: int) -> None:
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
@@ -44,42 +46,42 @@ class S3(fs.S3FileSystem):
             region=region,
             endpoint_override=endpoint,
             retry_strategy=fs.AwsDefaultS3RetryStrategy(max_attempts=max_attempts),
-            allow_delayed_open=True,  # a small file in one request, not in three
+            allow_delayed_open=True,  # writes a small file in one request instead of three
             connect_timeout=TIMEOUT_SECONDS / 3,
             request_timeout=TIMEOUT_SECONDS,
         )
-        self._place = uri
+        self._uri = uri
 
     def __reduce__(self) -> Any:
-        return S3, (self._place, MAX_ATTEMPTS)
+        return S3, (self._uri, MAX_ATTEMPTS)
 
 
 class Gcs(fs.GcsFileSystem):
-    """Google Cloud Storage, or what stands in for it at `STORAGE_EMULATOR_HOST`."""
+    """Google Cloud Storage, or an emulator of it at `STORAGE_EMULATOR_HOST`."""
 
     def __init__(self, uri: str, retry_minutes: float) -> None:
         scheme, _, host = os.environ.get("STORAGE_EMULATOR_HOST", "").rpartition("://")
-        elsewhere = {"endpoint_override": host, "scheme": scheme or "http", "anonymous": True} if host else {}
-        super().__init__(retry_time_limit=datetime.timedelta(minutes=retry_minutes), **elsewhere)
-        self._place = uri
+        emulator = {"endpoint_override": host, "scheme": scheme or "http", "anonymous": True} if host else {}
+        super().__init__(retry_time_limit=datetime.timedelta(minutes=retry_minutes), **emulator)
+        self._uri = uri
 
     def __reduce__(self) -> Any:
-        return Gcs, (self._place, RETRY_MINUTES)
+        return Gcs, (self._uri, RETRY_MINUTES)
 
 
 def open_filesystem(uri: str, *, retries: bool) -> Any:
-    """The file system of a bucket's URI.
+    """Return the file system for the URI of a bucket.
 
     Raises:
-        OSError: if the bucket is not there, or does not say where it is.
+        OSError: if the region of the bucket cannot be found.
     """
     if uri.startswith("gs://"):
-        return Gcs(uri, RETRY_MINUTES if retries else 0.1)
+        return Gcs(uri, RETRY_MINUTES if retries else QUICK_RETRY_MINUTES)
     return S3(uri, MAX_ATTEMPTS if retries else QUICK_MAX_ATTEMPTS)
 
 
 def strip_scheme(uri: str) -> str:
-    """The bucket and the path in it."""
+    """Return bucket and path of a URI."""
     return uri.split("://", 1)[1]
 
 
@@ -91,5 +93,6 @@ ERROR_MESSAGES = {
     "EXPIRED_TOKEN": "the keys in the environment have expired",
     "NETWORK_CONNECTION": "it cannot be reached; check the network, and AWS_ENDPOINT_URL if it is set",
 }
+"""Messages for errors of a bucket, by a code in the text of pyarrow's error."""
 PERMANENT_ERRORS = [code for code in ERROR_MESSAGES if code != "NETWORK_CONNECTION"]
-"""What another try does not mend."""
+"""Codes of errors that a retry cannot fix."""

@@ -1,23 +1,27 @@
-"""A results folder to rows: what is done, what is missing, where the checkpoints are. No torch, no Ray.
+"""Layout of a results folder: launches, trials, checkpoints, and the rows that are read from them.
 
-The checkpoints' manifests are the witnesses; `status.json` tells of trials that ended without one.
+Each launch has a folder `launch-001`, in it each trial a folder named like its run, in it the checkpoints. Rows follow
+from the manifests of the checkpoints, and from `status.json` for trials that ended before their last step.
 """
 
 from __future__ import annotations
 
-import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+from msgspec import Meta
 
 from raylm.config.sweep import Sweep
 from raylm.config.trial import TrialConfig
 from raylm.errors import UserError
-from raylm.results import manifest, sweep_record
-from raylm.results.progress import Progress
-from raylm.results.rows import DIVERGED, DONE, FAILED, INTERRUPTED, PENDING, STOPPED, Results, Row, SavedCheckpoint
+from raylm.results import json_files, manifest, sweep_record
+from raylm.results.json_files import DamagedFileError
+from raylm.results.rows import DONE, INTERRUPTED, PENDING, Results, Row, SavedCheckpoint
 from raylm.results.storage import Storage
 from raylm.results.sweep_record import SweepRecord
 
@@ -25,7 +29,24 @@ STATUS_FILE = "status.json"
 LENGTH_EVALS_FILE = "other-context-lengths.json"
 
 LAUNCH_PATTERN, CHECKPOINT_PATTERN = re.compile(r"launch-\d+"), re.compile(r"checkpoint_.*")
-"""Names of folders: of a launch, and of a checkpoint in a trial's own within that."""
+"""Names of the folders of launches and checkpoints."""
+
+Entries = Mapping[str, int | None]
+"""Files and folders by name relative to the results folder: bytes of a file, None for a folder."""
+LengthEvals = dict[str, dict[int, float]]
+"""Val losses in nats per token by hash of the weights and by context length in tokens."""
+
+
+@dataclass(frozen=True)
+class FinalStatus:
+    """Content of status.json: the end of a trial that did not reach its last step."""
+
+    trial_id: str
+    status: Annotated[str, Meta(pattern="^(stopped|diverged|failed)$")]
+    reason: str = ""
+
+
+# ---- rows ---------------------------------------------------------------------------------------------------------
 
 
 def find_results(sweep: Sweep, storage: Storage) -> Results:
@@ -40,160 +61,155 @@ def find_results(sweep: Sweep, storage: Storage) -> Results:
     return load_rows(storage, record.trials[: sweep.num_samples] if record else [], record)
 
 
-def list_launches(storage: Storage) -> list[str]:
-    """The names of the launches' folders, oldest first."""
-    found = [
-        name
-        for name, size in storage.list_entries(recursive=False).items()
-        if size is None and LAUNCH_PATTERN.fullmatch(name)
-    ]
-    return sorted(found, key=parse_launch_number)
-
-
-def parse_launch_number(launch: str) -> int:
-    """The number of a launch."""
-    return int(launch.removeprefix("launch-"))
-
-
-def next_launch_name(storage: Storage) -> str:
-    """The name of a launch that is about to begin."""
-    return f"launch-{max(map(parse_launch_number, list_launches(storage)), default=0) + 1:03d}"
-
-
 def load_rows(storage: Storage, trials: Iterable[TrialConfig], record: SweepRecord | None = None) -> Results:
     """Return the rows of these trials, with the record of their sweep."""
-    elsewhere, everything = load_length_evals(storage), storage.list_entries()
+    length_evals = load_length_evals(storage)
     by_run: dict[str, dict[str, int | None]] = {}
-    for name, size in everything.items():
+    for name, size in storage.list_entries().items():
         launch, _, below = name.partition("/")
         if below and LAUNCH_PATTERN.fullmatch(launch):
             by_run.setdefault(below.split("/")[0], {})[name] = size
-    rows = [_build_row(storage, config, by_run.get(config.run_name, {}), elsewhere) for config in trials]
+    rows = [_build_row(storage, trial, by_run.get(trial.run_name, {}), length_evals) for trial in trials]
     return Results(storage, rows, record)
 
 
 def load_row(storage: Storage, trial: TrialConfig) -> Row:
-    """How one trial stands."""
+    """Return the row of one trial, without evaluations at other context lengths."""
     return _build_row(storage, trial, _list_trial_entries(storage, trial), {})
 
 
+def _build_row(storage: Storage, trial: TrialConfig, entries: Entries, length_evals: LengthEvals) -> Row:
+    checkpoints = list(_find_checkpoints(storage, trial, entries))
+    latest = max(checkpoints, key=lambda checkpoint: checkpoint.progress.step, default=None)
+    best = None
+    if latest is not None and latest.progress.best_metrics is not None:
+        best_step = latest.progress.best_metrics.step
+        best = next((checkpoint for checkpoint in checkpoints if checkpoint.progress.step == best_step), None)
+    if latest is not None and latest.progress.is_complete:
+        return Row(trial, DONE, "", latest, best, length_evals.get(best.weights_hash, {}) if best else {})
+    launches = sorted({name.split("/")[0] for name in entries}, key=parse_launch_number)
+    if not launches:
+        return Row(trial, PENDING, "", latest, best)
+    final = json_files.load_or_none(storage, _status_file(launches[-1], trial), FinalStatus)
+    if final is None or final.trial_id != trial.id:
+        return Row(trial, INTERRUPTED, "", latest, best)
+    return Row(trial, final.status, final.reason, latest, best)
+
+
+def write_final_status(storage: Storage, launch: str, trial: TrialConfig, status: str, reason: str) -> None:
+    """Record that a trial was stopped early, diverged or failed in a launch."""
+    storage.write(_status_file(launch, trial), json_files.encode(FinalStatus(trial.id, status, reason)))
+
+
+def _status_file(launch: str, trial: TrialConfig) -> str:
+    return f"{launch}/{trial.run_name}/{STATUS_FILE}"
+
+
+# ---- launches -----------------------------------------------------------------------------------------------------
+
+
+def list_launches(storage: Storage) -> list[str]:
+    """Return the names of the launches' folders, oldest first."""
+    entries = storage.list_entries(recursive=False)
+    launches = [name for name, size in entries.items() if size is None and LAUNCH_PATTERN.fullmatch(name)]
+    return sorted(launches, key=parse_launch_number)
+
+
+def parse_launch_number(launch: str) -> int:
+    """Return the number of a launch from the name of its folder."""
+    return int(launch.removeprefix("launch-"))
+
+
+def next_launch_name(storage: Storage) -> str:
+    """Return the folder name of the next launch."""
+    return f"launch-{max(map(parse_launch_number, list_launches(storage)), default=0) + 1:03d}"
+
+
+# ---- checkpoints --------------------------------------------------------------------------------------------------
+
+
+def find_checkpoints(storage: Storage, trial: TrialConfig) -> Iterator[SavedCheckpoint]:
+    """Yield the checkpoints of a trial in all launches, in any order. The content of their files is not verified."""
+    yield from _find_checkpoints(storage, trial, _list_trial_entries(storage, trial))
+
+
 def _list_trial_entries(storage: Storage, trial: TrialConfig) -> dict[str, int | None]:
-    """What there is of a trial, over all launches."""
-    found: dict[str, int | None] = {}
+    """Return the files and folders of a trial in all launches."""
+    entries: dict[str, int | None] = {}
     for launch in list_launches(storage):
-        found |= storage.list_entries(f"{launch}/{trial.run_name}")
-    return found
+        entries |= storage.list_entries(f"{launch}/{trial.run_name}")
+    return entries
 
 
-def find_checkpoints(storage: Storage, config: TrialConfig) -> Iterator[SavedCheckpoint]:
-    """All checkpoints of a trial, over all launches, in no order. Files are there in size, not checked in content."""
-    yield from _find_checkpoints(storage, config, _list_trial_entries(storage, config))
-
-
-def _find_checkpoints(
-    storage: Storage, config: TrialConfig, entries: Mapping[str, int | None]
-) -> Iterator[SavedCheckpoint]:
+def _find_checkpoints(storage: Storage, trial: TrialConfig, entries: Entries) -> Iterator[SavedCheckpoint]:
     for name in entries:
-        checkpoint, _, file = name.rpartition("/")
-        if file != manifest.MANIFEST_FILE or not CHECKPOINT_PATTERN.fullmatch(checkpoint.rpartition("/")[2]):
+        folder, _, file = name.rpartition("/")
+        if file != manifest.MANIFEST_FILE or not CHECKPOINT_PATTERN.fullmatch(folder.rpartition("/")[2]):
             continue
-        inside = len(checkpoint) + 1
-        sizes = {other[inside:]: size for other, size in entries.items() if other.startswith(f"{checkpoint}/")}
+        prefix = f"{folder}/"
+        sizes = {other.removeprefix(prefix): size for other, size in entries.items() if other.startswith(prefix)}
         try:
-            content = manifest.parse(storage.read(name), sizes)
-            if content is None or content.get("trial_id") != config.id:
-                continue
-            saved = SavedCheckpoint(checkpoint, Progress.from_dict(content["progress"]), _hash_weights(content))
-        except (OSError, KeyError, TypeError, ValueError, AttributeError, OverflowError):
-            continue  # no manifest of raylm's
-        yield saved
-
-
-def _hash_weights(content: Mapping[str, Any]) -> str:
-    """What stands for a checkpoint's weights: the hashes of the files of its model."""
-    files = {name: file["sha256"] for name, file in content["files"].items() if name.startswith("model")}
-    return "-".join(files[name] for name in sorted(files) if name.endswith(".safetensors"))
-
-
-def load_length_evals(storage: Storage) -> dict[str, dict[int, float]]:
-    """Val losses at other context lengths, by what stands for the weights and by length; empty where there are none."""
-    try:
-        content = json.loads(storage.read(LENGTH_EVALS_FILE))
-        return {weights: {int(length): float(loss) for length, loss in one.items()} for weights, one in content.items()}
-    except (OSError, ValueError, AttributeError, TypeError, OverflowError, RecursionError):
-        return {}
+            text = json_files.read_text(storage, name)
+        except DamagedFileError:
+            continue
+        content = manifest.parse(text, sizes) if text else None
+        if content is not None and content.trial_id == trial.id:
+            yield SavedCheckpoint(folder, content.progress, content.weights_hash)
 
 
 @contextmanager
-def open_latest_checkpoint(storage: Storage, config: TrialConfig) -> Iterator[Path | None]:
-    """The checkpoint that a trial goes on from: the newest whose every file has the content that its manifest says.
+def open_latest_checkpoint(storage: Storage, trial: TrialConfig) -> Iterator[Path | None]:
+    """Yield a local folder with the checkpoint to resume from, or None.
 
-    It is on this machine for as long as it is entered.
+    This is the latest one whose files all have the content that its manifest records.
     """
-    for saved in sorted(find_checkpoints(storage, config), key=lambda one: one.progress.step, reverse=True):
-        with storage.local_copy(saved.folder) as local:
-            if manifest.verify(local):
-                yield local
+    checkpoints = find_checkpoints(storage, trial)
+    for checkpoint in sorted(checkpoints, key=lambda checkpoint: checkpoint.progress.step, reverse=True):
+        with storage.local_copy(checkpoint.folder) as folder:
+            if manifest.verify(folder):
+                yield folder
                 return
     yield None
 
 
-def _build_row(
-    storage: Storage,
-    config: TrialConfig,
-    entries: Mapping[str, int | None],
-    length_evals: Mapping[str, Mapping[int, float]],
-) -> Row:
-    saved = list(_find_checkpoints(storage, config, entries))
-    latest = max(saved, key=lambda one: one.progress.step, default=None)
-    best = None
-    if latest is not None and latest.progress.best_metrics is not None:
-        best = next((one for one in saved if one.progress.step == latest.progress.best_metrics.step), None)
-    if latest is not None and latest.progress.is_complete:
-        return Row(config, DONE, "", latest, best, length_evals.get(best.weights_hash, {}) if best else {})
-    tried = sorted({name.split("/")[0] for name in entries}, key=parse_launch_number)
-    ending = _load_final_status(storage, tried[-1], config) if tried else {}
-    default = INTERRUPTED if tried else PENDING
-    return Row(config, ending.get("status", default), ending.get("reason", ""), latest, best)
+@contextmanager
+def open_best_checkpoint(results: Results, row: Row) -> Iterator[Path]:
+    """Yield a local folder with the checkpoint of a row's best epoch.
 
-
-def _load_final_status(storage: Storage, launch: str, config: TrialConfig) -> Mapping[str, str]:
-    """How a trial ended in a launch; nothing where it was still running, or this cannot be read."""
-    try:
-        ending = json.loads(storage.read(f"{launch}/{config.run_name}/{STATUS_FILE}"))
-        known = ending["trial_id"] == config.id and ending["status"] in (STOPPED, DIVERGED, FAILED)
-        return ending if known else {}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return {}
-
-
-def write_final_status(storage: Storage, launch: str, config: TrialConfig, status: str, reason: str) -> None:
-    """Notes that a trial was stopped early, diverged or failed in a launch."""
-    content = {"trial_id": config.id, "status": status, "reason": reason}
-    storage.write(f"{launch}/{config.run_name}/{STATUS_FILE}", json.dumps(content, indent=2))
+    Raises:
+        UserError: if there is none, or a file of it does not have the content that its manifest records.
+    """
+    if row.best_checkpoint is None:
+        raise UserError(f"{row.config.run_name} ({row.status}) has no checkpoint of an evaluated epoch")
+    with results.storage.local_copy(row.best_checkpoint.folder) as folder:
+        if manifest.verify(folder) is None:
+            uri = results.storage.uri_of(row.best_checkpoint.folder)
+            raise UserError(f"{uri} is damaged; move it away and run the sweep again")
+        yield folder
 
 
 def prune_checkpoints(results: Results) -> None:
-    """Removes what launches left behind of trials that ended: all checkpoints but the best and the latest."""
+    """Remove the checkpoints of finished trials except the best and the latest."""
     for row in results.rows:
-        kept = {saved.folder for saved in (row.latest_checkpoint, row.best_checkpoint) if saved is not None}
+        kept = {checkpoint.folder for checkpoint in (row.latest_checkpoint, row.best_checkpoint) if checkpoint}
         if row.is_finished and row.latest_checkpoint is not None:
             for name, size in _list_trial_entries(results.storage, row.config).items():
                 if size is None and CHECKPOINT_PATTERN.fullmatch(name.rpartition("/")[2]) and name not in kept:
                     results.storage.remove(name)
 
 
-@contextmanager
-def open_best_checkpoint(results: Results, row: Row) -> Iterator[Path]:
-    """The folder of a row's best epoch, on this machine for as long as it is entered.
+# ---- evaluations at other context lengths -------------------------------------------------------------------------
 
-    Raises:
-        UserError: if there is none, or a file of it is not what its manifest says.
-    """
-    if row.best_checkpoint is None:
-        raise UserError(f"{row.config.run_name} ({row.status}) has no checkpoint of an evaluated epoch")
-    with results.storage.local_copy(row.best_checkpoint.folder) as folder:
-        if manifest.verify(folder) is None:
-            where = results.storage.uri_of(row.best_checkpoint.folder)
-            raise UserError(f"{where} is damaged; run the sweep again after moving it away")
-        yield folder
+
+def load_length_evals(storage: Storage) -> LengthEvals:
+    """Return the recorded evaluations at other context lengths; empty if there are none or the file is damaged."""
+    return json_files.load_or_none(storage, LENGTH_EVALS_FILE, LengthEvals) or {}
+
+
+def write_length_evals(storage: Storage, length_evals: LengthEvals) -> None:
+    """Write evaluations at other context lengths; losses that are not finite are left out."""
+    finite = {
+        weights: {length: loss for length, loss in losses.items() if math.isfinite(loss)}
+        for weights, losses in length_evals.items()
+    }
+    storage.write(LENGTH_EVALS_FILE, json_files.encode(finite))

@@ -31,13 +31,13 @@ def decode(text: str, kind: type[T]) -> T:
         raise DamagedFileError(str(error)) from error
 
 
-def encode(value: Any, *, indent: int | None = 2) -> str:
-    """Return an object as JSON text.
+def encode(value: Any) -> str:
+    """Return an object as JSON text for people: indented, floats in full precision.
 
     Raises:
         ValueError: if a number in it is not finite.
     """
-    return json.dumps(msgspec.to_builtins(value), indent=indent, allow_nan=False)
+    return json.dumps(msgspec.to_builtins(value), indent=2, allow_nan=False)
 
 
 def read_text(storage: Storage, name: str) -> str | None:

@@ -1,4 +1,4 @@
-"""What trials print, kept in their folders: taken from the process that trains, shown by `raylm logs`."""
+"""Logs of trials: text files in their folders, one for each process that trains."""
 
 from __future__ import annotations
 
@@ -10,29 +10,25 @@ from raylm.results.folder import list_launches
 from raylm.results.rows import Results, Row
 
 LOG_FILE_PATTERN = re.compile(r"log(-\d+)?\.txt")
-"""Of the files: of the first rank of a trial, and of each other one."""
+"""Names of log files: `log.txt` of rank 0, `log-1.txt` of rank 1."""
 MAX_NAMES = 10
-"""Runs that a message lists."""
-
-
-# ---- shown again --------------------------------------------------------------------------------------------------
+"""Maximum number of run names in a message."""
 
 
 def match_row(results: Results, query: str) -> Row:
-    """The row of a run's name, of how it begins, or of its id.
+    """Return the row with a run name, a unique beginning of a run name, or a trial id.
 
     Raises:
-        UserError: if it is none, or several begin so.
+        UserError: if no row matches, or several do.
     """
-    known = {row.config.run_name: row for row in results.rows}
-    found = [row for run, row in known.items() if run.startswith(query) or row.config.id == query]
-    if len(found) == 1 or query in known:
-        return known.get(query) or found[0]
-    if found:
-        raise UserError(
-            f"{len(found):,} runs begin with {query}: {_join_names([row.config.run_name for row in found])}"
-        )
-    hint = format_suggestion(query, known) or f"; expected one of {_join_names(list(known))}"
+    rows = {row.config.run_name: row for row in results.rows}
+    matches = [row for run_name, row in rows.items() if run_name.startswith(query) or row.config.id == query]
+    if len(matches) == 1 or query in rows:
+        return rows.get(query) or matches[0]
+    if matches:
+        names = _join_names([row.config.run_name for row in matches])
+        raise UserError(f"{len(matches):,} runs begin with {query}: {names}")
+    hint = format_suggestion(query, rows) or f"; expected one of {_join_names(list(rows))}"
     raise UserError(f"{query}: no such run in {results.storage.uri}{hint}")
 
 
@@ -41,7 +37,7 @@ def _join_names(names: list[str]) -> str:
 
 
 def read_logs(results: Results, row: Row) -> Iterator[tuple[str, str]]:
-    """The files of a run and what is in them, oldest launch first."""
+    """Yield name and text of each log file of a trial, oldest launch first."""
     for launch in list_launches(results.storage):
         names = results.storage.list_entries(f"{launch}/{row.config.run_name}", recursive=False)
         for name in sorted(names):

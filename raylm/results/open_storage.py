@@ -1,4 +1,4 @@
-"""From what a user calls a place for results, a path or the URI of a bucket, to the storage there."""
+"""Storage backends by path or URI."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ BUCKET_SCHEMES = ("s3://", "gs://")
 
 
 def open_storage(uri: str | os.PathLike[str]) -> Storage:
-    """The storage at a path or a URI.
+    """Return the storage at a path or at the URI of a bucket.
 
     Raises:
-        UserError: if it is a bucket, and cannot be reached. A folder need not be there.
+        UserError: if a bucket cannot be reached. A folder need not exist.
     """
     if not str(uri).startswith(BUCKET_SCHEMES):
         return Folder(Path(uri).expanduser().absolute())
-    from raylm.results.bucket import Bucket  # pyarrow takes a moment to load
+    from raylm.results.bucket import Bucket  # imports pyarrow
 
     bucket = Bucket(str(uri).rstrip("/"))
     bucket.check_access()
@@ -29,17 +29,17 @@ def open_storage(uri: str | os.PathLike[str]) -> Storage:
 
 
 def open_first_given(*candidates: tuple[str, str | os.PathLike[str] | None]) -> Storage | None:
-    """The storage at the first place that is given, if one is.
+    """Return the storage of the first candidate that has a value, or None.
 
     Args:
-        named: where a place may be given, and what is given there.
+        candidates: name of an option and its value.
 
     Raises:
-        UserError: if that is no place for results.
+        UserError: if the value is not a path or URI for results, or its bucket cannot be reached.
     """
-    for source, place in candidates:
-        if place:
-            if problem := validation.check_storage(place):
-                raise SweepError([replace(problem, location=source)], "this command")
-            return open_storage(place)
+    for option, uri in candidates:
+        if uri:
+            if problem := validation.check_storage(uri):
+                raise SweepError([replace(problem, location=option)], "this command")
+            return open_storage(uri)
     return None

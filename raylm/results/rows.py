@@ -13,63 +13,63 @@ from raylm.results.storage import Storage
 from raylm.results.sweep_record import LaunchRecord, SweepRecord
 
 DONE, STOPPED, DIVERGED, FAILED = "done", "stopped", "diverged", "failed"
-INTERRUPTED, PENDING = "interrupted", "missing"
-RUNNING, QUEUED = "running", "waiting"
-"""What a row can be: trained to its last step; stopped early by the scheduler; a loss was not finite; gave an error
-until its retries were used up; ended on its way, to go on from its checkpoint; not begun. And while a command runs it,
-of which storage says nothing: running; to be begun or gone on with."""
+INTERRUPTED, PENDING = "interrupted", "pending"
+RUNNING, QUEUED = "running", "queued"
+"""Status of a trial: trained to its last step; stopped early by the scheduler; ended by a loss that is not finite;
+ended by errors after all retries; paused or killed, resumed by the next launch; not started. RUNNING and QUEUED
+replace INTERRUPTED and PENDING while a command runs the sweep and are never stored."""
+FINISHED_STATUSES = (DONE, STOPPED, DIVERGED, FAILED)
+"""Statuses of trials that the next launch does not run."""
 
 
 @dataclass(frozen=True)
 class SavedCheckpoint:
-    """A checkpoint folder whose files are all there."""
+    """Checkpoint folder with all its files in their recorded sizes."""
 
     folder: str
-    """Its name in the results folder."""
+    """Name in the results folder."""
     progress: Progress
-    """How far the trial was."""
     weights_hash: str = ""
-    """Stands for its weights."""
+    """Identity of the weights."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One trial as it stands in storage."""
+    """State of one trial in storage."""
 
     config: TrialConfig
-    """What it is."""
     status: str
-    """`done`, `stopped`, `diverged`, `failed`, `interrupted` or `missing`."""
+    """`done`, `stopped`, `diverged`, `failed`, `interrupted` or `pending`."""
     reason: str
-    """Why it was stopped, diverged or failed, in a line."""
+    """Reason of status `stopped`, `diverged` or `failed`, one line."""
     latest_checkpoint: SavedCheckpoint | None
-    """The checkpoint with the most steps done."""
+    """Checkpoint with the most steps."""
     best_checkpoint: SavedCheckpoint | None
-    """The checkpoint of the best epoch."""
+    """Checkpoint of the best epoch."""
     length_evals: Mapping[int, float] = field(default_factory=dict)
-    """Val loss of the best checkpoint at other context lengths, by their tokens, where `raylm evaluate` was run."""
+    """Val loss of the best checkpoint in nats per token by context length in tokens, from `raylm evaluate`."""
 
     @property
     def metrics(self) -> EvalMetrics | None:
-        """The losses of the best epoch; None where no epoch was evaluated."""
+        """Losses of the best epoch; None before the first evaluation."""
         return self.latest_checkpoint.progress.best_metrics if self.latest_checkpoint else None
 
     @property
     def evaluations(self) -> list[EvalMetrics]:
-        """All of its evaluations so far."""
+        """All evaluations so far."""
         return self.latest_checkpoint.progress.evaluations if self.latest_checkpoint else []
-
-    def truncate(self, last_eval: EvalMetrics) -> Row:
-        """This row as it would stand, had it been stopped early at one of its evaluations."""
-        assert self.latest_checkpoint is not None
-        kept = [one for one in self.evaluations if one.tokens_seen <= last_eval.tokens_seen]
-        progress = replace(self.latest_checkpoint.progress, evaluations=kept)
-        return replace(self, status=STOPPED, latest_checkpoint=replace(self.latest_checkpoint, progress=progress))
 
     @property
     def is_finished(self) -> bool:
-        """Whether running the sweep again leaves this row as it is."""
-        return self.status in (DONE, STOPPED, DIVERGED, FAILED)
+        """True if the next launch does not run this trial."""
+        return self.status in FINISHED_STATUSES
+
+    def truncate(self, last_eval: EvalMetrics) -> Row:
+        """Return the row as if the trial had been stopped early after one of its evaluations."""
+        assert self.latest_checkpoint is not None
+        evaluations = [metrics for metrics in self.evaluations if metrics.tokens_seen <= last_eval.tokens_seen]
+        progress = replace(self.latest_checkpoint.progress, evaluations=evaluations)
+        return replace(self, status=STOPPED, latest_checkpoint=replace(self.latest_checkpoint, progress=progress))
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,9 @@ class SweepRows:
     """Rows of a sweep with their storage and record."""
 
     storage: Storage
-    """The results folder."""
+    """Results folder."""
     rows: list[Row]
-    """In the order of the sweep file."""
+    """Rows in the order of the sweep file."""
     record: SweepRecord | None = None
     """Content of sweep.json when the rows were read; None before the first launch."""
 
@@ -89,49 +89,51 @@ class SweepRows:
         return self.record.launches if self.record else []
 
     def best(self, dataset: str | None = None) -> Row:
-        """The finished row with the lowest adj val loss.
+        """Return the done row with the lowest adj val loss.
 
         Args:
-            dataset: among the rows of which; needed where the sweep has several.
+            dataset: consider rows of this dataset only; required if the sweep has several.
 
         Raises:
-            UserError: if it is needed, the sweep does not have it, or no row of it is finished.
+            UserError: if the sweep has several datasets and none is given, does not have the given one, or has no
+                done row of it.
         """
-        known = list(dict.fromkeys(row.config.dataset for row in self.rows))
-        if dataset is None and len(known) > 1:
-            raise UserError(f"{self.storage.uri} has a best row for each dataset; name one: {', '.join(known)}")
-        if dataset is not None and dataset not in known:
-            raise UserError(f"{self.storage.uri} has no dataset {safe_repr(dataset)}; expected {' or '.join(known)}")
-        best = self.best_by_dataset.get(dataset or "".join(known))
+        datasets = list(dict.fromkeys(row.config.dataset for row in self.rows))
+        if dataset is None and len(datasets) > 1:
+            raise UserError(f"{self.storage.uri} has a best row for each dataset; name one: {', '.join(datasets)}")
+        if dataset is not None and dataset not in datasets:
+            expected = " or ".join(datasets)
+            raise UserError(f"{self.storage.uri} has no dataset {safe_repr(dataset)}; expected {expected}")
+        best = self.best_by_dataset.get(dataset or "".join(datasets))
         if best is None:
             raise UserError(f"{self.storage.uri} has no finished row{f' of {dataset}' if dataset else ''} yet")
         return best
 
     @property
     def best_by_dataset(self) -> dict[str, Row]:
-        """Of each dataset the finished row with the lowest adj val loss, which alone compares between tokenizers."""
+        """Done row with the lowest adj val loss of each dataset; this loss is comparable between tokenizers."""
         best: dict[str, Row] = {}
         lowest: dict[str, float] = {}
         for row in self.rows:
-            dataset, measured = row.config.dataset, row.metrics
-            if row.status == DONE and measured and measured.adj_val_loss < lowest.get(dataset, math.inf):
-                best[dataset], lowest[dataset] = row, measured.adj_val_loss
+            dataset, metrics = row.config.dataset, row.metrics
+            if row.status == DONE and metrics and metrics.adj_val_loss < lowest.get(dataset, math.inf):
+                best[dataset], lowest[dataset] = row, metrics.adj_val_loss
         return best
 
     def get_row(self, run_name: str) -> Row:
-        """The row of a run name.
+        """Return the row of a run name.
 
         Raises:
             UserError: if there is none.
         """
-        found = {row.config.run_name: row for row in self.rows}
-        if run_name not in found:
-            hint = format_suggestion(run_name, found) or "; `raylm report` shows their names"
+        rows = {row.config.run_name: row for row in self.rows}
+        if run_name not in rows:
+            hint = format_suggestion(run_name, rows) or "; `raylm report` shows their names"
             raise UserError(f"{self.storage.uri} has no run {safe_repr(run_name)}{hint}")
-        return found[run_name]
+        return rows[run_name]
 
     def count(self, *statuses: str) -> int:
-        """How many rows have one of these statuses."""
+        """Return the number of rows with one of these statuses."""
         return sum(row.status in statuses for row in self.rows)
 
 

@@ -35,7 +35,7 @@ def save(
     for name, content in tokenizer_files.items():
         (folder / name).write_bytes(content)
     save_file(_optimizer_tensors(optimizer), folder / manifest.OPTIMIZER_FILE)
-    manifest.write(folder, {"trial_id": config.id, "config": config.as_dict(), "progress": progress.as_dict()})
+    manifest.write(folder, config, progress)
 
 
 def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
@@ -75,9 +75,9 @@ def load_progress(folder: Path, config: TrialConfig, total_steps: int) -> Progre
         WorkError: if the folder is not a valid checkpoint of this trial, or its number of steps differs.
     """
     content = manifest.verify(folder)
-    if content is None or content["trial_id"] != config.id:
+    if content is None or content.trial_id != config.id:
         raise WorkError(f"{folder} is not a checkpoint of trial {config.run_name}")
-    progress = Progress.from_dict(content["progress"])
+    progress = content.progress
     if progress.total_steps != total_steps:
         steps = f"{progress.total_steps:,} steps, expected {total_steps:,}"
         raise WorkError(f"{folder} is a checkpoint of a trial of {steps}: its data has changed since")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ from raylm.config.trial import TrialConfig
 from raylm.data.corpus import Corpus
 from raylm.data.preparation import load_cached, prepare
 from raylm.errors import UserError
-from raylm.results.folder import LENGTH_EVALS_FILE, load_length_evals, open_best_checkpoint
+from raylm.results.folder import load_length_evals, open_best_checkpoint, write_length_evals
 from raylm.results.rows import DONE, Results, Row
 from raylm.results.sweep_record import RECORD_FILE
 from raylm.training import models
@@ -55,7 +54,7 @@ def evaluate_lengths(results: Results, context_lengths: Sequence[int]) -> Iterat
         for length, loss in _evaluate_row(results, row, missing):
             losses[length] = loss
             losses_by_weights[row.best_checkpoint.weights_hash] = losses
-            results.storage.write(LENGTH_EVALS_FILE, json.dumps(losses_by_weights, indent=2))
+            write_length_evals(results.storage, losses_by_weights)
             yield LengthEval(row.config, length, loss)
 
 

@@ -20,7 +20,6 @@ from raylm.config.trial import Resources, TrialConfig
 from raylm.errors import PauseReason
 from raylm.events import Listeners, TrialListener
 from raylm.monitor.console import Console
-from raylm.monitor.heartbeat import Heartbeat
 from raylm.monitor.state import SweepMonitor
 from raylm.monitor.trackers.dispatcher import TrackerPool
 from raylm.monitor.trackers.options import TrackerOptions, resolve
@@ -31,6 +30,7 @@ from raylm.results import sweep_record
 from raylm.results.folder import find_results as results_standing
 from raylm.results.folder import list_launches as results_launches
 from raylm.results.folder import load_row, next_launch_name, parse_launch_number, write_final_status
+from raylm.results.heartbeat import Heartbeat
 from raylm.results.rows import STOPPED, Results, Row
 from raylm.results.storage import Storage
 from raylm.results.sweep_record import HardwareRecord, LaunchRecord, SweepRecord
@@ -72,6 +72,7 @@ def run_launch(
     options: RunOptions,
     console: Console,
     tracker_pool: TrackerPool,
+    heartbeat: Heartbeat,
 ) -> PauseReason | None:
     """One launch through Ray; says why it was paused, if it was.
 
@@ -94,7 +95,7 @@ def run_launch(
         console.print_note(
             f"dashboard: {dashboard} (its token: ray get-auth-token)" if dashboard else "dashboard: not running"
         )
-        launched = _run_queue(sweep, prepared, existing_results, options, resources, console, tracker_pool)
+        launched = _run_queue(sweep, prepared, existing_results, options, resources, console, tracker_pool, heartbeat)
         while launched.deferred and not launched.pause_reason:
             alone = launched.deferred
             console.print_note(f"{pluralize(len(alone), 'trial')} out of memory: now one at a time, alone")
@@ -103,7 +104,7 @@ def run_launch(
                 next_launch_name(existing_results.storage),
             )
             existing_results = results_standing(sweep, existing_results.storage)
-            with _open_listeners(sweep, prepared, options, existing_results, console, tracker_pool) as live:
+            with _open_listeners(sweep, prepared, options, existing_results, console, tracker_pool, heartbeat) as live:
                 launched = tuner.run_trials(
                     sweep,
                     prepared,
@@ -119,7 +120,9 @@ def run_launch(
             existing_results = results_standing(sweep, existing_results.storage)
             if not launched.pause_reason and any(not row.is_finished for row in existing_results.rows):
                 once = replace(options, retry_failed=False)  # what has just failed alone is not begun again
-                launched = _run_queue(sweep, prepared, existing_results, once, resources, console, tracker_pool)
+                launched = _run_queue(
+                    sweep, prepared, existing_results, once, resources, console, tracker_pool, heartbeat
+                )
         tracker_pool.close()  # the rest is on its way while Ray stops
         return launched.pause_reason or (None if launched.all_finished else PauseReason.INTERRUPTED)
 
@@ -132,6 +135,7 @@ def _run_queue(
     resources: Mapping[str, float],
     console: Console,
     tracker_pool: TrackerPool,
+    heartbeat: Heartbeat,
 ) -> LaunchResult:
     """All that is missing through Tune once, what is known of the sweep being written down on the way."""
     from raylm.tuning import cluster, tuner
@@ -160,7 +164,7 @@ def _run_queue(
 
     lineup.skip_finished()
     write_record()
-    with _open_listeners(sweep, prepared, options, existing_results, console, tracker_pool) as live:
+    with _open_listeners(sweep, prepared, options, existing_results, console, tracker_pool, heartbeat) as live:
         launched = tuner.run_trials(
             sweep, prepared, folder, number, resources, options.max_concurrent, lineup, write_record, live
         )
@@ -178,6 +182,7 @@ def _open_listeners(
     existing_results: Results,
     console: Console,
     tracker_pool: TrackerPool,
+    heartbeat: Heartbeat,
 ) -> Iterator[TrialListener]:
     """All who are told of the trials of a line-up, the watch first, which the others ask."""
 
@@ -191,7 +196,8 @@ def _open_listeners(
 
     total = sweep.num_samples or len(existing_results.rows)
     watch = SweepMonitor(sweep.name, existing_results, total, estimate_flops, retry_failed=options.retry_failed)
-    with Heartbeat(existing_results.storage, watch), console.show_progress(watch) as shown:
+    heartbeat.report(watch.snapshot)
+    with console.show_progress(watch) as shown:
         yield Listeners([watch, shown, tracker_pool])
 
 

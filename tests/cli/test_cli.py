@@ -246,8 +246,8 @@ def test_a_plan_for_a_script(folder: Path, light: dict[str, str]) -> None:
     options = ["--gpu", "2xa100-80gb", "--price-per-hour", "1000", "--json"]
     told = json.loads(command([*RAYLM, "plan", "good.py", *options], light).stdout)
     assert [(row["status"], row["seed"], row["steps"]) for row in told["rows"]] == [
-        ("missing", 1, 13),
-        ("missing", 2, 13),
+        ("pending", 1, 13),
+        ("pending", 2, 13),
     ]
     assert told["remaining"]["trials"] == 2 and told["remaining"]["steps"] == 26
     seconds = sum(row["estimated_seconds"] for row in told["rows"])

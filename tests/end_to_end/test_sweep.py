@@ -136,8 +136,8 @@ def test_best_epoch_is_kept_beside_the_latest_and_a_diverged_trial_is_not_ranked
     assert (good["status"], bad["status"]) == ("done", "diverged")
 
     contents = [verify(path) for path in done.folder.glob(f"*/{good['run']}/checkpoint_*")]
-    evaluations = [content["progress"]["evaluations"][-1] for content in contents if content]
-    losses = {evaluation["epoch"]: evaluation["val_loss"] for evaluation in evaluations}
+    evaluations = [content.progress.evaluations[-1] for content in contents if content]
+    losses = {evaluation.epoch: evaluation.val_loss for evaluation in evaluations}
     best = int(good["best_epoch"])
     assert sorted(losses) == [best, 6]  # at this rate it overfits: the best epoch is an earlier one
     assert best < 6

@@ -16,13 +16,14 @@ from pages import PageReader, save_checkpoint, write_record
 
 from raylm.config.trial import TrialConfig
 from raylm.errors import UserError
-from raylm.monitor import dashboard, heartbeat
+from raylm.monitor import dashboard
 from raylm.monitor.dashboard import Dashboard, DashboardServer, format_polyline
-from raylm.monitor.heartbeat import Heartbeat
 from raylm.monitor.state import RunningTrial, SweepMonitor
 from raylm.report import html
+from raylm.results import heartbeat as heartbeats
 from raylm.results import sweep_record
 from raylm.results.folder import write_final_status
+from raylm.results.heartbeat import Heartbeat
 from raylm.results.progress import StepMetrics
 from raylm.results.rows import DONE, FAILED, PENDING, QUEUED, Results
 from raylm.results.storage import Folder
@@ -164,7 +165,7 @@ def test_polyline_fills_its_field() -> None:
 def test_browser_follows_a_sweep_without_a_reload(
     server: DashboardServer, results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(heartbeat, "HEARTBEAT_SECONDS", 0.1)
+    monkeypatch.setattr(heartbeats, "HEARTBEAT_SECONDS", 0.1)
     monkeypatch.setattr(dashboard, "MAX_RENDER_FRACTION", 1.0)
     monitor = SweepMonitor("my-sweep", results, 4, lambda trial: 1.0)
 
@@ -194,5 +195,6 @@ def test_browser_follows_a_sweep_without_a_reload(
             while (await page.send_command("Runtime.evaluate", expression=css_class))["result"]["value"] != "stale":
                 await asyncio.sleep(0.1)
 
-    with Heartbeat(results.storage, monitor):
+    with Heartbeat(results.storage) as heartbeat:
+        heartbeat.report(monitor.snapshot)
         asyncio.run(follow())

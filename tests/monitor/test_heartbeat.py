@@ -13,10 +13,11 @@ from typer.testing import CliRunner
 
 from raylm.cli.app import app
 from raylm.config.trial import TrialConfig
-from raylm.monitor import heartbeat
-from raylm.monitor.heartbeat import HEARTBEAT_FILE, Heartbeat, read_heartbeat
+from raylm.monitor.heartbeat import read_heartbeat
 from raylm.monitor.state import SweepMonitor
+from raylm.results import heartbeat as heartbeats
 from raylm.results import sweep_record
+from raylm.results.heartbeat import HEARTBEAT_FILE, Heartbeat
 from raylm.results.progress import StepMetrics
 from raylm.results.rows import PENDING, QUEUED, RUNNING, Results, Row
 from raylm.results.storage import Folder
@@ -34,16 +35,24 @@ def build_monitor() -> SweepMonitor:
 def test_heartbeat_holds_the_state_while_the_command_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def has_running_trial() -> bool:
         last = read_heartbeat(Folder(tmp_path))
-        return last is not None and len(last.state.running) == 1
+        return last is not None and last.state is not None and len(last.state.running) == 1
 
-    monkeypatch.setattr(heartbeat, "HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr(heartbeats, "HEARTBEAT_SECONDS", 0.05)
     monitor = build_monitor()
-    with Heartbeat(Folder(tmp_path), monitor):
+    with Heartbeat(Folder(tmp_path)) as heartbeat:
+        first = read_heartbeat(Folder(tmp_path))
+        assert first is not None and first.is_alive and first.state is None
+        heartbeat.report(monitor.snapshot)
         monitor.on_trial_start(TRIALS[0])
         monitor.on_step(TRIALS[0], StepMetrics(1, 10, 5.0, 100, 10.0))
         wait_for(has_running_trial)
         last = read_heartbeat(Folder(tmp_path))
-        assert last is not None and last.is_alive and last.state.counts == {RUNNING: 1, QUEUED: 1}
+        assert (
+            last is not None
+            and last.is_alive
+            and last.state is not None
+            and last.state.counts == {RUNNING: 1, QUEUED: 1}
+        )
         assert f"run by process {last.pid} on {last.host} (last heartbeat " in last.description
     assert read_heartbeat(Folder(tmp_path)) is None and list(tmp_path.iterdir()) == []
 
@@ -66,11 +75,10 @@ def test_command_that_died_is_known_to_be_dead(tmp_path: Path) -> None:
 def test_command_on_another_host_is_alive_if_its_heartbeat_is_recent(
     tmp_path: Path, seconds_ago: int, is_alive: bool
 ) -> None:
-    with Heartbeat(Folder(tmp_path), build_monitor()):
-        wait_for((tmp_path / HEARTBEAT_FILE).exists)
+    with Heartbeat(Folder(tmp_path)):
         content = json.loads((tmp_path / HEARTBEAT_FILE).read_text())
     content["holder"]["host"] = "another.machine"
-    content["state"]["told"] -= seconds_ago
+    content["time"] -= seconds_ago
     (tmp_path / HEARTBEAT_FILE).write_text(json.dumps(content))
     last = read_heartbeat(Folder(tmp_path))
     assert last is not None and last.is_alive is is_alive and last.host == "another.machine"

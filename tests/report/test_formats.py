@@ -39,7 +39,7 @@ def save(folder: Path, config: TrialConfig, number: int, total_steps: int, *eval
     (checkpoint / "model.safetensors").write_bytes(b"weights")
     progress = Progress(total_steps, 4, evaluations[-1].step, evaluations[-1].tokens_seen, evaluations=[*evaluations])
     progress.first_loss, progress.training_seconds = 4.75, 12.5
-    manifest.write(checkpoint, {"trial_id": config.id, "config": config.as_dict(), "progress": progress.as_dict()})
+    manifest.write(checkpoint, config, progress)
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def results(tmp_path: Path) -> SweepRows:
     save(folder, INTERRUPTED, 0, 30, EvalMetrics(1, 10, 700, 9.0, 7.0, 7.996))
     trials = [{"config": config.as_dict()} for config in (DONE, DIVERGED, FAILED, INTERRUPTED, PENDING)]
     (folder / sweep_record.RECORD_FILE).write_text(
-        json.dumps({"version": manifest.FORMAT_VERSION, "name": "sample", "trials": trials})
+        json.dumps({"version": sweep_record.FORMAT_VERSION, "name": "sample", "trials": trials})
     )
     return load_results(folder)
 
@@ -65,7 +65,7 @@ def test_json_report_has_the_values_of_results_csv_with_types(results: SweepRows
     rows = list(csv.DictReader(formats.format_csv(results, load_reference()).splitlines()))
     texts = [{name: "" if value is None else str(value) for name, value in row.items()} for row in report["rows"]]
     assert texts == rows
-    assert report["counts"] == {"done": 1, "stopped": 0, "diverged": 1, "failed": 1, "interrupted": 1, "missing": 1}
+    assert report["counts"] == {"done": 1, "stopped": 0, "diverged": 1, "failed": 1, "interrupted": 1, "pending": 1}
     assert report["best"] == {"wikitext2": DONE.run_name} and report["results"] == results.storage.uri
 
 
@@ -86,7 +86,7 @@ GOLDEN = """\
 | imdb | 256 | gpt2 | 64 | 9.00 | 8.12 | 10.01 | 1 | imdb-gpt2-256x64-lr0.5-c0ad266f5f (diverged) |
 | owner/name:part | 2048 | owner/model | 8 | – | – | – | – | name-part-model-2048x8-e6c6e88a08 (failed) |
 | pydocs | 1024 | gpt2-nano | 8 | 9.00 | 7.00 | 8.00 | 1 | pydocs-gpt2-nano-1024x8-e3-3f5cd09915 (interrupted) |
-| pydocs | 1024 | gpt2-nano | 8 | – | – | – | – | pydocs-gpt2-nano-1024x8-e2-6f31e70ea9 (missing) |
+| pydocs | 1024 | gpt2-nano | 8 | – | – | – | – | pydocs-gpt2-nano-1024x8-e2-6f31e70ea9 (pending) |
 
 - imdb-gpt2-256x64-lr0.5-c0ad266f5f diverged: the loss of step 17 is not finite
 - name-part-model-2048x8-e6c6e88a08 failed: RuntimeError: "out of memory", twice
@@ -132,7 +132,7 @@ def test_csv_has_every_column_in_order_and_numbers_in_full(results: SweepRows) -
 def test_csv_of_unfinished_rows(results: SweepRows) -> None:
     _, diverged, failed, interrupted, pending = csv.DictReader(formats.format_csv(results).splitlines())
     assert [row["status"] for row in (diverged, failed, interrupted, pending)] == (
-        ["diverged", "failed", "interrupted", "missing"]
+        ["diverged", "failed", "interrupted", "pending"]
     )
     assert diverged["val_loss"] == "8.125" and diverged["reason"] == "the loss of step 17 is not finite"
     assert failed["reason"] == 'RuntimeError: "out of memory", twice' and failed["dataset"] == "owner/name:part"

@@ -69,7 +69,7 @@ def test_page_shows_statuses_and_environment(results: SweepRows) -> None:
     assert "6 rows: 2 done, 1 diverged, 1 failed, 2 remaining" in text
     assert f"{names[2]} diverged: the loss of step 41 is not finite" in text
     assert f"{names[3]} interrupted: the next run resumes it from its last checkpoint" in text
-    assert f"{names[5]} missing: the next run starts it" in text
+    assert f"{names[5]} pending: the next run starts it" in text
     assert "launch 1, 2 started 2026-01-02T03:04:05+00:00, 2026-02-03T04:05:06+00:00" in text
     assert (
         "versions raylm 0.1.0, torch 2.10.0 python 3.11.7 git commit – hardware machine x86_64, system Linux, cpus 2"

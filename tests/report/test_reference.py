@@ -109,7 +109,7 @@ def test_mean_is_over_done_rows() -> None:
     table = build(sample_row(TrialConfig(seed=0), 3.0), sample_row(TrialConfig(seed=1), 3.0), failed, pending)
     (line,) = table.rows
     assert (line[5], line[-2]) == ("3.00 ± 0.00", "2")
-    assert line[-1].endswith("(1 failed, 1 missing)")
+    assert line[-1].endswith("(1 failed, 1 pending)")
     assert table.notes == [f"{failed.config.run_name} failed: why"]
 
 

@@ -79,7 +79,7 @@ def save_checkpoint(
     progress = Progress(epochs * STEPS, 1, step=len(val_losses) * STEPS, curve=[(1, 5.0), (2, 4.0)])
     for epoch, loss in enumerate(val_losses, start=1):
         progress.evaluations.append(EvalMetrics(epoch, epoch * STEPS, 100 * epoch, loss + 1, loss, loss + 2))
-    manifest.write(checkpoint, {"trial_id": trial.id, "config": trial.as_dict(), "progress": progress.as_dict()})
+    manifest.write(checkpoint, trial, progress)
     return checkpoint
 
 

@@ -65,8 +65,7 @@ def save(folder: Path, place: str, *val_losses: float, of: int = 3, config: Tria
     progress = Progress(of * STEPS_PER_EPOCH, 1, step=len(val_losses) * STEPS_PER_EPOCH)
     for epoch, loss in enumerate(val_losses, start=1):
         progress.evaluations.append(EvalMetrics(epoch, epoch * STEPS_PER_EPOCH, 100 * epoch, loss + 1, loss, loss + 2))
-    witness = {"trial_id": config.id, "config": config.as_dict(), "progress": progress.as_dict()}
-    manifest.write(checkpoint, witness)
+    manifest.write(checkpoint, config, progress)
     return checkpoint
 
 
@@ -305,7 +304,7 @@ def test_a_folder_is_read_in_the_order_of_its_record(tmp_path: Path) -> None:
     save(tmp_path, "launch-001/0", 3.0, of=1)
     trials = [{"id": one.id, "run": one.run_name, "config": one.as_dict()} for one in (OTHER, TRIAL)]
     (tmp_path / sweep_record.RECORD_FILE).write_text(
-        json.dumps({"version": manifest.FORMAT_VERSION, "name": "s", "trials": trials})
+        json.dumps({"version": sweep_record.FORMAT_VERSION, "name": "s", "trials": trials})
     )
     found = load_results(str(tmp_path))
     assert Path(found.storage.uri) == tmp_path
@@ -323,7 +322,7 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 def test_a_record_of_before_there_were_searches_is_one_of_a_grid(tmp_path: Path) -> None:
     trials = [{"id": TRIAL.id, "run": TRIAL.run_name, "config": TRIAL.as_dict()}]
-    content = {"version": manifest.FORMAT_VERSION, "name": "old", "trials": trials, "launches": [{"number": 1}]}
+    content = {"version": sweep_record.FORMAT_VERSION, "name": "old", "trials": trials, "launches": [{"number": 1}]}
     (tmp_path / sweep_record.RECORD_FILE).write_text(json.dumps(content))
     assert sweep_record.load(Folder(tmp_path)) == SweepRecord("old", [TRIAL], launches=[LaunchRecord(1)])
 

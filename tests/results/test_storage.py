@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import signal
 import subprocess
-import sys
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import build_sweep_command
-from gcs import serve_gcs
 from oracle import hash_best_weights, read_stable_table, start_process, wait_for
 from pyarrow import fs
-from s3 import BUCKET, SECRET_KEY, S3Server, serve_busy_proxy, serve_s3, set_environment
+from s3 import BUCKET, SECRET_KEY, S3Server, serve_busy_proxy, set_environment
 from typer.testing import CliRunner
 
 from raylm.cli.app import app
@@ -34,39 +29,9 @@ from raylm.results.folder import load_rows, open_latest_checkpoint, prune_checkp
 from raylm.results.open_storage import open_storage
 from raylm.results.progress import EvalMetrics, Progress
 from raylm.results.rows import FAILED
-from raylm.results.storage import Folder, Storage, process_identity
+from raylm.results.storage import Folder, Storage
 
-
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    with serve_s3(tmp_path_factory.mktemp("s3") / "log") as server, set_environment(server.env):
-        yield server
-
-
-@pytest.fixture
-def bucket(s3: S3Server, tmp_path: Path) -> Bucket:
-    """A part of the bucket that no other test uses."""
-    return Bucket(f"s3://{BUCKET}/{tmp_path.name}")
-
-
-@pytest.fixture(scope="module")
-def gcs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with serve_gcs(tmp_path_factory.mktemp("gcs") / "log") as settings, set_environment(settings):
-        yield
-
-
-@pytest.fixture
-def google_bucket(gcs: None, tmp_path: Path) -> Bucket:
-    """As `bucket`, of Google's."""
-    return Bucket(f"gs://{BUCKET}/{tmp_path.name}")
-
-
-@pytest.fixture(params=["folder", "bucket", "google_bucket"])
-def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
-    if request.param == "folder":
-        return Folder(tmp_path / "storage")
-    made: Bucket = request.getfixturevalue("bucket")
-    return made
+pytest_plugins = ["storages"]
 
 
 # ---- the same of both ---------------------------------------------------------------------------------------------
@@ -113,7 +78,7 @@ def test_a_folder_is_on_this_machine_while_it_is_asked_for(storage: Storage) -> 
 
 
 def test_what_is_added_to_a_file_is_soon_there_and_stays(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(buckets, "SEND_SECONDS", 0.05)
+    monkeypatch.setattr(buckets, "UPLOAD_SECONDS", 0.05)
     for text in ("first é\n", "second\n"):
         with storage.open_append("launch-001/run/log.txt") as descriptor:
             os.write(descriptor, text.encode())
@@ -165,87 +130,7 @@ def _save(folder: Path, trial: TrialConfig, number: int, losses: tuple[float, ..
     progress = Progress(of * 10, 1, step=len(losses) * 10)
     for epoch, loss in enumerate(losses, start=1):
         progress.evaluations.append(EvalMetrics(epoch, epoch * 10, 100 * epoch, loss + 1, loss, loss + 2))
-    manifest.write(checkpoint, {"trial_id": trial.id, "config": trial.as_dict(), "progress": progress.as_dict()})
-
-
-# ---- one command at a time ----------------------------------------------------------------------------------------
-
-HOLD = """
-import sys, time
-from raylm.place import storage_at
-with storage_at(sys.argv[1]).held():
-    print("held", flush=True)
-    time.sleep(600)
-"""
-
-
-def test_a_second_command_gives_way_until_the_first_has_died(storage: Storage) -> None:
-    storage.create()
-    command = [sys.executable, "-c", HOLD, storage.uri]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
-        try:
-            assert first.stdout is not None and first.stdout.readline() == "held\n"
-            with pytest.raises(UserError, match=rf"in use by process {first.pid} on .*--storage"), storage.lock():
-                pass
-        finally:
-            first.kill()
-    with storage.lock():
-        pass
-    with storage.lock():
-        pass
-
-
-@pytest.fixture
-def _short_beats(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(buckets, "BEAT_SECONDS", 0.2)
-    monkeypatch.setattr(buckets, "DEAD_AFTER_SECONDS", 3.0)
-
-
-OTHER_MACHINE = json.dumps({"process": 7, "host": "another", "since": 1.0})
-
-
-@pytest.mark.usefixtures("_short_beats")
-def test_a_command_of_another_machine_is_dead_when_its_beat_stops(bucket: Bucket) -> None:
-    bucket.write(f"{buckets.LOCK_FOLDER}/theirs", OTHER_MACHINE)
-    with bucket.lock():
-        assert [name for name in bucket.list_entries(buckets.LOCK_FOLDER) if "theirs" in name] == []
-
-
-@pytest.mark.usefixtures("_short_beats")
-def test_a_command_of_another_machine_that_goes_on_is_given_way_to(bucket: Bucket) -> None:
-    finished = threading.Event()
-
-    def beat() -> None:
-        while not finished.wait(0.3):
-            bucket.write(f"{buckets.LOCK_FOLDER}/theirs", OTHER_MACHINE)
-
-    bucket.write(f"{buckets.LOCK_FOLDER}/theirs", OTHER_MACHINE)
-    beating = threading.Thread(target=beat)
-    beating.start()
-    try:
-        with pytest.raises(UserError, match="in use by process 7 on another"), bucket.lock():
-            pass
-    finally:
-        finished.set()
-        beating.join()
-
-
-@pytest.mark.usefixtures("_short_beats")
-def test_a_command_that_was_taken_for_dead_ends(bucket: Bucket) -> None:
-    told: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
-    try:
-        with bucket.lock():
-            bucket.remove(buckets.LOCK_FOLDER)
-            wait_for(lambda: told, 20)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert told == [signal.SIGTERM]
-
-
-def test_what_tells_a_process_tells_it_from_an_older_one_of_its_number() -> None:
-    mine = json.loads(process_identity())
-    assert mine["process"] == os.getpid() and abs(mine["since"] - time.time()) < 24 * 3600 * 365
+    manifest.write(checkpoint, trial, progress)
 
 
 # ---- keys ---------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,10 @@ def test_resume_is_bit_exact(corpus: Corpus, tmp_path: Path, optimizer: str, sto
     resumed = train(config, corpus, resume_from=tmp_path, micro_batching=MicroBatching(8))  # the recorded 3 holds
     assert [one.eval_metrics for one in resumed] == [one.eval_metrics for one in uninterrupted[stopped_after:]]
     assert has_equal_weights(resumed[-1], copy_weights(uninterrupted[-1]))
-    progress, expected = resumed[-1].trainer.progress.as_dict(), uninterrupted[-1].trainer.progress.as_dict()
+    progress, expected = (
+        dataclasses.asdict(resumed[-1].trainer.progress),
+        dataclasses.asdict(uninterrupted[-1].trainer.progress),
+    )
     assert {**progress, "training_seconds": 0} == {**expected, "training_seconds": 0}
 
 

@@ -110,7 +110,7 @@ def test_the_table_is_that_of_one_gpu_per_trial(start: Start, undisturbed: Path,
         for name in ("status", "steps", "tokens_seen", "best_epoch"):
             assert two[run][name] == row[name]
     contents = [verify(path.parent) for path in manifests(undisturbed.parent)]
-    assert {content["progress"]["ranks"] for content in contents if content} == {2}
+    assert {content.progress.ranks for content in contents if content} == {2}
 
 
 def test_a_killed_rank_is_not_seen_in_the_results(start: Start, undisturbed: Path, tmp_path: Path) -> None:
