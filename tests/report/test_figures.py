@@ -1,15 +1,13 @@
-"""Data of the report's figures: curves, series, parallel coordinates, bars, and their plots."""
+"""Data of the report's figures: curves, series, parallel coordinates and bars."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
-from typing import Any
 
 import pytest
 from sample_rows import FOLDER, sample_row
 
-from raylm.report import figures, labels, plots
+from raylm.report import figures
 from raylm.results.rows import DIVERGED, FAILED, INTERRUPTED, PENDING, Row, SweepRows
 from raylm.results.storage import Folder
 
@@ -142,45 +140,3 @@ def test_bars_beyond_the_maximum_are_counted() -> None:
 @pytest.mark.parametrize("status", [FAILED, DIVERGED, INTERRUPTED, PENDING])
 def test_rows_without_checkpoint_give_no_figure(status: str) -> None:
     assert build(sample_row(None, status=status)) == figures.Figures((), (), (), (), None, None)
-
-
-@pytest.mark.parametrize(
-    ("value", "label"),
-    [
-        ("a\nb", "a b"),
-        (1.23456e-5, "1.23e-05"),
-        ("/data/" + "x" * 30, "…" + "x" * 23),
-        (0.1 + 0.2, "0.3"),
-        (1024, "1024"),
-    ],
-)
-def test_value_in_a_label_is_short(value: Any, label: str) -> None:
-    assert labels.format_field_value(value) == label
-
-
-def test_plots_are_deterministic() -> None:
-    model = '$\\frac{<b>&"字'
-    rows = [sample_row(3 + c / 512, model=model, context_length=c, batch_size=b) for c in (256, 512) for b in (8, 16)]
-    data = build(*rows)
-    assert data.training_seconds is not None and data.tokens_per_second is not None
-
-    def render() -> list[str]:
-        assert data.training_seconds is not None and data.tokens_per_second is not None
-        panels = [
-            plots.plot_loss_curves(data.curves[0]),
-            plots.plot_series(data.val_loss_by_context_length[0]),
-            plots.plot_series(data.val_loss_by_batch_size[0]),
-            plots.plot_parallel_coordinates(data.parallel_coordinates[0]),
-            plots.plot_training_time(data.training_seconds),
-            plots.plot_tokens_per_second(data.tokens_per_second),
-        ]
-        return [plots.to_svg(panel) for panel in panels]
-
-    first = render()
-    assert first == render() and all(svg.startswith("<svg") and "<dc:date>" not in svg for svg in first)
-
-
-def test_panel_with_a_constant_loss_is_plotted() -> None:
-    (panel,) = build(sample_row(2.0)).curves
-    flat = replace(panel, loss_range=(2.0, 2.0))
-    assert plots.to_svg(plots.plot_loss_curves(flat)).rstrip().endswith("</svg>")
