@@ -26,7 +26,14 @@ if TYPE_CHECKING:
 
     from raylm.data.corpus import Corpus
 
-LONG_FILES = ("test_trackers", "test_cache_races", "test_ray_up_aws", "test_against_transformers", "test_doctor")
+LONG_FILES = (
+    "test_trackers",
+    "test_tracker_failures",
+    "test_cache_races",
+    "test_ray_up_aws",
+    "test_against_transformers",
+    "test_doctor",
+)
 """Files whose tests take longest, besides those with Ray."""
 HUB_DIR = Path(__file__).resolve().parents[2] / "shared" / "hub"
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import RunSweep
+from conftest import RunHere
 from mlflow import MlflowClient
 from oracle import read_stable_table
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -29,6 +28,7 @@ from tracked_trials import (
 from tracked_trials import tracker_home as tracker_home
 from wandb_lab import load_offline_runs, serve_wandb
 
+from raylm import Resources, Sweep
 from raylm.monitor.trackers.options import TrackerOptions, resolve
 from raylm.results.progress import LOSS_NAMES, StepMetrics
 
@@ -169,13 +169,18 @@ def test_trial_that_ends_without_having_started_is_not_tracked(tmp_path: Path) -
     assert load_offline_runs(tmp_path / "small") == []
 
 
-@pytest.mark.slow
-def test_sweep_is_tracked_by_all_trackers(tmp_path: Path, small_text: Path, run_sweep: RunSweep) -> None:
-    flags = ("--wandb", "offline", "--mlflow", str(tmp_path / "mlflow"), "--trackio", "mine")
-    env = {**os.environ, "TRACKED_DATASET": str(small_text)}
-    done = run_sweep(PROGRAMS / "tracked_sweep.py", *flags, env=env)
-    assert done.returncode == 0, done.stdout + done.stderr
-    folder = tmp_path / "runs" / "small"
+def test_sweep_is_tracked_by_all_trackers(tmp_path: Path, small_text: Path, run_here: RunHere) -> None:
+    space = {
+        "dataset": str(small_text),
+        "model": "gpt2-nano",
+        "context_length": 16,
+        "batch_size": {"grid_search": [2, 4]},
+        "epochs": 2,
+    }
+    sweep = Sweep(name="small", space=space, resources=Resources(cpus=1))
+    done = run_here(sweep, trackers=TrackerOptions("offline", str(tmp_path / "mlflow"), "mine"))
+    assert done.exit_code == 0, done.output
+    folder = done.folder
     rows = read_stable_table(folder)
     runs = {run.name: run for run in load_offline_runs(folder)}
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow/mlflow.db")
