@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from raylm.config.trial import TrialConfig
 from raylm.results.progress import StepMetrics
+
+Notify = Callable[[str], None]
+"""Shows a note to the user."""
+ShowProgress = Callable[[str], AbstractContextManager[None]]
+"""Returns a context that shows a text while work is in progress."""
 
 PAUSED, DEFERRED = "paused", "deferred"
 """Statuses of a trial that ends unfinished: it resumes in a later launch, or later in this one, alone, after it ran

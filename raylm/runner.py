@@ -1,55 +1,60 @@
-"""The one job: from a sweep to its table, doing only what is missing."""
+"""Run a sweep: prepare its inputs, launch its unfinished trials, show and write its table."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from raylm.config.catalog import MODELS
+from raylm.config.options import RunOptions
 from raylm.config.sweep import Sweep
 from raylm.config.trial import TrialConfig
 from raylm.errors import PauseReason, UserError, WorkError
+from raylm.events import Listeners, TrialListener
 from raylm.monitor.console import Console
+from raylm.monitor.state import SweepMonitor
 from raylm.monitor.trackers.dispatcher import TrackerPool
-from raylm.planning.plan import plan_trial
+from raylm.monitor.trackers.options import TrackerOptions, resolve
+from raylm.planning import plan
 from raylm.report import formats
 from raylm.report.advice import build_advice
 from raylm.report.analysis import Results
-from raylm.results import folder as results
+from raylm.results import folder as results_folder
 from raylm.results import sweep_record
+from raylm.results.heartbeat import Heartbeat
 from raylm.results.lock import lock
 from raylm.results.open_storage import open_first_given, open_storage
 from raylm.results.rows import DONE, FAILED, SweepRows
 from raylm.results.storage import Folder, Storage
-from raylm.tuning.launch import RunOptions, run_launch
 from raylm.units import GIB, pluralize
 
 if TYPE_CHECKING:
     from raylm.tuning.prepare import PreparedInputs
 
-
 DEFAULT_STORAGE = "./runs"
-"""Where results go if neither the command, nor the sweep, nor `$RAYLM_STORAGE` says."""
+"""Storage if neither the command, nor the sweep, nor `$RAYLM_STORAGE` names one."""
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a command ended."""
+    """Result of `run`."""
 
     results: Results
-    """The rows as they stand now."""
+    """All rows of the sweep, with the state that the run left them in."""
     pause_reason: PauseReason | None
-    """Why trials are left that the same command would go on with, if there are."""
+    """Reason for which trials are left unfinished; None if the run was not paused."""
 
     @property
     def exit_code(self) -> int:
-        """130 where it was interrupted, 1 where the disk is full, a row failed or none is done, else 0.
+        """Exit code of the command: 130 if interrupted, 1 if the disk is full, a row failed or none is done, else 0.
 
-        A time budget that is used up is no failure, whatever it has sufficed for.
+        A used-up time budget is no failure, even if no row is done.
         """
         if self.pause_reason in (PauseReason.INTERRUPTED, PauseReason.DISK_FULL):
             return 130 if self.pause_reason is PauseReason.INTERRUPTED else 1
@@ -58,170 +63,237 @@ class RunResult:
 
 
 def run(
-    sweep: Sweep, *, storage: str | None = None, options: RunOptions | None = None, console: Console | None = None
+    sweep: Sweep,
+    *,
+    storage: str | None = None,
+    retry_failed: bool = False,
+    max_concurrent: int | None = None,
+    address: str | None = None,
+    trackers: TrackerOptions | None = None,
+    quiet: bool = False,
+    verbose: bool = False,
 ) -> RunResult:
-    """Runs what is missing of a sweep and shows its table.
+    """Run the unfinished trials of a sweep, then show and write its table.
+
+    Running the same sweep again resumes it: finished trials are skipped, interrupted ones continue from their latest
+    checkpoints.
 
     Args:
-        storage: folder of the results folders, or a part of a bucket; None: the sweep's own.
-        how: how to run it.
-        screen: where to show it.
+        storage: parent of the results folder, a directory or a bucket (`s3://bucket/path`); None: `sweep.storage`, else
+            `$RAYLM_STORAGE`, else `./runs`.
+        retry_failed: run failed trials again, from their latest checkpoints.
+        max_concurrent: maximum number of concurrent trials; None: limited by the resources only.
+        address: address of a Ray cluster, or `local` to start Ray on this machine; None: `$RAY_ADDRESS`, else the
+            cluster that this machine is a node of, else `local`.
+        trackers: experiment trackers to log to; None: W&B if this machine is logged in, and TensorBoard.
+        quiet: print the table only.
+        verbose: also show Ray's log messages.
+
+    Returns:
+        The rows of the sweep, and the reason if the run was paused before all trials ended.
 
     Raises:
-        UserError: for what the user can mend, before any trial starts.
-        WorkError: if Ray gives up; the table is shown and what is done is kept.
+        UserError: if the sweep, its data or the cluster have a problem that the user can fix; no trial has started.
+        WorkError: if Ray fails. The table is shown, and everything saved so far is kept.
     """
-    options, console = options or RunOptions(), console or Console()
-    folder = resolve_storage(sweep, storage)
-    found = results.find_results(sweep, folder)
-    unfinished, left = _find_unfinished(sweep, found, options)
-    if not left:
-        _update_record(sweep, found)
-        return _finish(found, console, retried=options.retry_failed)
-    folder.create()
-    with lock(folder) as heartbeat:
-        if sweep_record.load(folder) != found.record:  # another command has run it since
-            found = results.find_results(sweep, folder)
-            unfinished, left = _find_unfinished(sweep, found, options)
-        if not left:
-            return _finish(found, console, retried=options.retry_failed)
-        _print_summary(sweep, found, left, console)
-        identity = (found.record and found.record.sweep_id) or secrets.token_hex(4)
-        with TrackerPool(
-            options.trackers, folder, identity, found.rows, console.print_note
-        ) as tracked:  # clients load beside this
-            prepared = _prepare(sweep, found, unfinished, left, console)
-            try:
-                paused = run_launch(sweep, prepared, found, options, console, tracked, heartbeat)
-            except (WorkError, OSError):
-                console.print_table(results.find_results(sweep, folder))
-                raise
-        found = results.find_results(sweep, folder)
-        results.prune_checkpoints(found)
-    return _finish(found, console, retried=options.retry_failed, pause_reason=paused)
-
-
-def _prepare(
-    sweep: Sweep, results: SweepRows, unfinished: list[TrialConfig], remaining: int, console: Console
-) -> PreparedInputs:
-    """What the trials share, and word of how much there is to train on.
-
-    Raises:
-        UserError: if a model or a dataset cannot be had, or the disk does not hold the checkpoints.
-    """
-    with console.show_spinner("loading torch and transformers"):
-        from raylm.tuning.prepare import prepare_inputs
-    wanted = _select_trials_to_prepare(sweep, results, unfinished)
-    prepared = prepare_inputs(wanted, results, console)
-    for (dataset, model), corpus in prepared.corpora.items():
-        sizes = [f"{name} {len(s.tokens):,} tokens, {s.num_words:,} words" for name, s in corpus.splits()]
-        console.print_note(f"{dataset} in {model}'s tokens: {'; '.join(sizes)}")
-    if sweep.search is None:
-        console.print_note(_format_work(unfinished, prepared))
-    _check_disk_space(unfinished or wanted, remaining, results.storage)
-    return prepared
-
-
-def _find_unfinished(sweep: Sweep, results: SweepRows, options: RunOptions) -> tuple[list[TrialConfig], int]:
-    """Return the trials that are to be run, and their number with those that a search has not suggested yet."""
-    retried = [FAILED] if options.retry_failed else []
-    unfinished = [row.config for row in results.rows if not row.is_finished or row.status in retried]
-    return unfinished, len(unfinished) + _count_unsuggested(sweep, results)
-
-
-def _count_unsuggested(sweep: Sweep, results: SweepRows) -> int:
-    """How many trials a search has not suggested yet."""
-    exhausted = results.record is not None and results.record.exhausted
-    return 0 if sweep.num_samples is None or exhausted else sweep.num_samples - len(results.rows)
-
-
-def _update_record(sweep: Sweep, results: SweepRows) -> None:
-    """Writes down what the sweep's rows are now, if fewer or in another order than before."""
-    trials = [row.config for row in results.rows]
-    if results.record is not None and sweep.search is None and results.record.trials != trials:
-        sweep_record.write(results.storage, replace(results.record, trials=trials))
-
-
-def _print_summary(sweep: Sweep, results: SweepRows, remaining: int, console: Console) -> None:
-    if sweep.search is None:
-        repeated = sweep.grid_size - len(results.rows)
-        again = f" ({repeated} more named twice)" if repeated else ""
-        console.print_note(
-            f"sweep {sweep.name}: {pluralize(len(results.rows), 'trial')}{again}, {remaining} to be done"
-        )
-    else:
-        trials = pluralize(sweep.num_samples or 0, "trial")
-        console.print_note(f"sweep {sweep.name}: {trials} by {sweep.search_name}, {remaining} to be done")
-
-
-def _select_trials_to_prepare(sweep: Sweep, results: SweepRows, unfinished: list[TrialConfig]) -> list[TrialConfig]:
-    """The trials to be run, those that they are compared with, and what stands for those that a search may suggest."""
-    if sweep.search is None:
-        return unfinished if sweep.scheduler != "asha" else [row.config for row in results.rows]
-    from raylm.tuning import search
-
-    return [*[row.config for row in results.rows], *search.representative_trials(sweep)]
+    options = RunOptions(retry_failed, max_concurrent, address, verbose)
+    return _Run(sweep, resolve_storage(sweep, storage), options, trackers or resolve(), Console(quiet=quiet)).execute()
 
 
 def resolve_storage(sweep: Sweep, uri: str | None) -> Storage:
-    """Where a sweep's results are: in the place that is given, else in the sweep's own, else in `$RAYLM_STORAGE`.
+    """Return the storage of a sweep's results folder: under the given URI, else as documented at `run`.
 
     Raises:
-        UserError: if that is no place for results.
+        UserError: if the URI names no usable storage.
     """
     given = os.environ.get("RAYLM_STORAGE")
-    named = open_first_given(("--storage", uri), ("storage", sweep.storage), ("RAYLM_STORAGE", given))
-    return (named or open_storage(DEFAULT_STORAGE)).subfolder(sweep.name)
+    parent = open_first_given(("--storage", uri), ("storage", sweep.storage), ("RAYLM_STORAGE", given))
+    return (parent or open_storage(DEFAULT_STORAGE)).subfolder(sweep.name)
 
 
-def _finish(
-    results: SweepRows, console: Console, *, retried: bool, pause_reason: PauseReason | None = None
-) -> RunResult:
-    """Shows the table, and writes the results' files where the rows have changed."""
-    console.print_table(results)
-    console.print_note(formats.format_summary(results))
-    for text in build_advice(results):
-        console.print_note(f"next: {text}")
-    if formats.write_tables(results) or "report.html" not in results.storage.list_entries(recursive=False):
-        with console.show_spinner("drawing the report"):
-            from raylm.report import html
+class _Run:
+    """One run of a sweep, with the phases as methods."""
 
-            html.write_html(results)
-    for place in formats.list_outputs(results):
-        console.print_note(place)
-    if pause_reason:
-        console.print_note(f"{pause_reason}: the same command goes on from here")
-    elif results.count(FAILED) and not retried:
-        console.print_note("--retry-failed begins the failed rows again")
-    return RunResult(Results.from_rows(results), pause_reason)
+    def __init__(
+        self, sweep: Sweep, storage: Storage, options: RunOptions, trackers: TrackerOptions, console: Console
+    ) -> None:
+        self._sweep, self._storage, self._options = sweep, storage, options
+        self._trackers, self._console = trackers, console
+        self._load(results_folder.find_results(sweep, storage))
+
+    def _load(self, results: SweepRows) -> None:
+        """Set the rows before the launch, and the trials that are left to run."""
+        retried = [FAILED] if self._options.retry_failed else []
+        self._results = results
+        self._unfinished = [row.config for row in results.rows if not row.is_finished or row.status in retried]
+        self._num_remaining = len(self._unfinished) + self._count_unsuggested()
+
+    def execute(self) -> RunResult:
+        """Run what is unfinished, then report."""
+        if not self._num_remaining:
+            self._update_record()
+            return self._report(None)
+        self._storage.create()
+        with lock(self._storage) as heartbeat:
+            if sweep_record.load(self._storage) != self._results.record:  # another command has run the sweep since
+                self._load(results_folder.find_results(self._sweep, self._storage))
+            if not self._num_remaining:
+                return self._report(None)
+            self._print_summary()
+            pause_reason = self._launch(heartbeat)
+            self._results = results_folder.find_results(self._sweep, self._storage)
+            results_folder.prune_checkpoints(self._results)
+        return self._report(pause_reason)
+
+    # ---- before the launch ----------------------------------------------------------------------------------------
+
+    def _count_unsuggested(self) -> int:
+        """Return the number of trials that a search has not suggested yet."""
+        if self._sweep.num_samples is None:
+            return 0
+        record = self._results.record
+        return 0 if record and record.exhausted else self._sweep.num_samples - len(self._results.rows)
+
+    def _update_record(self) -> None:
+        """Write the grid's current trials into sweep.json if it has others."""
+        record = self._results.record
+        trials = [row.config for row in self._results.rows]
+        if record is not None and self._sweep.search is None and record.trials != trials:
+            sweep_record.write(self._storage, replace(record, trials=trials))
+
+    def _print_summary(self) -> None:
+        sweep, remaining = self._sweep, f"{self._num_remaining:,} to be done"
+        if sweep.search is None:
+            num_trials = len(self._results.rows)
+            duplicates = sweep.grid_size - num_trials
+            note = f" ({pluralize(duplicates, 'duplicate')} removed)" if duplicates else ""
+            self._console.print_note(f"sweep {sweep.name}: {pluralize(num_trials, 'trial')}{note}, {remaining}")
+        else:
+            trials = pluralize(sweep.num_samples or 0, "trial")
+            self._console.print_note(f"sweep {sweep.name}: {trials} by {sweep.search_name}, {remaining}")
+
+    def _prepare(self) -> PreparedInputs:
+        """Return the inputs of the trials, and show how much there is to train on.
+
+        Raises:
+            UserError: if a model or a dataset is not available, or the disk cannot hold the checkpoints.
+        """
+        console = self._console
+        with console.show_spinner("loading torch and transformers"):
+            from raylm.tuning.prepare import prepare_inputs
+        trials = self._representative_trials()
+        prepared = prepare_inputs(trials, self._results, console.print_note, console.show_spinner)
+        for (dataset, model), corpus in prepared.corpora.items():
+            sizes = [f"{name} {len(s.tokens):,} tokens, {s.num_words:,} words" for name, s in corpus.splits()]
+            console.print_note(f"{dataset} in {model}'s tokens: {'; '.join(sizes)}")
+        if self._sweep.search is None:
+            console.print_note(_format_work(self._unfinished, prepared))
+        _check_disk_space(self._unfinished or trials, self._num_remaining, self._storage)
+        return prepared
+
+    def _representative_trials(self) -> list[TrialConfig]:
+        """Return the trials whose inputs are needed: also those compared with, and substitutes for suggestions."""
+        sweep, rows = self._sweep, self._results.rows
+        if sweep.search is None:
+            return self._unfinished if sweep.scheduler != "asha" else [row.config for row in rows]
+        from raylm.tuning import search
+
+        return [*[row.config for row in rows], *search.representative_trials(sweep)]
+
+    # ---- the launch -----------------------------------------------------------------------------------------------
+
+    def _launch(self, heartbeat: Heartbeat) -> PauseReason | None:
+        """Run the unfinished trials; return why they were paused, or None."""
+        console, record = self._console, self._results.record
+        sweep_id = (record and record.sweep_id) or secrets.token_hex(4)
+        with TrackerPool(self._trackers, self._storage, sweep_id, self._results.rows, console.print_note) as trackers:
+            prepared = self._prepare()  # tracker clients load meanwhile
+            try:
+                with console.show_spinner("starting Ray"):
+                    from raylm.tuning.launch import Launch
+                launch = Launch(self._sweep, prepared, self._results, self._options, sweep_id, console.print_note)
+                with launch.connect():
+                    with self._open_listeners(prepared, trackers, heartbeat) as listener:
+                        pause_reason = launch.run(listener)
+                    trackers.close()  # trackers finish while Ray stops
+            except (WorkError, OSError):
+                console.print_table(results_folder.find_results(self._sweep, self._storage))
+                raise
+        return pause_reason
+
+    @contextlib.contextmanager
+    def _open_listeners(
+        self, prepared: PreparedInputs, trackers: TrackerPool, heartbeat: Heartbeat
+    ) -> Iterator[TrialListener]:
+        """Yield the listeners of a launch; the monitor comes first, because the others read it."""
+
+        def estimate_flops(trial: TrialConfig) -> float:
+            return _estimate_flops(trial, prepared)
+
+        sweep, results = self._sweep, self._results
+        num_trials, retry_failed = sweep.num_samples or len(results.rows), self._options.retry_failed
+        monitor = SweepMonitor(sweep.name, results, num_trials, estimate_flops, retry_failed=retry_failed)
+        heartbeat.report(monitor.snapshot)
+        with self._console.show_progress(monitor) as view:
+            yield Listeners([monitor, view, trackers])
+
+    # ---- after the launch -----------------------------------------------------------------------------------------
+
+    def _report(self, pause_reason: PauseReason | None) -> RunResult:
+        """Show the table, and write the results' files if rows have changed."""
+        results, console = self._results, self._console
+        console.print_table(results)
+        console.print_note(formats.format_summary(results))
+        for text in build_advice(results):
+            console.print_note(f"next: {text}")
+        if formats.write_tables(results) or "report.html" not in results.storage.list_entries(recursive=False):
+            with console.show_spinner("drawing the report"):
+                from raylm.report import html
+
+                html.write_html(results)
+        for output in formats.list_outputs(results):
+            console.print_note(output)
+        if pause_reason:
+            console.print_note(f"{pause_reason}: run the same command to resume")
+        elif results.count(FAILED) and not self._options.retry_failed:
+            console.print_note("run with --retry-failed to run the failed rows again")
+        return RunResult(Results.from_rows(results), pause_reason)
 
 
-# ---- before any trial ---------------------------------------------------------------------------------------------
+def _check_disk_space(trials: Sequence[TrialConfig], num_remaining: int, storage: Storage) -> None:
+    """Check that the checkpoints fit: those kept of all trials, and one that is being written.
 
-
-def _check_disk_space(trials: Sequence[TrialConfig], remaining: int, storage: Storage) -> None:
-    """Checkpoints must fit: of each trial what is kept, and of one trial one being written there and one on its way.
+    Args:
+        trials: trials that will run, or that represent them.
 
     Raises:
-        UserError: if they do not.
+        UserError: if the storage or the temporary folder is too small.
     """
-    sizes = [one.checkpoint_bytes or 0 for one in (plan_trial(trial, 1) for trial in trials)]
+    sizes = [planned.checkpoint_bytes or 0 for planned in (plan.plan_trial(trial, 1) for trial in trials)]
     largest = max(sizes)
-    kept = sum(sizes) if remaining <= len(sizes) else largest * remaining
+    kept = sum(sizes) if num_remaining <= len(sizes) else largest * num_remaining
     temporary = Folder(Path(tempfile.gettempdir()))
-    for place, need, named_by in ((storage, kept + largest, "--storage"), (temporary, largest, "TMPDIR")):
-        free = place.free_bytes()
-        if free is not None and need > free:
+    for target, needed, setting in ((storage, kept + largest, "--storage"), (temporary, largest, "TMPDIR")):
+        free = target.free_bytes()
+        if free is not None and needed > free:
             raise UserError(
-                f"the checkpoints of {pluralize(remaining, 'trial')} need {need / GIB:.1f} GiB in {place.uri}, where "
-                f"{free / GIB:.1f} GiB are free; free some space, choose another place with {named_by}, "
-                "or run fewer trials"
+                f"the checkpoints of {pluralize(num_remaining, 'trial')} need {needed / GIB:.1f} GiB in {target.uri}, "
+                f"which has {free / GIB:.1f} GiB free; free some space, use another {setting}, or run fewer trials"
             )
 
 
 def _format_work(trials: Sequence[TrialConfig], prepared: PreparedInputs) -> str:
-    """What is going to run, in a line."""
+    """Return the training work of trials as one line."""
     sizes = [len(prepared.corpora[trial.dataset, trial.model].train.tokens) for trial in trials]
-    planned = [plan_trial(trial, size) for trial, size in zip(trials, sizes, strict=True)]
-    tokens, steps = sum(one.tokens for one in planned), sum(one.steps for one in planned)
+    planned = [plan.plan_trial(trial, size) for trial, size in zip(trials, sizes, strict=True)]
+    tokens, steps = sum(trial.tokens for trial in planned), sum(trial.steps for trial in planned)
     return f"to train on: {tokens:,} tokens in {steps:,} optimizer steps"
+
+
+def _estimate_flops(trial: TrialConfig, prepared: PreparedInputs) -> float:
+    """Return the training FLOPs of a trial: for a model of unknown shape those of gpt2, for unknown data 0."""
+    corpus = prepared.corpora.get((trial.dataset, trial.model))
+    planned = plan.plan_trial(trial, len(corpus.train.tokens)) if corpus else plan.plan_trials([trial])[0]
+    if planned is None:
+        return 0.0
+    return planned.flops or planned.tokens * MODELS["gpt2"].shape.training_flops_per_token(trial.context_length)

@@ -16,10 +16,9 @@ from unittest import mock
 from ray.cluster_utils import Cluster
 from s3 import set_environment
 
-from raylm import runner
+from raylm import run
 from raylm.config.sweep import Sweep
 from raylm.tuning import tuner
-from raylm.tuning.launch import RunOptions
 
 PROGRAMS = Path(__file__).parent / "programs"
 """Folder of the programs that tests start, and of the modules that trials import in tests."""
@@ -71,5 +70,5 @@ def run_on_cluster(sweep: Sweep, storage: Path, address: str, **options: Any) ->
         contextlib.redirect_stderr(output),
         mock.patch.object(tuner, "resolve_device", lambda resources: "cpu"),
     ):
-        result = runner.run(sweep, storage=str(storage), options=RunOptions(address=address, **options))
+        result = run(sweep, storage=str(storage), address=address, **options)
     return FinishedRun(result.exit_code, storage / sweep.name, output.getvalue())

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from raylm.config.trial import TrialConfig
 from raylm.results.progress import EvalMetrics, Progress
 from raylm.results.rows import DIVERGED, DONE, FAILED, INTERRUPTED, PENDING, STOPPED, Row, SavedCheckpoint
-from raylm.tuning.trial_queue import SuggestFn, TrialQueue
+from raylm.tuning.trial_queue import QueueHistory, SuggestFn, TrialQueue
 
 NUM_EVALUATIONS = 3
 NUM_TOKENS = 300
@@ -75,14 +75,12 @@ class SimulatedStorage:
 
         return TrialQueue(
             recording_suggest,
+            self,
             max_trials=max_trials,
             delay=delay,
-            load_row=self.load_row,
-            record_stop=self.record_stop,
             count_epoch_tokens=(lambda trial: NUM_TOKENS) if asha else None,
             retry_failed=retry_failed,
-            recorded_ids=self.recorded_ids,
-            failed_ids=self.failed_ids,
+            history=QueueHistory(self.recorded_ids, self.failed_ids),
         )
 
     def finish_trial(self, queue: TrialQueue, trial: TrialConfig) -> None:

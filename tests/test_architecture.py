@@ -167,7 +167,6 @@ LIGHT = [
     "raylm.monitor.console",
     "raylm.monitor.dashboard",
     "raylm.tuning.trial_queue",
-    "raylm.tuning.launch",
     "raylm.runner",
     "raylm.cli.app",
 ]

@@ -58,15 +58,17 @@ def run(
     with exit_codes():
         from raylm import runner
         from raylm.config.sweep_file import load_sweep
-        from raylm.monitor.console import Console
         from raylm.monitor.trackers.options import resolve
-        from raylm.tuning.launch import RunOptions
 
         outcome = runner.run(
             load_sweep(file, overrides or ()),
             storage=storage,
-            options=RunOptions(retry_failed, max_concurrent, address, verbose, resolve(wandb, mlflow, trackio)),
-            console=Console(quiet=quiet),
+            retry_failed=retry_failed,
+            max_concurrent=max_concurrent,
+            address=address,
+            trackers=resolve(wandb, mlflow, trackio),
+            quiet=quiet,
+            verbose=verbose,
         )
         raise typer.Exit(outcome.exit_code)
 
@@ -189,5 +191,5 @@ def _submit_job(
         arguments += [f"--set={override}" for override in overrides]
         arguments += [f"--{name}" for name, given in flags.items() if given]
         with Console().show_spinner("loading Ray"):
-            from raylm.tuning.submit import submit_job
+            from raylm.tuning.cluster import submit_job
         raise typer.Exit(submit_job(address, file, arguments, functools.partial(print, end="", flush=True)))

@@ -1,4 +1,4 @@
-"""Between Ray Tune and the line-up: the searcher that hands trials out, and who hears of them."""
+"""Tune callback of a launch, and the poller of running trials' steps."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +27,17 @@ from raylm.tuning.searcher import get_trial_config
 from raylm.tuning.trial_queue import TrialQueue
 
 ANSI_COLOR = re.compile(r"\x1b\[[0-9;]*m")
-"""What Ray puts into its errors for terminals."""
+"""Colors in Ray's error texts."""
 RAYLM_ERROR_PREFIX = re.compile(r"^raylm(\.\w+)+: ")
-"""The class of an error whose words say it all."""
+"""Class name in front of the text of a raylm error, which needs none."""
+MAX_REASON_CHARS = 500
 
 
 class LaunchCallback(tune.Callback):
-    """Tells the display what Tune does, storage how trials ended that have no finished checkpoint, and trials to pause.
+    """Tune callback that forwards events to a listener, records final statuses in storage, and pauses the launch.
 
-    A first SIGINT (Ctrl-C) or SIGTERM, a full disk and a used-up time budget have all running trials save themselves
-    and end; a second SIGINT ends the command at once.
+    A first SIGINT (Ctrl-C) or SIGTERM, a full disk and a used-up time budget pause it: running trials save a checkpoint
+    and end. A second SIGINT ends the command at once.
     """
 
     def __init__(
@@ -46,46 +47,47 @@ class LaunchCallback(tune.Callback):
         queue: TrialQueue,
         listener: TrialListener,
         coordinator: Any,
-        budget_seconds: float | None,
+        deadline: float | None,
     ) -> None:
-        self._storage, self._launch_name, self._queue, self._listener, self._coordinator = (
-            storage,
-            launch_name,
-            queue,
-            listener,
-            coordinator,
-        )
-        self._deadline = time.monotonic() + budget_seconds if budget_seconds else None
+        """Create the callback of one run of Tune.
+
+        Args:
+            launch_name: name of the run's folder in the results folder.
+            coordinator: handle of the `Coordinator` actor.
+            deadline: value of `time.monotonic()` at which the launch is paused; None: unlimited.
+        """
+        self._storage, self._launch_name, self._queue = storage, launch_name, queue
+        self._listener, self._coordinator, self._deadline = listener, coordinator, deadline
         self._tune_sigint_handler: Any = None
         self._pause_deadline: float | None = None
         self.running: dict[str, TrialConfig] = {}
         """Running trials, by run name."""
         self.pause_reason: PauseReason | None = None
-        """Why the launch was paused, if it was."""
+        """Reason for which the launch was paused; None if it was not."""
         self.deferred: dict[str, TrialConfig] = {}
-        """Trials that ran out of memory beside others, by run."""
+        """Trials that ran out of memory beside others, by run name."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """As the searcher's."""
+        """Return an empty state: Tune pickles its callbacks, but raylm never restores Tune's state."""
         return {}
 
-    # ---- what Tune tells ------------------------------------------------------------------------------------------
+    # ---- events of Tune -------------------------------------------------------------------------------------------
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Between any two events."""
+        """Install signal handlers, and pause or stop Tune if it is time to."""
         if self._tune_sigint_handler is None and threading.current_thread() is threading.main_thread():
             self._tune_sigint_handler = signal.signal(signal.SIGINT, self._on_signal)
             signal.signal(signal.SIGTERM, self._on_signal)
         if self._deadline and time.monotonic() > self._deadline:
             self.pause(PauseReason.BUDGET_USED)
         if self.deferred and not self.running and not self._queue.all_dispatched:
-            self._tune_sigint_handler(signal.SIGINT, None)  # what is left waits for those that were set aside
+            self._tune_sigint_handler(signal.SIGINT, None)  # the other trials wait for results of deferred ones
         if self._pause_deadline and (not self.running or time.monotonic() > self._pause_deadline):
             self._pause_deadline = None
-            self._tune_sigint_handler(signal.SIGINT, None)  # Tune stops what is left
+            self._tune_sigint_handler(signal.SIGINT, None)  # Tune stops the trials that still run
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """A trial got its resources."""
+        """Handle the start of a trial, an attempt of it."""
         config = get_trial_config(trial)
         if not self.pause_reason:
             self.running[config.run_name] = config
@@ -94,7 +96,7 @@ class LaunchCallback(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        """A trial reported an evaluation, a checkpoint on its way, or why it cannot go on."""
+        """Handle a report of a trial: an evaluation, a checkpoint between evaluations, or the reason for its end."""
         if "val_loss" in result:
             self._listener.on_evaluate(get_trial_config(trial), result)
         elif "memory" in result:
@@ -104,13 +106,13 @@ class LaunchCallback(tune.Callback):
             self.pause(PauseReason.DISK_FULL, f" ({result['detail']})")
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """A trial failed and is started again."""
+        """Handle a failed attempt that Tune follows with another."""
         config, reason = get_trial_config(trial), read_failure_reason(trial)
         self._coordinator.record_restart.remote(config.run_name, reason)
         self._listener.on_retry(config, reason)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """A trial's function returned, or a scheduler stopped it."""
+        """Handle the return of a trial's function, or its stop by a scheduler."""
         config, last = get_trial_config(trial), trial.last_result or {}
         row = load_row(self._storage, config)
         if "reason" in last:
@@ -127,7 +129,7 @@ class LaunchCallback(tune.Callback):
             self._finish_trial(config, STOPPED, reason)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """A trial failed for the last time."""
+        """Handle the last failed attempt of a trial."""
         self._finish_trial(get_trial_config(trial), FAILED, read_failure_reason(trial))
 
     def _finish_trial(self, config: TrialConfig, status: str, reason: str) -> None:
@@ -138,17 +140,26 @@ class LaunchCallback(tune.Callback):
         self._listener.on_trial_end(config, status, reason)
 
     def handle_out_of_memory(self, exclusive: bool) -> None:
-        """Ray's own monitor ended a process, and Tune with it: whichever it was, it was one of those that ran."""
-        for run, config in list(self.running.items()):
+        """Defer or fail the running trials after Ray's memory monitor killed a process of one of them, and Tune failed.
+
+        Args:
+            exclusive: whether trials run one at a time: the running trial has failed then.
+        """
+        for run_name, config in list(self.running.items()):
             if exclusive:
                 self._finish_trial(config, FAILED, "out of memory, alone on its machine")
             else:
-                self.deferred[run] = config
+                self.deferred[run_name] = self.running.pop(run_name)
+                self._listener.on_trial_end(config, DEFERRED, "out of memory")
 
     # ---- pausing --------------------------------------------------------------------------------------------------
 
     def pause(self, reason: PauseReason, detail: str = "") -> None:
-        """Has all running trials save themselves and end, and no other begin."""
+        """Pause the launch: running trials save a checkpoint and end, no other trial starts.
+
+        Args:
+            detail: added to the reason shown to the user.
+        """
         if not self.pause_reason:
             self.pause_reason = reason
             self._pause_deadline = time.monotonic() + PAUSE_TIMEOUT_SECONDS
@@ -157,26 +168,41 @@ class LaunchCallback(tune.Callback):
 
     def _on_signal(self, number: int, frame: Any) -> None:
         if self.pause_reason and number == signal.SIGINT:
-            for process in psutil.Process().children(recursive=True):  # Ray, where this command has started it
-                with contextlib.suppress(psutil.Error):  # it has just ended
+            for process in psutil.Process().children(recursive=True):  # Ray's, if this command started it
+                with contextlib.suppress(psutil.Error):  # the process has just ended
                     process.kill()
             os._exit(130)
         self.pause(PauseReason.INTERRUPTED)
 
 
 def read_failure_reason(trial: Trial) -> str:
-    """What a trial failed of the last time, in a line, from the file in which Tune notes it at once."""
+    """Return the reason for a trial's last failure, one line, from the error file that Tune writes."""
     path = Path(trial.error_file or "")
-    noted = path.read_text(encoding="utf-8").rsplit("Failure #", 1)[-1] if path.is_file() else ""
-    lines = [line.strip() for line in ANSI_COLOR.sub("", noted).splitlines()[1:] if line.strip()]
+    last_failure = path.read_text(encoding="utf-8").rsplit("Failure #", 1)[-1] if path.is_file() else ""
+    lines = [line.strip() for line in ANSI_COLOR.sub("", last_failure).splitlines()[1:] if line.strip()]
     if not lines:
-        return "for a reason that Ray does not tell"
-    raised = any(line.startswith(("Traceback", "ray::")) for line in lines)
-    return RAYLM_ERROR_PREFIX.sub("", lines[-1] if raised else lines[0])[:500]
+        return "unknown error (Ray gave no details)"
+    has_traceback = any(line.startswith(("Traceback", "ray::")) for line in lines)
+    return RAYLM_ERROR_PREFIX.sub("", lines[-1] if has_traceback else lines[0])[:MAX_REASON_CHARS]
+
+
+@contextlib.contextmanager
+def restore_signal_handlers() -> Iterator[None]:
+    """Restore the handlers of SIGINT and SIGTERM that Tune and `LaunchCallback` replace."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 class StepPoller:
-    """While it is entered, the steps of running trials are brought to the display by a thread of its own."""
+    """Thread that passes the steps of running trials to a listener. Used as a context."""
 
     POLL_SECONDS = 0.5
 
@@ -197,7 +223,7 @@ class StepPoller:
             try:
                 steps = ray.get(self._coordinator.get_steps.remote(), timeout=10)
             except (ray.exceptions.RayError, TimeoutError):
-                continue  # no display is worth a trial; the next look may succeed
+                continue  # the next poll may succeed; progress is not worth failing a launch
             for run_name, step in steps.items():
                 if trial := self._running.get(run_name):
                     self._listener.on_step(trial, step)

@@ -1,34 +1,34 @@
-"""What running trials and the driver tell each other: through one actor, without waiting for each other."""
+"""Coordinator actor: steps, errors and commands exchanged between running trials and the driver."""
 
 from __future__ import annotations
 
 import enum
 import time
 
-from ray._private.state import state as ray_state
-
 from raylm.results.progress import MicroBatching, StepMetrics
+from raylm.tuning import ray_private
 
 REPORT_SECONDS = 0.5
-"""Time between two words to the driver on how far a trial is."""
+"""Time between two reports of a trial's step."""
 CHECKPOINT_SECONDS = 600
-"""A trial is saved this often at least: what the loss of its machine can cost."""
+"""Maximum time between two checkpoints of a trial, which is the time that the loss of its machine can cost."""
 POLL_SECONDS = 1.0
-"""Time between two questions to Ray, which nodes are about to leave."""
+"""Minimum time between two queries of the nodes that are about to leave the cluster."""
 
 
 class Command(enum.Enum):
-    """What a running trial is told to do."""
+    """Command to a running trial."""
 
     CONTINUE = enum.auto()
     PAUSE = enum.auto()
-    """Save itself and end."""
+    """Save a checkpoint and end."""
     MIGRATE = enum.auto()
-    """Save itself and go on elsewhere: its node is about to leave the cluster, as a spot machine after its notice."""
+    """Save a checkpoint and resume on another node: this one is about to leave, such as a spot machine after its
+    notice."""
 
 
 class Coordinator:
-    """What running trials and the driver tell each other. Runs as an actor without a share of a CPU."""
+    """State shared by running trials and the driver. Runs as an actor that takes no CPU."""
 
     def __init__(self) -> None:
         self._draining_nodes: set[str] = set()
@@ -41,54 +41,59 @@ class Coordinator:
         self._restart_reasons: dict[str, str] = {}
 
     def report_step(self, run_name: str, node_id: str, step: StepMetrics) -> Command:
-        """Takes down how far a run is; says what a run on this node is to do."""
+        """Record the latest step of a run; return the command for runs on its node."""
         self._steps[run_name] = step
         return self.get_command(node_id)
 
     def get_command(self, node_id: str) -> Command:
-        """What runs on a node are to do."""
+        """Return the command for runs on a node."""
         if self._paused:
             return Command.PAUSE
         if time.monotonic() - self._last_poll > POLL_SECONDS:
-            self._draining_nodes, self._last_poll = set(ray_state.get_draining_nodes()), time.monotonic()
+            self._draining_nodes, self._last_poll = ray_private.draining_node_ids(), time.monotonic()
         return Command.MIGRATE if node_id in self._draining_nodes else Command.CONTINUE
 
     def get_steps(self) -> dict[str, StepMetrics]:
-        """How each run is going."""
+        """Return the latest step of each run, by run name."""
         return self._steps
 
     def record_error(self, run_name: str, message: str) -> int:
-        """Takes down an error of a run; says how many it has had in this launch."""
+        """Record an error of a run; return its number of errors in this launch."""
         self._errors.setdefault(run_name, []).append(message)
         return len(self._errors[run_name])
 
     def get_errors(self, run_name: str) -> list[str]:
-        """What was taken down of a run's errors."""
+        """Return the errors of a run in this launch, oldest first."""
         return self._errors.get(run_name, [])
 
     def record_restart(self, run_name: str, reason: str) -> None:
-        """Takes down why a run is started again; how far it was is no longer so."""
+        """Record the reason for a run's restart, and forget its latest step."""
         self._restart_reasons[run_name] = reason
         self._steps.pop(run_name, None)
 
     def get_restart_reason(self, run_name: str) -> str:
-        """What was taken down of that; nothing where it begins for the first time."""
+        """Return the reason for a run's last restart, or an empty string if it was not restarted."""
         return self._restart_reasons.get(run_name, "")
 
     def record_memory_error(self, run_name: str, message: str) -> None:
-        """Takes down that a run takes more than its part while memory is short; nothing: that it has ended well."""
+        """Record that a run exceeds its share of memory while memory is short; an empty message clears it."""
         self._memory_errors[run_name] = message
 
     def get_memory_error(self, run_name: str) -> str:
-        """What was taken down of a run's memory: of one that begins again, why it ended."""
+        """Return the memory error of a run's last attempt, or an empty string."""
         return self._memory_errors.get(run_name, "")
 
     def micro_batching_limit(self, shape: str, micro_batching: MicroBatching | None = None) -> MicroBatching | None:
-        """What trials of a shape have run out of memory above, taking down another of them if there is one."""
+        """Return the largest micro-batching for trials of a shape, or None if none ran out of memory.
+
+        Args:
+            shape: key of trials with equal memory needs.
+            micro_batching: micro-batching that a trial fell back to; None: no new limit.
+        """
         if micro_batching is not None:
             self._limits[shape] = micro_batching.clamp(self._limits.get(shape))
         return self._limits.get(shape)
 
     def pause_all(self) -> None:
-        """Has all runs save themselves and end."""
+        """Command all runs to save a checkpoint and end."""
         self._paused = True

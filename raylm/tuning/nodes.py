@@ -1,4 +1,4 @@
-"""Functions run on every node of the cluster."""
+"""Functions run on every node of the cluster, such as the check that each node can use the storage."""
 
 from __future__ import annotations
 
@@ -9,59 +9,83 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raylm.errors import UserError
+from raylm.errors import UserError, WorkError
 from raylm.results.storage import STORAGE_HINT, Storage
-from raylm.tuning.cluster import (
-    NODE_TIMEOUT_SECONDS,
-    STORAGE_CHECK_FOLDER,
-    _check_storage_on_node,
-    _get_result,
-    list_alive_nodes,
-)
+from raylm.tuning.cluster import list_alive_nodes
 
-# ---- the storage, seen from the nodes -----------------------------------------------------------------------------
+NODE_TIMEOUT_SECONDS = 60.0
+"""Time limit of a function on a node, including the start of its process."""
+CHECK_FOLDER = ".seen"
+"""Folder of the files that a storage check writes."""
 
 
 def check_storage(storage: Storage) -> None:
-    """Has each node read what was written here, write, and remove it again.
+    """Check that every node can read what this machine wrote to the storage, and the reverse.
 
     Raises:
-        UserError: naming the nodes that cannot.
+        UserError: if a node cannot; the error names all such nodes.
     """
     problems = find_storage_problems(storage)
     if problems:
         lines = "; ".join(f"{host}: {problem}" for host, problem in sorted(problems.items()))
         raise UserError(
-            f"the storage {storage.uri} must be seen by every node of the cluster, and is not: {lines}; "
-            f"take a bucket or a folder that they share: {STORAGE_HINT}"
+            f"every node of the cluster must be able to use the storage {storage.uri}, but: {lines}; "
+            f"use a bucket or a shared folder: {STORAGE_HINT}"
         )
 
 
 def find_storage_problems(storage: Storage) -> dict[str, str]:
-    """What is wrong with the storage, by the name of the node that it is seen from; this machine is not asked."""
-    here, word = ray.get_runtime_context().get_node_id(), secrets.token_hex(8)
-    others = [node for node in list_alive_nodes() if node["NodeID"] != here]
+    """Return the storage problems of all nodes but this machine, by host name; empty if there are none."""
+    driver_node, nonce = ray.get_runtime_context().get_node_id(), secrets.token_hex(8)
+    others = [node for node in list_alive_nodes() if node["NodeID"] != driver_node]
     if not others:
         return {}
-    storage.write(f"{STORAGE_CHECK_FOLDER}/{word}", word)
+    storage.write(f"{CHECK_FOLDER}/{nonce}", nonce)
     try:
-        problems = run_on_nodes(others, _check_storage_on_node, storage, word)
+        problems = run_on_nodes(others, _check_on_node, storage, nonce)
         for node in others:
-            if not problems[node["NodeID"]] and not storage.has_text(f"{STORAGE_CHECK_FOLDER}/{node['NodeID']}", word):
-                problems[node["NodeID"]] = "what was written there is not here"
+            if not problems[node["NodeID"]] and not storage.has_text(f"{CHECK_FOLDER}/{node['NodeID']}", nonce):
+                problems[node["NodeID"]] = "a file written there is not visible here"
     finally:
-        storage.remove(STORAGE_CHECK_FOLDER)
+        storage.remove(CHECK_FOLDER)
     return {node["NodeManagerHostname"]: problem for node in others if (problem := str(problems[node["NodeID"]]))}
+
+
+def _check_on_node(storage: Storage, nonce: str) -> str:
+    """Return the storage problem of the node that this runs on, or an empty string; writes a file for the driver."""
+    storage = storage.without_retries()
+    try:
+        if storage.read(f"{CHECK_FOLDER}/{nonce}") != nonce:
+            return "a different file has the same name there"
+        storage.write(f"{CHECK_FOLDER}/{ray.get_runtime_context().get_node_id()}", nonce)
+    except FileNotFoundError:
+        return "a file written here is not visible there"
+    except OSError as error:
+        return storage.describe_error(error)
+    return ""
 
 
 def run_on_nodes(
     target_nodes: Sequence[Mapping[str, Any]], function: Callable[..., Any], *arguments: Any
 ) -> dict[str, Any]:
-    """What a function returns on each of these nodes, by the node's id; an error where it raises or does not end."""
-    asked = {}
+    """Run a function on each of these nodes.
+
+    Returns:
+        Results by node id; a `WorkError` for a node on which it raised or did not return in `NODE_TIMEOUT_SECONDS`.
+    """
+    results = {}
     for node in target_nodes:
-        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        remote = ray.remote(num_cpus=0, max_retries=1)(function).options(scheduling_strategy=there)
-        asked[node["NodeID"]] = remote.remote(*arguments)
-    ray.wait(list(asked.values()), num_returns=len(asked), timeout=NODE_TIMEOUT_SECONDS)
-    return {node: _get_result(reference) for node, reference in asked.items()}
+        on_node = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        remote = ray.remote(num_cpus=0, max_retries=1)(function).options(scheduling_strategy=on_node)
+        results[node["NodeID"]] = remote.remote(*arguments)
+    ray.wait(list(results.values()), num_returns=len(results), timeout=NODE_TIMEOUT_SECONDS)
+    return {node_id: _get_result(reference) for node_id, reference in results.items()}
+
+
+def _get_result(object_ref: Any) -> Any:
+    try:
+        return ray.get(object_ref, timeout=1)
+    except ray.exceptions.GetTimeoutError:
+        return WorkError(f"no answer within {NODE_TIMEOUT_SECONDS:.0f} s")
+    except ray.exceptions.RayError as error:
+        return WorkError(str(error).strip().splitlines()[-1])

@@ -1,4 +1,4 @@
-"""What the trials of a launch share, found and made once: the models' files, the datasets as tokens."""
+"""Inputs shared by the trials of a launch, prepared once: model files, tokenised datasets, launch settings."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ import numpy.typing as npt
 
 from raylm.config.catalog import ModelShape
 from raylm.config.trial import TrialConfig
-from raylm.data import cache, hub
+from raylm.data import cache, hub, preparation
 from raylm.data.corpus import Corpus
-from raylm.data.preparation import prepare as data_prepare
 from raylm.errors import UserError
-from raylm.monitor.console import Console
+from raylm.events import Notify, ShowProgress
 from raylm.planning.devices import Device
 from raylm.planning.throughput import gpu_fraction
-from raylm.results.rows import FAILED, Results
+from raylm.results.rows import FAILED, SweepRows
 from raylm.results.storage import Storage
 from raylm.results.sweep_record import DataRecord, ModelRecord
 from raylm.training import models
@@ -28,12 +27,14 @@ from raylm.training.models import ModelSource
 
 @dataclass(frozen=True)
 class PreparedInputs:
-    """All that trials need besides a device."""
+    """Datasets and models of a launch's trials."""
 
     corpora: Mapping[tuple[str, str], Corpus]
-    """By (dataset, model)."""
+    """Corpora by (dataset, model)."""
     sources: Mapping[tuple[str, bool], ModelSource]
-    """By (model, pretrained)."""
+    """Models by (model, pretrained)."""
+    shapes: Mapping[tuple[str, bool], ModelShape | None]
+    """Model shapes by (model, pretrained); None for a model whose config.json does not have the numbers."""
 
     def data_records(self) -> list[DataRecord]:
         """Return the corpora as they are recorded in sweep.json."""
@@ -56,134 +57,151 @@ class PreparedInputs:
         return [ModelRecord(model, pretrained, source.revision) for (model, pretrained), source in self.sources.items()]
 
 
-def prepare_inputs(trials: Sequence[TrialConfig], existing_results: Results, console: Console) -> PreparedInputs:
-    """Fetches each model and tokenises each dataset of these trials.
+def prepare_inputs(
+    trials: Sequence[TrialConfig], results: SweepRows, notify: Notify, show_progress: ShowProgress
+) -> PreparedInputs:
+    """Fetch the models and tokenise the datasets of trials.
 
     Args:
-        trials: what is going to run, or what stands for it.
-        found: how the sweep stands, to compare data and weights with those that its rows come from.
-        screen: told what takes long.
+        trials: trials that will run, or that represent those that a search may suggest.
+        results: rows of the sweep; their data and weights must be those of the new trials.
+        notify: shows a note to the user.
+        show_progress: shows the current work to the user.
 
     Raises:
-        UserError: if something cannot be had, or does not fit a trial.
+        UserError: if a model or dataset is not available, does not fit a trial, or changed since an earlier launch.
     """
     sources: dict[tuple[str, bool], ModelSource] = {}
+    shapes: dict[tuple[str, bool], ModelShape | None] = {}
     corpora: dict[tuple[str, str], Corpus] = {}
     for trial in trials:
-        model, spoken = (trial.model, trial.pretrained), (trial.dataset, trial.model)
-        if model not in sources:
-            with console.show_spinner(f"finding model {trial.model}"):
-                sources[model] = models.resolve_model(trial.model, pretrained=trial.pretrained)
-        if spoken not in corpora:
-            with console.show_spinner(f"preparing dataset {trial.dataset} for {trial.model}"):
-                corpora[spoken] = data_prepare(trial.dataset, sources[model].fetch_files(), trial.model)
-            if np.array_equal(corpora[spoken].train.tokens, corpora[spoken].validation.tokens):
-                console.print_note(f"warning: {trial.dataset} is validated on the text that it is trained on")
-        _check_trial_fits(trial, sources[model], corpora[spoken])
-    prepared = PreparedInputs(corpora, sources)
-    _check_inputs_unchanged(existing_results, prepared)
+        model_key, corpus_key = (trial.model, trial.pretrained), (trial.dataset, trial.model)
+        if model_key not in sources:
+            with show_progress(f"finding model {trial.model}"):
+                sources[model_key] = models.resolve_model(trial.model, pretrained=trial.pretrained)
+                shapes[model_key] = models.load_shape(sources[model_key])
+        if corpus_key not in corpora:
+            with show_progress(f"preparing dataset {trial.dataset} for {trial.model}"):
+                files = sources[model_key].fetch_files()
+                corpora[corpus_key] = preparation.prepare(trial.dataset, files, trial.model)
+            if np.array_equal(corpora[corpus_key].train.tokens, corpora[corpus_key].validation.tokens):
+                notify(f"warning: {trial.dataset} is validated on its training text")
+        _check_trial_fits(trial, shapes[model_key], corpora[corpus_key])
+    prepared = PreparedInputs(corpora, sources, shapes)
+    _check_inputs_unchanged(results, prepared)
     return prepared
 
 
-def _check_trial_fits(trial: TrialConfig, source: ModelSource, corpus: Corpus) -> None:
-    """A window must fit into the model, and the train split must fill at least one."""
-    shape = models.load_shape(source)
+def _check_trial_fits(trial: TrialConfig, shape: ModelShape | None, corpus: Corpus) -> None:
+    """Check that the model takes the context length, and that the train split fills at least one window.
+
+    Raises:
+        UserError: if one of these does not hold.
+    """
     if shape is not None and trial.context_length > shape.max_positions:
-        what = f"{trial.model} takes at most {shape.max_positions} tokens"
-        raise UserError(f"context_length: got {trial.context_length}; {what}")
-    tokens, needed = len(corpus.train.tokens[: trial.max_train_tokens]), trial.context_length - 1
-    if tokens < needed:
+        limit = f"{trial.model} takes at most {shape.max_positions} tokens"
+        raise UserError(f"context_length: got {trial.context_length}; {limit}")
+    num_tokens, needed = len(corpus.train.tokens[: trial.max_train_tokens]), trial.context_length - 1
+    if num_tokens < needed:
         raise UserError(
-            f"{trial.dataset} gives {tokens:,} tokens to train on; context_length {trial.context_length} "
+            f"{trial.dataset} has {num_tokens:,} training tokens; context_length {trial.context_length} "
             f"needs at least {needed:,} for one window"
         )
 
 
-def _check_inputs_unchanged(existing_results: Results, prepared: PreparedInputs) -> None:
-    """Rows on changed data or weights must not stand beside rows on the old.
+def _check_inputs_unchanged(results: SweepRows, prepared: PreparedInputs) -> None:
+    """Check that data and weights are those of earlier launches, so that all rows are comparable.
 
-    A model all of whose rows have failed may be another now: they may have failed because of its files.
+    Weights of a model may change if all its rows failed before their first checkpoint: its files may be the cause.
+
+    Raises:
+        UserError: if any has changed.
     """
-    for launch in existing_results.launches:
-        corpora = {(data.dataset, data.model): data.fingerprint for data in launch.data if data.fingerprint}
-        models = {(model.model, model.pretrained): model.revision for model in launch.models}
+    for launch in results.launches:
+        fingerprints = {(data.dataset, data.model): data.fingerprint for data in launch.data if data.fingerprint}
+        revisions = {(model.model, model.pretrained): model.revision for model in launch.models}
         changed = [
             f"the text or the tokenizer of {dataset} with {model}"
             for (dataset, model), corpus in prepared.corpora.items()
-            if corpora.get((dataset, model), corpus.fingerprint) != corpus.fingerprint
+            if fingerprints.get((dataset, model), corpus.fingerprint) != corpus.fingerprint
         ]
         changed += [
             f"the files of {model}"
             for (model, pretrained), source in prepared.sources.items()
-            if models.get((model, pretrained), source.revision) != source.revision
-            and not _all_trials_failed(model, pretrained, existing_results)
+            if revisions.get((model, pretrained), source.revision) != source.revision
+            and not _all_trials_failed(model, pretrained, results)
         ]
         if changed:
-            what = f"{' and '.join(changed)} has changed since launch {launch.number} of this sweep"
-            advice = "give the sweep another name, or choose another place with --storage"
-            raise UserError(f"{what}: its rows could not be compared; {advice}")
+            subject = f"{' and '.join(changed)} has changed since launch {launch.number} of this sweep"
+            advice = "give the sweep another name, or use another --storage"
+            raise UserError(f"{subject}: its rows would not be comparable; {advice}")
 
 
-def _all_trials_failed(model: str, pretrained: bool, existing_results: Results) -> bool:
-    """Whether all rows of a model have failed before their first checkpoint."""
-    rows = [row for row in existing_results.rows if (row.config.model, row.config.pretrained) == (model, pretrained)]
+def _all_trials_failed(model: str, pretrained: bool, results: SweepRows) -> bool:
+    """Return whether all rows of a model failed before their first checkpoint."""
+    rows = [row for row in results.rows if (row.config.model, row.config.pretrained) == (model, pretrained)]
     return bool(rows) and all(row.status == FAILED and row.latest_checkpoint is None for row in rows)
 
 
 @dataclass(frozen=True)
 class LaunchContext:
-    """What all trials of a launch share."""
+    """Settings and inputs shared by all trials of a launch, sent to their processes."""
 
     storage: Storage
-    """The sweep's results folder."""
+    """Results folder of the sweep."""
     launch_name: str
-    """The name of this launch's folder in it."""
+    """Name of the launch's folder in it."""
     corpora: Mapping[tuple[str, str], Any]
-    """Ray reference to the corpus of (dataset, model): each node holds one copy, which its trials share."""
-    sources: Mapping[tuple[str, bool], models.ModelSource]
-    """The model of (name, pretrained)."""
+    """Ray references to corpora by (dataset, model): each node holds one copy, which its trials share."""
+    sources: Mapping[tuple[str, bool], ModelSource]
+    """Models by (model, pretrained)."""
     shapes: Mapping[tuple[str, bool], ModelShape | None]
-    """What its costs follow from, read where its files are: other nodes may not have them."""
+    """Model shapes by (model, pretrained), read on the driver: other nodes may lack the files."""
     driver_node_id: str
-    """The node that the sources were found on."""
+    """Node that the sources were resolved on."""
     packed_models: Mapping[tuple[str, bool], Any]
-    """Ray reference to the files of those in a local folder, for the other nodes."""
+    """Ray references to the files of models in local folders, for the other nodes."""
     precision: str
+    """`float32` or `bfloat16`; `auto` only for GPUs of unknown type (`tuner.resolve_precision`)."""
     device: str
     """`cpu` or `cuda`."""
     world_size: int
-    """Processes that train a trial."""
+    """Number of processes that train a trial."""
     gpus_per_rank: float
-    """Per process: one, a fraction of one, or none."""
+    """GPUs of each of these processes: 1, a fraction, or 0."""
     shareable_devices: Sequence[tuple[Device, int]]
-    """GPUs that trials share where it pays, each with the number of trials that may; none where they do not."""
+    """GPUs that trials may share, each with the maximum number of trials; empty: trials do not share."""
     threads_per_rank: int
-    """Per process."""
+    """CPU threads of each process."""
     memory_fraction: float
-    """A process's part of its machine's memory."""
+    """Fraction of its machine's memory for each process."""
     max_failures: int
-    """Errors of a trial after which it is given up."""
+    """Errors of a trial that are retried; one more and it has failed."""
     exclusive: bool
-    """Whether trials run one at a time, because they have run out of memory before."""
+    """Whether trials run one at a time, because they ran out of memory before."""
     coordinator: Any
-    """Actor between the trials and the driver."""
+    """Handle of the `Coordinator` actor."""
 
     def gpu_fraction(self, trial: TrialConfig) -> float:
-        """A trial's share of a GPU that it may share."""
+        """Return the fraction of a GPU that a trial takes, 1 if it does not share one."""
         return gpu_fraction(self.shareable_devices, self.shapes[trial.model, trial.pretrained], trial, self.precision)
 
     def for_trial(self, trial: TrialConfig) -> LaunchContext:
-        """As it holds for one trial."""
-        own = self.gpu_fraction(trial)
-        return replace(self, gpus_per_rank=self.gpus_per_rank * own, memory_fraction=self.memory_fraction * own)
+        """Return this context with the GPU and memory fractions of one trial."""
+        fraction = self.gpu_fraction(trial)
+        return replace(
+            self, gpus_per_rank=self.gpus_per_rank * fraction, memory_fraction=self.memory_fraction * fraction
+        )
 
+
+# ---- models in local folders --------------------------------------------------------------------------------------
 
 PackedModel = Mapping[str, npt.NDArray[np.uint8]]
-"""The bytes of a model's files by name, as arrays, which Ray's object store gives to a process without a copy."""
+"""Bytes of a model's files by name, as arrays, which Ray's object store hands to a process without a copy."""
 
 
 def ship_model(source: ModelSource) -> PackedModel | None:
-    """The files of a model in a local folder; None where each machine fetches it, or it has none."""
+    """Return the files of a model in a local folder; None if each machine can fetch it, or it has no files."""
     if source.folder is None or source.hub_id is not None:
         return None
     files = hub.list_model_files(Path(source.folder), include_weights=source.pretrained)
@@ -191,11 +209,11 @@ def ship_model(source: ModelSource) -> PackedModel | None:
 
 
 def receive_model(source: ModelSource, packed: PackedModel) -> ModelSource:
-    """The model with its files in this machine's cache, written there unless another trial has done so."""
+    """Return a model with its files in this machine's cache; write them unless another trial has done so."""
 
     def write_files(cache_dir: Path) -> None:
         for name, content in packed.items():
             content.tofile(cache_dir / name)
 
-    assert source.revision is not None, "a model in a local folder has one"
+    assert source.revision is not None, "a model in a local folder has a revision"
     return replace(source, folder=str(cache.get_or_build("models", source.revision, write_files)))

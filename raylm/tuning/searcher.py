@@ -16,61 +16,72 @@ from raylm.tuning.trial_queue import TrialQueue
 
 
 def get_trial_config(trial: Trial) -> TrialConfig:
-    """The trial that Tune runs, as raylm knows it."""
+    """Return the config of a trial of Tune."""
     return TrialConfig.from_record(trial.config)
 
 
 class QueueSearcher(Searcher):
-    """Hands Tune the trials of a line-up."""
+    """Tune searcher that returns the trials of a queue."""
 
     def __init__(self, queue: TrialQueue, on_change: Callable[[], None]) -> None:
+        """Create the searcher.
+
+        Args:
+            on_change: called when trials were added to the queue, and when all of them have been returned.
+        """
         super().__init__()
-        self._queue = queue
-        self._on_change = on_change
+        self._queue, self._on_change = queue, on_change
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles its searcher into its state, which raylm never goes on from."""
+        """Return an empty state: Tune pickles its searcher, but raylm never restores Tune's state."""
         return {}
 
     def set_search_properties(self, metric: Any, mode: Any, config: Any, **spec: Any) -> bool:
-        """Nothing of Tune's own is searched."""
+        """Return True: the queue needs no metric, mode or space of Tune's."""
         return True
 
     def suggest(self, trial_id: str) -> Any:
-        """The next trial's config; None: not before another has ended."""
-        proposed = len(self._queue.trials)
+        """Return the next trial's config, `FINISHED`, or None if another trial has to end first."""
+        num_suggested = len(self._queue.trials)
         trial = self._queue.next_trial()
-        if len(self._queue.trials) > proposed or self._queue.all_dispatched:
+        if len(self._queue.trials) > num_suggested or self._queue.all_dispatched:
             self._on_change()
         if trial is not None:
             return trial.as_dict()
         return Searcher.FINISHED if self._queue.all_dispatched else None
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-        """The callback is told more."""
+        """No-op; the callback handles completion."""
 
     def save(self, checkpoint_path: str) -> None:
-        """There is nothing to save: the line-up follows from the rows."""
+        """No-op; the queue is rebuilt from the rows in storage."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """See `save`."""
+        """No-op; see `save`."""
 
 
 class QueueScheduler(FIFOScheduler):
-    """Stops the trials that the line-up finds beyond their limits."""
+    """Tune scheduler that stops trials early by the queue's limits (ASHA)."""
 
     def __init__(self, queue: TrialQueue, storage: Storage) -> None:
         super().__init__()
         self._queue, self._storage = queue, storage
 
     def __getstate__(self) -> dict[str, Any]:
-        """As the searcher's."""
+        """Return an empty state, as `QueueSearcher` does."""
         return {}
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """Whether a trial goes on, as its checkpoint in storage tells."""
+        """Return `CONTINUE` or `STOP`, by the evaluations in the trial's latest checkpoint in storage."""
         if "val_loss" not in result or result.get("diverged"):
             return str(TrialScheduler.CONTINUE)
         config = get_trial_config(trial)
-        beyond = self._queue.find_stop_reason(config, load_row(self._storage, config))
-        return str(TrialScheduler.STOP if beyond else TrialScheduler.CONTINUE)
+        reason = self._queue.find_stop_reason(config, load_row(self._storage, config))
+        return str(TrialScheduler.STOP if reason else TrialScheduler.CONTINUE)
+
+
+def default_metric(scheduler: Any) -> dict[str, str]:
+    """Return metric and mode for a scheduler of Ray's that has none set, else an empty dict."""
+    if scheduler is None or isinstance(scheduler, QueueScheduler) or getattr(scheduler, "metric", None):
+        return {}
+    return {"metric": "adj_val_loss", "mode": "min"}

@@ -1,66 +1,105 @@
-"""The order of a sweep's trials, and which of them wait for the results of which. No torch, no Ray."""
+"""Queue of a sweep's trials: their order, and which of them wait for the results of others. No torch, no Ray."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 from raylm.config.trial import TrialConfig
 from raylm.errors import UserError
+from raylm.results.folder import list_launches, load_row, write_final_status
 from raylm.results.rows import FAILED, STOPPED, Row
+from raylm.results.storage import Storage
 from raylm.tuning import asha
 
 SuggestFn = Callable[[Sequence[tuple[int, Row]]], TrialConfig | None]
-"""Told outcomes with the places of their trials, it names the next trial, one that it has not named before, or none."""
+"""Returns the next trial, given the outcomes of earlier ones by index that were not reported before, or None if the
+space is exhausted. It never returns a trial twice."""
+
+
+class TrialRows(Protocol):
+    """Source of trials' rows, and the place where early stops are recorded."""
+
+    def load_row(self, trial: TrialConfig) -> Row:
+        """Return the row of a trial as it is in storage."""
+
+    def record_stop(self, trial: TrialConfig, reason: str) -> None:
+        """Record that a trial was stopped early."""
+
+
+class StoredRows:
+    """Rows in a results folder."""
+
+    def __init__(self, storage: Storage, loaded_rows: Iterable[Row] = ()) -> None:
+        """Create the source.
+
+        Args:
+            loaded_rows: rows that were just loaded; each is used once instead of loading it again.
+        """
+        self._storage = storage
+        self._loaded = {row.config.id: row for row in loaded_rows}
+
+    def load_row(self, trial: TrialConfig) -> Row:
+        """Return the row of a trial."""
+        return self._loaded.pop(trial.id, None) or load_row(self._storage, trial)
+
+    def record_stop(self, trial: TrialConfig, reason: str) -> None:
+        """Write the stop into the folder of the last launch."""
+        write_final_status(self._storage, list_launches(self._storage)[-1], trial, STOPPED, reason)
+
+
+@dataclass(frozen=True)
+class QueueHistory:
+    """Trials of earlier launches that the queue must reproduce."""
+
+    suggested_ids: Sequence[str] = ()
+    """Ids of the trials suggested in earlier launches, in order."""
+    failed_ids: Iterable[str] = ()
+    """Ids of trials whose outcome was reported as a failure."""
 
 
 class TrialQueue:
-    """Hands out the trials of a sweep that are to be run, in the order in which they are proposed.
+    """Queue of a sweep's unfinished trials, in the order in which they are suggested.
 
-    Whatever follows from results, a suggestion or a limit, follows for the n-th trial from those of the trials 0 to
-    n - lag, and from no others: it waits until they have ended, and does not look at those that have ended beyond. So
-    trials, suggestions and early stops are a function of the sweep alone; proposing them again from the results in
-    storage gives the same.
+    What depends on results, a suggestion or a limit of ASHA, depends for the n-th trial on those of trials 0 to
+    n - delay only: it waits until these have ended, and ignores later ones that have. Trials, suggestions and early
+    stops are therefore a function of the sweep alone, and a resumed sweep reproduces them from the results in storage.
     """
 
     def __init__(
         self,
         suggest: SuggestFn,
+        rows: TrialRows,
         *,
         max_trials: int,
         delay: int | None,
-        load_row: Callable[[TrialConfig], Row],
-        record_stop: Callable[[TrialConfig, str], None] = lambda trial, reason: None,
         count_epoch_tokens: Callable[[TrialConfig], int] | None = None,
         retry_failed: bool = False,
-        recorded_ids: Sequence[str] = (),
-        failed_ids: Iterable[str] = (),
+        history: QueueHistory | None = None,
     ) -> None:
-        """A line-up of at most `total` trials.
+        """Create a queue of at most `max_trials` trials.
 
         Args:
-            lag: a trial follows from the results of those that are so many places and more before it; None: no trial
-                follows from any result, so that none waits.
-            standing: how a trial stands in storage.
-            note_stop: told of a trial that stands there beyond its limit, and why it is stopped.
-            epoch_tokens: what a trial trains on in an epoch; with it, bad trials are stopped early.
-            retry_failed: hand out failed trials again.
-            recorded: ids of the trials that were proposed in earlier launches, in their order.
-            failed: ids of those whose outcome was told as a failure.
+            delay: number of places between a trial and the last one whose result it depends on; None: no trial depends
+                on results, and none waits.
+            count_epoch_tokens: returns the training tokens of a trial's epoch; enables early stopping by ASHA.
+            retry_failed: run failed trials again.
         """
+        history = history or QueueHistory()
         self.trials: list[TrialConfig] = []
-        """Proposed so far, by their places."""
-        self.failed_ids = set(failed_ids)
-        """Ids of trials whose outcome was told as a failure: it stays one, should they succeed in a later launch."""
+        """Trials suggested so far, by index."""
+        self.failed_ids = set(history.failed_ids)
+        """Ids of trials whose outcome was reported as a failure: it remains one if they succeed in a later launch."""
         self.exhausted = False
-        """Whether there are no more different trials to propose."""
+        """True if there are no more new trials to suggest."""
         self.max_trials = max_trials
-        """Trials that there are at most."""
+        """Maximum number of trials."""
         self.delay = delay
-        """See above."""
-        self._suggest, self._load_row = suggest, load_row
-        self._record_stop, self._count_epoch_tokens, self._retry_failed = record_stop, count_epoch_tokens, retry_failed
-        self._recorded_ids = list(recorded_ids)
+        """As given to the constructor."""
+        self._suggest, self._rows = suggest, rows
+        self._count_epoch_tokens, self._retry_failed = count_epoch_tokens, retry_failed
+        self._recorded_ids = list(history.suggested_ids)
         self._finished_rows: dict[str, Row] = {}
         self._num_reported = 0
         self._limits: dict[str, Mapping[int, float]] = {}
@@ -68,45 +107,50 @@ class TrialQueue:
 
     @property
     def all_dispatched(self) -> bool:
-        """Whether all trials have been handed out."""
+        """True if all trials have been dispatched."""
         return self._next_trial is None and (self.exhausted or len(self.trials) >= self.max_trials)
 
     @property
     def all_finished(self) -> bool:
-        """Whether all trials have ended."""
+        """True if all trials have been dispatched and have ended."""
         return self.all_dispatched and self._are_finished(len(self.trials))
 
     def next_trial(self) -> TrialConfig | None:
-        """The next trial to run; None where there is none, or none before another has ended.
+        """Return the next trial to run, or None if there is none, or none before another trial ends.
 
         Raises:
-            UserError: if a trial is not the one that stood in its place in an earlier launch.
+            UserError: if a trial differs from the one with its index in an earlier launch.
         """
         trial, self._next_trial = self._next_trial or self._advance(), None
         return trial
 
     def skip_finished(self) -> None:
-        """Goes through what has ended in earlier launches, up to the first trial to run."""
+        """Advance past trials that ended in earlier launches, to the first one to run."""
         self._next_trial = self._next_trial or self._advance()
 
     def unreported(self) -> list[tuple[int, Row]]:
-        """Outcomes that no proposal has been told, because it came before or was none of its business."""
-        places = range(self._num_reported, len(self.trials))
-        return [(place, self._get_outcome(place)) for place in places if self.trials[place].id in self._finished_rows]
+        """Return the outcomes not yet reported to the searcher, by index."""
+        indices = range(self._num_reported, len(self.trials))
+        return [(index, self._get_outcome(index)) for index in indices if self.trials[index].id in self._finished_rows]
 
     def mark_finished(self, trial: TrialConfig) -> None:
-        """Takes notice that a trial has ended, however."""
-        self._finished_rows[trial.id] = self._load_row(trial)
+        """Mark a trial as ended, with any status."""
+        self._finished_rows[trial.id] = self._rows.load_row(trial)
 
     def find_stop_reason(self, trial: TrialConfig, row: Row) -> str:
-        """Why a trial that stands like this is to be stopped, in a line; nothing where it goes on."""
-        measured = asha.find_stop_evaluation(row.evaluations, self._limits.get(trial.id, {}))
-        if measured is None:
+        """Return the reason for stopping a trial early, one line, or an empty string if it continues.
+
+        Args:
+            row: the trial's current row.
+        """
+        evaluation = asha.find_stop_evaluation(row.evaluations, self._limits.get(trial.id, {}))
+        if evaluation is None:
             return ""
-        loss, tokens = f"{measured.adj_val_loss:.3f}", f"{measured.tokens_seen:,}"
+        loss, tokens = f"{evaluation.adj_val_loss:.3f}", f"{evaluation.tokens_seen:,}"
         return f"its adj val loss after {tokens} tokens, {loss}, is not among the best third"
 
     def _advance(self) -> TrialConfig | None:
+        """Append suggested trials until one has to run; return it, or None if there is none or results are awaited."""
         while len(self.trials) < self.max_trials and not self.exhausted:
             known = len(self.trials) if self.delay is None else max(len(self.trials) - self.delay + 1, 0)
             if self.delay is not None and not self._are_finished(known):
@@ -127,32 +171,31 @@ class TrialQueue:
         return all(trial.id in self._finished_rows for trial in self.trials[:num_trials])
 
     def _get_outcome(self, index: int) -> Row:
-        """How a trial ended, as far as the line-up is concerned."""
+        """Return a finished trial's row as it is reported to the searcher and compared with others."""
         row = self._finished_rows[self.trials[index].id]
         if row.status == FAILED or row.config.id in self.failed_ids:
             return replace(row, status=FAILED)
-        beyond = asha.find_stop_evaluation(row.evaluations, self._limits.get(row.config.id, {}))
-        return row.truncate(beyond) if beyond else row  # it went on if its machine died while it was being judged
+        last = asha.find_stop_evaluation(row.evaluations, self._limits.get(row.config.id, {}))
+        return row.truncate(last) if last else row  # it trained longer if its machine died before it was stopped
 
     def _append(self, trial: TrialConfig, earlier_rows: Sequence[Row]) -> None:
-        place = len(self.trials)
-        if place < len(self._recorded_ids) and self._recorded_ids[place] != trial.id:
+        index = len(self.trials)
+        if index < len(self._recorded_ids) and self._recorded_ids[index] != trial.id:
             raise UserError(
-                f"trial {place + 1} of this search was {self._recorded_ids[place]} in an earlier launch, and would be "
-                f"{trial.id} ({trial.run_name}) now: its space, seed, sampler or a version has changed since; "
-                "give the sweep another name, or choose another place with --storage"
+                f"trial {index + 1} of this search was {self._recorded_ids[index]} in an earlier launch, but is now "
+                f"{trial.id} ({trial.run_name}): the space, seed, sampler or a library version has changed since; "
+                "give the sweep another name, or use another --storage"
             )
         self.trials.append(trial)
         if self._count_epoch_tokens is not None:
             self._limits[trial.id] = asha.compute_loss_limits(trial, earlier_rows, self._count_epoch_tokens(trial))
 
     def _needs_run(self, trial: TrialConfig) -> bool:
-        """Whether a trial is still to be run; where it is not, its end is noted."""
-        row = self._load_row(trial)
-        if not row.is_finished and (
-            reason := self.find_stop_reason(trial, row)
-        ):  # it died before its end was written down
-            self._record_stop(trial, reason)
+        """Return whether a trial has to run; mark it as ended if it does not."""
+        row = self._rows.load_row(trial)
+        reason = "" if row.is_finished else self.find_stop_reason(trial, row)
+        if reason:  # its machine died before the stop was recorded
+            self._rows.record_stop(trial, reason)
             row = replace(row, status=STOPPED)
         if not row.is_finished or (self._retry_failed and row.status == FAILED):
             return True

@@ -16,7 +16,6 @@ from raylm import load_results
 from raylm.config.sweep import Sweep
 from raylm.config.trial import Resources, TrialConfig
 from raylm.errors import UserError
-from raylm.monitor.console import Console
 from raylm.planning.throughput import find_placement, placement_to_record
 from raylm.results import manifest, sweep_record
 from raylm.results.folder import LENGTH_EVALS_FILE, STATUS_FILE, load_row, write_final_status
@@ -34,7 +33,7 @@ def test_results_are_not_written_over_or_below_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     for storage, name in ((tmp_path, "file"), (tmp_path / "file", "below"), (tmp_path / "file" / "further", "below")):
         with pytest.raises(UserError, match=r"cannot be written to .*--storage") as caught:
-            run(Sweep(name=name, space={"seed": 1}), storage=str(storage), console=Console(quiet=True))
+            run(Sweep(name=name, space={"seed": 1}), storage=str(storage), quiet=True)
         assert_readable(caught.value)
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -48,7 +47,7 @@ def test_results_folder_that_cannot_be_locked_is_reported(tmp_path: Path, kind: 
     else:
         (tmp_path / "s" / ".lock").mkdir()
     with pytest.raises(UserError, match=r"--storage") as caught:
-        run(Sweep(name="s", space={"seed": 1}), storage=str(tmp_path), console=Console(quiet=True))
+        run(Sweep(name="s", space={"seed": 1}), storage=str(tmp_path), quiet=True)
     assert_readable(caught.value)
     assert kind == "folder" or (tmp_path / "mine").read_text() == "mine"
 

@@ -79,18 +79,19 @@ import sys
 import ray
 from ray import tune
 
-from raylm import Resources, Sweep, runner, tuner
+from raylm import Resources, Sweep, run
+from raylm.tuning import tuner
 
 if __name__ == "__main__":
     _, text, storage, card = sys.argv
     ray.init = functools.partial(ray.init, num_cpus=2, num_gpus=1, resources={f"accelerator_type:{card}": 1})
-    tuner.device_of = lambda resources: "cpu"
+    tuner.resolve_device = lambda resources: "cpu"
     space = {
         "dataset": text, "context_length": 16, "batch_size": 2, "epochs": 4,
         "learning_rate": tune.grid_search([1e-4, 1e-3]),
     }
     sweep = Sweep(name="auto", space=space, resources=Resources(gpus="auto"))
-    sys.exit(runner.run(sweep, storage=storage, how=runner.How(address="local")).exit_code)
+    sys.exit(run(sweep, storage=storage, address="local").exit_code)
 """
 
 

@@ -25,18 +25,19 @@ import sys
 import ray
 from ray import tune
 
-from raylm import Resources, Sweep, runner, tuner
+from raylm import Resources, Sweep, run
+from raylm.tuning import tuner
 
 if __name__ == "__main__":
     _, text, storage, gpus = sys.argv
     ray.init = functools.partial(ray.init, num_cpus=2, num_gpus=2)
-    tuner.device_of = lambda resources: "cpu"
+    tuner.resolve_device = lambda resources: "cpu"
     space = {
         "dataset": text, "context_length": 16, "batch_size": tune.grid_search([2, 3]), "learning_rate": 1e-4,
         "epochs": 4,
     }
     sweep = Sweep(name="shared", space=space, resources=Resources(gpus=int(gpus)))
-    sys.exit(runner.run(sweep, storage=storage, how=runner.How(address="local")).exit_code)
+    sys.exit(run(sweep, storage=storage, address="local").exit_code)
 """
 """Two trials, each on as many GPUs as the command line says. At 1e-3, a hundred steps make 1e-3 of rounding."""
 

@@ -8,12 +8,12 @@ import threading
 import pytest
 from ray._private import worker
 
-from raylm.tuning import cluster
+from raylm.tuning import ray_private
 
 
 def test_rays_thread_is_not_heard_and_others_are(capsys: pytest.CaptureFixture[str]) -> None:
-    with cluster.suppress_raylet_messages():
-        for name in (cluster.RAYLET_MESSAGE_THREAD, "another"):
+    with ray_private.suppress_raylet_messages():
+        for name in (ray_private.RAYLET_MESSAGE_THREAD, "another"):
             thread = threading.Thread(target=print, args=(f"said by {name}",), kwargs={"flush": True}, name=name)
             thread.start()
             thread.join()
@@ -22,4 +22,4 @@ def test_rays_thread_is_not_heard_and_others_are(capsys: pytest.CaptureFixture[s
 
 
 def test_the_thread_has_this_name_in_the_ray_that_is_installed() -> None:
-    assert f'name="{cluster.RAYLET_MESSAGE_THREAD}"' in inspect.getsource(worker.connect)
+    assert f'name="{ray_private.RAYLET_MESSAGE_THREAD}"' in inspect.getsource(worker.connect)

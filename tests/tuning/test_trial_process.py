@@ -15,9 +15,9 @@ from raylm.tuning import trial_process
 
 EATER = """
 import sys, time
-from raylm import guard
-guard.TELL_ABOVE, guard.END_ABOVE = (float(share) for share in sys.argv[1:3])
-guard.Guard(float(sys.argv[3]), lambda what: print(what, flush=True)).start()
+from raylm.tuning import trial_process
+trial_process.WARN_FRACTION, trial_process.KILL_FRACTION = (float(fraction) for fraction in sys.argv[1:3])
+trial_process.MemoryWatchdog(float(sys.argv[3]), lambda what: print(what, flush=True)).start()
 time.sleep(2)
 print("still there")
 """
@@ -33,7 +33,7 @@ def test_the_limit_of_a_container_goes_before_the_machines(tmp_path: Path, monke
     (tmp_path / "memory.max").write_text("2000000000\n")
     (tmp_path / "memory.current").write_text("900000000\n")
     (tmp_path / "memory.stat").write_text("anon 700000000\ninactive_file 100000000\n")
-    monkeypatch.setattr(trial_process, "CGROUPS", tmp_path)
+    monkeypatch.setattr(devices, "CGROUP_ROOT", tmp_path)
     assert devices.machine_memory() == (800_000_000, 2_000_000_000)
     (tmp_path / "memory.max").write_text("max\n")
     assert devices.machine_memory()[1] == psutil.virtual_memory().total

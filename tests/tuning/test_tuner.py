@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -16,10 +16,10 @@ from ray.tune.search import Searcher
 from transformers import GPT2Config
 
 from raylm import TrialConfig
+from raylm.config.catalog import MODELS
 from raylm.results.rows import DONE, PENDING, Row
-from raylm.training.models import ModelSource
+from raylm.training.models import ModelSource, load_shape
 from raylm.tuning.callbacks import read_failure_reason
-from raylm.tuning.prepare import PreparedInputs
 from raylm.tuning.searcher import QueueSearcher
 from raylm.tuning.trial_queue import SuggestFn, TrialQueue
 from raylm.tuning.tuner import build_placement_group, estimate_gpu_memory_gib
@@ -32,8 +32,17 @@ def proposing(*trials: TrialConfig) -> SuggestFn:
     return lambda outcomes: next(left, None)
 
 
-def standing(*done: TrialConfig) -> Callable[[TrialConfig], Row]:
-    return lambda trial: Row(trial, DONE if trial in done else PENDING, "", None, None)
+class FixedRows:
+    """Rows of which those of the given trials are done."""
+
+    def __init__(self, done: Sequence[TrialConfig] = ()) -> None:
+        self.done = done
+
+    def load_row(self, trial: TrialConfig) -> Row:
+        return Row(trial, DONE if trial in self.done else PENDING, "", None, None)
+
+    def record_stop(self, trial: TrialConfig, reason: str) -> None:
+        raise AssertionError("no trial is stopped here")
 
 
 def test_tune_imports_no_trackers_for_its_statistics() -> None:
@@ -41,8 +50,8 @@ def test_tune_imports_no_trackers_for_its_statistics() -> None:
         "import sys\n"
         "from ray import tune\n"
         "from ray.tune.tune import air_usage\n"
-        "from raylm.tuner import _count_nothing\n"
-        "_count_nothing()\n"
+        "from raylm.tuning.ray_private import disable_tune_usage_stats\n"
+        "disable_tune_usage_stats()\n"
         "air_usage.tag_callbacks([tune.Callback()])\n"
         "print(*{'wandb', 'mlflow'} & set(sys.modules))"
     )
@@ -52,7 +61,7 @@ def test_tune_imports_no_trackers_for_its_statistics() -> None:
 
 def test_trials_are_handed_out_in_order_until_there_are_none() -> None:
     changes: list[int] = []
-    lineup = TrialQueue(proposing(*TRIALS), max_trials=3, delay=None, load_row=standing())
+    lineup = TrialQueue(proposing(*TRIALS), FixedRows(), max_trials=3, delay=None)
     handed = QueueSearcher(lineup, lambda: changes.append(len(lineup.trials)))
     assert [handed.suggest(str(number)) for number in range(3)] == [trial.as_dict() for trial in TRIALS]
     assert changes == [1, 2, 3]
@@ -61,7 +70,7 @@ def test_trials_are_handed_out_in_order_until_there_are_none() -> None:
 
 def test_trials_that_follow_from_results_are_waited_for() -> None:
     ended: list[TrialConfig] = []
-    lineup = TrialQueue(proposing(*TRIALS), max_trials=3, delay=1, load_row=lambda trial: standing(*ended)(trial))
+    lineup = TrialQueue(proposing(*TRIALS), FixedRows(ended), max_trials=3, delay=1)
     handed = QueueSearcher(lineup, lambda: None)
     for number, trial in enumerate(TRIALS):
         assert handed.suggest(str(number)) == trial.as_dict()
@@ -72,7 +81,7 @@ def test_trials_that_follow_from_results_are_waited_for() -> None:
 
 def test_the_end_of_the_trials_is_told_where_the_last_ones_were_run_before() -> None:
     changes: list[int] = []
-    lineup = TrialQueue(proposing(*TRIALS), max_trials=3, delay=None, load_row=standing(*TRIALS[1:]))
+    lineup = TrialQueue(proposing(*TRIALS), FixedRows(TRIALS[1:]), max_trials=3, delay=None)
     handed = QueueSearcher(lineup, lambda: changes.append(len(lineup.trials)))
     assert handed.suggest("0") == TRIALS[0].as_dict()
     assert handed.suggest("1") == Searcher.FINISHED
@@ -80,7 +89,7 @@ def test_the_end_of_the_trials_is_told_where_the_last_ones_were_run_before() -> 
 
 
 def test_tune_can_pickle_the_searcher() -> None:
-    lineup = TrialQueue(proposing(*TRIALS), max_trials=3, delay=None, load_row=lambda trial: standing()(trial))
+    lineup = TrialQueue(proposing(*TRIALS), FixedRows(), max_trials=3, delay=None)
     assert isinstance(pickle.loads(pickle.dumps(QueueSearcher(lineup, lambda: None))), QueueSearcher)
 
 
@@ -103,15 +112,15 @@ def test_each_gpu_of_a_trial_is_in_a_bundle_of_its_own_on_one_node(
 def test_a_trial_asks_for_a_card_that_it_fits_on_where_there_is_one(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(GPT2Config().to_json_string())
     small, large = TrialConfig(), TrialConfig(model="owner/gpt2")
-    sources = {"gpt2-nano": None, "owner/gpt2": str(tmp_path)}
-    prepared = PreparedInputs(
-        {}, {(name, True): ModelSource(name, folder, pretrained=False) for name, folder in sources.items()}
-    )
-    assert estimate_gpu_memory_gib(small, prepared, ["bfloat16"], 80.0) == 1
-    needed = estimate_gpu_memory_gib(large, prepared, ["bfloat16"], 80.0)
+    small_shape = MODELS["gpt2-nano"].shape
+    large_shape = load_shape(ModelSource("owner/gpt2", str(tmp_path), pretrained=False))
+    assert estimate_gpu_memory_gib(small, small_shape, "bfloat16", 80.0) == 1
+    needed = estimate_gpu_memory_gib(large, large_shape, "bfloat16", 80.0)
     more = TrialConfig(model="owner/gpt2", optimizer="adamw")
-    assert 3 <= needed <= 6 and estimate_gpu_memory_gib(more, prepared, ["float32"], 80.0) > needed
-    assert estimate_gpu_memory_gib(large, prepared, ["bfloat16"], 2.0) == 2, "no trial waits for a GPU that never comes"
+    assert 3 <= needed <= 6 and estimate_gpu_memory_gib(more, large_shape, "float32", 80.0) > needed
+    assert estimate_gpu_memory_gib(large, large_shape, "bfloat16", 2.0) == 2, (
+        "no trial waits for a GPU that does not exist"
+    )
     bundles = build_placement_group({"cpu": 2, "gpu": 2.0}, needed).bundles
     assert bundles == [{"CPU": 1, "GPU": 1, "gpu_gib": needed}] * 2
 
@@ -131,7 +140,7 @@ ValueError: not enough of it
         ([RAISED], "ValueError: not enough of it"),
         ([RAISED, str(ActorDiedError())], "The actor died unexpectedly before finishing this task."),
         ([str(ActorDiedError()), RAISED], "ValueError: not enough of it"),
-        ([], "for a reason that Ray does not tell"),
+        ([], "unknown error (Ray gave no details)"),
     ],
 )
 def test_the_reason_of_the_last_failure_is_told_in_a_line(tmp_path: Path, noted: list[str], reason: str) -> None:

@@ -1,0 +1,101 @@
+"""Ray's private interfaces that raylm depends on, all of them: another version of Ray may change these."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, TextIO
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when Ray is imported
+
+from ray._private.services import find_bootstrap_address
+from ray._private.state import state
+
+if TYPE_CHECKING:
+    from ray import tune
+
+AWS_CREDENTIAL_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
+"""Variables that Tune copies from the driver's environment into that of trials (ray/tune/execution/class_cache.py)."""
+RAYLET_MESSAGE_THREAD = "ray_listen_error_messages"
+"""Name of the driver's thread that prints messages of raylets (ray/_private/worker.py)."""
+
+
+def last_cluster_address() -> str:
+    """Return the address of the cluster that `ray start` made this machine a node of, or an empty string.
+
+    The cluster may have died: Ray keeps its address.
+    """
+    return str(find_bootstrap_address(None) or "")
+
+
+def draining_node_ids() -> set[str]:
+    """Return the ids of nodes that are about to leave the cluster."""
+    return set(state.get_draining_nodes())
+
+
+def disable_tune_usage_stats() -> None:
+    """Keep Tune from importing wandb and MLflow to tag its usage statistics, which are off."""
+    if usage := sys.modules.get("ray.air._internal.usage"):  # missing in other versions of Ray
+        vars(usage)["tag_callbacks"] = lambda callbacks: False
+
+
+def silent_progress_reporter() -> tune.CLIReporter | None:
+    """Return a reporter that leaves the output of a notebook cell alone, or None outside of a notebook."""
+    from ray import tune
+    from ray.tune.progress_reporter import IS_NOTEBOOK
+
+    return tune.CLIReporter() if IS_NOTEBOOK else None
+
+
+@contextlib.contextmanager
+def hide_credentials() -> Iterator[None]:
+    """Remove AWS credentials from the environment while Tune runs.
+
+    Tune would copy them into the runtime environment of trials, which Ray writes into a readable log. Trials on this
+    machine inherit them from Ray's own processes.
+    """
+    hidden = {name: os.environ.pop(name) for name in AWS_CREDENTIAL_VARIABLES if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+def suppress_raylet_messages() -> contextlib.AbstractContextManager[object]:
+    """Return a context that drops messages of raylets from standard output."""
+    return contextlib.redirect_stdout(_RayletMessageFilter(sys.stdout))
+
+
+class _RayletMessageFilter(io.TextIOBase):
+    """Standard output without the text that Ray's message thread prints after the death of a process.
+
+    raylm reports such a death in one line; Ray's logs have the rest.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write a text of any other thread."""
+        return len(text) if threading.current_thread().name == RAYLET_MESSAGE_THREAD else self._stream.write(text)
+
+    def flush(self) -> None:
+        """Flush the stream."""
+        self._stream.flush()
+
+    def isatty(self) -> bool:
+        """Return whether the stream is a terminal."""
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        """Return the stream's file descriptor."""
+        return self._stream.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """Encoding of the stream."""
+        return self._stream.encoding
