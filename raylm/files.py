@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 class UnreadableTextError(Exception):
-    """A file that cannot be read as text. The message continues a sentence that begins with the file's name."""
+    """File that cannot be read as text. The message continues a sentence that begins with the file's name."""
 
 
 def read_utf8(path: Path, *, encoding: str = "utf-8") -> str:

@@ -85,7 +85,7 @@ def _find_int(config: Mapping[str, Any], keys: tuple[str, ...]) -> int | None:
 
 @dataclass(frozen=True)
 class KnownModel:
-    """A model with a short name."""
+    """Model with a short name."""
 
     hub_id: str | None
     """Repository on the Hugging Face Hub; None for a model that is built locally, with random weights."""
@@ -96,7 +96,7 @@ class KnownModel:
 
 @dataclass(frozen=True)
 class KnownDataset:
-    """A dataset with a short name."""
+    """Dataset with a short name."""
 
     hub_id: str | None
     """Repository on the Hugging Face Hub; None for the documentation that is part of Python."""

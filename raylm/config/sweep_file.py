@@ -115,7 +115,7 @@ def _find_sweep(path: Path, namespace: Mapping[str, Any]) -> Sweep:
 
 @dataclass(frozen=True)
 class BundledSweep:
-    """A sweep file that comes with raylm."""
+    """Sweep file that comes with raylm."""
 
     name: str
     """File name without `.py`."""

@@ -54,7 +54,7 @@ class TrialConfig:
     seed: int = 0
     """Seed of the order of windows, of dropout and of random weights."""
     pretrained: bool = True
-    """Whether training starts from the model's weights. False: random weights (`gpt2-nano` has no others)."""
+    """Start from the model's pretrained weights. False: random weights (`gpt2-nano` has no others)."""
     max_train_tokens: int | None = None
     """Number of tokens used, from the start of the train split. None: all."""
     evals_per_epoch: int = 1
@@ -76,7 +76,7 @@ class TrialConfig:
 
     @property
     def id(self) -> str:
-        """Ten hexadecimal digits of a hash of all fields that are not None.
+        """Hash of all fields that are not None, as ten hexadecimal digits.
 
         A field added later with None as its default therefore does not change the ids of finished trials.
         """
