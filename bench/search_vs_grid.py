@@ -18,7 +18,7 @@ from pathlib import Path
 from ray import tune
 
 from raylm import Sweep, TrialConfig
-from raylm.results.rows import Results, Row
+from raylm.results.rows import Row, SweepRows
 from raylm.runner import run
 
 LEARNING_RATES = [round(1e-5 * 10 ** (step / 4), 8) for step in range(12)]
@@ -51,7 +51,7 @@ def count_tokens(rows: list[Row]) -> int:
     return sum(row.latest_checkpoint.progress.tokens_seen for row in rows if row.latest_checkpoint)
 
 
-def find_best(results: Results) -> tuple[float, TrialConfig]:
+def find_best(results: SweepRows) -> tuple[float, TrialConfig]:
     """Return the lowest val loss of a finished row, and its config."""
     finished = [(row.metrics.val_loss, row.config) for row in results.rows if row.status == "done" and row.metrics]
     return min(finished, key=lambda pair: pair[0])

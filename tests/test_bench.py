@@ -15,7 +15,7 @@ from rich.console import Console as RichConsole
 from raylm.config.trial import TrialConfig
 from raylm.monitor.console import Console
 from raylm.monitor.state import SweepMonitor
-from raylm.results.rows import DONE, FAILED, PENDING, Results, Row
+from raylm.results.rows import DONE, FAILED, PENDING, Row, SweepRows
 from raylm.results.storage import Folder
 
 FILE = Path(__file__).resolve().parents[1] / "bench" / "watched.py"
@@ -35,7 +35,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Any:
 def printed(last: str) -> str:
     """What a launch of two trials says, the second of which ends so."""
     rows = [Row(trial, PENDING, "", None, None) for trial in TRIALS.values()]
-    watch = SweepMonitor("s", Results(Folder(Path("/nowhere")), rows), 2, lambda trial: 1.0)
+    watch = SweepMonitor("s", SweepRows(Folder(Path("/nowhere")), rows), 2, lambda trial: 1.0)
     out = io.StringIO()
     with Console(rich_console=RichConsole(file=out, highlight=False, soft_wrap=True)).show_progress(watch) as live:
         for trial, status in zip(TRIALS.values(), (DONE, last), strict=True):

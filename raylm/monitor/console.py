@@ -18,7 +18,7 @@ from raylm.monitor.state import SweepMonitor, SweepState
 from raylm.planning.plan import TrialPlan
 from raylm.report.reference import ReferenceTable
 from raylm.report.table import build_table
-from raylm.results.rows import PENDING, Results
+from raylm.results.rows import PENDING, SweepRows
 from raylm.units import GIB, format_duration
 
 PLAIN_WIDTH = 250
@@ -77,7 +77,7 @@ class Console:
             self.print_note(text)
             yield
 
-    def print_table(self, results: Results, reference: ReferenceTable | None = None) -> None:
+    def print_table(self, results: SweepRows, reference: ReferenceTable | None = None) -> None:
         """Print the rows in the columns of the reference table; with a reference, its values and the differences."""
         built = build_table(results, reference)
         table = Table(box=None, pad_edge=False, header_style="bold")
@@ -91,7 +91,7 @@ class Console:
         for note in built.notes:
             self.print_note(note)
 
-    def print_plan(self, results: Results, plans: Sequence[TrialPlan | None], notes: Sequence[str]) -> None:
+    def print_plan(self, results: SweepRows, plans: Sequence[TrialPlan | None], notes: Sequence[str]) -> None:
         """Print the cost of each trial, then notes about all of them."""
         table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
         for heading in PLAN_HEADINGS:

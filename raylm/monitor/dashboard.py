@@ -21,7 +21,7 @@ from raylm.report import html
 from raylm.report.reference import load_reference
 from raylm.results import manifest, sweep_record
 from raylm.results.folder import LENGTH_EVALS_FILE, STATUS_FILE, load_rows
-from raylm.results.rows import Results
+from raylm.results.rows import SweepRows
 from raylm.results.storage import Folder, Storage
 from raylm.units import format_duration
 
@@ -52,7 +52,7 @@ WATCHED_FILES = (manifest.MANIFEST_FILE, STATUS_FILE, LENGTH_EVALS_FILE, sweep_r
 class DashboardView:
     """Content of the page at one moment."""
 
-    results: Results
+    results: SweepRows
     """Rows, with the statuses `running` and `queued` while a command runs the sweep."""
     state: SweepState
     description: str
@@ -65,7 +65,7 @@ class Dashboard:
     def __init__(self, storage: Storage) -> None:
         self._storage, self._lock = storage, threading.Lock()
         self._reference = load_reference()
-        self._results: Results | None = None
+        self._results: SweepRows | None = None
         self._files: list[tuple[str, int | None]] = []
         self._version = self._page_version = self._page = ""
         self._next_listing = self._next_render = 0.0
@@ -102,7 +102,7 @@ class Dashboard:
             self._version = hashlib.sha256(content.encode()).hexdigest()[:16]
         return view
 
-    def _load_results(self) -> Results:
+    def _load_results(self) -> SweepRows:
         """Return the rows; read them again if one of their files has changed.
 
         Raises:
@@ -120,7 +120,7 @@ class Dashboard:
             self._next_listing = time.monotonic() + interval
         return self._results
 
-    def _update_page(self, results: Results) -> None:
+    def _update_page(self, results: SweepRows) -> None:
         started = time.monotonic()
         self._page = html.render_html(
             results,

@@ -24,8 +24,8 @@ from raylm.results.rows import (
     QUEUED,
     RUNNING,
     STOPPED,
-    Results,
     Row,
+    SweepRows,
 )
 
 STATUSES = (DONE, RUNNING, QUEUED, INTERRUPTED, PENDING, STOPPED, DIVERGED, FAILED)
@@ -103,7 +103,7 @@ class SweepState(
         return sum(trial.step.tokens_per_second for trial in self.running if trial.step)
 
 
-def idle_state(results: Results) -> SweepState:
+def idle_state(results: SweepRows) -> SweepState:
     """Return the state of a sweep that is not running."""
     counts = {status: results.count(status) for status in STATUSES}
     fractions = [1.0 if row.is_finished else _fraction_done(row) for row in results.rows]
@@ -117,7 +117,7 @@ def idle_state(results: Results) -> SweepState:
     )
 
 
-def _best_trials(results: Results) -> dict[str, BestTrial]:
+def _best_trials(results: SweepRows) -> dict[str, BestTrial]:
     return {
         dataset: BestTrial(row.config.run_name, row.metrics.adj_val_loss)
         for dataset, row in results.best_by_dataset.items()
@@ -132,7 +132,7 @@ def _fraction_done(row: Row) -> float:
     return row.latest_checkpoint.progress.step / row.latest_checkpoint.progress.total_steps
 
 
-def apply_live_state(results: Results, state: SweepState) -> Results:
+def apply_live_state(results: SweepRows, state: SweepState) -> SweepRows:
     """Return the rows of a running sweep: its unfinished trials are running or queued."""
     running = {trial.run_name for trial in state.running}
 
@@ -148,7 +148,7 @@ class SweepMonitor(TrialListener):
     def __init__(
         self,
         sweep: str,
-        results: Results,
+        results: SweepRows,
         num_trials: int,
         estimate_cost: Callable[[TrialConfig], float],
         *,

@@ -21,7 +21,7 @@ from raylm.config.trial import TrialConfig
 from raylm.errors import UserError
 from raylm.results import json_files, manifest, sweep_record
 from raylm.results.json_files import DamagedFileError
-from raylm.results.rows import DONE, INTERRUPTED, PENDING, Results, Row, SavedCheckpoint
+from raylm.results.rows import DONE, INTERRUPTED, PENDING, Row, SavedCheckpoint, SweepRows
 from raylm.results.storage import Storage
 from raylm.results.sweep_record import SweepRecord
 
@@ -49,7 +49,7 @@ class FinalStatus:
 # ---- rows ---------------------------------------------------------------------------------------------------------
 
 
-def find_results(sweep: Sweep, storage: Storage) -> Results:
+def find_results(sweep: Sweep, storage: Storage) -> SweepRows:
     """Return the rows of a sweep: of its grid, or those that its search has suggested so far.
 
     Raises:
@@ -61,7 +61,7 @@ def find_results(sweep: Sweep, storage: Storage) -> Results:
     return load_rows(storage, record.trials[: sweep.num_samples] if record else [], record)
 
 
-def load_rows(storage: Storage, trials: Iterable[TrialConfig], record: SweepRecord | None = None) -> Results:
+def load_rows(storage: Storage, trials: Iterable[TrialConfig], record: SweepRecord | None = None) -> SweepRows:
     """Return the rows of these trials, with the record of their sweep."""
     length_evals = load_length_evals(storage)
     by_run: dict[str, dict[str, int | None]] = {}
@@ -70,7 +70,7 @@ def load_rows(storage: Storage, trials: Iterable[TrialConfig], record: SweepReco
         if below and LAUNCH_PATTERN.fullmatch(launch):
             by_run.setdefault(below.split("/")[0], {})[name] = size
     rows = [_build_row(storage, trial, by_run.get(trial.run_name, {}), length_evals) for trial in trials]
-    return Results(storage, rows, record)
+    return SweepRows(storage, rows, record)
 
 
 def load_row(storage: Storage, trial: TrialConfig) -> Row:
@@ -173,7 +173,7 @@ def open_latest_checkpoint(storage: Storage, trial: TrialConfig) -> Iterator[Pat
 
 
 @contextmanager
-def open_best_checkpoint(results: Results, row: Row) -> Iterator[Path]:
+def open_best_checkpoint(results: SweepRows, row: Row) -> Iterator[Path]:
     """Yield a local folder with the checkpoint of a row's best epoch.
 
     Raises:
@@ -188,7 +188,7 @@ def open_best_checkpoint(results: Results, row: Row) -> Iterator[Path]:
         yield folder
 
 
-def prune_checkpoints(results: Results) -> None:
+def prune_checkpoints(results: SweepRows) -> None:
     """Remove the checkpoints of finished trials except the best and the latest."""
     for row in results.rows:
         kept = {checkpoint.folder for checkpoint in (row.latest_checkpoint, row.best_checkpoint) if checkpoint}

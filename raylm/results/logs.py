@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from raylm.errors import UserError, format_suggestion
 from raylm.results.folder import list_launches
-from raylm.results.rows import Results, Row
+from raylm.results.rows import Row, SweepRows
 
 LOG_FILE_PATTERN = re.compile(r"log(-\d+)?\.txt")
 """Names of log files: `log.txt` of rank 0, `log-1.txt` of rank 1."""
@@ -15,7 +15,7 @@ MAX_NAMES = 10
 """Maximum number of run names in a message."""
 
 
-def match_row(results: Results, query: str) -> Row:
+def match_row(results: SweepRows, query: str) -> Row:
     """Return the row with a run name, a unique beginning of a run name, or a trial id.
 
     Raises:
@@ -36,7 +36,7 @@ def _join_names(names: list[str]) -> str:
     return ", ".join(names[:MAX_NAMES]) + (f" and {len(names) - MAX_NAMES:,} more" if len(names) > MAX_NAMES else "")
 
 
-def read_logs(results: Results, row: Row) -> Iterator[tuple[str, str]]:
+def read_logs(results: SweepRows, row: Row) -> Iterator[tuple[str, str]]:
     """Yield name and text of each log file of a trial, oldest launch first."""
     for launch in list_launches(results.storage):
         names = results.storage.list_entries(f"{launch}/{row.config.run_name}", recursive=False)

@@ -12,7 +12,7 @@ from raylm.data.corpus import Corpus
 from raylm.data.preparation import load_cached, prepare
 from raylm.errors import UserError
 from raylm.results.folder import load_length_evals, open_best_checkpoint, write_length_evals
-from raylm.results.rows import DONE, Results, Row
+from raylm.results.rows import DONE, Row, SweepRows
 from raylm.results.sweep_record import RECORD_FILE
 from raylm.training import models
 from raylm.training.device import resolve_precision
@@ -30,7 +30,7 @@ class LengthEval:
     """Nats per token."""
 
 
-def evaluate_lengths(results: Results, context_lengths: Sequence[int]) -> Iterator[LengthEval]:
+def evaluate_lengths(results: SweepRows, context_lengths: Sequence[int]) -> Iterator[LengthEval]:
     """Evaluate each best checkpoint at other context lengths; stored values are not computed again.
 
     Every value is written to the results folder before the next one is computed.
@@ -58,7 +58,7 @@ def evaluate_lengths(results: Results, context_lengths: Sequence[int]) -> Iterat
             yield LengthEval(row.config, length, loss)
 
 
-def _evaluate_row(results: Results, row: Row, context_lengths: Sequence[int]) -> Iterator[tuple[int, float]]:
+def _evaluate_row(results: SweepRows, row: Row, context_lengths: Sequence[int]) -> Iterator[tuple[int, float]]:
     if not context_lengths or row.best_checkpoint is None:
         return
     corpus = _load_corpus(results, row.config)
@@ -74,7 +74,7 @@ def _evaluate_row(results: Results, row: Row, context_lengths: Sequence[int]) ->
             yield length, validation_loss(model, corpus, length, micro_batch_size=1, precision=precision)
 
 
-def _load_corpus(results: Results, config: TrialConfig) -> Corpus:
+def _load_corpus(results: SweepRows, config: TrialConfig) -> Corpus:
     """Load the corpus that a trial was trained on from the cache, or prepare it again and compare fingerprints."""
     records = [data for launch in results.launches for data in launch.data]
     key = (config.dataset, config.model)

@@ -16,7 +16,7 @@ from raylm.monitor.progress_view import LiveView, PlainView
 from raylm.monitor.state import SweepMonitor
 from raylm.planning.plan import plan_trial
 from raylm.results.progress import EvalMetrics, Progress
-from raylm.results.rows import DONE, FAILED, PENDING, Results, Row, SavedCheckpoint
+from raylm.results.rows import DONE, FAILED, PENDING, Row, SavedCheckpoint, SweepRows
 from raylm.results.storage import Folder
 
 TRIALS = [
@@ -24,11 +24,11 @@ TRIALS = [
 ]
 
 
-def build_results() -> Results:
+def build_results() -> SweepRows:
     progress = Progress(10, 8, step=10, evaluations=[EvalMetrics(1, 10, 5120, 3.25, 3.5, 4.75)])
     saved = SavedCheckpoint("", progress)
     rows = [Row(TRIALS[0], DONE, "", saved, saved), Row(TRIALS[1], FAILED, "ValueError: [no]", None, None)]
-    return Results(Folder(Path("/nowhere")), rows)
+    return SweepRows(Folder(Path("/nowhere")), rows)
 
 
 def build_console(width: int | None = None, *, quiet: bool = False) -> tuple[Console, io.StringIO]:
@@ -70,7 +70,7 @@ def test_quiet_console_prints_the_table_without_notes(capsys: pytest.CaptureFixt
 
 def test_plan_has_a_line_per_trial_with_its_status() -> None:
     console, file = build_console()
-    results = Results(Folder(Path("/nowhere")), [Row(trial, PENDING, "", None, None) for trial in TRIALS])
+    results = SweepRows(Folder(Path("/nowhere")), [Row(trial, PENDING, "", None, None) for trial in TRIALS])
     results.rows[1] = build_results().rows[1]
     console.print_plan(results, [plan_trial(TRIALS[0], 1_000_000), None], ["a note"])
     heading, first, second, note = [line.rstrip() for line in file.getvalue().splitlines()]

@@ -25,7 +25,7 @@ from raylm.results import sweep_record
 from raylm.results.folder import write_final_status
 from raylm.results.heartbeat import Heartbeat
 from raylm.results.progress import StepMetrics
-from raylm.results.rows import DONE, FAILED, PENDING, QUEUED, Results
+from raylm.results.rows import DONE, FAILED, PENDING, QUEUED, SweepRows
 from raylm.results.storage import Folder
 
 MODEL_WITH_MARKUP = "<b>&odd"
@@ -37,7 +37,7 @@ RUNS = [trial.run_name for trial in TRIALS]
 
 
 @pytest.fixture
-def results(tmp_path: Path) -> Results:
+def results(tmp_path: Path) -> SweepRows:
     """A finished row, a failed one, and two pending."""
     folder = tmp_path / "my-sweep"
     save_checkpoint(folder, TRIALS[0], 3.0)
@@ -46,7 +46,7 @@ def results(tmp_path: Path) -> Results:
 
 
 @pytest.fixture
-def server(results: Results) -> Iterator[DashboardServer]:
+def server(results: SweepRows) -> Iterator[DashboardServer]:
     with DashboardServer(Dashboard(results.storage), 0) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -107,7 +107,7 @@ def test_server_listens_on_the_loopback_interface_only(server: DashboardServer) 
 
 @pytest.mark.parametrize(("content", "message"), [("{", "sweep.json is damaged"), (None, "has no sweep.json any more")])
 def test_damaged_or_removed_results_are_reported(
-    server: DashboardServer, results: Results, content: str | None, message: str
+    server: DashboardServer, results: SweepRows, content: str | None, message: str
 ) -> None:
     request(server, "/")
     if content is None:
@@ -131,7 +131,7 @@ def count_calls(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> list
     return calls
 
 
-def test_figures_are_drawn_again_only_if_rows_have_changed(results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_figures_are_drawn_again_only_if_rows_have_changed(results: SweepRows, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = count_calls(monkeypatch, html, "render_html")
     monkeypatch.setattr(dashboard, "MAX_RENDER_FRACTION", 1e9)
     page = Dashboard(results.storage)
@@ -143,7 +143,7 @@ def test_figures_are_drawn_again_only_if_rows_have_changed(results: Results, mon
 
 
 def test_page_reads_live_json_once_and_unchanged_results_never_again(
-    results: Results, monkeypatch: pytest.MonkeyPatch
+    results: SweepRows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heartbeats = count_calls(monkeypatch, dashboard, "read_heartbeat")
     records = count_calls(monkeypatch, sweep_record, "load")
@@ -163,7 +163,7 @@ def test_polyline_fills_its_field() -> None:
 
 
 def test_browser_follows_a_sweep_without_a_reload(
-    server: DashboardServer, results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: DashboardServer, results: SweepRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(heartbeats, "HEARTBEAT_SECONDS", 0.1)
     monkeypatch.setattr(dashboard, "MAX_RENDER_FRACTION", 1.0)

@@ -19,7 +19,7 @@ from raylm.results import heartbeat as heartbeats
 from raylm.results import sweep_record
 from raylm.results.heartbeat import HEARTBEAT_FILE, Heartbeat
 from raylm.results.progress import StepMetrics
-from raylm.results.rows import PENDING, QUEUED, RUNNING, Results, Row
+from raylm.results.rows import PENDING, QUEUED, RUNNING, Row, SweepRows
 from raylm.results.storage import Folder
 from raylm.results.sweep_record import SweepRecord
 
@@ -28,7 +28,7 @@ TRIALS = [TrialConfig(seed=seed, context_length=64) for seed in range(2)]
 
 
 def build_monitor() -> SweepMonitor:
-    results = Results(Folder(Path("/nowhere")), [Row(trial, PENDING, "", None, None) for trial in TRIALS])
+    results = SweepRows(Folder(Path("/nowhere")), [Row(trial, PENDING, "", None, None) for trial in TRIALS])
     return SweepMonitor("s", results, 2, lambda trial: 1.0)
 
 

@@ -17,7 +17,7 @@ from raylm.monitor import progress_view
 from raylm.monitor.progress_view import LiveView, PlainView, render_state, shorten_name
 from raylm.monitor.state import BestTrial, RunningTrial, SweepMonitor, SweepState
 from raylm.results.progress import StepMetrics
-from raylm.results.rows import DONE, FAILED, PENDING, QUEUED, RUNNING, Results, Row
+from raylm.results.rows import DONE, FAILED, PENDING, QUEUED, RUNNING, Row, SweepRows
 from raylm.results.storage import Folder
 
 NAMES = [f"wikitext103-gpt2-medium-{length}x8-lr0.001-e2-671b9abe1e" for length in (64, 128, 1024)]
@@ -43,7 +43,7 @@ def render_lines(state: SweepState, width: int, max_running: int = 1000) -> list
 
 
 def build_monitor() -> SweepMonitor:
-    results = Results(Folder(Path("/nowhere")), [Row(TRIAL, PENDING, "", None, None)])
+    results = SweepRows(Folder(Path("/nowhere")), [Row(TRIAL, PENDING, "", None, None)])
     return SweepMonitor("s", results, 1, lambda trial: 1.0)
 
 

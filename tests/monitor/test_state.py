@@ -21,9 +21,9 @@ from raylm.results.rows import (
     PENDING,
     QUEUED,
     RUNNING,
-    Results,
     Row,
     SavedCheckpoint,
+    SweepRows,
 )
 from raylm.results.storage import Folder
 
@@ -33,7 +33,7 @@ RUNS = [trial.run_name for trial in TRIALS]
 
 def build_monitor(*statuses: str, retry_failed: bool = False, num_trials: int = 4) -> SweepMonitor:
     rows = [Row(trial, status, "", None, None) for trial, status in zip(TRIALS, statuses, strict=False)]
-    results = Results(Folder(Path("/nowhere")), rows)
+    results = SweepRows(Folder(Path("/nowhere")), rows)
     return SweepMonitor("s", results, num_trials, lambda trial: 100.0, retry_failed=retry_failed)
 
 
@@ -87,7 +87,7 @@ def test_deferred_trial_is_queued_with_its_saved_work_and_runs_again_alone() -> 
 
 def test_failed_attempt_falls_back_to_the_checkpoint_of_an_earlier_launch() -> None:
     checkpoint = SavedCheckpoint("", Progress(50, 8, step=10))
-    results = Results(Folder(Path("/nowhere")), [Row(TRIALS[0], INTERRUPTED, "", checkpoint, None)])
+    results = SweepRows(Folder(Path("/nowhere")), [Row(TRIALS[0], INTERRUPTED, "", checkpoint, None)])
     monitor = SweepMonitor("s", results, 1, lambda trial: 1.0)
     monitor.on_trial_start(TRIALS[0])
     monitor.on_step(TRIALS[0], build_step(40))
@@ -155,7 +155,7 @@ def test_signal_may_pause_while_another_event_is_handled() -> None:
         monitor.on_pause("interrupted")
         return 1.0
 
-    monitor = SweepMonitor("s", Results(Folder(Path("/nowhere")), []), 1, estimate_cost)
+    monitor = SweepMonitor("s", SweepRows(Folder(Path("/nowhere")), []), 1, estimate_cost)
     monitor.on_trial_start(TRIALS[0])
     assert monitor.snapshot().pause_reason == "interrupted" and monitor.snapshot().counts == {RUNNING: 1}
 

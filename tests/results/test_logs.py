@@ -12,7 +12,7 @@ import pytest
 from raylm.config.trial import TrialConfig
 from raylm.errors import UserError
 from raylm.results.logs import match_row, read_logs
-from raylm.results.rows import DONE, Results, Row
+from raylm.results.rows import DONE, Row, SweepRows
 from raylm.results.storage import Folder
 from raylm.tuning import trial_process
 
@@ -46,11 +46,11 @@ def test_log_that_cannot_be_opened_does_not_fail_the_trial(tmp_path: Path, capfd
 
 
 @pytest.fixture
-def results(tmp_path: Path) -> Results:
-    return Results(Folder(tmp_path), [Row(trial, DONE, "", None, None) for trial in TRIALS])
+def results(tmp_path: Path) -> SweepRows:
+    return SweepRows(Folder(tmp_path), [Row(trial, DONE, "", None, None) for trial in TRIALS])
 
 
-def test_row_is_found_by_name_prefix_and_id(results: Results) -> None:
+def test_row_is_found_by_name_prefix_and_id(results: SweepRows) -> None:
     first, second = results.rows
     assert match_row(results, first.config.run_name) is first
     assert match_row(results, "pydocs-gpt2-nano-128") is second
@@ -65,12 +65,12 @@ def test_row_is_found_by_name_prefix_and_id(results: Results) -> None:
         ("x", f"expected one of {TRIALS[0].run_name}, {TRIALS[1].run_name}"),
     ],
 )
-def test_unknown_run_is_an_error_with_similar_names(results: Results, query: str, message: str) -> None:
+def test_unknown_run_is_an_error_with_similar_names(results: SweepRows, query: str, message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         match_row(results, query)
 
 
-def test_logs_of_all_launches_and_ranks_are_read_in_order(results: Results) -> None:
+def test_logs_of_all_launches_and_ranks_are_read_in_order(results: SweepRows) -> None:
     run = TRIALS[0].run_name
     names = [f"launch-002/{run}/log-1.txt", f"launch-002/{run}/log.txt", f"launch-010/{run}/log.txt"]
     for name in reversed(names):

@@ -17,12 +17,12 @@ from raylm.data.corpus import Windows
 from raylm.data.preparation import prepare
 from raylm.report import formats
 from raylm.results.folder import LENGTH_EVALS_FILE, load_rows
-from raylm.results.rows import Results
+from raylm.results.rows import SweepRows
 from raylm.results.sweep_record import DataRecord, LaunchRecord, SweepRecord
 from raylm.training.evaluate import evaluate_lengths
 
 
-def reference_loss(results: Results, context_length: int) -> float:
+def reference_loss(results: SweepRows, context_length: int) -> float:
     """Return the val loss of the finished trial's best checkpoint by transformers' own loss."""
     best = results.rows[0].best_checkpoint
     assert best is not None
@@ -31,7 +31,7 @@ def reference_loss(results: Results, context_length: int) -> float:
     return mean_loss(model, Windows(corpus.validation.tokens, context_length, corpus.eos_token_id))
 
 
-def test_values_are_those_of_the_checkpoint_and_computed_once(trained_sweep: Results) -> None:
+def test_values_are_those_of_the_checkpoint_and_computed_once(trained_sweep: SweepRows) -> None:
     evals = list(evaluate_lengths(trained_sweep, [16, 32, 64, 4096]))  # trained at 32; 4096 exceeds the model's maximum
     assert [length_eval.context_length for length_eval in evals] == [16, 64]
     for length_eval in evals:
@@ -43,7 +43,7 @@ def test_values_are_those_of_the_checkpoint_and_computed_once(trained_sweep: Res
     assert list(evaluate_lengths(reloaded, [16, 64])) == []
 
 
-def test_table_has_a_column_for_each_length(trained_sweep: Results) -> None:
+def test_table_has_a_column_for_each_length(trained_sweep: SweepRows) -> None:
     evals = evaluate_lengths(trained_sweep, [16, 64])
     values = {length_eval.context_length: length_eval.val_loss for length_eval in evals}
     reloaded = load_results(trained_sweep.storage.uri)
@@ -54,7 +54,7 @@ def test_table_has_a_column_for_each_length(trained_sweep: Results) -> None:
     assert (float(first["val_loss_at_16"]), second["val_loss_at_16"]) == (values[16], "")
 
 
-def test_values_of_other_weights_are_ignored(trained_sweep: Results) -> None:
+def test_values_of_other_weights_are_ignored(trained_sweep: SweepRows) -> None:
     list(evaluate_lengths(trained_sweep, [16]))
     file = Path(trained_sweep.storage.uri) / LENGTH_EVALS_FILE
     (losses,) = json.loads(file.read_text()).values()
@@ -64,7 +64,7 @@ def test_values_of_other_weights_are_ignored(trained_sweep: Results) -> None:
     assert load_results(trained_sweep.storage.uri).rows[0].length_evals == {}
 
 
-def test_damaged_weights_are_not_evaluated(trained_sweep: Results) -> None:
+def test_damaged_weights_are_not_evaluated(trained_sweep: SweepRows) -> None:
     best = trained_sweep.rows[0].best_checkpoint
     assert best is not None
     weights = Path(trained_sweep.storage.uri_of(best.folder), "model.safetensors")
@@ -76,7 +76,7 @@ def test_damaged_weights_are_not_evaluated(trained_sweep: Results) -> None:
 
 
 def test_corpus_missing_from_the_cache_is_prepared_and_compared(
-    trained_sweep: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained_sweep: SweepRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAYLM_CACHE", str(tmp_path / "empty"))
     assert len(list(evaluate_lengths(trained_sweep, [16]))) == 1
@@ -90,11 +90,11 @@ def test_corpus_missing_from_the_cache_is_prepared_and_compared(
     launch = LaunchRecord(1, data=[DataRecord(str(changed), "gpt2-nano", fingerprint=fingerprint[::-1])])
     record = SweepRecord("s", [moved.config], launches=[launch])
     with pytest.raises(UserError, match="has changed since the sweep"):
-        list(evaluate_lengths(Results(trained_sweep.storage, [moved], record), [64]))
+        list(evaluate_lengths(SweepRows(trained_sweep.storage, [moved], record), [64]))
     with pytest.raises(UserError, match=r"sweep\.json has no launch"):
-        list(evaluate_lengths(Results(trained_sweep.storage, [moved]), [64]))
+        list(evaluate_lengths(SweepRows(trained_sweep.storage, [moved]), [64]))
 
 
-def test_unfinished_trials_are_skipped(trained_sweep: Results) -> None:
+def test_unfinished_trials_are_skipped(trained_sweep: SweepRows) -> None:
     assert [length_eval.config.seed for length_eval in evaluate_lengths(trained_sweep, [16])] == [0]
     assert load_rows(trained_sweep.storage, [trained_sweep.rows[1].config]).rows[0].length_evals == {}
