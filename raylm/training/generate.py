@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,6 +15,9 @@ from raylm.errors import UserError
 from raylm.results.folder import open_best_checkpoint
 from raylm.results.rows import Results, Row
 from raylm.training import models
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -58,11 +62,8 @@ def generate_samples(
             hf_tokenizer = tokenizer.load(folder, row.config.run_name)
         model.set_attn_implementation("sdpa")  # raylm's attention does not support a key-value cache
         model.to(device).eval()
-        ids = hf_tokenizer(prompt, add_special_tokens=False)["input_ids"] or [hf_tokenizer.eos_token_id]
         max_length = _max_length(row.config, models.max_context_length(model))
-        if max_length is not None and len(ids) >= max_length:
-            limit = f"{row.config.run_name} takes at most {max_length:,} tokens, one of them to generate"
-            raise UserError(f"the prompt has {len(ids):,} tokens; {limit}")
+        ids = _encode_prompt(prompt, hf_tokenizer, row.config.run_name, max_length)
         torch.manual_seed(seed)
         sampling = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
         input_ids = torch.tensor([ids], device=device)
@@ -75,6 +76,17 @@ def generate_samples(
             **sampling,
         )
         yield Sample(row, prompt + hf_tokenizer.decode(output_ids[0, len(ids) :], skip_special_tokens=True))
+
+
+def _encode_prompt(
+    prompt: str, hf_tokenizer: PreTrainedTokenizerBase, run_name: str, max_length: int | None
+) -> list[int]:
+    """Return the token ids of a prompt; raise UserError if it leaves no room for another token."""
+    ids: list[int] = hf_tokenizer(prompt, add_special_tokens=False)["input_ids"] or [hf_tokenizer.eos_token_id]
+    if max_length is not None and len(ids) >= max_length:
+        limit = f"{run_name} takes at most {max_length:,} tokens, one of them to generate"
+        raise UserError(f"the prompt has {len(ids):,} tokens; {limit}")
+    return ids
 
 
 def _max_length(config: TrialConfig, max_positions: int | None) -> int | None:

@@ -11,6 +11,7 @@ from conftest import RunSweep
 from raylm import numerics
 from raylm.errors import UserError
 from raylm.numerics import CPU_BFLOAT16_FLAGS
+from raylm.planning import devices
 from raylm.training.device import has_bfloat16, resolve_precision
 
 
@@ -36,6 +37,9 @@ def test_bfloat16_is_refused_on_a_processor_without_it(monkeypatch: pytest.Monke
 
 def test_plan_and_training_agree_about_this_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     assert numerics.cpu_has_bfloat16() == has_bfloat16("cpu")
+    devices.measure_cpu.cache_clear()
+    assert devices.resolve_precision("auto", devices.measure_cpu()) == resolve_precision("auto", "cpu")
+    devices.measure_cpu.cache_clear()
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     assert not numerics.cpu_has_bfloat16() and not has_bfloat16("cpu")
 

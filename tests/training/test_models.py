@@ -12,7 +12,7 @@ from reference_loss import FLOAT32_ROUNDING
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from raylm.config.catalog import MODELS, NANO_MODEL
+from raylm.config.catalog import MODELS, NANO_MODEL, ModelShape, find_shape
 from raylm.data.corpus import IGNORE_INDEX, Windows
 from raylm.data.preparation import prepare
 from raylm.errors import UserError
@@ -74,6 +74,14 @@ def test_parameter_counts_of_the_catalog_match_the_networks(name: str) -> None:
     assert sum(p.numel() for p in model.parameters()) == shape.num_parameters
     millions = {"gpt2": 124, "gpt2-medium": 355, "gpt2-large": 774, "gpt2-xl": 1558}
     assert name not in millions or round(shape.num_parameters / 1e6) == millions[name]
+
+
+def test_shape_is_read_from_config_json(gpt2_folder: Path) -> None:
+    source = ModelSource(str(gpt2_folder), str(gpt2_folder), pretrained=True)
+    assert models.load_shape(source) == find_shape(str(gpt2_folder)) == ModelShape(2, 32, 2, 300, 64)
+    assert models.load_shape(models.resolve_model(NANO_MODEL, pretrained=True)) == MODELS[NANO_MODEL].shape
+    (gpt2_folder / "config.json").write_text("{damaged")
+    assert models.load_shape(source) is None
 
 
 def test_dropout_is_set_in_all_layers_or_kept(gpt2_folder: Path) -> None:
