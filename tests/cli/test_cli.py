@@ -1,4 +1,4 @@
-"""The commands as a person gives them: one message and the right exit code, at once, and nothing started for a plan."""
+"""The command line: messages, exit codes, help and plans, all without torch and Ray."""
 
 from __future__ import annotations
 
@@ -8,22 +8,28 @@ import re
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from light_command import HEAVY, Finished, run_raylm, without_heavy_modules
 
 from raylm import __version__
 
 SWEEPS = Path(__file__).resolve().parents[2] / "sweeps"
+PROGRAMS = Path(__file__).resolve().parents[1] / "programs"
 RAYLM = [str(Path(sysconfig.get_path("scripts"), "raylm"))]
 MODULE = [sys.executable, "-m", "raylm.sweep"]
 GOOD = 'from raylm import Sweep\nsweep = Sweep(name="tried", space={"seed": {"grid_search": [1, 2]}})\n'
-HEAVY = ("torch", "ray", "transformers", "datasets", "huggingface_hub", "httpx")
-SECONDS_TO_SAY_NO = 5.0
 
 
-@pytest.fixture
+@pytest.fixture(scope="module", autouse=True)
+def _light() -> Iterator[None]:
+    with without_heavy_modules():
+        yield
+
+
+@pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working folder with one good sweep file in it."""
     (tmp_path / "work").mkdir()
@@ -32,37 +38,39 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "work"
 
 
-@pytest.fixture
-def light(tmp_path: Path) -> dict[str, str]:
-    """An environment in which whatever imports torch, Ray or a client of the hub ends at once with exit code 97."""
+def assert_refused(done: Finished, words: Sequence[str]) -> None:
+    """Expect exit code 2, and one message on standard error with these words."""
+    assert done.exit_code == 2, done
+    assert done.stdout == "" and done.stderr.count("raylm: ") == 1 and done.stderr.startswith("raylm: ")
+    assert all(word in done.stderr for word in words), done.stderr
+
+
+# ---- in a process of its own --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "exit_code", "words"),
+    [
+        ([*RAYLM, "--version"], 0, f"raylm {__version__}\n"),
+        ([*RAYLM, "plan", "good.py"], 0, "2 trials, 2 to be done"),
+        ([*RAYLM, "report", "."], 2, "raylm: "),
+        ([*RAYLM, "run"], 2, "Usage"),
+        ([*MODULE, "bad.py"], 2, "raylm: bad.py"),
+    ],
+    ids=lambda value: " ".join(value[1:]) if isinstance(value, list) else None,
+)
+def test_command_ends_with_its_exit_code_and_imports_nothing_heavy(
+    tmp_path: Path, command: list[str], exit_code: int, words: str
+) -> None:
     for name in HEAVY:
         (tmp_path / "heavy" / name).mkdir(parents=True)
         (tmp_path / "heavy" / name / "__init__.py").write_text(f"import os\nos.write(2, b'{name}!\\n')\nos._exit(97)\n")
-    return {"PYTHONPATH": str(tmp_path / "heavy")}
-
-
-def command(
-    arguments: Sequence[str], environment: Mapping[str, str] | None = None, seconds: float = 60.0
-) -> subprocess.CompletedProcess[str]:
-    settings = {"RAYLM_CACHE": str(Path.cwd() / "cache"), "COLUMNS": "120", "NO_COLOR": "1", "TERM": "dumb"}
-    inherited = {name: value for name, value in os.environ.items() if name not in ("FORCE_COLOR", "PYTHONPATH")}
-    return subprocess.run(
-        arguments,
-        env={**inherited, **settings, **(environment or {})},
-        capture_output=True,
-        text=True,
-        timeout=seconds,
-        check=False,
-    )
-
-
-def assert_refused(done: subprocess.CompletedProcess[str], words: Sequence[str]) -> None:
-    """Exit code 2, and one message on standard error with these words."""
-    said = done.stdout + done.stderr
-    assert done.returncode == 2, said
-    assert "Traceback" not in said
-    assert done.stdout == "" and done.stderr.count("raylm: ") == 1 and done.stderr.startswith("raylm: ")
-    assert all(word in done.stderr for word in words), done.stderr
+    Path("bad.py").write_text("")
+    paths = os.pathsep.join(filter(None, [str(tmp_path / "heavy"), os.environ.get("PYTHONPATH", "")]))
+    environment = {**os.environ, "PYTHONPATH": paths, "COLUMNS": "120", "RAYLM_CACHE": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == exit_code, done.stderr
+    assert words in (done.stderr if exit_code else done.stdout) and "Traceback" not in done.stderr
 
 
 # ---- mistakes -----------------------------------------------------------------------------------------------------
@@ -85,17 +93,19 @@ BAD_FILES = {
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "start"),
-    [(name, MODULE) for name in BAD_FILES]
-    + [("four mistakes", [*RAYLM, *verb]) for verb in (["run"], ["run", "--dry-run"], ["plan"])],
-    ids=lambda value: value if isinstance(value, str) else "-".join(value[1:]),
-)
-def test_a_bad_sweep_file(folder: Path, light: dict[str, str], name: str, start: list[str]) -> None:
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_bad_sweep_file_is_refused(folder: Path, name: str) -> None:
     content, words = BAD_FILES[name]
     Path("bad.py").write_text(content)
-    assert_refused(command([*start, "bad.py"], light, SECONDS_TO_SAY_NO), words)
+    assert_refused(run_raylm(["run", "bad.py"]), words)
     assert sorted(path.name for path in folder.iterdir() if path.name != "__pycache__") == ["bad.py", "good.py"]
+
+
+@pytest.mark.parametrize("verb", [["run", "--dry-run"], ["plan"]], ids=" ".join)
+def test_bad_sweep_file_is_refused_by_every_verb(verb: list[str]) -> None:
+    content, words = BAD_FILES["four mistakes"]
+    Path("bad.py").write_text(content)
+    assert_refused(run_raylm([*verb, "bad.py"]), words)
 
 
 @pytest.mark.parametrize(
@@ -133,14 +143,14 @@ def test_a_bad_sweep_file(folder: Path, light: dict[str, str], name: str, start:
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else None,
 )
-def test_a_bad_command(folder: Path, light: dict[str, str], arguments: list[str], words: list[str]) -> None:
-    assert_refused(command([*RAYLM, *arguments], light, SECONDS_TO_SAY_NO), words)
+def test_bad_command_is_refused(arguments: list[str], words: list[str]) -> None:
+    assert_refused(run_raylm(arguments), words)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"version": 99}', '{"version": 1}', "\0"])
-def test_a_damaged_results_folder(folder: Path, light: dict[str, str], content: str) -> None:
+def test_damaged_results_folder_is_refused(content: str) -> None:
     Path("sweep.json").write_text(content)
-    assert_refused(command([*RAYLM, "report", "."], light, SECONDS_TO_SAY_NO), ["sweep.json"])
+    assert_refused(run_raylm(["report", "."]), ["sweep.json"])
 
 
 @pytest.mark.parametrize(
@@ -148,17 +158,12 @@ def test_a_damaged_results_folder(folder: Path, light: dict[str, str], content: 
     [["run"], ["run", "good.py", "--no-such-flag"], ["run", "good.py", "--max-concurrent", "0"], ["no-such-verb"]],
     ids=" ".join,
 )
-def test_a_wrong_use_of_flags(folder: Path, light: dict[str, str], arguments: list[str]) -> None:
-    done = command([*RAYLM, *arguments], light, SECONDS_TO_SAY_NO)
-    assert done.returncode == 2 and "Usage" in done.stderr and "Traceback" not in done.stderr
+def test_wrong_use_of_flags_shows_the_usage(arguments: list[str]) -> None:
+    done = run_raylm(arguments)
+    assert done.exit_code == 2 and "Usage" in done.stderr
 
 
 # ---- what is shown ------------------------------------------------------------------------------------------------
-
-
-def test_version(folder: Path, light: dict[str, str]) -> None:
-    done = command([*RAYLM, "--version"], light)
-    assert (done.returncode, done.stdout) == (0, f"raylm {__version__}\n")
 
 
 RUN_FLAGS = (
@@ -168,108 +173,102 @@ RUN_FLAGS = (
 
 
 @pytest.mark.parametrize(
-    ("start", "flags"),
+    ("verb", "flags"),
     [
-        (RAYLM, "--version --install-completion --show-completion --help"),
-        ([*RAYLM, "run"], RUN_FLAGS),
-        (MODULE, RUN_FLAGS),
-        ([*RAYLM, "plan"], "--storage --set --gpu --price-per-hour --json --help"),
-        ([*RAYLM, "report"], "--format --reference --json --help"),
-        ([*RAYLM, "evaluate"], "--context-lengths --help"),
-        ([*RAYLM, "generate"], "--prompt --run --max-new-tokens --temperature --seed --help"),
-        ([*RAYLM, "export"], "--run --best --dataset --license --push --public --help"),
+        ([], "--version --install-completion --show-completion --help"),
+        (["run"], RUN_FLAGS),
+        (["plan"], "--storage --set --gpu --price-per-hour --json --help"),
+        (["report"], "--format --reference --json --help"),
+        (["evaluate"], "--context-lengths --help"),
+        (["generate"], "--prompt --run --max-new-tokens --temperature --seed --help"),
+        (["export"], "--run --best --dataset --license --push --public --help"),
     ],
-    ids=["raylm", "run", "module", "plan", "report", "evaluate", "generate", "export"],
+    ids=["raylm", "run", "plan", "report", "evaluate", "generate", "export"],
 )
-def test_help_names_every_flag_and_no_other(folder: Path, light: dict[str, str], start: list[str], flags: str) -> None:
-    done = command([*start, "--help"], light)
+def test_help_names_every_flag_and_no_other(verb: list[str], flags: str) -> None:
+    done = run_raylm([*verb, "--help"])
     lines = [line for line in done.stdout.splitlines() if re.match(r"\W*--", line)]
     named = [flag for line in lines for flag in re.findall(r"(?<![\w-])--?[a-z][a-z-]*", line)]
-    assert done.returncode == 0 and sorted(named) == sorted(flags.split())
+    assert done.exit_code == 0 and sorted(named) == sorted(flags.split())
 
 
-def test_help_names_the_verbs(folder: Path, light: dict[str, str]) -> None:
-    shown = command([*RAYLM, "--help"], light).stdout
+def test_help_names_the_verbs() -> None:
+    shown = run_raylm(["--help"]).stdout
     assert all(re.search(rf"^\W*{verb}  ", shown, re.MULTILINE) for verb in ("run", "plan", "report"))
 
 
 # ---- a plan -------------------------------------------------------------------------------------------------------
 
-GUARDED = """
-import os, sys
-FORBIDDEN = {"socket.connect", "socket.getaddrinfo", "socket.sendto", "subprocess.Popen", "os.fork", "os.posix_spawn"}
-def guard(event, arguments):
-    if event in FORBIDDEN or (event == "import" and arguments[0] in ("torch", "transformers", "datasets")):
-        os.write(2, f"{event} {arguments!r:.200}\\n".encode())
-        os._exit(97)
-sys.addaudithook(guard)
-from raylm.cli import app
-app(sys.argv[1:], prog_name="raylm")
-"""
-"""The command, ended with exit code 97 as soon as it asks the network, starts a process, or imports torch."""
+NUM_TRIALS = {
+    "imdb_grid.py": 8,
+    "wikitext2_grid.py": 13,
+    "wikitext103_grid.py": 12,
+    "reference_table.py": 21,
+    "quickstart.py": 6,
+}
+"""Trials of each sweep of the repository, but for a search."""
 
 
-@pytest.mark.parametrize(
-    ("file", "trials"),
-    [
-        ("imdb_grid.py", 8),
-        ("wikitext2_grid.py", 13),
-        ("wikitext103_grid.py", 12),
-        ("reference_table.py", 21),
-        ("quickstart.py", 6),
-    ],
-)
-def test_plan_of_every_sweep_without_network_or_any_trace(folder: Path, file: str, trials: int) -> None:
-    environment = {"PYTHONDONTWRITEBYTECODE": "1", "HOME": ".", "HF_HUB_OFFLINE": "0"}
-    done = command([sys.executable, "-c", GUARDED, "plan", str(SWEEPS / file)], environment)
+def test_plan_of_every_sweep_needs_no_network_and_leaves_no_trace(folder: Path) -> None:
+    files = [str(SWEEPS / name) for name in NUM_TRIALS]
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "HOME": ".", "HF_HUB_OFFLINE": "0", "COLUMNS": "120"}
+    environment["RAYLM_CACHE"] = str(folder / "cache")
+    command = [sys.executable, str(PROGRAMS / "guarded_plans.py"), *files]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    assert f"{trials} trials, {trials} to be done" in done.stdout
-    rows = re.findall(r"^ *[\d.]+[MG] .* ~[\d.,]+ (?:s|min|h|d) +[\w.-]+ *$", done.stdout, re.MULTILINE)
-    assert len(rows) == trials
+    plans = done.stdout.split("== ")[1:]
+    for text, trials in zip(plans, NUM_TRIALS.values(), strict=True):
+        assert f"{trials} trials, {trials} to be done" in text
+        rows = re.findall(r"^ *[\d.]+[MG] .* ~[\d.,]+ (?:s|min|h|d) +[\w.-]+ *$", text, re.MULTILINE)
+        assert len(rows) == trials
     assert [path.name for path in folder.rglob("*")] == ["good.py"]
 
 
-def test_a_dry_run_is_a_plan(folder: Path, light: dict[str, str]) -> None:
-    dry, planned = (command([*RAYLM, *verb, "good.py"], light) for verb in (["run", "--dry-run"], ["plan"]))
-    assert dry.returncode == 0 and "2 trials, 2 to be done" in dry.stdout
+def test_dry_run_is_a_plan() -> None:
+    dry, planned = (run_raylm([*verb, "good.py"]) for verb in (["run", "--dry-run"], ["plan"]))
+    assert dry.exit_code == 0 and "2 trials, 2 to be done" in dry.stdout
     words, same = (re.sub(r"[\d., ]+|\b(s|min|h|d)\b", "", done.stdout) for done in (dry, planned))
     assert words == same  # the speed of this machine is measured anew each time
 
 
-def test_a_plan_on_a_gpu_with_its_price(folder: Path, light: dict[str, str]) -> None:
-    done = command([*RAYLM, "plan", "good.py", "--gpu", "2xa100-80gb", "--price-per-hour", "1000"], light)
-    assert done.returncode == 0 and "on A100 80GB: 312 TFLOP/s in bfloat16, 2,039 GB/s, 79.2 GiB" in done.stdout
+def test_plan_on_a_gpu_with_its_price() -> None:
+    done = run_raylm(["plan", "good.py", "--gpu", "2xa100-80gb", "--price-per-hour", "1000"])
+    assert done.exit_code == 0 and "on A100 80GB: 312 TFLOP/s in bfloat16, 2,039 GB/s, 79.2 GiB" in done.stdout
     assert re.search(r"^~[\d.]+ s of training, 2 at a time; ~[\d.]+ GPU-hours, ~[\d.]+ at 1,000.00", done.stdout, re.M)
 
 
-def test_a_plan_for_a_script(folder: Path, light: dict[str, str]) -> None:
+def test_plan_for_a_script() -> None:
     options = ["--gpu", "2xa100-80gb", "--price-per-hour", "1000", "--json"]
-    told = json.loads(command([*RAYLM, "plan", "good.py", *options], light).stdout)
-    assert [(row["status"], row["seed"], row["steps"]) for row in told["rows"]] == [
+    plan = json.loads(run_raylm(["plan", "good.py", *options]).stdout)
+    assert [(row["status"], row["seed"], row["steps"]) for row in plan["rows"]] == [
         ("pending", 1, 13),
         ("pending", 2, 13),
     ]
-    assert told["remaining"]["trials"] == 2 and told["remaining"]["steps"] == 26
-    seconds = sum(row["estimated_seconds"] for row in told["rows"])
-    assert told["remaining"]["estimated_seconds"] == pytest.approx(seconds)
-    assert told["remaining"]["price"] == pytest.approx(seconds / 3600 * 1000)
-    assert told["device"] == {"name": "A100 80GB", "precision": "bfloat16", "per_trial": 1.0, "trials_at_a_time": 2}
-    assert told["search"] is None
-    searched = json.loads(command([*RAYLM, "plan", str(SWEEPS / "imdb_optuna.py"), *options]).stdout)
-    assert searched["rows"] == [] and searched["search"]["num_samples"] > 0
-    assert 0 < searched["search"]["shortest_seconds"] < searched["search"]["longest_seconds"]
+    assert plan["remaining"]["trials"] == 2 and plan["remaining"]["steps"] == 26
+    seconds = sum(row["estimated_seconds"] for row in plan["rows"])
+    assert plan["remaining"]["estimated_seconds"] == pytest.approx(seconds)
+    assert plan["remaining"]["price"] == pytest.approx(seconds / 3600 * 1000)
+    assert plan["device"] == {"name": "A100 80GB", "precision": "bfloat16", "per_trial": 1.0, "trials_at_a_time": 2}
+    assert plan["search"] is None
     unknown = GOOD.replace('"seed"', '"dataset": "owner/unknown", "seed"')
     Path("unknown.py").write_text(unknown)
-    told = json.loads(command([*RAYLM, "plan", "unknown.py", "--json"], light).stdout)
-    assert told["remaining"] == dict.fromkeys(told["remaining"]) | {"trials": 2}
+    plan = json.loads(run_raylm(["plan", "unknown.py", "--json"]).stdout)
+    assert plan["remaining"] == dict.fromkeys(plan["remaining"]) | {"trials": 2}
 
 
-def test_a_plan_with_overrides(folder: Path, light: dict[str, str]) -> None:
-    done = command([*RAYLM, "plan", "good.py", "--set", "seed=7", "--set", "max_train_tokens=1000"], light)
-    assert done.returncode == 0 and re.search(
-        r"^1 trials?, 1 to be done: about 1,000 tokens", done.stdout, re.MULTILINE
-    )
+def test_plan_of_a_search_for_a_script() -> None:
+    """In a process of its own: the search space is checked by Optuna."""
+    command = [*RAYLM, "plan", str(SWEEPS / "imdb_optuna.py"), "--gpu", "2xa100-80gb", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    plan = json.loads(done.stdout)
+    assert plan["rows"] == [] and plan["search"]["num_samples"] > 0
+    assert 0 < plan["search"]["shortest_seconds"] < plan["search"]["longest_seconds"]
+
+
+def test_plan_with_overrides() -> None:
+    done = run_raylm(["plan", "good.py", "--set", "seed=7", "--set", "max_train_tokens=1000"])
+    assert done.exit_code == 0 and re.search(r"^1 trials?, 1 to be done: about 1,000 tokens", done.stdout, re.MULTILINE)
 
 
 def test_every_sweep_is_planned_here() -> None:
-    assert len(list(SWEEPS.glob("*.py"))) == 6
+    assert {path.name for path in SWEEPS.glob("*.py")} == {*NUM_TRIALS, "imdb_optuna.py"}

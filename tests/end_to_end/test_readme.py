@@ -1,9 +1,13 @@
-"""What README and docs say to type works as they say it."""
+"""Commands and Python code of README and docs work as they stand there."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import itertools
+import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -11,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from light_command import run_raylm
 from ray.scripts.scripts import cli as ray_cli
 
 from raylm.config.sweep_file import load_sweep
@@ -29,25 +34,39 @@ COMMANDS = sorted(
 )
 
 
-@pytest.mark.parametrize("line", COMMANDS)
-def test_a_command_of_the_docs_is_one(line: str) -> None:
-    """As it stands, `raylm run` with --dry-run, a script with --help, `ray` by its options; CI runs the two scripts."""
-    words = shlex.split(line, comments=True)
-    command = list(itertools.dropwhile(lambda word: re.match(r"[A-Z_]+=", word), words))  # settings before it
-    if command[0] == "raylm":
-        dry = ["--dry-run"] if command[1] == "run" else []
-        code = "from raylm.cli import app; app()"
-        done = subprocess.run(
-            [sys.executable, "-c", code, *command[1:], *dry], cwd=ROOT, capture_output=True, text=True, check=False
-        )
-        nothing_run_yet = command[1] not in ("run", "plan", "doctor") and "is not a results folder" in done.stderr
-        assert done.returncode == 0 or nothing_run_yet, done.stderr
-    elif command[0] == "python":
-        told = subprocess.run(
-            [sys.executable, *command[1:2], "--help"], cwd=ROOT, capture_output=True, text=True, check=True
-        )
-        assert {word for word in command if word.startswith("--")} <= set(re.findall(r"--[\w-]+", told.stdout))
-    elif command[0] == "hf":
+def words_of(line: str) -> list[str]:
+    """Return the words of a command line, without the settings of variables before it."""
+    return list(itertools.dropwhile(lambda word: re.match(r"[A-Z_]+=", word), shlex.split(line, comments=True)))
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if words_of(line)[0] == "raylm"])
+def test_raylm_command_of_the_docs_works(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A `raylm run` has --dry-run added."""
+    monkeypatch.chdir(ROOT)
+    _, verb, *arguments = words_of(line)
+    done = run_raylm([verb, *arguments, *(["--dry-run"] if verb == "run" else [])])
+    has_nothing_to_show = verb not in ("run", "plan", "doctor") and "is not a results folder" in done.stderr
+    assert done.exit_code == 0 or has_nothing_to_show, done.stderr
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if words_of(line)[0] == "python"])
+def test_script_of_the_docs_has_its_options(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, script, *arguments = words_of(line)
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    monkeypatch.syspath_prepend((ROOT / script).parent)
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    assert ended.value.code == 0
+    assert {word for word in arguments if word.startswith("--")} <= set(re.findall(r"--[\w-]+", shown.getvalue()))
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if words_of(line)[0] not in ("raylm", "python")])
+def test_other_command_of_the_docs_exists(line: str) -> None:
+    """`hf` with --help, `ray` by its options, a script by its file: CI runs the two that begin the README."""
+    command = words_of(line)
+    if command[0] == "hf":
         client = [sys.executable, "-m", "huggingface_hub.cli.hf"]
         done = subprocess.run([*client, *command[1:], "--help"], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
