@@ -46,7 +46,6 @@ def measure(case: str, steps: int) -> dict[str, object]:
     from raylm import Resources, TrialConfig
     from raylm.data.preparation import prepare
     from raylm.planning import throughput
-    from raylm.planning.memory import MemoryModel
     from raylm.results.progress import StepMetrics
     from raylm.training import models
     from raylm.training.options import ExecutionOptions, TrainingHooks
@@ -54,16 +53,16 @@ def measure(case: str, steps: int) -> dict[str, object]:
 
     model, context_length, batch_size, *gib = case.split(":")
     on_gpu = torch.cuda.is_available()
-    slot = throughput.find_placement(Resources(cpus=os.cpu_count() or 1), "auto")
-    assert slot is not None, "this GPU is not in hardware.CARDS"
-    slot = replace(slot, card=replace(slot.card, gib=float(gib[0]))) if gib else slot
+    placement = throughput.find_placement(Resources(cpus=os.cpu_count() or 1), "auto")
+    assert placement is not None, "this GPU is not in raylm.planning.devices.DEVICES"
+    placement = replace(placement, device=replace(placement.device, memory_gib=float(gib[0]))) if gib else placement
     source = models.resolve_model(model, pretrained=False)
     shape = models.load_shape(source)
     assert shape is not None
     with tempfile.TemporaryDirectory() as folder:
         texts = [topics[name] for name in sorted(topics)]
         Path(folder, "train.txt").write_text("\n".join(texts[:-1]))
-        Path(folder, "validation.txt").write_text(topics["while"][:500])  # the steps are measured, not the evaluation
+        Path(folder, "validation.txt").write_text(topics["while"][:500])  # steps are measured, not the evaluation
         trial = TrialConfig(
             dataset=folder,
             model=model,
@@ -74,8 +73,8 @@ def measure(case: str, steps: int) -> dict[str, object]:
             warmup_ratio=0.0,
             max_train_tokens=steps * int(batch_size) * (int(context_length) - 1),
         )
-        work = MemoryModel(shape, trial, slot.card.device, slot.precision)
-        fit = work.choose_micro_batching(slot.available_bytes)
+        memory_model = placement.memory_model(shape, trial)
+        micro_batching = memory_model.choose_micro_batching(placement.available_bytes)
         corpus = prepare(folder, source.fetch_files(), model)
         losses: list[float] = []
         times = [time.perf_counter()]
@@ -89,7 +88,7 @@ def measure(case: str, steps: int) -> dict[str, object]:
             trial,
             corpus,
             source,
-            options=ExecutionOptions(slot.card.device, slot.precision, fit),
+            options=ExecutionOptions(placement.device.type, placement.precision, micro_batching),
             hooks=TrainingHooks(on_step=on_step),
         )
     used = torch.cuda.mem_get_info() if on_gpu else (0, 0)
@@ -97,16 +96,21 @@ def measure(case: str, steps: int) -> dict[str, object]:
     assert sum(p.numel() for p in last.trainer.model.parameters()) == shape.num_parameters
     return {
         "parameters": shape.num_parameters,
-        "micro_batch_size": fit.micro_batch_size,
-        "recompute": fit.recompute,
-        "predicted_gib": work.peak_bytes(fit) / GIB,
+        "micro_batch_size": micro_batching.micro_batch_size,
+        "recompute": micro_batching.recompute,
+        "predicted_gib": memory_model.peak_bytes(micro_batching) / GIB,
         "peak_gib": (used[1] - used[0] if on_gpu else resident) / GIB,
-        "estimated_seconds": slot.estimate_training_seconds(work, fit, last.eval_metrics.tokens_seen, steps) / steps,
+        "estimated_seconds": placement.estimate_training_seconds(
+            memory_model, micro_batching, last.eval_metrics.tokens_seen, steps
+        )
+        / steps,
         "seconds": statistics.median(later - before for before, later in itertools.pairwise(times[1:])),
         "losses": losses,
-        "device": torch.cuda.get_device_name() if on_gpu else f"{slot.card.name}, {torch.get_num_threads()} threads",
-        "precision": slot.precision,
-        "tflops": slot.card.peak_tflops(slot.precision),
+        "device": torch.cuda.get_device_name()
+        if on_gpu
+        else f"{placement.device.name}, {torch.get_num_threads()} threads",
+        "precision": placement.precision,
+        "tflops": placement.device.peak_tflops(placement.precision),
     }
 
 
@@ -124,16 +128,18 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
     for case in args.cases:
         command = [sys.executable, __file__, "--one", case, "--steps", str(args.steps)]
-        one = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
+        measured = json.loads(
+            subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1]
+        )
         gib, peak, estimate, taken = (
-            one[name] for name in ("predicted_gib", "peak_gib", "estimated_seconds", "seconds")
+            measured[name] for name in ("predicted_gib", "peak_gib", "estimated_seconds", "seconds")
         )
         print(
-            f"| {case} | {one['micro_batch_size']}{', recomputed' if one['recompute'] else ''} "
+            f"| {case} | {measured['micro_batch_size']}{', recomputed' if measured['recompute'] else ''} "
             f"| {gib:.2f} | {peak:.2f} | {gib / peak:.2f} | {estimate:.2f} | {taken:.2f} | {estimate / taken:.2f} |",
             flush=True,
         )
-    print(f"\n{one['device']}, {one['precision']}, {one['tflops']:.2f} TFLOP/s in matrix products")
+    print(f"\n{measured['device']}, {measured['precision']}, {measured['tflops']:.2f} TFLOP/s in matrix products")
 
 
 if __name__ == "__main__":

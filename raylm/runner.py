@@ -269,7 +269,7 @@ def _check_disk_space(trials: Sequence[TrialConfig], num_remaining: int, storage
     Raises:
         UserError: if the storage or the temporary folder is too small.
     """
-    sizes = [planned.checkpoint_bytes or 0 for planned in (plan.plan_trial(trial, 1) for trial in trials)]
+    sizes = [plan.estimate_checkpoint_bytes(trial) or 0 for trial in trials]
     largest = max(sizes)
     kept = sum(sizes) if num_remaining <= len(sizes) else largest * num_remaining
     temporary = Folder(Path(tempfile.gettempdir()))

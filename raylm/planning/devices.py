@@ -1,4 +1,4 @@
-"""Devices that trials run on: peaks of known GPUs, this machine's CPU and memory."""
+"""Devices that trials run on: peak rates of known GPUs and of this CPU, and this machine's memory."""
 
 from __future__ import annotations
 
@@ -14,49 +14,52 @@ from typing import Any
 import numpy as np
 import psutil
 
-from raylm import numerics
 from raylm.numerics import CPUINFO_FILE, cpu_has_bfloat16
 from raylm.units import GIB
 
 BENCHMARK_SECONDS = 0.2
-"""Time for each of the two peaks of a CPU."""
+"""Time to measure each of the two peak rates of a CPU."""
 CPU_BFLOAT16_SPEEDUP = 2.0
-"""Matrix products per second in bfloat16 over those in float32: an AVX512-BF16 instruction does two of them per lane.
+"""Rate of matrix products in bfloat16 over float32: an AVX512-BF16 instruction does two products per lane.
 
-AMX does more, so that estimates for it are too long."""
+Measured on one core of an AMD EPYC that has it: 2.2 to 2.4 (torch 2.13). AMX does more: its estimates are too long.
+"""
 NVIDIA_GPUS_DIR = Path("/proc/driver/nvidia/gpus")
-"""Where NVIDIA's driver on Linux tells of its GPUs."""
+"""Folder in which NVIDIA's driver for Linux describes its GPUs."""
+CGROUP_ROOT = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU, or this machine's CPU: what time and memory on it follow from."""
+    """A GPU, or this machine's CPU, with the rates that time and memory are estimated from."""
 
     name: str
-    """Words that `torch.cuda.get_device_name` has for it."""
-    bfloat16: float | None
+    """Words that `torch.cuda.get_device_name` contains for this GPU; the name of a CPU."""
+    bfloat16_tflops: float | None
     """Peak of dense matrix products in bfloat16 with float32 sums, in TFLOP/s; None if they would be emulated."""
-    float32: float
-    """Matrix products in full float32, TFLOP/s."""
+    float32_tflops: float
+    """Peak of matrix products in full float32, in TFLOP/s."""
     gb_per_s: float
-    """Bandwidth of its memory."""
-    gib: float
-    """Memory that programs see."""
-    device: str = "cuda"
+    """Memory bandwidth, in GB/s."""
+    memory_gib: float
+    """Memory available to programs, in GiB."""
+    type: str = "cuda"
     """`cuda` or `cpu`."""
 
     @property
     def cli_name(self) -> str:
-        """Its name on the command line."""
+        """Name of the device on the command line."""
         return self.name.lower().replace(" ", "-")
 
     def peak_tflops(self, precision: str) -> float:
-        """Peak of its matrix products."""
-        return self.bfloat16 if precision == "bfloat16" and self.bfloat16 else self.float32
+        """Return the peak rate of matrix products, in TFLOP/s."""
+        if precision == "bfloat16" and self.bfloat16_tflops is not None:
+            return self.bfloat16_tflops
+        return self.float32_tflops
 
 
 DEVICES = (
-    # NVIDIA's data sheets; memory as torch tells it
+    # NVIDIA's data sheets; memory as torch reports it
     Device("T4", None, 8.1, 320, 14.6),
     Device("V100 32GB", None, 15.7, 900, 31.7),
     Device("V100", None, 15.7, 900, 15.8),
@@ -73,7 +76,7 @@ DEVICES = (
     Device("RTX 3090", 71, 35.6, 936, 23.6),
     Device("RTX 4090", 165, 82.6, 1008, 23.5),
 )
-"""Of two that fit a device's name the first is meant."""
+"""Known GPUs. The first whose name matches counts."""
 
 
 def resolve_precision(requested: str, device: Device) -> str:
@@ -81,44 +84,55 @@ def resolve_precision(requested: str, device: Device) -> str:
 
     The same rule as `raylm.training.device.resolve_precision`, for a device that may not be in this machine.
     """
-    return numerics.resolve_precision(requested, device.bfloat16 is not None)
+    if requested != "auto":
+        return requested
+    return "float32" if device.bfloat16_tflops is None else "bfloat16"
+
+
+# ---- GPUs ---------------------------------------------------------------------------------------------------------
 
 
 def find_device(device_name: str) -> Device | None:
-    """The GPU that a driver or torch calls so."""
+    """Return the known GPU for a name from a driver or from torch, or None."""
     words = set(re.split(r"[^a-z0-9]+", device_name.lower()))
-    return next((card for card in DEVICES if words >= set(card.name.lower().split())), None)
+    return next((device for device in DEVICES if words >= set(device.name.lower().split())), None)
 
 
 def list_gpu_names() -> list[str]:
-    """The names of this machine's NVIDIA GPUs, without a library or a process of theirs."""
+    """Return the names of this machine's NVIDIA GPUs, read from the driver's files without a library or a process."""
     texts = [file.read_text(encoding="utf-8") for file in sorted(NVIDIA_GPUS_DIR.glob("*/information"))]
-    return [found[1].strip() for text in texts if (found := re.search(r"^Model:(.*)", text, re.MULTILINE))]
+    return [match[1].strip() for text in texts if (match := re.search(r"^Model:(.*)", text, re.MULTILINE))]
+
+
+# ---- the CPU ------------------------------------------------------------------------------------------------------
 
 
 def cpu_name() -> str:
-    """The processor's own name, where Linux tells it."""
+    """Return the processor's name on Linux, and its architecture on other systems."""
     try:
-        found = re.search(r"^model name\s*: (.*)", CPUINFO_FILE.read_text(encoding="utf-8"), re.MULTILINE)
+        match = re.search(r"^model name\s*: (.*)", CPUINFO_FILE.read_text(encoding="utf-8"), re.MULTILINE)
     except OSError:
-        found = None
-    return found[1] if found else platform.machine()
+        match = None
+    return match[1] if match else platform.machine()
 
 
 @functools.cache
 def measure_cpu() -> Device:
-    """This machine's CPU, its peaks measured with NumPy: a matrix product in float32, a copy, on all cores."""
+    """Return this machine's CPU with peak rates measured by NumPy on all cores: a float32 matrix product and a copy.
+
+    NumPy has no bfloat16; its rate is `CPU_BFLOAT16_SPEEDUP` times that of float32.
+    """
     side, size = 1024, 2**24
-    one, other = np.ones((2, side, side), np.float32)
-    source, copied = np.ones((2, size), np.float32)
-    tflops = 2 * side**3 / _min_seconds(lambda: one @ other) / 1e12
-    gb_per_s = 2 * source.nbytes / _min_seconds(lambda: np.copyto(copied, source)) / 1e9
-    bfloat16 = tflops * CPU_BFLOAT16_SPEEDUP if cpu_has_bfloat16() else None
-    return Device(cpu_name(), bfloat16, tflops, gb_per_s, machine_memory()[1] / GIB, device="cpu")
+    left, right = np.ones((2, side, side), np.float32)
+    source, target = np.ones((2, size), np.float32)
+    tflops = 2 * side**3 / _min_seconds(lambda: left @ right) / 1e12
+    gb_per_s = 2 * source.nbytes / _min_seconds(lambda: np.copyto(target, source)) / 1e9
+    bfloat16_tflops = tflops * CPU_BFLOAT16_SPEEDUP if cpu_has_bfloat16() else None
+    return Device(cpu_name(), bfloat16_tflops, tflops, gb_per_s, machine_memory()[1] / GIB, type="cpu")
 
 
 def _min_seconds(function: Callable[[], Any]) -> float:
-    """Seconds of the quickest of several runs."""
+    """Return the shortest time of several calls, in seconds."""
     function()
     best, end = float("inf"), time.perf_counter() + BENCHMARK_SECONDS
     while time.perf_counter() < end:
@@ -128,41 +142,42 @@ def _min_seconds(function: Callable[[], Any]) -> float:
     return best
 
 
-CGROUP_ROOT = Path("/sys/fs/cgroup")
+# ---- memory of the machine or container ---------------------------------------------------------------------------
 
 
 def machine_memory() -> tuple[int, int]:
-    """Bytes in use and in all, of the machine or of the container (control group) that this process is held in."""
+    """Return used and total bytes of the machine, or of the control group (container) that limits this process."""
     machine = psutil.virtual_memory()
-    for folder, limit_file, use_file in _list_control_groups():
+    for folder, limit_file, usage_file in _list_control_groups():
         try:
             limit = int((folder / limit_file).read_text())
             if limit < machine.total:
-                return int((folder / use_file).read_text()) - _reclaimable_bytes(folder), limit
-        except (OSError, ValueError):  # not there, or `max`
+                return int((folder / usage_file).read_text()) - _reclaimable_bytes(folder), limit
+        except (OSError, ValueError):  # missing, or `max`
             continue
     return machine.total - machine.available, machine.total
 
 
 def _list_control_groups() -> list[tuple[Path, str, str]]:
-    """Folders of this process's control group, with the names of the files of its limit and use: version 2, then 1."""
+    """Return the folders of this process's control groups with their limit and usage files: version 2, then 1."""
     try:
         lines = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
     except OSError:
         return []
-    v2 = [path for _, controllers, path in lines if not controllers]
-    v1 = [path for _, controllers, path in lines if "memory" in controllers.split(",")]
-    own = [(CGROUP_ROOT / path.lstrip("/"), "memory.max", "memory.current") for path in v2]
-    own += [
-        (CGROUP_ROOT / "memory" / path.lstrip("/"), "memory.limit_in_bytes", "memory.usage_in_bytes") for path in v1
+    v2_files, v1_files = ("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    v2_paths = [path for _, controllers, path in lines if not controllers]
+    v1_paths = [path for _, controllers, path in lines if "memory" in controllers.split(",")]
+    # inside a container the path is often that of the host; the container's own group is then the root
+    return [
+        *((CGROUP_ROOT / path.lstrip("/"), *v2_files) for path in v2_paths),
+        *((CGROUP_ROOT / "memory" / path.lstrip("/"), *v1_files) for path in v1_paths),
+        (CGROUP_ROOT, *v2_files),
+        (CGROUP_ROOT / "memory", *v1_files),
     ]
-    # within a container the path is often that of its host; its own group is the root then
-    roots = [(CGROUP_ROOT, "memory.max", "memory.current")]
-    return [*own, *roots, (CGROUP_ROOT / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes")]
 
 
 def _reclaimable_bytes(folder: Path) -> int:
-    """Bytes of files that the kernel gives back when they are needed."""
+    """Return the bytes of cached files that the kernel frees on demand."""
     lines = [line.split() for line in (folder / "memory.stat").read_text().splitlines()]
-    found = {name: int(value) for name, value in lines}
-    return found.get("total_inactive_file", found.get("inactive_file", 0))
+    stats = {name: int(value) for name, value in lines}
+    return stats.get("total_inactive_file", stats.get("inactive_file", 0))

@@ -1,4 +1,4 @@
-"""What a sweep will cost, before it runs: tokens, steps, FLOPs, memory, disk, time. No torch, no hub, no Ray."""
+"""Plan of a sweep before it runs: tokens, steps, FLOPs, memory, disk and time. No torch, no Hub, no Ray."""
 
 from __future__ import annotations
 
@@ -13,112 +13,125 @@ from raylm.config.catalog import DATASETS, ModelShape, find_shape
 from raylm.config.sweep import Sweep
 from raylm.config.trial import TrialConfig
 from raylm.data import preparation
-from raylm.planning import memory
-from raylm.planning.memory import MemoryModel
+from raylm.planning.memory import MemoryModel, checkpoint_bytes
 from raylm.planning.throughput import Placement
 from raylm.results.progress import MicroBatching, Progress
 from raylm.units import GIB, format_duration, pluralize
 
 COST_FIELDS = ("dataset", "model", "context_length", "batch_size", "epochs", "max_train_tokens", "optimizer")
-"""What the cost of a trial depends on."""
+"""Fields of a config that the cost of a trial depends on."""
 MAX_REPRESENTATIVE_TRIALS = 1000
-"""Of a search's space that are looked at."""
+"""Limit of trials that are planned for a search's space."""
+BYTES_PER_TOKEN = 4
+"""Bytes of English text per token, roughly."""
 LEGEND = (
-    "micro: windows at a time, r where activations are recomputed; GiB: of the device at its peak; disk: GiB",
+    "micro: windows at a time, r with recomputed activations; GiB: peak memory of the device; disk: GiB",
     "~ estimated; ? not known before model and dataset are fetched",
 )
 
 
 @dataclass(frozen=True)
 class TrialPlan:
-    """What one trial costs."""
+    """Cost of one trial."""
 
     config: TrialConfig
     tokens: int
-    """Predicted in training, over all epochs."""
+    """Number of tokens predicted in training, over all epochs."""
     steps: int
-    """Optimizer steps."""
+    """Number of optimizer steps."""
     is_exact: bool
-    """Whether the dataset's size is counted; else it is about right."""
+    """True if the dataset's tokens were counted, False if they are estimated."""
     shape: ModelShape | None
-    """None where it is not known before the model is fetched."""
+    """Shape of the model; None if it is unknown before the model is fetched."""
     placement: Placement | None = None
-    """What it runs on; None where that is not known."""
+    """Devices of the trial; None if they are unknown."""
 
     @property
     def flops(self) -> float | None:
-        """FLOPs of training, none of them counted twice where activations are recomputed."""
+        """FLOPs of training, without the second forward pass of recomputed activations; None if unknown."""
         if self.shape is None:
             return None
         return self.tokens * self.shape.training_flops_per_token(self.config.context_length)
 
     @property
     def checkpoint_bytes(self) -> int | None:
-        """Disk for the best and the latest checkpoint: float32 weights, and AdamW's two moments."""
-        if self.shape is None:
-            return None
-        one = self.shape.num_parameters * (4 + memory.OPTIMIZER_STATE_BYTES[self.config.optimizer])
-        return one * min(2, self.config.epochs * self.config.evals_per_epoch)
+        """Disk space of the trial's best and latest checkpoint; None if unknown."""
+        return estimate_checkpoint_bytes(self.config, self.shape)
 
     @property
     def memory_model(self) -> MemoryModel | None:
-        """What its memory and its time follow from."""
+        """Model of the trial's memory; None if shape or placement are unknown."""
         if self.shape is None or self.placement is None:
             return None
-        return MemoryModel(
-            self.shape, self.config, self.placement.card.device, self.placement.precision, self.placement.world_size
-        )
+        return self.placement.memory_model(self.shape, self.config)
 
     @property
     def micro_batching(self) -> MicroBatching | None:
-        """How its batch goes through the model."""
-        return (
-            self.memory_model.choose_micro_batching(self.placement.available_bytes)
-            if self.memory_model and self.placement
-            else None
-        )
+        """Micro-batches that fit the device; None if unknown."""
+        if self.memory_model is None or self.placement is None:
+            return None
+        return self.memory_model.choose_micro_batching(self.placement.available_bytes)
 
     @property
     def peak_bytes(self) -> int | None:
-        """Memory of the device at its peak, of each of its ranks."""
-        return self.memory_model.peak_bytes(self.micro_batching) if self.memory_model and self.micro_batching else None
-
-    @property
-    def amortized_seconds(self) -> float | None:
-        """Its part of the time of all trials, where as many as may run at a time."""
-        return self.seconds / self.placement.at_a_time if self.seconds is not None and self.placement else None
-
-    @property
-    def device_seconds(self) -> float | None:
-        """The time of cards that it takes: a trial on two of them takes twice its own."""
-        return self.seconds * self.placement.share if self.seconds is not None and self.placement else None
+        """Peak memory on each of the trial's devices; None if unknown."""
+        if self.memory_model is None or self.micro_batching is None:
+            return None
+        return self.memory_model.peak_bytes(self.micro_batching)
 
     @property
     def seconds(self) -> float | None:
-        """Time in optimizer steps, roughly."""
-        if not (self.memory_model and self.micro_batching and self.placement):
+        """Estimated time of the optimizer steps; None if unknown."""
+        if self.memory_model is None or self.micro_batching is None or self.placement is None:
             return None
         return self.placement.estimate_training_seconds(self.memory_model, self.micro_batching, self.tokens, self.steps)
+
+    @property
+    def amortized_seconds(self) -> float | None:
+        """Time divided by the number of concurrent trials; None if unknown."""
+        if self.seconds is None or self.placement is None:
+            return None
+        return self.seconds / self.placement.concurrent_trials
+
+    @property
+    def device_seconds(self) -> float | None:
+        """Time multiplied by the number of devices of the trial; None if unknown."""
+        if self.seconds is None or self.placement is None:
+            return None
+        return self.seconds * self.placement.devices_per_trial
+
+
+def estimate_checkpoint_bytes(config: TrialConfig, shape: ModelShape | None = None) -> int | None:
+    """Return the disk space of a trial's best and latest checkpoint; None if the model's shape is unknown."""
+    shape = shape or find_shape(config.model)
+    if shape is None:
+        return None
+    return checkpoint_bytes(shape, config.optimizer) * min(2, config.epochs * config.evals_per_epoch)
 
 
 def plan_trial(
     config: TrialConfig, train_tokens: int, is_exact: bool = True, placement: Placement | None = None
 ) -> TrialPlan:
-    """The plan of a trial whose train split has so many tokens."""
+    """Return the plan of a trial.
+
+    Args:
+        config: the trial.
+        train_tokens: number of tokens of the dataset's train split.
+        is_exact: True if the tokens were counted, False if they are estimated.
+        placement: devices of the trial, if known.
+    """
     tokens = min(train_tokens, config.max_train_tokens or train_tokens)
     windows = -(-tokens // (config.context_length - 1))
     steps = -(-windows // config.batch_size)
     shape = find_shape(config.model)
     if placement and shape:
-        placement = placement.with_sharing(
-            MemoryModel(shape, config, placement.card.device, placement.precision, placement.world_size)
-        )
+        placement = placement.with_sharing(placement.memory_model(shape, config))
     return TrialPlan(config, tokens * config.epochs, steps * config.epochs, is_exact, shape, placement)
 
 
 def plan_trials(configs: Sequence[TrialConfig], placement: Placement | None = None) -> list[TrialPlan | None]:
-    """The plan of each trial as far as it can be made on this machine now; None where the dataset's size is unknown."""
-    return [_plan_known_size(trial, placement) for trial in configs]
+    """Return the plan of each trial from what this machine knows; None if the dataset's size is unknown."""
+    return [_plan_known_size(config, placement) for config in configs]
 
 
 def _plan_known_size(config: TrialConfig, placement: Placement | None) -> TrialPlan | None:
@@ -132,31 +145,32 @@ def _plan_known_size(config: TrialConfig, placement: Placement | None) -> TrialP
 
 
 def _estimate_tokens(path: Path) -> int:
-    """Four bytes of English make a token, roughly."""
-    return (path / "train.txt" if path.is_dir() else path).stat().st_size // 4
+    """Return the estimated number of tokens of a local dataset's train split."""
+    return (path / "train.txt" if path.is_dir() else path).stat().st_size // BYTES_PER_TOKEN
 
 
 def estimate_seconds(config: TrialConfig, progress: Progress, placement: Placement) -> float | None:
-    """What the steps that a trial has done should have taken, as `plan` would have said."""
+    """Return the time that `raylm plan` estimates for the steps a trial has done; None if the shape is unknown."""
     shape = find_shape(config.model)
     if shape is None:
         return None
-    work = MemoryModel(shape, config, placement.card.device, placement.precision, progress.ranks)
-    fit = MicroBatching(progress.micro_batch_size, progress.recompute)
-    return placement.with_sharing(work).estimate_training_seconds(work, fit, progress.tokens_seen, progress.step)
+    memory_model = MemoryModel(shape, config, placement.device.type, placement.precision, progress.ranks)
+    micro_batching = MicroBatching(progress.micro_batch_size, progress.recompute)
+    shared = placement.with_sharing(memory_model)
+    return shared.estimate_training_seconds(memory_model, micro_batching, progress.tokens_seen, progress.step)
 
 
 # ---- all trials together ------------------------------------------------------------------------------------------
 
 
 def representative_trials(sweep: Sweep) -> list[TrialConfig]:
-    """Trials that stand for what a search may suggest: all choices, both ends of ranges; none of a function's."""
+    """Return trials that span a search's space: all choices and both ends of ranges; none if it is a function."""
     if not isinstance(sweep.space, Mapping):
         return []
-    named = {name: search_space.list_values(value) for name, value in sweep.space.items()}
-    lists = [found if name in COST_FIELDS else found[:1] for name, found in named.items()]
-    points = itertools.islice(itertools.product(*lists), MAX_REPRESENTATIVE_TRIALS)
-    return [TrialConfig(**dict(zip(named, point, strict=True))) for point in points]
+    values = {name: search_space.list_values(value) for name, value in sweep.space.items()}
+    axes = [options if name in COST_FIELDS else options[:1] for name, options in values.items()]
+    points = itertools.islice(itertools.product(*axes), MAX_REPRESENTATIVE_TRIALS)
+    return [TrialConfig(**dict(zip(values, point, strict=True))) for point in points]
 
 
 def summary_lines(
@@ -166,87 +180,86 @@ def summary_lines(
     placement: Placement | None,
     price_per_hour: float | None,
 ) -> list[str]:
-    """What there is to say of all trials together, line by line.
+    """Return the lines below the table of a plan.
 
     Args:
-        plans: of all trials; of a search, of those that it has suggested.
-        left: of those that are still to be done.
-        price_per_hour: of a GPU, or of a machine without.
+        sweep: the sweep.
+        plans: plans of all trials; of a search, of those suggested so far.
+        remaining: plans of unfinished trials.
+        placement: devices of a trial; None if they are unknown.
+        price_per_hour: price of a GPU, or of a machine without one, per hour.
     """
-    lines = (
-        [f"{pluralize(len(plans), 'trial')}, {len(remaining)} to be done: {_format_totals(remaining)}"] if plans else []
-    )
+    lines = []
+    if plans:
+        lines.append(f"{pluralize(len(plans), 'trial')}, {len(remaining)} to be done: {_format_totals(remaining)}")
     if sweep.num_samples is not None:
         ended = f"{len(plans) - len(remaining)} ended"
         lines.append(f"a search of {pluralize(sweep.num_samples, 'trial')}, {ended}; each follows from earlier results")
     if placement is None:
-        return [*lines, "no GPU that is known is here: --gpu NAME shows memory and time on one"]
+        return [*lines, "no known GPU in this machine: --gpu NAME shows memory and time on one"]
     if sweep.num_samples is not None:
-        lines.append(
-            _format_search_time(plan_trials(representative_trials(sweep), placement), sweep, placement, price_per_hour)
-        )
+        representative = plan_trials(representative_trials(sweep), placement)
+        lines.append(_format_search_time(representative, sweep, placement, price_per_hour))
     elif remaining:
         lines.append(_format_time(remaining, placement, price_per_hour))
-    lines.append(f"on {placement}")
-    return [*lines, *LEGEND]
+    return [*lines, f"on {placement}", *LEGEND]
 
 
 def _format_totals(plans: Sequence[TrialPlan | None]) -> str:
-    """Tokens, steps, FLOPs and disk of these trials together."""
-    known = [one for one in plans if one is not None]
+    """Return the tokens, steps, FLOPs and disk space of these trials together."""
+    known = [plan for plan in plans if plan is not None]
     if plans and not known:
-        return "how much is not known yet"
-    about = "" if len(known) == len(plans) and all(one.is_exact for one in known) else "about "
-    text = f"{about}{sum(one.tokens for one in known):,} tokens in {sum(one.steps for one in known):,} steps"
-    flops, disk = _sum_or_none(plans, lambda one: one.flops), _sum_or_none(plans, lambda one: one.checkpoint_bytes)
-    if flops is not None and disk is not None:
-        text += f", {flops / 1e15:,.3g} PFLOPs, {disk / GIB:,.1f} GiB on disk"
+        return "the amount of work is not known yet"
+    about = "" if len(known) == len(plans) and all(plan.is_exact for plan in known) else "about "
+    text = f"{about}{sum(plan.tokens for plan in known):,} tokens in {sum(plan.steps for plan in known):,} steps"
+    flops = _sum_or_none(plans, lambda plan: plan.flops)
+    disk_bytes = _sum_or_none(plans, lambda plan: plan.checkpoint_bytes)
+    if flops is not None and disk_bytes is not None:
+        text += f", {flops / 1e15:,.3g} PFLOPs, {disk_bytes / GIB:,.1f} GiB on disk"
     return text
 
 
 def _format_time(plans: Sequence[TrialPlan | None], placement: Placement, price_per_hour: float | None) -> str:
-    """Time of these trials together, of the cards for them, and what that costs."""
-    seconds, of_cards = (
-        _sum_or_none(plans, lambda one: one.amortized_seconds),
-        _sum_or_none(plans, lambda one: one.device_seconds),
-    )
-    if seconds is None or of_cards is None:
-        return "how long is not known yet"
-    longest = max((one.seconds or 0.0 for one in plans if one), default=0.0)
-    at_a_time = {one.placement.at_a_time for one in plans if one and one.placement}
+    """Return the time of these trials together, their device-hours and the price."""
+    seconds = _sum_or_none(plans, lambda plan: plan.amortized_seconds)
+    device_seconds = _sum_or_none(plans, lambda plan: plan.device_seconds)
+    if seconds is None or device_seconds is None:
+        return "the time is not known yet"
+    longest = max((plan.seconds or 0.0 for plan in plans if plan), default=0.0)
     text = f"~{format_duration(max(longest, seconds))} of training"
-    if max(at_a_time) > 1:
-        text += f", {' to '.join(map(str, sorted({min(at_a_time), max(at_a_time)})))} at a time"
-    return f"{text}; {_format_device_hours(of_cards, placement, price_per_hour)}"
+    concurrent = {plan.placement.concurrent_trials for plan in plans if plan and plan.placement}
+    if max(concurrent) > 1:
+        text += f", {' to '.join(map(str, sorted({min(concurrent), max(concurrent)})))} at a time"
+    return f"{text}; {_format_device_hours(device_seconds, placement, price_per_hour)}"
 
 
 def _format_search_time(
     plans: Sequence[TrialPlan | None], sweep: Sweep, placement: Placement, price_per_hour: float | None
 ) -> str:
-    """Time of a search's trials by those that stand for them: each from shortest to longest, all by the mean."""
-    known = [one for one in plans if one is not None and one.seconds is not None and one.placement is not None]
+    """Return the time of a search: the range of its representative trials, and their mean times its samples."""
+    known = [plan for plan in plans if plan is not None and plan.seconds is not None and plan.placement is not None]
     if not known or len(known) < len(plans):
-        return "how long its trials take is not known yet"
-    samples, times = sweep.num_samples or 0, [one.seconds or 0.0 for one in known]
+        return "the time of its trials is not known yet"
+    samples, times = sweep.num_samples or 0, [plan.seconds or 0.0 for plan in known]
     shortest, longest = format_duration(min(times)), format_duration(max(times))
     each = f"~{shortest}" if shortest == longest else f"~{shortest} to ~{longest}"
-    at_a_time = [min(one.placement.at_a_time, samples) for one in known if one.placement]
-    total = statistics.fmean(time / number for time, number in zip(times, at_a_time, strict=True)) * samples
-    of_cards = statistics.fmean(one.device_seconds or 0.0 for one in known) * samples
+    concurrent = [min(plan.placement.concurrent_trials, samples) for plan in known if plan.placement]
+    total = statistics.fmean(time / number for time, number in zip(times, concurrent, strict=True)) * samples
+    device_seconds = statistics.fmean(plan.device_seconds or 0.0 for plan in known) * samples
     text = f"each takes {each} of training, {pluralize(samples, 'trial')} of the mean length ~{format_duration(total)}"
-    text += f"; {_format_device_hours(of_cards, placement, price_per_hour)}"
-    return text + ("; less, where trials are stopped early" if sweep.scheduler is not None else "")
+    text += f"; {_format_device_hours(device_seconds, placement, price_per_hour)}"
+    return text + ("; less if trials are stopped early" if sweep.scheduler is not None else "")
 
 
 def _format_device_hours(device_seconds: float, placement: Placement, price_per_hour: float | None) -> str:
-    """GPU-hours, or hours of the machine, and their price."""
+    """Return GPU-hours, or hours of the machine, and their price."""
     hours = device_seconds / 3600
-    what = "GPU-hours" if placement.card.device == "cuda" else "hours of the machine"
+    unit = "GPU-hours" if placement.device.type == "cuda" else "hours of the machine"
     cost = "" if price_per_hour is None else f", ~{hours * price_per_hour:,.2f} at {price_per_hour:,.2f} an hour"
-    return f"~{hours:,.{2 if hours < 10 else 0}f} {what}{cost}"
+    return f"~{hours:,.{2 if hours < 10 else 0}f} {unit}{cost}"
 
 
 def _sum_or_none(plans: Sequence[TrialPlan | None], key: Callable[[TrialPlan], float | None]) -> float | None:
-    """None where one is not known."""
-    found = [key(one) if one is not None else None for one in plans]
-    return None if None in found else sum(one for one in found if one is not None)
+    """Return the sum over all plans, or None if any value is unknown."""
+    values = [key(plan) if plan is not None else None for plan in plans]
+    return None if None in values else sum(value for value in values if value is not None)

@@ -1,6 +1,6 @@
-"""What trials run on, and how long training takes there: peaks of known GPUs, and a model of the time. No torch.
+"""Placement of trials on devices, and the time that training takes there. No torch.
 
-The time is what the arithmetic and the memory's traffic take at rates that good kernels reach. It is an estimate.
+The time is an estimate: that of the arithmetic and of the memory traffic at the rates that good kernels reach.
 """
 
 from __future__ import annotations
@@ -20,212 +20,231 @@ from raylm.results.sweep_record import DeviceRecord, SlotRecord
 from raylm.units import GIB
 
 GEMM_EFFICIENCY = {"cpu": 0.6, "cuda": 0.7}
-"""Share of a card's peak that training's matrix products reach: on a CPU of NumPy's own product, see
+"""Fraction of a device's peak rate that training's matrix products reach: on a CPU of NumPy's own product, see
 bench/plan_accuracy.py; on an H100 the best public kernel for a head and its loss, 698 TFLOP/s (README of
 linkedin/Liger-Kernel)."""
 BANDWIDTH_EFFICIENCY = 0.9
-"""Share of the memory's bandwidth that elementwise kernels reach."""
+"""Fraction of the memory bandwidth that elementwise kernels reach."""
 LAYER_LAUNCH_SECONDS = {"cpu": 1e-3, "cuda": 4e-4}
-"""Time to start the kernels of one layer, forward and backward. A GPU computes meanwhile, a CPU does not."""
-ACTIVATION_TRAFFIC_BYTES = 116, 6
-"""Moved besides the matrix products, in bfloat16: per token, layer and unit of width, per token and word."""
+"""Time to launch the kernels of one layer, forward and backward. A GPU computes meanwhile, a CPU does not."""
+LAYER_TRAFFIC_BYTES = 116
+"""Memory traffic besides the matrix products, in bfloat16: bytes per token, layer and unit of width."""
+LOGIT_TRAFFIC_BYTES = 6
+"""Memory traffic of the head, in bfloat16: bytes per token and entry of the vocabulary."""
 PARAMETER_TRAFFIC_BYTES = 36
-"""Moved once a step per parameter: gradients cleared, made and clipped, and the optimizer's passes."""
+"""Memory traffic per parameter and step: gradients cleared, computed and clipped, and the optimizer's passes."""
 MAX_TRIALS_PER_GPU = 8
-"""Trials that share a card, where that is left to raylm."""
+"""Limit of trials that share a GPU with `Resources(gpus="auto")`."""
 MIN_SHARING_SPEEDUP = 1.1
-"""How much more must get done on a card for another trial to share it."""
+"""Factor by which throughput must grow for more trials to share a GPU."""
 RAY_GPU_UNITS = 10_000
-"""Ray counts a GPU in so many parts."""
+"""Smallest fraction of a GPU that Ray counts, as its inverse."""
 
 
 @dataclass(frozen=True)
 class Placement:
-    """What one trial runs on."""
+    """Devices of one trial, and the number of trials that run at a time."""
 
-    card: Device
-    share: float
-    """Of a card, or how many: 0.5, 1, 2."""
-    at_a_time: int
-    """Trials."""
+    device: Device
+    devices_per_trial: float
+    """Number of devices, or a fraction of one: 0.5, 1, 2."""
+    concurrent_trials: int
     precision: str
     """`float32` or `bfloat16`."""
-    most_sharing: int = 1
-    """Trials that may share a card, where that is left to raylm."""
-
-    def with_sharing(self, memory_model: MemoryModel) -> Placement:
-        """This card for one trial, or shared by as many like it as `parts` says."""
-        number = trials_per_gpu(self, memory_model)
-        return replace(self, share=self.share / number, at_a_time=self.at_a_time * number, most_sharing=1)
-
-    @property
-    def available_bytes(self) -> float:
-        """Memory of a trial, or of each of its ranks."""
-        return self.card.gib * GIB * min(self.share, 1)
-
-    def __str__(self) -> str:
-        """In words, for a person."""
-        card, share = self.card, self.share
-        measured = " (measured now)" if card.device == "cpu" else ""
-        taken = "" if share == 1 else f", {share:g} of {'them' if share > 1 else 'it'} for a trial"
-        taken = ", shared by trials that leave it idle" if self.most_sharing > 1 else taken
-        tflops = card.peak_tflops(self.precision)
-        return (
-            f"{card.name}: {tflops:,.{0 if tflops >= 10 else 2}f} TFLOP/s in {self.precision}, "
-            f"{card.gb_per_s:,.0f} GB/s{measured}, {card.gib:.1f} GiB{taken}"
-        )
+    max_trials_per_device: int = 1
+    """Limit of trials that share a device with `Resources(gpus="auto")`; 1: no sharing beyond `devices_per_trial`."""
 
     @property
     def world_size(self) -> int:
-        """Processes that train a trial."""
-        return max(1, int(self.share))
+        """Number of processes (ranks) that train a trial."""
+        return max(1, int(self.devices_per_trial))
+
+    @property
+    def available_bytes(self) -> float:
+        """Device memory of a trial, or of each of its ranks."""
+        return self.device.memory_gib * GIB * min(self.devices_per_trial, 1)
+
+    def memory_model(self, shape: ModelShape, config: TrialConfig) -> MemoryModel:
+        """Return the memory model of a trial on these devices."""
+        return MemoryModel(shape, config, self.device.type, self.precision, self.world_size)
+
+    def with_sharing(self, memory_model: MemoryModel) -> Placement:
+        """Return the placement with each device shared by as many such trials as `trials_per_gpu` returns."""
+        number = trials_per_gpu(self, memory_model)
+        return replace(
+            self,
+            devices_per_trial=self.devices_per_trial / number,
+            concurrent_trials=self.concurrent_trials * number,
+            max_trials_per_device=1,
+        )
 
     def estimate_training_seconds(
         self, memory_model: MemoryModel, micro_batching: MicroBatching, tokens: int, steps: int
     ) -> float:
-        """Time in optimizer steps, roughly: evaluations, checkpoints and the start are not in it."""
-        shape, device = memory_model.shape, self.card.device
-        flops = (
-            tokens
-            * shape.training_flops_per_token(memory_model.config.context_length)
-            * (4 / 3 if micro_batching.recompute else 1)
+        """Return the estimated time of optimizer steps, without evaluations, checkpoints and the start."""
+        shape, device_type = memory_model.shape, self.device.type
+        flops = tokens * shape.training_flops_per_token(memory_model.config.context_length)
+        flops *= 4 / 3 if micro_batching.recompute else 1
+        traffic = LAYER_TRAFFIC_BYTES * shape.num_layers * shape.hidden_size + LOGIT_TRAFFIC_BYTES * shape.vocab_size
+        traffic *= tokens * (1 if self.precision == "bfloat16" else 2)
+        flops_per_s = self.device.peak_tflops(self.precision) * 1e12 * GEMM_EFFICIENCY[device_type]
+        bytes_per_s = self.device.gb_per_s * 1e9 * BANDWIDTH_EFFICIENCY
+        computing = (flops / flops_per_s + traffic / bytes_per_s) / self.devices_per_trial
+        updating = steps * shape.num_parameters * PARAMETER_TRAFFIC_BYTES / bytes_per_s / min(self.devices_per_trial, 1)
+        micro_batches = steps * -(-memory_model.max_rank_windows // micro_batching.micro_batch_size)
+        launching = micro_batches * shape.num_layers * LAYER_LAUNCH_SECONDS[device_type]
+        busy = computing + updating
+        return max(busy, launching) if device_type == "cuda" else busy + launching
+
+    def __str__(self) -> str:
+        device, per_trial = self.device, self.devices_per_trial
+        tflops = device.peak_tflops(self.precision)
+        measured = " (measured now)" if device.type == "cpu" else ""
+        if self.max_trials_per_device > 1:
+            sharing = ", shared by trials that leave it idle"
+        else:
+            sharing = "" if per_trial == 1 else f", {per_trial:g} of {'them' if per_trial > 1 else 'it'} for a trial"
+        return (
+            f"{device.name}: {tflops:,.{0 if tflops >= 10 else 2}f} TFLOP/s in {self.precision}, "
+            f"{device.gb_per_s:,.0f} GB/s{measured}, {device.memory_gib:.1f} GiB{sharing}"
         )
-        a_layer, a_word = ACTIVATION_TRAFFIC_BYTES
-        moved = tokens * (a_layer * shape.num_layers * shape.hidden_size + a_word * shape.vocab_size)
-        moved *= 1 if self.precision == "bfloat16" else 2
-        peak = self.card.peak_tflops(self.precision) * 1e12 * GEMM_EFFICIENCY[device]
-        stream = self.card.gb_per_s * 1e9 * BANDWIDTH_EFFICIENCY
-        computing = (flops / peak + moved / stream) / self.share
-        computing += steps * shape.num_parameters * PARAMETER_TRAFFIC_BYTES / stream / min(self.share, 1)
-        starting = (
-            steps
-            * -(-memory_model.max_rank_windows // micro_batching.micro_batch_size)
-            * shape.num_layers
-            * LAYER_LAUNCH_SECONDS[device]
-        )
-        return max(computing, starting) if device == "cuda" else computing + starting
+
+
+# ---- trials that share a GPU --------------------------------------------------------------------------------------
 
 
 def trials_per_gpu(placement: Placement, memory_model: MemoryModel) -> int:
-    """How many trials like this one a card is shared by: as few as get (nearly) the most done, if all fit.
+    """Return how many such trials share a GPU: the fewest with (nearly) the best throughput, if all fit.
 
-    A small trial leaves a GPU idle while its kernels are started, and others compute meanwhile. All go through the
-    model as one with the whole card does: no trial takes a smaller micro-batch for the sake of sharing.
+    A small trial leaves a GPU idle while its kernels are launched; other trials compute meanwhile. No trial takes a
+    smaller micro-batch for the sake of sharing: all use the one that fits a whole GPU.
     """
-    whole, tokens = (
-        memory_model.choose_micro_batching(placement.available_bytes),
-        memory_model.config.batch_size * memory_model.config.context_length,
-    )
-    numbers = range(1, placement.most_sharing + 1)
-    fitting = [
-        1,
-        *(
-            number
-            for number in numbers
-            if memory_model.choose_micro_batching(placement.available_bytes / number) == whole
-        ),
-    ]
-    shared = {number: replace(placement, share=placement.share / number) for number in fitting}
-    done = {
-        number: number / one.estimate_training_seconds(memory_model, whole, tokens, 1) for number, one in shared.items()
-    }
-    return next(number for number in fitting if done[number] * MIN_SHARING_SPEEDUP >= max(done.values()))
+    alone = memory_model.choose_micro_batching(placement.available_bytes)
+    tokens = memory_model.config.batch_size * memory_model.config.context_length
+    throughputs = {}
+    for number in range(1, max(1, placement.max_trials_per_device) + 1):
+        if number == 1 or memory_model.choose_micro_batching(placement.available_bytes / number) == alone:
+            shared = replace(placement, devices_per_trial=placement.devices_per_trial / number)
+            throughputs[number] = number / shared.estimate_training_seconds(memory_model, alone, tokens, steps=1)
+    best = max(throughputs.values())
+    return next(number for number, throughput in throughputs.items() if throughput * MIN_SHARING_SPEEDUP >= best)
 
 
 def gpu_fraction(
     devices: Sequence[tuple[Device, int]], shape: ModelShape | None, config: TrialConfig, precision: str
 ) -> float:
-    """A trial's share of any of these cards, each with the number of trials that may share it."""
+    """Return the fraction of a GPU that a trial takes, the same on each of several kinds.
+
+    Args:
+        devices: GPUs, each with the number of trials that may share it.
+        shape: shape of the trial's model; None if it is unknown, and the GPU is not shared.
+        precision: `auto`, `float32` or `bfloat16`.
+    """
     if shape is None or not devices:
         return 1.0
-    slots = [
-        Placement(card, 1.0, 1, resolve_precision(precision, card), min(most, MAX_TRIALS_PER_GPU))
-        for card, most in devices
-    ]
-    number = min(trials_per_gpu(slot, MemoryModel(shape, config, "cuda", slot.precision)) for slot in slots)
-    return int(RAY_GPU_UNITS / number) / RAY_GPU_UNITS
+    numbers = []
+    for device, limit in devices:
+        placement = Placement(device, 1.0, 1, resolve_precision(precision, device), min(limit, MAX_TRIALS_PER_GPU))
+        numbers.append(trials_per_gpu(placement, placement.memory_model(shape, config)))
+    return int(RAY_GPU_UNITS / min(numbers)) / RAY_GPU_UNITS
+
+
+# ---- the devices of a sweep ---------------------------------------------------------------------------------------
 
 
 def find_placement(resources: Resources, precision: str, gpu: str | None = None) -> Placement | None:
-    """What a trial runs on: GPUs named on the command line, else those of this machine, else its CPU.
+    """Return the placement of trials: on GPUs named on the command line, else on this machine's, else on its CPU.
 
     Args:
-        gpu: as `a100-80gb`, or `8xa100-80gb` for several.
+        resources: resources of a trial.
+        precision: `auto`, `float32` or `bfloat16`.
+        gpu: GPUs as `a100-80gb` or `8xa100-80gb`.
 
     Returns:
-        None where the GPUs that a trial takes are not here, or not known.
+        None if this machine's GPUs are not known, or are not the ones that a trial takes.
 
     Raises:
-        UserError: if `gpu` is not known, or trials cannot run on it.
+        UserError: if `gpu` is unknown, or trials cannot run on it.
     """
-    shared = resources.gpus == "auto"
-    share = resources.gpus if isinstance(resources.gpus, float) and resources.gpus else 1.0
+    if gpu is None and is_cpu_only(resources):
+        cpu, cores = measure_cpu(), os.cpu_count() or 1
+        cpu_fraction = min(1.0, resources.cpus / cores)
+        return Placement(cpu, cpu_fraction, max(1, cores // resources.cpus), resolve_precision(precision, cpu))
+    per_trial = resources.gpus if isinstance(resources.gpus, float) and resources.gpus else 1.0
     if gpu is not None:
-        card, cards = parse_gpu(gpu)
-        if resources.gpus == 0:
-            raise UserError(
-                f"--gpu: got {safe_repr(gpu)}, but trials of this sweep take no GPU: resources=Resources(gpus=0)"
-            )
-        if share > cards:
-            wanted = f"{share:g}x{card.cli_name}"
-            raise UserError(f"--gpu: got {safe_repr(gpu)}, but a trial takes {share:g} GPUs; say --gpu {wanted}")
+        device, count = parse_gpu(gpu)
+        _check_gpu(gpu, device, count, resources, per_trial)
+        max_trials = MAX_TRIALS_PER_GPU
     else:
-        if is_cpu_only(resources):
-            return _cpu_placement(resources, precision)
         names = list_gpu_names()
-        found, cards = find_device(names[0]) if names else None, len(names)
-        if found is None:
+        known = find_device(names[0]) if names else None
+        if known is None:
             return None
-        card = found
-    at_a_time = cards * int(1 / share + 1e-9) if share < 1 else cards // int(share)
-    of_cpus = MAX_TRIALS_PER_GPU if gpu is not None else (os.cpu_count() or 1) // cards // resources.cpus
+        device, count = known, len(names)
+        max_trials = min(MAX_TRIALS_PER_GPU, (os.cpu_count() or 1) // count // resources.cpus)
     return Placement(
-        card,
-        share,
-        at_a_time,
-        resolve_precision(precision, card),
-        max(1, min(of_cpus, MAX_TRIALS_PER_GPU)) if shared else 1,
+        device,
+        per_trial,
+        count * int(1 / per_trial + 1e-9) if per_trial < 1 else count // int(per_trial),
+        resolve_precision(precision, device),
+        max(1, max_trials) if resources.gpus == "auto" else 1,
     )
 
 
 def is_cpu_only(resources: Resources) -> bool:
-    """Whether trials on this machine have its processors alone."""
+    """Return whether trials on this machine run on its CPU."""
     return resources.gpus == 0 or (resources.gpus in (None, "auto") and not list_gpu_names())
 
 
-def _cpu_placement(resources: Resources, precision: str) -> Placement:
-    cores = os.cpu_count() or 1
-    share = min(1.0, resources.cpus / cores)
-    cpu = measure_cpu()
-    return Placement(cpu, share, max(1, cores // resources.cpus), resolve_precision(precision, cpu))
+def _check_gpu(gpu: str, device: Device, count: int, resources: Resources, per_trial: float) -> None:
+    """Raise a UserError unless trials can run on the GPUs named on the command line."""
+    if resources.gpus == 0:
+        raise UserError(
+            f"--gpu: got {safe_repr(gpu)}, but trials of this sweep use no GPU: resources=Resources(gpus=0)"
+        )
+    if per_trial > count:
+        required = f"--gpu {per_trial:g}x{device.cli_name}"
+        raise UserError(f"--gpu: got {safe_repr(gpu)}, but a trial uses {per_trial:g} GPUs; expected {required}")
 
 
 def parse_gpu(gpu: str) -> tuple[Device, int]:
-    """The GPU of a name on the command line, and how many.
+    """Return the GPU for a name on the command line, and their number.
 
     Raises:
-        UserError: if it is not known.
+        UserError: if the name is unknown.
     """
-    parts = re.fullmatch(r"(?:([1-9]\d{0,4})x)?(.+)", gpu.strip().lower())
-    name = parts[2] if parts else gpu
-    options = {card.cli_name: card for card in DEVICES}
+    match = re.fullmatch(r"(?:([1-9]\d{0,4})x)?(.+)", gpu.strip().lower())
+    name = match[2] if match else gpu
+    options = {device.cli_name: device for device in DEVICES}
     if name not in options:
         hint = format_suggestion(name, options)
         raise UserError(
             f"--gpu: got {safe_repr(gpu)}; expected one of {', '.join(options)}, or as 8x{DEVICES[0].cli_name}{hint}"
         )
-    return options[name], int(parts[1] or 1) if parts else 1
+    return options[name], int(match[1] or 1) if match else 1
 
 
-def placement_from_record(slot: SlotRecord) -> Placement:
+def placement_from_record(record: SlotRecord) -> Placement:
     """Return the placement that a launch has recorded."""
-    card = slot.card
+    card = record.card
     device = Device(card.name, card.bfloat16, card.float32, card.gb_per_s, card.gib, card.device)
-    return Placement(device, slot.share, slot.at_a_time, slot.precision, slot.most_sharing)
+    return Placement(device, record.share, record.at_a_time, record.precision, record.most_sharing)
 
 
 def placement_to_record(placement: Placement) -> SlotRecord:
-    """Return a placement as it is recorded of a launch."""
-    card = placement.card
-    device = DeviceRecord(card.name, card.bfloat16, card.float32, card.gb_per_s, card.gib, card.device)
-    return SlotRecord(device, placement.share, placement.at_a_time, placement.precision, placement.most_sharing)
+    """Return the record of a placement in sweep.json."""
+    device = placement.device
+    return SlotRecord(
+        card=DeviceRecord(
+            name=device.name,
+            bfloat16=device.bfloat16_tflops,
+            float32=device.float32_tflops,
+            gb_per_s=device.gb_per_s,
+            gib=device.memory_gib,
+            device=device.type,
+        ),
+        share=placement.devices_per_trial,
+        at_a_time=placement.concurrent_trials,
+        precision=placement.precision,
+        most_sharing=placement.max_trials_per_device,
+    )

@@ -95,10 +95,10 @@ def _sum_costs(trials: Sequence[dict[str, Any]], price_per_hour: float | None) -
 
 def _placement_fields(placement: Placement) -> dict[str, Any]:
     return {
-        "name": placement.card.name,
+        "name": placement.device.name,
         "precision": placement.precision,
-        "per_trial": placement.share,
-        "trials_at_a_time": placement.at_a_time,
+        "per_trial": placement.devices_per_trial,
+        "trials_at_a_time": placement.concurrent_trials,
     }
 
 

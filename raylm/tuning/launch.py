@@ -180,7 +180,7 @@ class Launch:
                 machine=platform.machine(),
                 system=platform.platform(),
                 cpus=os.cpu_count(),
-                trials_on=placement.card.name if placement else None,
+                trials_on=placement.device.name if placement else None,
             ),
             precision=self._runner.precision,
             resources_per_trial=dict(self._runner.resources),

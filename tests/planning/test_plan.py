@@ -1,4 +1,4 @@
-"""What a sweep will take: steps and tokens as the loop counts them, memory that grows where it must."""
+"""Plans of trials and sweeps, compared with what the training loop counts."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from raylm.planning.plan import plan_trial, plan_trials, summary_lines
 from raylm.planning.throughput import Placement
 from raylm.training import models
 from raylm.training.train import finetune
-from raylm.units import format_duration
+from raylm.units import GIB, format_duration
 
 
-def test_a_plan_counts_as_the_loop_does(small_text: Path) -> None:
+def test_plan_counts_tokens_and_steps_like_the_training_loop(small_text: Path) -> None:
     corpus = prepare(str(small_text), None, "gpt2-nano")
     config = TrialConfig(context_length=32, batch_size=8, epochs=2, max_train_tokens=777)
     planned = plan_trial(config, len(corpus.train.tokens))
@@ -26,7 +26,7 @@ def test_a_plan_counts_as_the_loop_does(small_text: Path) -> None:
     assert (planned.tokens, planned.steps) == (last.eval_metrics.tokens_seen, last.eval_metrics.step)
 
 
-def test_sizes_are_exact_once_the_corpus_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sizes_are_exact_once_the_corpus_is_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAYLM_CACHE", str(tmp_path))
     config = TrialConfig(context_length=64)
     (before,) = plan_trials([config])
@@ -38,7 +38,7 @@ def test_sizes_are_exact_once_the_corpus_is_made(tmp_path: Path, monkeypatch: py
     assert before.tokens == pytest.approx(after.tokens, rel=0.05)
 
 
-def test_what_only_the_hub_knows_is_left_open() -> None:
+def test_plan_leaves_open_what_only_the_hub_knows() -> None:
     (unknown,) = plan_trials([TrialConfig(dataset="someone/some-text")])
     assert unknown is None
     (known,) = plan_trials([TrialConfig(dataset="wikitext2", model="someone/some-model")])
@@ -52,46 +52,50 @@ def test_flops_follow_the_formula() -> None:
     assert MODELS["gpt2-xl"].shape.training_flops_per_token(256) / 1e9 == pytest.approx(9.448, abs=0.001)
 
 
-def test_a_shape_is_read_from_any_familys_config() -> None:
+def test_shape_is_read_from_the_config_of_any_family() -> None:
     sizes = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 99}
     assert ModelShape.from_config({**sizes, "max_position_embeddings": 77}) == ModelShape(2, 64, 4, 99, 77)
     assert ModelShape.from_config(sizes) is None
 
 
-def on(gpu: str) -> Placement:
-    slot = throughput.find_placement(Resources(), "auto", gpu)
-    assert slot is not None
-    return slot
+def place_on(gpu: str) -> Placement:
+    """Return the placement of trials with default resources on a GPU."""
+    placement = throughput.find_placement(Resources(), "auto", gpu)
+    assert placement is not None
+    return placement
 
 
-def test_a_plan_on_a_card_names_micro_batch_memory_and_time() -> None:
-    large, small = (plan_trial(TrialConfig(model="gpt2-xl"), 2_340_000, placement=on(gpu)) for gpu in ("h100", "a10g"))
+def test_plan_on_a_gpu_has_micro_batch_memory_and_time() -> None:
+    large, small = (
+        plan_trial(TrialConfig(model="gpt2-xl"), 2_340_000, placement=place_on(gpu)) for gpu in ("h100", "a10g")
+    )
     assert large.micro_batching is not None and small.micro_batching is not None
     assert not large.micro_batching.recompute and small.micro_batching.recompute
-    assert small.peak_bytes is not None and small.peak_bytes < 22 * 2**30
+    assert small.peak_bytes is not None and small.peak_bytes < 22 * GIB
     assert large.seconds is not None and small.seconds is not None and small.seconds > 10 * large.seconds
 
 
-def test_the_plan_of_a_sweep_adds_up() -> None:
+def test_plan_of_a_sweep_sums_its_trials() -> None:
     sweep = Sweep(name="s", space={"model": "gpt2", "batch_size": tune.grid_search([8, 16, 64])})
-    plans = [plan_trial(trial, 1_000_000, placement=on("4xa100")) for trial in sweep.trials()]
-    seconds = [one.seconds or 0 for one in plans]
-    lines = summary_lines(sweep, plans, plans[1:], on("4xa100"), 3.6)
+    plans = [plan_trial(trial, 1_000_000, placement=place_on("4xa100")) for trial in sweep.trials()]
+    seconds = [plan.seconds or 0 for plan in plans]
+    lines = summary_lines(sweep, plans, plans[1:], place_on("4xa100"), 3.6)
     assert lines[0].startswith("3 trials, 2 to be done: 2,000,000 tokens in 78 steps, 1.6 PFLOPs, 0.9 GiB on disk")
     assert lines[1].startswith(f"~{format_duration(max(seconds[1:]))} of training, 4 at a time; ~0.00 GPU-hours, ~")
     assert lines[1].endswith(f"~{sum(seconds[1:]) / 1000:.2f} at 3.60 an hour")
 
 
-def test_the_plan_of_a_search_is_from_its_shortest_to_its_longest_trial() -> None:
+def test_plan_of_a_search_spans_its_shortest_to_its_longest_trial() -> None:
     space = {"dataset": "wikitext2", "evals_per_epoch": 9, "model": tune.choice(["gpt2", "gpt2-xl"])}
     sweep = Sweep(name="s", space=space, search="random", num_samples=10, scheduler="asha")
     short, long = (
-        plan_trial(TrialConfig(model=name), 2_340_000, placement=on("h100")).seconds for name in ("gpt2", "gpt2-xl")
+        plan_trial(TrialConfig(model=name), 2_340_000, placement=place_on("h100")).seconds
+        for name in ("gpt2", "gpt2-xl")
     )
     assert short is not None and long is not None
-    first, second, *_ = summary_lines(sweep, [], [], on("h100"), None)
+    first, second, *_ = summary_lines(sweep, [], [], place_on("h100"), None)
     assert first == "a search of 10 trials, 0 ended; each follows from earlier results"
     assert second.startswith(
         f"each takes ~{format_duration(short)} to ~{format_duration(long)} of training, 10 trials of the mean"
     )
-    assert second.endswith("less, where trials are stopped early")
+    assert second.endswith("less if trials are stopped early")

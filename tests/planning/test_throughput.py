@@ -1,4 +1,4 @@
-"""What trials run on: GPUs by name, the CPU by measuring it, and a time that grows where it must."""
+"""Placement of trials on GPUs and the CPU, and the estimated time of training."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from raylm.planning.devices import DEVICES
 from raylm.planning.memory import MemoryModel
 from raylm.planning.throughput import Placement
 from raylm.results.progress import MicroBatching
+from raylm.units import GIB
 
 NAMES = {
     "Tesla T4": "t4",
@@ -37,28 +38,34 @@ NAMES = {
 
 
 @pytest.mark.parametrize(("device_name", "option"), NAMES.items())
-def test_a_gpu_is_known_by_the_name_that_its_driver_gives_it(device_name: str, option: str) -> None:
-    card = devices.find_device(device_name)
-    assert card is not None and card.cli_name == option
-    assert throughput.parse_gpu(option) == (card, 1)
+def test_gpu_is_found_by_the_name_of_its_driver(device_name: str, option: str) -> None:
+    device = devices.find_device(device_name)
+    assert device is not None and device.cli_name == option
+    assert throughput.parse_gpu(option) == (device, 1)
 
 
-def test_each_card_is_told_here() -> None:
-    assert {card.cli_name for card in DEVICES} == set(NAMES.values())
+def test_all_known_gpus_are_tested() -> None:
+    assert {device.cli_name for device in DEVICES} == set(NAMES.values())
     assert devices.find_device("NVIDIA A40") is None
 
 
 @pytest.mark.parametrize(
-    ("gpu", "gpus", "share", "at_a_time"),
+    ("gpu", "gpus", "devices_per_trial", "concurrent_trials"),
     [("a100", None, 1.0, 1), ("8xA100", None, 1.0, 8), ("2xa100", 0.25, 0.25, 8), ("5xa100", 2.0, 2.0, 2)],
 )
-def test_gpus_are_shared_or_taken_together(gpu: str, gpus: float | None, share: float, at_a_time: int) -> None:
-    slot = throughput.find_placement(Resources(gpus=gpus), "auto", gpu)
-    assert slot is not None
-    assert (slot.share, slot.at_a_time, slot.precision) == (share, at_a_time, "bfloat16")
+def test_gpus_are_shared_or_combined(
+    gpu: str, gpus: float | None, devices_per_trial: float, concurrent_trials: int
+) -> None:
+    placement = throughput.find_placement(Resources(gpus=gpus), "auto", gpu)
+    assert placement is not None
+    assert (placement.devices_per_trial, placement.concurrent_trials, placement.precision) == (
+        devices_per_trial,
+        concurrent_trials,
+        "bfloat16",
+    )
 
 
-def test_bfloat16_is_taken_where_a_gpu_has_it() -> None:
+def test_auto_precision_is_bfloat16_on_gpus_that_have_it() -> None:
     old, new = (throughput.find_placement(Resources(), "auto", gpu) for gpu in ("v100", "l4"))
     assert old is not None and new is not None
     assert (old.precision, new.precision) == ("float32", "bfloat16")
@@ -70,56 +77,58 @@ def test_bfloat16_is_taken_where_a_gpu_has_it() -> None:
         ("h10", None, "did you mean 'h100'?"),
         ("0xh100", None, "expected one of t4, "),
         ("", None, "expected one of t4, "),
-        ("h100", 0.0, "take no GPU"),
-        ("h100", 2.0, "say --gpu 2xh100"),
+        ("h100", 0.0, "use no GPU"),
+        ("h100", 2.0, "expected --gpu 2xh100"),
     ],
 )
-def test_a_gpu_that_cannot_be_meant(gpu: str, gpus: float | None, words: str) -> None:
+def test_unusable_gpu_option_is_a_user_error(gpu: str, gpus: float | None, words: str) -> None:
     with pytest.raises(UserError, match="--gpu: got") as raised:
         throughput.find_placement(Resources(gpus=gpus), "auto", gpu)
     assert words in str(raised.value)
 
 
-def test_the_gpus_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_placement_on_the_gpus_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "NVIDIA_GPUS_DIR", tmp_path)
     for number in range(2):
         (tmp_path / f"0000:0{number}:00.0").mkdir()
         (tmp_path / f"0000:0{number}:00.0" / "information").write_text("Model: \t\t NVIDIA A10G\nIRQ:   \t\t 10\n")
-    slot = throughput.find_placement(Resources(), "auto")
-    assert slot is not None and (slot.card.cli_name, slot.at_a_time) == ("a10g", 2)
+    placement = throughput.find_placement(Resources(), "auto")
+    assert placement is not None and (placement.device.cli_name, placement.concurrent_trials) == ("a10g", 2)
     on_cpu = throughput.find_placement(Resources(gpus=0), "auto")
-    assert on_cpu is not None and on_cpu.card.device == "cpu"
+    assert on_cpu is not None and on_cpu.device.type == "cpu"
 
 
-def test_a_cpu_is_measured_and_shared_by_its_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cpu_is_measured_and_shared_by_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(throughput, "list_gpu_names", list)
     monkeypatch.setattr("os.cpu_count", lambda: 8)
-    slot = throughput.find_placement(Resources(cpus=2), "auto")
-    assert slot is not None
-    assert (slot.share, slot.at_a_time) == (0.25, 4)
-    assert 0.001 < slot.card.float32 < 1000 and 0.1 < slot.card.gb_per_s < 10_000
-    assert slot.available_bytes == slot.card.gib * 2**30 / 4
+    placement = throughput.find_placement(Resources(cpus=2), "auto")
+    assert placement is not None
+    assert (placement.devices_per_trial, placement.concurrent_trials) == (0.25, 4)
+    assert 0.001 < placement.device.float32_tflops < 1000 and 0.1 < placement.device.gb_per_s < 10_000
+    assert placement.available_bytes == placement.device.memory_gib * GIB / 4
     assert throughput.find_placement(Resources(gpus=1), "auto") is None
 
 
-def seconds(gpu: str = "a100", fit: MicroBatching | None = None, **fields: Any) -> float:
-    """Of a million tokens of gpt2-medium, in steps of 8 windows."""
-    slot = throughput.find_placement(Resources(), "auto", gpu)
-    assert slot is not None
+def seconds(gpu: str = "a100", micro_batching: MicroBatching | None = None, **fields: Any) -> float:
+    """Return the estimated time of a million tokens of gpt2-medium, in steps of 8 windows."""
+    placement = throughput.find_placement(Resources(), "auto", gpu)
+    assert placement is not None
     trial = TrialConfig(**{"model": "gpt2-medium", "context_length": 512, **fields})
-    work = MemoryModel(MODELS[trial.model].shape, trial, "cuda", slot.precision)
+    memory_model = MemoryModel(MODELS[trial.model].shape, trial, "cuda", placement.precision)
     steps = 1_000_000 // (trial.batch_size * trial.context_length)
-    return slot.estimate_training_seconds(work, fit or MicroBatching(trial.batch_size), 1_000_000, steps)
+    return placement.estimate_training_seconds(
+        memory_model, micro_batching or MicroBatching(trial.batch_size), 1_000_000, steps
+    )
 
 
-def test_the_time_grows_with_the_work_and_falls_with_the_card() -> None:
+def test_time_grows_with_the_work_and_falls_with_faster_gpus() -> None:
     assert seconds("t4") > seconds("v100") > seconds("a10g") > seconds("a100") > seconds("h100") > seconds("b200")
     assert seconds(model="gpt2") < seconds() < seconds(model="gpt2-xl")
     assert seconds(context_length=1024, batch_size=4) > seconds()
-    assert 1.2 < seconds(fit=MicroBatching(8, recompute=True)) / seconds() < 4 / 3
+    assert 1.2 < seconds(micro_batching=MicroBatching(8, recompute=True)) / seconds() < 4 / 3
 
 
-def test_the_estimate_is_what_good_kernels_take() -> None:
+def test_estimate_is_the_time_of_good_kernels() -> None:
     """llm.c: 218,500 tokens/s of gpt2 on each A100, in batches of 64 windows (its scripts/run_gpt2_124M.sh)."""
     estimated = 1_000_000 / seconds("a100-80gb", model="gpt2", context_length=1024, batch_size=64)
     assert estimated == pytest.approx(218_500, rel=0.1)

@@ -160,7 +160,7 @@ def test_estimate_is_given_for_trials_on_known_devices(results: SweepRows) -> No
     placement = throughput.find_placement(Resources(), "auto", "a100")
     assert placement is not None
     file = Path(results.storage.uri_of(sweep_record.RECORD_FILE))
-    launch = {"number": 1, "slot": dataclasses.asdict(placement)}
+    launch = {"number": 1, "slot": dataclasses.asdict(throughput.placement_to_record(placement))}
     file.write_text(json.dumps({**json.loads(file.read_text()), "launches": [launch]}))
     results = load_results(results.storage.uri)
     done, *_, pending = csv.DictReader(formats.format_csv(results).splitlines())

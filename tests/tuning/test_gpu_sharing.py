@@ -27,25 +27,28 @@ def workload(model: str = "gpt2-nano", context_length: int = 128, batch_size: in
 
 
 def test_a_trial_that_fills_a_card_has_it_alone_and_smaller_ones_share_it() -> None:
-    slot = Placement(H100, 1.0, 1, "bfloat16", most_sharing=8)
+    slot = Placement(H100, 1.0, 1, "bfloat16", max_trials_per_device=8)
     numbers = [trials_per_gpu(slot, work) for work in (workload(), workload("gpt2"), workload("gpt2-xl", 1024, 16))]
     assert numbers == sorted(numbers, reverse=True) and numbers[0] == 8 and numbers[-1] == 1
-    assert trials_per_gpu(replace(slot, most_sharing=1), workload()) == 1
+    assert trials_per_gpu(replace(slot, max_trials_per_device=1), workload()) == 1
 
 
 def test_sharing_gets_more_done_by_the_estimate() -> None:
-    slot, work = Placement(H100, 1.0, 1, "bfloat16", most_sharing=8), workload("gpt2")
+    slot, work = Placement(H100, 1.0, 1, "bfloat16", max_trials_per_device=8), workload("gpt2")
     shared, fit = slot.with_sharing(work), MicroBatching(2)
-    assert (shared.share, shared.at_a_time) == (1 / trials_per_gpu(slot, work), trials_per_gpu(slot, work))
+    assert (shared.devices_per_trial, shared.concurrent_trials) == (
+        1 / trials_per_gpu(slot, work),
+        trials_per_gpu(slot, work),
+    )
     alone, beside = (one.estimate_training_seconds(work, fit, 256, 1) for one in (slot, shared))
-    assert beside / shared.at_a_time < alone / 1.1
+    assert beside / shared.concurrent_trials < alone / 1.1
 
 
 def test_no_trial_takes_a_smaller_micro_batch_to_share() -> None:
-    slot, work = Placement(H100, 1.0, 1, "bfloat16", most_sharing=8), workload("gpt2")
+    slot, work = Placement(H100, 1.0, 1, "bfloat16", max_trials_per_device=8), workload("gpt2")
     whole = work.choose_micro_batching(slot.available_bytes)
     gib = 2.1 * work.peak_bytes(whole) / 2**30 / 0.85  # for two of them
-    small = replace(slot, card=replace(H100, gib=gib))
+    small = replace(slot, device=replace(H100, memory_gib=gib))
     assert trials_per_gpu(small, work) == 2 < trials_per_gpu(slot, work)
     assert work.choose_micro_batching(small.with_sharing(work).available_bytes) == whole
 
@@ -68,8 +71,12 @@ def test_the_shares_of_a_card_are_never_more_than_ray_has_of_it() -> None:
 
 def test_a_plan_counts_the_trials_that_share() -> None:
     slot = throughput.find_placement(Resources(gpus="auto"), "auto", "2xh100")
-    assert slot is not None and (slot.share, slot.at_a_time, slot.most_sharing) == (1.0, 2, 8)
-    assert slot.with_sharing(workload()).at_a_time == 16
+    assert slot is not None and (slot.devices_per_trial, slot.concurrent_trials, slot.max_trials_per_device) == (
+        1.0,
+        2,
+        8,
+    )
+    assert slot.with_sharing(workload()).concurrent_trials == 16
 
 
 SWEEP = """
