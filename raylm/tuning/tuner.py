@@ -77,7 +77,7 @@ def resolve_precision(requested: str, resources: Mapping[str, float]) -> str:
     gpus = [gpu for _, gpu in cluster.list_gpu_nodes()]
     known = [gpu for gpu in gpus if gpu is not None]
     if gpus and len(known) == len(gpus):
-        return "bfloat16" if all(gpu.bfloat16 for gpu in known) else "float32"
+        return "bfloat16" if all(gpu.bfloat16_tflops for gpu in known) else "float32"
     return training_device.resolve_precision(requested, "cuda") if cluster.has_one_node() else "auto"
 
 
