@@ -1,1 +1,1 @@
-"""What is seen while a sweep runs: console, progress, heartbeat, dashboard and experiment trackers."""
+"""Monitoring of a running sweep: console, heartbeat, dashboard and experiment trackers."""
