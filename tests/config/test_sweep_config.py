@@ -12,7 +12,7 @@ from ray import tune
 
 from raylm.config.sweep import MAX_TRIALS, Sweep
 from raylm.config.trial import Resources
-from raylm.errors import UserError
+from raylm.errors import SweepError, UserError
 
 
 def grid(*values: object) -> dict[str, list[object]]:
@@ -171,3 +171,24 @@ def test_options_are_converted_to_builtin_types() -> None:
     resources = Resources(gpus=np.float64(0.5), cpus=np.int64(2))  # type: ignore[arg-type]
     converted = (resources.gpus, resources.cpus, make_sweep({"seed": 1}, max_failures=np.int64(3)).max_failures)
     assert converted == (0.5, 2, 3) and list(map(type, converted)) == [float, int, int]
+
+
+# ---- seeds -----------------------------------------------------------------------------------------------------------
+
+
+def test_sweep_with_seeds_runs_each_row_with_every_seed() -> None:
+    sweep = Sweep(name="s", space=[{"batch_size": 4}, {"batch_size": 8}], seeds=(0, 3))
+    assert [(trial.batch_size, trial.seed) for trial in sweep.trials()] == [(4, 0), (4, 3), (8, 0), (8, 3)]
+    assert sweep.grid_size == 4
+    assert [trial.seed for trial in sweep.override({"seed": 7}).trials()] == [7, 7]
+
+
+@pytest.mark.parametrize("seeds", [(), [1, 1], [-1], ["0"], 3, [1.5], [True]])
+def test_invalid_seeds_are_rejected(seeds: object) -> None:
+    with pytest.raises(SweepError, match=r"\bseeds: "):
+        Sweep(name="s", space={"epochs": 1}, seeds=seeds)  # type: ignore[arg-type]
+
+
+def test_seeds_conflict_with_a_seed_in_the_space() -> None:
+    with pytest.raises(SweepError, match="seeds: cannot be combined with a seed"):
+        Sweep(name="s", space={"seed": 1}, seeds=(1, 2))

@@ -1,82 +1,32 @@
-"""Tables as Markdown, LaTeX and CSV, JSON of reports, and the summary line."""
+"""Tables as Markdown, LaTeX and CSV, and the summary line."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
 import json
-import math
 import re
 from pathlib import Path
 
 import pytest
+from sample_folder import DONE, INTERRUPTED, write_sample_folder
 
 from raylm import Resources, load_results
 from raylm.config.catalog import MODELS
 from raylm.config.trial import TrialConfig
 from raylm.planning import throughput
 from raylm.planning.memory import MemoryModel
-from raylm.report import formats, json_output
+from raylm.report import formats
 from raylm.report.reference import load_reference
-from raylm.results import manifest, sweep_record
-from raylm.results import rows as row_states
+from raylm.results import sweep_record
 from raylm.results.folder import load_rows, write_final_status
-from raylm.results.progress import EvalMetrics, MicroBatching, Progress
+from raylm.results.progress import MicroBatching
 from raylm.results.rows import STOPPED, SweepRows
-from raylm.results.storage import Folder
-
-DONE = TrialConfig(dataset="wikitext2", model="gpt2-xl", context_length=512, batch_size=8, seed=3, dropout=0.1)
-DIVERGED = TrialConfig(dataset="imdb", model="gpt2", context_length=256, batch_size=64, learning_rate=0.5)
-FAILED = TrialConfig(dataset="owner/name:part", model="owner/model", context_length=2048)
-INTERRUPTED = TrialConfig(epochs=3)
-PENDING = TrialConfig(epochs=2)
-
-
-def save(folder: Path, config: TrialConfig, number: int, total_steps: int, *evaluations: EvalMetrics) -> None:
-    """Write a checkpoint at the step of its last evaluation."""
-    checkpoint = folder / "launch-001" / config.run_name / f"checkpoint_{number:06d}"
-    checkpoint.mkdir(parents=True)
-    (checkpoint / "model.safetensors").write_bytes(b"weights")
-    progress = Progress(total_steps, 4, evaluations[-1].step, evaluations[-1].tokens_seen, evaluations=[*evaluations])
-    progress.first_loss, progress.training_seconds = 4.75, 12.5
-    manifest.write(checkpoint, config, progress)
 
 
 @pytest.fixture
 def results(tmp_path: Path) -> SweepRows:
-    """Return a row of every status."""
-    folder = tmp_path / "sample"
-    first, second = EvalMetrics(1, 10, 5000, 2.6912, 2.5151, 2.8749), EvalMetrics(2, 20, 10_000, 2.4, 2.6, 2.97)
-    save(folder, DONE, 0, 20, first)
-    save(folder, DONE, 1, 20, first, second)
-    save(folder, DIVERGED, 0, 30, EvalMetrics(1, 10, 700, 9.0, 8.125, 10.006))
-    write_final_status(Folder(folder), "launch-001", DIVERGED, row_states.DIVERGED, "the loss of step 17 is not finite")
-    write_final_status(Folder(folder), "launch-001", FAILED, row_states.FAILED, 'RuntimeError: "out of memory", twice')
-    save(folder, INTERRUPTED, 0, 30, EvalMetrics(1, 10, 700, 9.0, 7.0, 7.996))
-    trials = [{"config": config.as_dict()} for config in (DONE, DIVERGED, FAILED, INTERRUPTED, PENDING)]
-    (folder / sweep_record.RECORD_FILE).write_text(
-        json.dumps({"version": sweep_record.FORMAT_VERSION, "name": "sample", "trials": trials})
-    )
-    return load_results(folder)
-
-
-def test_json_report_has_the_values_of_results_csv_with_types(results: SweepRows) -> None:
-    report = json.loads(json_output.format_report_json(results, load_reference()))
-    rows = list(csv.DictReader(formats.format_csv(results, load_reference()).splitlines()))
-    texts = [{name: "" if value is None else str(value) for name, value in row.items()} for row in report["rows"]]
-    assert texts == rows
-    assert report["counts"] == {"done": 1, "stopped": 0, "diverged": 1, "failed": 1, "interrupted": 1, "pending": 1}
-    assert report["best"] == {"wikitext2": DONE.run_name} and report["results"] == results.storage.uri
-
-
-def test_nonfinite_loss_is_null_in_json(results: SweepRows) -> None:
-    metrics = EvalMetrics(1, 10, 5000, math.nan, math.inf, 1.5)
-    (row,) = [row for row in results.rows if row.config == DIVERGED]
-    assert row.latest_checkpoint is not None
-    latest = dataclasses.replace(row.latest_checkpoint, progress=Progress(30, 4, 10, 5000, evaluations=[metrics]))
-    changed = SweepRows(results.storage, [dataclasses.replace(row, latest_checkpoint=latest)])
-    (record,) = json.loads(json_output.format_report_json(changed))["rows"]
-    assert (record["train_loss"], record["val_loss"], record["adj_val_loss"]) == (None, None, 1.5)
+    return write_sample_folder(tmp_path / "sample")
 
 
 GOLDEN = """\
