@@ -130,6 +130,13 @@ def test_python_functions_raise_one_error(folder: Path, name: str) -> None:
     assert (folder / sweep_record.RECORD_FILE).read_text() == content
 
 
+@pytest.mark.parametrize("text", ["", "{", "3", "\0", "{}", '{"version": 1}', '{"version": 1, "trials": [{}]}'])
+def test_text_that_is_not_a_record_is_damaged(folder: Path, text: str) -> None:
+    (folder / sweep_record.RECORD_FILE).write_text(text)
+    with pytest.raises(UserError, match=MESSAGE):
+        load_results(folder)
+
+
 @pytest.mark.parametrize("name", ["no name", "launch has no number", "data has no dataset", "models is null"])
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_end_with_one_message(folder: Path, command: str, name: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkpoints import save_checkpoint
 from hostile_values import assert_readable, assert_safe_folder_name, list_places
 from hostile_values import isolated as isolated
 from oracle import find_newest_checkpoint
@@ -19,7 +20,6 @@ from raylm.errors import UserError
 from raylm.planning.throughput import find_placement, placement_to_record
 from raylm.results import manifest, sweep_record
 from raylm.results.folder import LENGTH_EVALS_FILE, STATUS_FILE, load_row, write_final_status
-from raylm.results.progress import EvalMetrics, Progress
 from raylm.results.rows import DONE, FAILED, INTERRUPTED
 from raylm.results.storage import Folder
 from raylm.runner import run
@@ -65,21 +65,6 @@ def test_results_are_not_read_from_a_path_that_is_no_folder(tmp_path: Path) -> N
 # ---- damaged files ------------------------------------------------------------------------------------------------
 
 TRIALS = [TrialConfig(seed=1, learning_rate=1e-3), TrialConfig(seed=2, max_train_tokens=1000)]
-STEPS = 10
-
-
-def save_checkpoint(
-    folder: Path, number: int, *val_losses: float, epochs: int = 3, trial: TrialConfig = TRIALS[0]
-) -> Path:
-    """Write the checkpoint of a trial after one epoch per validation loss."""
-    checkpoint = folder / "launch-001" / trial.run_name / f"checkpoint_{number:06d}"
-    checkpoint.mkdir(parents=True)
-    (checkpoint / "model.safetensors").write_bytes(b"weights %d" % number)
-    progress = Progress(epochs * STEPS, 1, step=len(val_losses) * STEPS, curve=[(1, 5.0), (2, 4.0)])
-    for epoch, loss in enumerate(val_losses, start=1):
-        progress.evaluations.append(EvalMetrics(epoch, epoch * STEPS, 100 * epoch, loss + 1, loss, loss + 2))
-    manifest.write(checkpoint, trial, progress)
-    return checkpoint
 
 
 def assert_rows_or_message(folder: Path) -> None:
@@ -97,9 +82,9 @@ def assert_rows_or_message(folder: Path) -> None:
 def folder(tmp_path: Path) -> Path:
     """Return a results folder with a trial that is done and one that failed after its first epoch."""
     folder = tmp_path / "sweep"
-    save_checkpoint(folder, 0, 5.0, epochs=2)
-    save_checkpoint(folder, 1, 5.0, 4.0, epochs=2)
-    save_checkpoint(folder, 0, 5.0, trial=TRIALS[1])
+    save_checkpoint(folder, "launch-001/0", 5.0, num_epochs=2, trial=TRIALS[0])
+    save_checkpoint(folder, "launch-001/1", 5.0, 4.0, num_epochs=2, trial=TRIALS[0])
+    save_checkpoint(folder, "launch-001/0", 5.0, trial=TRIALS[1])
     write_final_status(Folder(folder), "launch-001", TRIALS[1], FAILED, "no memory")
     (folder / LENGTH_EVALS_FILE).write_text(json.dumps({"abc": {"64": 3.0}}))
     placement = find_placement(Resources(), "auto", "a100")

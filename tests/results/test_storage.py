@@ -1,4 +1,4 @@
-"""A folder and a bucket do the same for a sweep; a bucket that is busy, stalls or is away loses nothing."""
+"""Storage backends: a directory and buckets behave the same, also while a bucket is busy, stalled or unreachable."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import pickle
 import signal
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
+from checkpoints import TRIAL, save_checkpoint
 from conftest import build_sweep_command
 from oracle import hash_best_weights, read_stable_table, start_process, wait_for
-from pyarrow import fs
 from s3 import BUCKET, SECRET_KEY, S3Server, serve_busy_proxy, set_environment
 from typer.testing import CliRunner
 
@@ -25,27 +26,26 @@ from raylm.report.reference import load_reference
 from raylm.results import bucket as buckets
 from raylm.results import manifest, sweep_record
 from raylm.results.bucket import Bucket
-from raylm.results.folder import load_rows, open_latest_checkpoint, prune_checkpoints, write_final_status
+from raylm.results.folder import list_launches, load_rows, open_latest_checkpoint, prune_checkpoints, write_final_status
 from raylm.results.open_storage import open_storage
-from raylm.results.progress import EvalMetrics, Progress
 from raylm.results.rows import FAILED
 from raylm.results.storage import Folder, Storage
+from raylm.results.sweep_record import SweepRecord
 
 pytest_plugins = ["storages"]
 
 
-# ---- the same of both ---------------------------------------------------------------------------------------------
+# ---- all backends -------------------------------------------------------------------------------------------------
 
 
-def test_what_is_written_is_there(storage: Storage) -> None:
+def test_written_files_are_listed_and_read(storage: Storage) -> None:
     storage.create()
     assert storage.list_entries() == {} or storage.list_entries().keys() <= {""}
     storage.write("a.txt", "one")
     storage.write("deep/er/b.txt", "zwölf")
     assert storage.read("deep/er/b.txt") == "zwölf"
-    assert (
-        storage.has_text("a.txt", "one") and not storage.has_text("a.txt", "two") and not storage.has_text("none", "")
-    )
+    assert storage.has_text("a.txt", "one")
+    assert not storage.has_text("a.txt", "two") and not storage.has_text("none", "")
     assert storage.list_entries() == {"a.txt": 3, "deep": None, "deep/er": None, "deep/er/b.txt": 6}
     assert storage.list_entries(recursive=False) == {"a.txt": 3, "deep": None}
     assert storage.list_entries("deep") == {"deep/er": None, "deep/er/b.txt": 6}
@@ -55,13 +55,13 @@ def test_what_is_written_is_there(storage: Storage) -> None:
     assert storage.read("a.txt") == ""
 
 
-def test_what_is_not_there_is_not_found(storage: Storage) -> None:
+def test_missing_file_is_not_found_and_can_be_removed(storage: Storage) -> None:
     with pytest.raises(FileNotFoundError):
         storage.read("none.json")
     storage.remove("none.json")
 
 
-def test_a_removed_folder_takes_along_what_is_below_it_alone(storage: Storage) -> None:
+def test_removing_a_folder_removes_its_content_only(storage: Storage) -> None:
     for name in ("x/1", "x/y/2", "xx/3"):
         storage.write(name, name)
     storage.remove("x")
@@ -69,7 +69,7 @@ def test_a_removed_folder_takes_along_what_is_below_it_alone(storage: Storage) -
     assert [name for name, size in storage.list_entries().items() if size is not None] == []
 
 
-def test_a_folder_is_on_this_machine_while_it_is_asked_for(storage: Storage) -> None:
+def test_local_copy_has_the_files_of_a_folder(storage: Storage) -> None:
     storage.write("checkpoint/one", "1")
     storage.write("checkpoint/more/two", "22")
     with storage.local_copy("checkpoint") as folder:
@@ -77,66 +77,81 @@ def test_a_folder_is_on_this_machine_while_it_is_asked_for(storage: Storage) -> 
     assert folder.exists() == isinstance(storage, Folder)
 
 
-def test_what_is_added_to_a_file_is_soon_there_and_stays(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_appended_text_appears_soon_and_is_kept(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "launch-001/run/log.txt"
+
+    def is_visible(text: str) -> bool:
+        return bool(storage.list_entries("launch-001/run")) and text in storage.read(name)
+
     monkeypatch.setattr(buckets, "UPLOAD_SECONDS", 0.05)
     for text in ("first é\n", "second\n"):
-        with storage.open_append("launch-001/run/log.txt") as descriptor:
+        with storage.open_append(name) as descriptor:
             os.write(descriptor, text.encode())
-            deadline = time.monotonic() + 30
-            while text not in (
-                storage.read("launch-001/run/log.txt") if storage.list_entries("launch-001/run") else ""
-            ):
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
+            wait_for(partial(is_visible, text), 30)
             os.write(descriptor, b"and its end\n")
-    assert storage.read("launch-001/run/log.txt") == "first é\nand its end\nsecond\nand its end\n"
+    assert storage.read(name) == "first é\nand its end\nsecond\nand its end\n"
 
 
-def test_rows_are_the_same_in_a_bucket(bucket: Bucket, tmp_path: Path) -> None:
-    """Finished, interrupted, failed; a cut file and a foreign manifest do not count."""
-    trials = [TrialConfig(seed=seed) for seed in range(4)]
-    here = Folder(tmp_path / "here")
-    for seed, (losses, of) in enumerate([((5.0, 4.0, 4.5), 3), ((5.0,), 2), ((5.0, 3.0), 3), ((6.0,), 1)]):
-        for epochs in range(1, len(losses) + 1):
-            _save(here.path, trials[seed], epochs - 1, losses[:epochs], of)
-    write_final_status(here, "launch-001", trials[1], FAILED, "no memory")
-    last = here.path / "launch-001" / trials[2].run_name / "checkpoint_000001" / "model.safetensors"
-    last.write_bytes(last.read_bytes()[:-1])
-    (here.path / "launch-002" / trials[3].run_name).mkdir(parents=True)
-    fs.copy_files(str(here.path), bucket.tune_storage()[0], destination_filesystem=bucket.tune_storage()[1])
+# ---- rows in a bucket ---------------------------------------------------------------------------------------------
 
-    local, remote = load_rows(here, trials), load_rows(bucket, trials)
-    assert [row.status for row in local.rows] == ["done", "failed", "interrupted", "done"]
-    assert remote.rows == local.rows
-    assert formats.format_csv(remote) == formats.format_csv(local)
-    sweep_record.write(bucket, sweep_record.SweepRecord("here", trials))
-    shown = CliRunner().invoke(app, ["report", bucket.uri, "--format", "csv"])
-    assert shown.exit_code == 0 and shown.stdout == formats.format_csv(local, load_reference())
-    with open_latest_checkpoint(bucket, trials[2]) as checkpoint:
+
+@pytest.fixture(params=["bucket", "google_bucket"])
+def any_bucket(request: pytest.FixtureRequest) -> Bucket:
+    """A bucket of each kind."""
+    bucket: Bucket = request.getfixturevalue(request.param)
+    return bucket
+
+
+def copy_to_bucket(folder: Path, bucket: Bucket) -> None:
+    """Upload the files of a folder as `gcloud storage cp` does: without objects for folders."""
+    path, filesystem = bucket.tune_storage()
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with filesystem.open_output_stream(f"{path}/{file.relative_to(folder)}") as stream:
+                stream.write(file.read_bytes())
+
+
+def test_rows_of_a_bucket_equal_those_of_a_folder(any_bucket: Bucket, tmp_path: Path) -> None:
+    """Compare done, failed and interrupted trials, one with a truncated checkpoint."""
+    trials, local = [TrialConfig(seed=seed) for seed in range(4)], Folder(tmp_path / "local")
+    for trial, losses, num_epochs in zip(
+        trials, [(5.0, 4.0, 4.5), (5.0,), (5.0, 3.0), (6.0,)], [3, 2, 3, 1], strict=True
+    ):
+        for epoch in range(len(losses)):
+            name = f"launch-001/{epoch}"
+            save_checkpoint(local.path, name, *losses[: epoch + 1], num_epochs=num_epochs, trial=trial)
+    write_final_status(local, "launch-001", trials[1], FAILED, "no memory")
+    weights = local.path / "launch-001" / trials[2].run_name / "checkpoint_000001" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    copy_to_bucket(local.path, any_bucket)
+
+    expected, results = load_rows(local, trials), load_rows(any_bucket, trials)
+    assert [row.status for row in expected.rows] == ["done", "failed", "interrupted", "done"]
+    assert results.rows == expected.rows and list_launches(any_bucket) == ["launch-001"]
+    assert formats.format_csv(results) == formats.format_csv(expected)
+    interrupted = results.rows[2].latest_checkpoint
+    assert interrupted is not None and interrupted.folder.endswith("checkpoint_000000")
+    with open_latest_checkpoint(any_bucket, trials[2]) as checkpoint:
         assert checkpoint is not None and manifest.verify(checkpoint) is not None
-        assert (
-            "checkpoint_000000" in remote.rows[2].latest_checkpoint.folder
-            if remote.rows[2].latest_checkpoint
-            else False
-        )
-    prune_checkpoints(remote)
-    assert load_rows(bucket, trials).rows == local.rows
+    prune_checkpoints(results)
+    assert load_rows(any_bucket, trials).rows == expected.rows
+    removed = f"launch-001/{trials[0].run_name}/checkpoint_000000"
+    assert [name for name in any_bucket.list_entries() if name.startswith(removed)] == []
 
 
-def _save(folder: Path, trial: TrialConfig, number: int, losses: tuple[float, ...], of: int) -> None:
-    checkpoint = folder / "launch-001" / trial.run_name / f"checkpoint_{number:06d}"
-    checkpoint.mkdir(parents=True)
-    (checkpoint / "model.safetensors").write_bytes(f"weights {losses}".encode())
-    progress = Progress(of * 10, 1, step=len(losses) * 10)
-    for epoch, loss in enumerate(losses, start=1):
-        progress.evaluations.append(EvalMetrics(epoch, epoch * 10, 100 * epoch, loss + 1, loss, loss + 2))
-    manifest.write(checkpoint, trial, progress)
+def test_report_command_reads_a_bucket(bucket: Bucket, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "local", "launch-001/0", 3.0, num_epochs=1)
+    copy_to_bucket(tmp_path / "local", bucket)
+    sweep_record.write(bucket, SweepRecord("local", [TRIAL]))
+    result = CliRunner().invoke(app, ["report", bucket.uri, "--format", "csv"])
+    expected = formats.format_csv(load_rows(Folder(tmp_path / "local"), [TRIAL]), load_reference())
+    assert result.exit_code == 0 and result.stdout == expected
 
 
-# ---- keys ---------------------------------------------------------------------------------------------------------
+# ---- credentials --------------------------------------------------------------------------------------------------
 
 
-def test_a_bucket_that_is_sent_to_another_process_holds_no_key(bucket: Bucket) -> None:
+def test_pickled_bucket_has_no_credentials(bucket: Bucket) -> None:
     bucket.write("a", "b")
     for sent in (pickle.dumps(bucket), pickle.dumps(bucket.tune_storage())):
         assert SECRET_KEY.encode() not in sent
@@ -145,38 +160,38 @@ def test_a_bucket_that_is_sent_to_another_process_holds_no_key(bucket: Bucket) -
     assert filesystem.get_file_info(f"{path}/a").size == 1
 
 
-# ---- buckets that are no good, busy, away -------------------------------------------------------------------------
+# ---- missing, busy and unreachable buckets ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("place", "endpoint", "words"),
+    ("uri", "endpoint", "message"),
     [
         ("s3://not-there/runs", None, "there is no bucket not-there"),
         (f"s3://{BUCKET}/runs", "http://127.0.0.1:9", "cannot be reached"),
     ],
 )
-def test_a_bucket_that_cannot_be_had_is_named_soon(s3: S3Server, place: str, endpoint: str | None, words: str) -> None:
-    began = time.monotonic()
-    with set_environment({"AWS_ENDPOINT_URL": endpoint or s3.url}), pytest.raises(UserError, match=words) as caught:
-        load_results(place)
-    assert "\n" not in str(caught.value) and place in str(caught.value)
-    assert time.monotonic() - began < 60
+def test_unreachable_bucket_is_reported_soon(s3: S3Server, uri: str, endpoint: str | None, message: str) -> None:
+    started = time.monotonic()
+    with set_environment({"AWS_ENDPOINT_URL": endpoint or s3.url}), pytest.raises(UserError, match=message) as caught:
+        load_results(uri)
+    assert "\n" not in str(caught.value) and uri in str(caught.value)
+    assert time.monotonic() - started < 60
 
 
-def test_a_bucket_without_a_sweep_is_no_results_folder(bucket: Bucket) -> None:
+def test_bucket_without_a_sweep_is_not_a_results_folder(bucket: Bucket) -> None:
     with pytest.raises(UserError, match="is not a results folder"):
         load_results(bucket.uri)
 
 
-def test_a_busy_bucket_is_asked_again(s3: S3Server, bucket: Bucket) -> None:
+def test_requests_to_a_busy_bucket_are_retried(s3: S3Server, bucket: Bucket) -> None:
     with serve_busy_proxy(s3, refuse_every=3) as proxy, set_environment({"AWS_ENDPOINT_URL": proxy.url}):
-        asked = open_storage(f"{bucket.uri}/busy")
+        storage = open_storage(f"{bucket.uri}/busy")
         for number in range(10):
-            asked.write(f"folder/{number}", f"text {number}")
-        assert [asked.read(f"folder/{number}") for number in range(10)] == [f"text {n}" for n in range(10)]
-        assert len(asked.list_entries("folder")) == 10
-        asked.remove("folder")
-        assert asked.list_entries("folder") == {}
+            storage.write(f"folder/{number}", f"text {number}")
+        assert [storage.read(f"folder/{number}") for number in range(10)] == [f"text {n}" for n in range(10)]
+        assert len(storage.list_entries("folder")) == 10
+        storage.remove("folder")
+        assert storage.list_entries("folder") == {}
     assert proxy.num_refused >= 10
 
 
@@ -194,21 +209,21 @@ STALL_SECONDS = 20.0
 
 
 @pytest.fixture(scope="module")
-def undisturbed(small_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the sweep file and its results in `small`."""
-    place = tmp_path_factory.mktemp("undisturbed")
-    (place / "small.py").write_text(SWEEP.format(text=str(small_text)))
-    done = subprocess.run(build_sweep_command(place / "small.py", place), check=False, capture_output=True)
+def uninterrupted(small_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a sweep file and the results of an uninterrupted run in `small`."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    (folder / "small.py").write_text(SWEEP.format(text=str(small_text)))
+    done = subprocess.run(build_sweep_command(folder / "small.py", folder), check=False, capture_output=True)
     assert done.returncode == 0
-    return place
+    return folder
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_a_sweep_in_a_bucket_that_is_killed_refused_and_stalled_ends_as_an_undisturbed_one(
-    s3: S3Server, bucket: Bucket, undisturbed: Path, tmp_path: Path
+def test_sweep_in_a_bucket_is_the_same_after_a_kill_refused_requests_and_a_stall(
+    s3: S3Server, bucket: Bucket, uninterrupted: Path, tmp_path: Path
 ) -> None:
-    command = [*build_sweep_command(undisturbed / "small.py", Path())[:-1], bucket.uri]
+    command = [*build_sweep_command(uninterrupted / "small.py", Path())[:-1], bucket.uri]
     with serve_busy_proxy(s3, refuse_every=5) as proxy, set_environment({"AWS_ENDPOINT_URL": proxy.url}):
         with start_process(command, tmp_path / "first") as first:
             wait_for(lambda: (tmp_path / "first").read_text().count("  epoch ") >= 2, 300)
@@ -221,25 +236,25 @@ def test_a_sweep_in_a_bucket_that_is_killed_refused_and_stalled_ends_as_an_undis
             assert second.wait(timeout=400) == 0, (tmp_path / "second").read_text()
         assert proxy.num_refused > 10
 
-    whole = bucket.subfolder("small")
-    with whole.local_copy("") as copy:
-        assert read_stable_table(copy) == read_stable_table(undisturbed / "small")
-        assert hash_best_weights(copy) == hash_best_weights(undisturbed / "small")
-        holders = [path for path in copy.rglob("*") if path.is_file() and SECRET_KEY.encode() in path.read_bytes()]
-        assert holders == []
+    results = bucket.subfolder("small")
+    with results.local_copy("") as copy:
+        assert read_stable_table(copy) == read_stable_table(uninterrupted / "small")
+        assert hash_best_weights(copy) == hash_best_weights(uninterrupted / "small")
+        files_with_key = [
+            path for path in copy.rglob("*") if path.is_file() and SECRET_KEY.encode() in path.read_bytes()
+        ]
+        assert files_with_key == []
     assert SECRET_KEY not in (tmp_path / "first").read_text() + (tmp_path / "second").read_text()
 
 
 @pytest.mark.chaos
-def test_a_sweep_in_googles_bucket_that_is_killed_goes_on(
-    google_bucket: Bucket, undisturbed: Path, tmp_path: Path
-) -> None:
-    command = [*build_sweep_command(undisturbed / "small.py", Path())[:-1], google_bucket.uri]
+def test_killed_sweep_in_a_google_bucket_resumes(google_bucket: Bucket, uninterrupted: Path, tmp_path: Path) -> None:
+    command = [*build_sweep_command(uninterrupted / "small.py", Path())[:-1], google_bucket.uri]
     with start_process(command, tmp_path / "first") as first:
         wait_for(lambda: (tmp_path / "first").read_text().count("  epoch ") >= 2 or first.poll() is not None, 300)
         first.kill()
     with start_process(command, tmp_path / "second") as second:
         assert second.wait(timeout=300) == 0, (tmp_path / "second").read_text()
     with google_bucket.subfolder("small").local_copy("") as copy:
-        assert read_stable_table(copy) == read_stable_table(undisturbed / "small")
-        assert hash_best_weights(copy) == hash_best_weights(undisturbed / "small")
+        assert read_stable_table(copy) == read_stable_table(uninterrupted / "small")
+        assert hash_best_weights(copy) == hash_best_weights(uninterrupted / "small")
