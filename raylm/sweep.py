@@ -1,4 +1,4 @@
-"""`python -m raylm.sweep FILE` is `raylm run FILE`."""
+"""Entry point of `python -m raylm.sweep FILE`, which is `raylm run FILE`."""
 
 from __future__ import annotations
 

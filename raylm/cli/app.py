@@ -1,4 +1,4 @@
-"""The command `raylm`: its verbs, one by one in the order of its help."""
+"""The `raylm` command: its verbs, in the order of its help."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _print_version(value: bool) -> None:
 @app.callback()
 def _main(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show it.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     """Ray Tune sweeps that fine-tune GPT-2 and end in one table.

@@ -1,4 +1,4 @@
-"""How a command ends: one message and an exit code. The package raises."""
+"""Shared parts of the verbs: exit codes, and the arguments and options that several of them take."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from raylm.errors import UserError, WorkError, is_disk_full
 
-if TYPE_CHECKING:
-    pass
-
-
-atexit.register(gc.freeze)  # looking for what is left over of torch and Ray takes an interpreter 1.6 s of its end
+atexit.register(gc.freeze)  # else the interpreter spends 1.6 s at exit on collecting the objects of torch and Ray
 
 
 @contextmanager
-def exit_codes(interrupt_note: str = "the same command goes on from here") -> Iterator[None]:
-    """Mistakes of the user end with one message and exit code 2, failures of the work with 1, Ctrl-C with 130."""
+def exit_codes(interrupt_note: str = "run the same command to resume") -> Iterator[None]:
+    """Turn exceptions into one message and an exit code: user errors 2, failures of the work 1, Ctrl-C 130.
+
+    Args:
+        interrupt_note: printed after `interrupted; ` on Ctrl-C.
+    """
     from raylm.monitor.console import Console
 
     try:
@@ -34,11 +34,12 @@ def exit_codes(interrupt_note: str = "the same command goes on from here") -> It
         Console().print_error(str(error))
         raise typer.Exit(1) from None
     except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
+        path = f" ({error.filename})" if error.filename else ""
         if is_disk_full(error):
-            Console().print_error(f"the disk is full{where}; free some space, then the same command goes on")
+            Console().print_error(f"the disk is full{path}; free some space, then run the same command to resume")
         else:
-            Console().print_error(f"{error.strerror or error}{where}; what is done is kept, the same command goes on")
+            message = f"{error.strerror or error}{path}; finished trials are saved"
+            Console().print_error(f"{message}. Run the same command to resume")
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         Console().print_error(f"interrupted; {interrupt_note}")
@@ -46,9 +47,9 @@ def exit_codes(interrupt_note: str = "the same command goes on from here") -> It
 
 
 ResultsFolderArgument = Annotated[
-    str, typer.Argument(metavar="RESULTS", help="A results folder, as runs/quickstart or s3://bucket/path/quickstart.")
+    str,
+    typer.Argument(metavar="RESULTS", help="Results folder, such as runs/quickstart or s3://bucket/path/quickstart."),
 ]
-
 SweepFileArgument = Annotated[
     Path, typer.Argument(metavar="FILE", help="Python file that ends in `sweep = Sweep(...)`.")
 ]
@@ -56,17 +57,18 @@ StorageOption = Annotated[
     str | None,
     typer.Option(
         metavar="PLACE",
-        help="Where the results folders are: a folder, s3://bucket/path or gs://bucket/path; "
-        "default: the sweep's own, else $RAYLM_STORAGE, else ./runs.",
+        help="Location of the results folders: a folder, s3://bucket/path or gs://bucket/path; "
+        "default: the sweep's storage, else $RAYLM_STORAGE, else ./runs.",
     ),
 ]
 AddressOption = Annotated[
     str | None,
     typer.Option(
         help="Ray cluster: HOST:PORT on one of its nodes, http://HOST:PORT of its dashboard from elsewhere, "
-        "local for none; default: the cluster that this machine is a node of, else none."
+        "local for none; default: the cluster that this machine belongs to, else none."
     ),
 ]
 OverridesOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="A field for all trials; may be repeated.")
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Set a field for all trials; may be repeated."),
 ]

@@ -1,4 +1,4 @@
-"""`raylm doctor`: what a sweep needs, looked at on this machine and on every node of a cluster, before it is needed."""
+"""`raylm doctor`: checks of this machine and of every node of a cluster before a sweep runs."""
 
 from __future__ import annotations
 
@@ -18,36 +18,35 @@ from raylm.data import cache, hub
 from raylm.errors import UserError
 from raylm.results.storage import Storage
 from raylm.tuning import cluster
-from raylm.tuning.nodes import find_storage_problems as cluster_unseen
-from raylm.tuning.nodes import run_on_nodes
+from raylm.tuning.nodes import find_storage_problems, run_on_nodes
 from raylm.units import GIB
 
 PACKAGES = ("raylm", "ray", "torch", "transformers", "datasets")
 MIN_FREE_DISK_GIB = 20
-"""Less room than this for caches and temporary files is pointed out: gpt2-xl with its checkpoint takes about 15."""
+"""Free disk space below which a warning is shown: gpt2-xl with its checkpoint takes about 15."""
 MAX_CLOCK_SKEW_SECONDS = 60
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One thing that was looked at."""
+    """Result of one check."""
 
     host: str
-    """`here`, or the name of a node."""
+    """`here`, or the host name of a node."""
     check: str
-    """What was looked at."""
+    """Subject of the check."""
     status: str
-    """How it stands."""
+    """Observed state."""
     advice: str = ""
-    """What to do where it does not serve; nothing where it does."""
+    """Action to take; empty if there is no problem."""
 
 
 def run_checks(address: str | None, storage: Storage | None) -> Iterator[CheckResult]:
-    """Looks at this machine, and at the cluster's nodes where there is one.
+    """Yield the results of checking this machine and all nodes of the cluster, if there is one.
 
     Args:
-        address: of the cluster; None: the one that this machine is a node of, if it is.
-        storage: where results are to be; None: it is not looked at.
+        address: address of the cluster; None: the cluster that this machine belongs to, if any.
+        storage: location of the results; None: not checked.
     """
     own = collect_facts()
     yield from _check_machine("here", own, own)
@@ -56,7 +55,7 @@ def run_checks(address: str | None, storage: Storage | None) -> Iterator[CheckRe
         yield _check_storage(storage)
     address = cluster.resolve_address(address)
     if address == "local":
-        yield CheckResult("here", "cluster", "none; Ray is started here when a sweep needs it")
+        yield CheckResult("here", "cluster", "none; a sweep starts Ray on this machine")
         return
     try:
         with cluster.connect_ray(address, verbose=False) as dashboard:
@@ -65,11 +64,11 @@ def run_checks(address: str | None, storage: Storage | None) -> Iterator[CheckRe
             )
             yield from _check_nodes(own, storage)
     except UserError as error:
-        yield CheckResult("here", "cluster", f"not reached at {address}", str(error))
+        yield CheckResult("here", "cluster", f"cannot be reached at {address}", str(error))
 
 
 def collect_facts() -> dict[str, Any]:
-    """What there is to know of the machine that this runs on."""
+    """Return versions, GPUs, disks, Hub access and time of the machine it runs on, as plain data."""
     import torch
 
     caches = {"raylm's cache": cache.root_dir(), "temporary files": Path(tempfile.gettempdir())}
@@ -87,80 +86,90 @@ def collect_facts() -> dict[str, Any]:
 
 
 def _free_gib(path: Path) -> float:
-    """Room at a path that may not be there yet."""
-    there = next(folder for folder in (path, *path.parents) if folder.exists())
-    return shutil.disk_usage(there).free / GIB
+    """Return the free space at a path that may not exist yet, in GiB."""
+    existing = next(folder for folder in (path, *path.parents) if folder.exists())
+    return shutil.disk_usage(existing).free / GIB
 
 
 def _check_nodes(local_facts: dict[str, Any], storage: Storage | None) -> Iterator[CheckResult]:
     nodes = cluster.list_alive_nodes()
-    unseen = cluster_unseen(storage) if storage is not None else {}
-    asked = time.time()
-    answers = run_on_nodes(nodes, collect_facts)
-    for node in sorted(nodes, key=lambda one: str(one["NodeManagerHostname"])):
-        host, answer = str(node["NodeManagerHostname"]), answers[node["NodeID"]]
-        if isinstance(answer, Exception):
-            yield CheckResult(host, "node", "does not answer", f"{answer}; look at its logs in the dashboard")
+    """Yield the results of checking every node of the connected cluster."""
+    nodes = cluster.list_alive_nodes()
+    storage_problems = find_storage_problems(storage) if storage is not None else {}
+    request_time = time.time()
+    facts_by_node = run_on_nodes(nodes, collect_facts)
+    for node in sorted(nodes, key=lambda node: str(node["NodeManagerHostname"])):
+        host, facts = str(node["NodeManagerHostname"]), facts_by_node[node["NodeID"]]
+        if isinstance(facts, Exception):
+            yield CheckResult(host, "node", "does not answer", f"{facts}; see its logs in the dashboard")
             continue
-        yield from _check_machine(host, answer, local_facts)
-        yield _check_clock(host, answer["time"], asked)
-        yield _check_gpus(host, node["Resources"].get("GPU", 0), answer)
+        yield from _check_machine(host, facts, local_facts)
+        yield _check_clock(host, facts["time"], request_time)
+        yield _check_gpus(host, node["Resources"].get("GPU", 0), facts)
         if storage is not None:
-            problem = unseen.get(host, "")
-            advice = "take a bucket or a folder that all nodes share" if problem else ""
+            problem = storage_problems.get(host, "")
+            advice = "use a bucket or a folder that all nodes share" if problem else ""
             yield CheckResult(host, f"storage {storage.uri}", problem or "read, written and removed", advice)
 
 
 def _check_machine(host: str, facts: dict[str, Any], local_facts: dict[str, Any]) -> Iterator[CheckResult]:
-    """Versions beside those of this machine, disks, the hub."""
+    """Yield the results for versions, compared with this machine, disk space and Hub access."""
     versions = {"python": facts["python"], **facts["packages"]}
     expected = {"python": local_facts["python"], **local_facts["packages"]}
-    other = [f"{name} {versions[name]} here {expected[name]}" for name in versions if versions[name] != expected[name]]
+    differing = [
+        f"{name} {versions[name]} here {expected[name]}" for name in versions if versions[name] != expected[name]
+    ]
     yield CheckResult(
         host,
         "versions",
         ", ".join(f"{name} {version}" for name, version in versions.items()),
-        f"differs: {'; '.join(other)}; install the same on all nodes" if other else "",
+        f"different: {'; '.join(differing)}; install the same versions on all nodes" if differing else "",
     )
     for name, (path, free) in facts["disks"].items():
-        little = free < MIN_FREE_DISK_GIB
-        yield CheckResult(host, name, f"{path}: {free:.0f} GiB free", "free some space" if little else "")
+        advice = "free some space" if free < MIN_FREE_DISK_GIB else ""
+        yield CheckResult(host, name, f"{path}: {free:.0f} GiB free", advice)
     problem = facts["hub"]
     yield CheckResult(host, "hub", problem or "answers", "check the network and HF_ENDPOINT" if problem else "")
 
 
 def _check_clock(host: str, node_time: float, request_time: float) -> CheckResult:
-    """A node's clock, read some time between when it was asked and now."""
+    """Return the clock skew of a node whose time was read between the request and now."""
     now = time.time()
-    off = max(request_time - node_time, node_time - now, 0.0)
-    return CheckResult(host, "clock", f"{off:.0f} s off", "set it by NTP" if off > MAX_CLOCK_SKEW_SECONDS else "")
+    skew = max(request_time - node_time, node_time - now, 0.0)
+    return CheckResult(
+        host, "clock", f"{skew:.0f} s off", "synchronize it with NTP" if skew > MAX_CLOCK_SKEW_SECONDS else ""
+    )
 
 
 def _check_gpus(host: str, num_ray_gpus: float, facts: dict[str, Any]) -> CheckResult:
-    named = [f"{name} ({gib:.0f} GiB)" for name, gib in zip(facts["gpus"], facts["gpu_gib"], strict=True)]
-    if num_ray_gpus > len(named):
-        build = "the CPU build of torch is installed" if facts["cuda"] is None else "torch sees fewer: check the driver"
-        return CheckResult(host, "GPUs", f"{num_ray_gpus:g} by Ray's count, {len(named)} by torch's", build)
-    return CheckResult(host, "GPUs", ", ".join(named) or "none")
+    """Return the GPUs of a node as torch reports them, compared with Ray's count."""
+    gpus = [f"{name} ({gib:.0f} GiB)" for name, gib in zip(facts["gpus"], facts["gpu_gib"], strict=True)]
+    if num_ray_gpus > len(gpus):
+        advice = (
+            "the CPU build of torch is installed" if facts["cuda"] is None else "torch sees fewer: check the driver"
+        )
+        return CheckResult(host, "GPUs", f"{num_ray_gpus:g} according to Ray, {len(gpus)} to torch", advice)
+    return CheckResult(host, "GPUs", ", ".join(gpus) or "none")
 
 
 def _check_token() -> CheckResult:
-    """Ray's token, by which nodes and commands know each other."""
+    """Return the state of Ray's auth token on this machine."""
     if os.environ.get("RAY_AUTH_TOKEN"):
         return CheckResult("here", "Ray's token", "in RAY_AUTH_TOKEN")
     file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
     if not file.exists():
-        return CheckResult("here", "Ray's token", "none yet; a Ray that is started here makes one")
+        return CheckResult("here", "Ray's token", "none yet; it is created when Ray is started here")
     mode = stat.S_IMODE(file.stat().st_mode)
     advice = f"others can read it: chmod 600 {file}" if mode & 0o077 else ""
     return CheckResult("here", "Ray's token", f"{file}, mode {mode:04o}", advice)
 
 
 def _check_storage(storage: Storage) -> CheckResult:
+    """Return whether the storage can be written to from this machine."""
     try:
         storage.create()
     except UserError as error:
         return CheckResult("here", "storage", "cannot be written to", str(error))
     free = storage.free_bytes()
-    room = "" if free is None else f", {free / GIB:.0f} GiB free"
-    return CheckResult("here", "storage", f"{storage.uri}: written and removed{room}")
+    space = "" if free is None else f", {free / GIB:.0f} GiB free"
+    return CheckResult("here", "storage", f"{storage.uri}: written and removed{space}")
