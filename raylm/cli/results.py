@@ -21,7 +21,7 @@ def report(
         str, typer.Option("--format", help="table, markdown, latex, csv, or html, which writes a file.")
     ] = "table",
     reference: Annotated[
-        Path | None, typer.Option(metavar="CSV", help="Table to compare with; default: the packaged 21 rows.")
+        Path | None, typer.Option(metavar="CSV", help="Table to compare with; default: the bundled 21 rows.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print rows and counts as JSON.")] = False,
 ) -> None:

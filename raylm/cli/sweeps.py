@@ -119,7 +119,7 @@ def plan(
 
 
 def ls() -> None:
-    """List the packaged sweeps.
+    """List the bundled sweeps.
 
     raylm ls
     """
@@ -143,7 +143,7 @@ def cp(
     ],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="File to create, or a folder for it.")] = Path(),
 ) -> None:
-    """Copy a packaged sweep, to edit and run it.
+    """Copy a bundled sweep, to edit and run it.
 
     raylm cp imdb_grid my_sweep.py
     """
