@@ -135,6 +135,3 @@ class SweepRows:
     def count(self, *statuses: str) -> int:
         """Return the number of rows with one of these statuses."""
         return sum(row.status in statuses for row in self.rows)
-
-
-Results = SweepRows  # until all modules use the new name

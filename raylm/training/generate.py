@@ -13,7 +13,7 @@ from raylm.config.trial import TrialConfig
 from raylm.data import tokenizer
 from raylm.errors import UserError
 from raylm.results.folder import open_best_checkpoint
-from raylm.results.rows import Results, Row
+from raylm.results.rows import Row, SweepRows
 from raylm.training import models
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Sample:
 
 
 def generate_samples(
-    results: Results,
+    results: SweepRows,
     rows: Sequence[Row],
     prompt: str,
     *,
