@@ -1,7 +1,8 @@
-"""`python -m raylm.spot_notices`, on each spot machine: tells Ray when the cloud is about to take the machine away.
+"""Spot notices: drains a machine's Ray node when the cloud announces its end. Run as `python -m raylm.spot_notices`.
 
-AWS announces it two minutes before, Google half a minute, in the machine's own metadata. Ray does not look there by
-itself. Told, it places nothing there any more, and the trials save themselves and go on elsewhere (`board.Board`).
+AWS announces the end of a spot machine two minutes ahead, Google half a minute, in the machine's metadata, which Ray
+does not read. Ray places no more work on a draining node; trials there save a checkpoint and resume on another node
+(`raylm.tuning.coordinator`).
 """
 
 from __future__ import annotations
@@ -24,54 +25,56 @@ POLL_SECONDS = 5.0
 TIMEOUT_SECONDS = 2.0
 GOOGLE_NOTICE_SECONDS = 30
 AWS_METADATA = "AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://169.254.169.254"
-"""The variable by which AWS's own libraries are told of another metadata service, and the one that there is."""
+"""Environment variable with the URL of the metadata service, as in AWS's libraries, and its default."""
 GOOGLE_METADATA = "GCE_METADATA_HOST", "metadata.google.internal"
-"""As Google's libraries."""
+"""Environment variable with the host of the metadata service, as in Google's libraries, and its default."""
 
 
 class SpotNotice(NamedTuple):
-    """The machine is about to be taken away."""
+    """Announcement that this machine is about to be taken away."""
 
     seconds_left: int
-    """From now."""
+    """Time until then."""
     message: str
 
 
 def check_aws() -> SpotNotice | None:
-    """What AWS announces for this machine (IMDSv2, `spot/instance-action`).
+    """Return AWS's notice for this machine, or None (IMDSv2, `spot/instance-action`).
 
     Raises:
-        OSError: if this is none of its machines, or it does not answer.
+        OSError: if this is no AWS machine, or the service does not answer.
     """
     service = os.environ.get(*AWS_METADATA).rstrip("/")
     token = _request(f"{service}/latest/api/token", "PUT", {"X-aws-ec2-metadata-token-ttl-seconds": "60"})
     try:
-        found = _request(f"{service}/latest/meta-data/spot/instance-action", "GET", {"X-aws-ec2-metadata-token": token})
+        content = _request(
+            f"{service}/latest/meta-data/spot/instance-action", "GET", {"X-aws-ec2-metadata-token": token}
+        )
     except urllib.error.HTTPError as error:
-        if error.code == 404:  # nothing is announced
+        if error.code == 404:  # no notice
             return None
         raise
-    announced = json.loads(found)
-    at = datetime.datetime.fromisoformat(announced["time"])
+    action = json.loads(content)
+    at = datetime.datetime.fromisoformat(action["time"])
     left = (at - datetime.datetime.now(datetime.UTC)).total_seconds()
-    return SpotNotice(max(1, int(left)), f"AWS is to {announced['action']} this spot machine at {announced['time']}")
+    return SpotNotice(max(1, int(left)), f"AWS will {action['action']} this spot machine at {action['time']}")
 
 
 def check_google() -> SpotNotice | None:
-    """What Google announces for this machine (`instance/preempted`).
+    """Return Google's notice for this machine, or None (`instance/preempted`).
 
     Raises:
-        OSError: as `aws`.
+        OSError: if this is no Google machine, or the service does not answer.
     """
     url = f"http://{os.environ.get(*GOOGLE_METADATA)}/computeMetadata/v1/instance/preempted"
-    taken = _request(url, "GET", {"Metadata-Flavor": "Google"}).strip() == "TRUE"
-    return SpotNotice(GOOGLE_NOTICE_SECONDS, "Google preempts this spot machine") if taken else None
+    is_preempted = _request(url, "GET", {"Metadata-Flavor": "Google"}).strip() == "TRUE"
+    return SpotNotice(GOOGLE_NOTICE_SECONDS, "Google preempts this spot machine") if is_preempted else None
 
 
 def _request(url: str, method: str, headers: dict[str, str]) -> str:
     request = urllib.request.Request(url, method=method, headers=headers)
-    with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
-        content: bytes = answer.read()
+    with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
+        content: bytes = response.read()
     return content.decode()
 
 
@@ -79,23 +82,23 @@ CLOUD_CHECKS: dict[str, Callable[[], SpotNotice | None]] = {"AWS": check_aws, "G
 
 
 def watch_notices() -> None:
-    """Looks until something is announced and Ray has taken it."""
-    _log(f"looking for spot notices every {POLL_SECONDS:.0f} s")
-    while not (host := next(filter(_is_running_on, CLOUD_CHECKS), None)):
+    """Poll until a notice arrives and Ray drains this node."""
+    _log(f"polling for spot notices every {POLL_SECONDS:.0f} s")
+    while not (cloud := next(filter(_is_running_on, CLOUD_CHECKS), None)):
         time.sleep(POLL_SECONDS)
-    _log(f"this is a machine of {host}")
+    _log(f"this is a machine of {cloud}")
     while True:
         try:
-            notice = CLOUD_CHECKS[host]()
+            notice = CLOUD_CHECKS[cloud]()
             if notice and _drain_node(notice):
                 return
-        except (OSError, ValueError, KeyError) as error:  # the next look may succeed
-            _log(f"{host} does not answer: {error}")
+        except (OSError, ValueError, KeyError) as error:  # the next poll may succeed
+            _log(f"{cloud} does not answer: {error}")
         time.sleep(POLL_SECONDS)
 
 
 def _is_running_on(cloud: str) -> bool:
-    """Whether this is a machine of a cloud."""
+    """Return whether this is a machine of a cloud."""
     try:
         CLOUD_CHECKS[cloud]()
     except (OSError, ValueError, KeyError):
@@ -104,13 +107,13 @@ def _is_running_on(cloud: str) -> bool:
 
 
 def _drain_node(notice: SpotNotice) -> bool:
-    """Has Ray drain this node; says whether it took that."""
-    _log(f"{notice.message}; {notice.seconds_left} s are left")
+    """Ask Ray to drain this node; return True on success."""
+    _log(f"{notice.message}; {notice.seconds_left} s left")
     command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node"]
     command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", notice.message]
     command += ["--deadline-remaining-seconds", str(notice.seconds_left)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    _log("Ray was told" if done.returncode == 0 else f"Ray could not be told: {done.stderr.strip()[-500:]}")
+    _log("Ray drains this node" if done.returncode == 0 else f"Ray did not accept: {done.stderr.strip()[-500:]}")
     return done.returncode == 0
 
 
@@ -119,13 +122,13 @@ def _log(message: str) -> None:
 
 
 def main() -> None:
-    """Watches, unless another process on this machine does."""
+    """Poll for notices, unless another process on this machine does."""
     lock = FileLock(Path.home() / ".raylm_notices.lock")
     try:
         with lock.acquire(timeout=0):
             watch_notices()
     except Timeout:
-        _log("another process of this machine looks already")
+        _log("another process on this machine polls already")
 
 
 if __name__ == "__main__":

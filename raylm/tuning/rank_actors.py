@@ -1,4 +1,4 @@
-"""The other ranks of a trial on several GPUs: actors in the bundles of its placement group, which end with it."""
+"""Ranks of a trial on several GPUs: the trial's own process, and one actor for each other rank."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -18,100 +19,99 @@ from raylm.data.corpus import Corpus
 from raylm.errors import WorkError
 from raylm.training import distributed
 from raylm.training.distributed import SINGLE_PROCESS, DistributedContext
-from raylm.training.train import Evaluation
 
 GRACE_SECONDS = 15.0
-"""Time that the first rank has to notice by itself that another has ended. Gloo tells of it; NCCL waits for ever."""
-
-TrainFn = Callable[..., Iterator[Evaluation]]
-"""`train.finetune` of a trial, but for its corpus and its ranks."""
-RankContext = Callable[[int], AbstractContextManager[None]]
-"""What the process of a rank works within."""
+"""Time that the first rank has to notice the death of another by itself. Gloo reports it; NCCL waits forever."""
 
 
 class DeadRankError(WorkError):
-    """The process of a rank has died, which is no error of its trial, as when the trial's own process dies."""
+    """The process of a rank has died. Like the death of the trial's own process, it is no error of the trial."""
+
+
+@dataclass(frozen=True)
+class RankJob:
+    """Training of one trial, as each of its ranks runs it."""
+
+    run_name: str
+    train_fn: Callable[..., Iterator[Any]]
+    """`train.finetune` with all arguments except `corpus` and `dist_context`."""
+    rank_context: Callable[[int], AbstractContextManager[None]]
+    """Returns the context in which the process of a rank other than the first trains."""
+    world_size: int
+    device: str
+    """`cpu` or `cuda`."""
 
 
 class RankActor:
-    """A rank but the first. Runs as an actor, so that Ray gives it its GPU and ends it with the trial's process."""
+    """Rank other than the first: an actor, so that Ray gives it a GPU and ends it with the trial's process."""
 
-    def train(
-        self,
-        train_fn: TrainFn,
-        corpus: Corpus,
-        rank_context: RankContext,
-        rank: int,
-        world_size: int,
-        device: str,
-        port: int,
-    ) -> None:
-        """Trains to the end of the trial; the first rank saves and reports."""
-        with rank_context(rank), distributed.join_process_group(rank, world_size, device, port) as group:
-            for _ in train_fn(corpus=corpus, dist_context=group):
+    def train(self, job: RankJob, corpus: Corpus, rank: int, port: int) -> None:
+        """Train to the end of the trial. Only the first rank saves and reports.
+
+        Args:
+            port: port of the first rank's store.
+        """
+        with (
+            job.rank_context(rank),
+            distributed.join_process_group(rank, job.world_size, job.device, port) as dist_context,
+        ):
+            for _ in job.train_fn(corpus=corpus, dist_context=dist_context):
                 pass
 
 
 @contextlib.contextmanager
 def start_rank_actors(
-    run_name: str,
-    train_fn: TrainFn,
-    corpus: Any,
-    rank_context: RankContext,
-    world_size: int,
-    device: str,
-    record_error: Callable[[Exception], None],
+    job: RankJob, corpus: Any, record_error: Callable[[Exception], object]
 ) -> Iterator[DistributedContext]:
-    """This process as the first rank of a trial, the others at work beside it.
+    """Start the other ranks of a trial, and yield this process's context as the first one.
 
     Args:
-        run: the name of the trial.
-        corpus: Ray's reference to it.
-        note: takes down what a rank raised, where this process cannot raise it.
+        corpus: Ray reference to the corpus.
+        record_error: records an error of another rank that this process cannot raise, because it is blocked.
 
     Raises:
         DeadRankError: if the process of another rank died.
-        Exception: what another rank raised.
+        Exception: an error that another rank raised.
     """
-    if world_size == 1:
+    if job.world_size == 1:
         yield SINGLE_PROCESS
         return
     group = ray.util.get_current_placement_group()
     store = distributed.create_store()
-    peers = [_create_actor(group, rank) for rank in range(1, world_size)]
-    ends = [
-        peer.train.options(name=f"{run_name} rank {rank}").remote(
-            train_fn, corpus, rank_context, rank, world_size, device, store.port
-        )
-        for rank, peer in enumerate(peers, start=1)
+    ranks = range(1, job.world_size)
+    actors = [_create_actor(group, rank) for rank in ranks]
+    results = [
+        actor.train.options(name=f"{job.run_name} rank {rank}").remote(job, corpus, rank, store.port)
+        for rank, actor in zip(ranks, actors, strict=True)
     ]
-    left = threading.Event()
-    threading.Thread(target=_watch_ranks, args=(ends, left, record_error), daemon=True).start()
+    finished = threading.Event()
+    threading.Thread(target=_watch_ranks, args=(results, finished, record_error), daemon=True).start()
     try:
-        with distributed.join_process_group(0, world_size, device, store.port) as this:
+        with distributed.join_process_group(0, job.world_size, job.device, store.port) as dist_context:
             try:
-                yield this
-            except Exception as error:  # as gloo's, when another rank has ended; while this one stays, none ends of it
-                raise _get_error(ray.wait(ends, timeout=GRACE_SECONDS)[0]) or error from None
+                yield dist_context
+            except Exception as error:  # such as gloo's after another rank ended; that rank's own error explains more
+                raise _get_error(ray.wait(results, timeout=GRACE_SECONDS)[0]) or error from None
     finally:
-        left.set()
-        for peer in peers:  # at its end, or waiting for a step that will not come
-            ray.kill(peer)
+        finished.set()
+        for actor in actors:  # finished, or blocked in a step that the first rank does not take
+            ray.kill(actor)
 
 
 def _create_actor(group: PlacementGroup, rank: int) -> Any:
-    """A peer in the bundle of its rank."""
+    """Return a new actor in the bundle of its rank."""
     bundle = group.bundle_specs[rank]
-    there = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
-    options = {"num_cpus": bundle["CPU"], "num_gpus": bundle["GPU"], "scheduling_strategy": there}
+    strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
+    options = {"num_cpus": bundle["CPU"], "num_gpus": bundle["GPU"], "scheduling_strategy": strategy}
     return ray.remote(**options)(RankActor).remote()
 
 
-def _watch_ranks(pending_refs: list[Any], finished: threading.Event, record_error: Callable[[Exception], None]) -> None:
-    """Ends this process, and with it the trial's attempt, where it still waits for a rank that has ended badly."""
-    while pending_refs:
-        ended, pending_refs = ray.wait(pending_refs)
-        if (error := _get_error(ended)) and not finished.wait(GRACE_SECONDS):
+def _watch_ranks(results: list[Any], finished: threading.Event, record_error: Callable[[Exception], object]) -> None:
+    """End this process, and with it the attempt, if it stays blocked `GRACE_SECONDS` after another rank failed."""
+    pending = results
+    while pending:
+        ready, pending = ray.wait(pending)
+        if (error := _get_error(ready)) and not finished.wait(GRACE_SECONDS):
             try:
                 if not isinstance(error, DeadRankError):
                     record_error(error)
@@ -119,10 +119,10 @@ def _watch_ranks(pending_refs: list[Any], finished: threading.Event, record_erro
                 os._exit(1)
 
 
-def _get_error(ready_refs: list[Any]) -> Exception | None:
-    """What a rank raised that has ended, if it did."""
+def _get_error(results: list[Any]) -> Exception | None:
+    """Return the error of a finished rank, or None."""
     try:
-        ray.get(ready_refs)
+        ray.get(results)
     except RayTaskError as error:
         cause: Exception = error.cause
         return cause

@@ -1,4 +1,7 @@
-"""A trial's evaluations handed to Ray Tune beside its training: while a checkpoint goes into storage, steps go on."""
+"""Reports of a trial: evaluations and checkpoints to Ray Tune, steps to the coordinator, gauges to Prometheus.
+
+A checkpoint is uploaded in a thread while training continues.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +26,10 @@ Metrics = Mapping[str, float]
 
 
 class AsyncReporter:
-    """Hands over one evaluation at a time, in their order. Used as a context, which ends when all are handed over.
+    """Reports evaluations to Tune in order, in a thread. Used as a context, whose end waits for the last report.
 
-    Tune ends a trial by raising SystemExit where it reports. That, and whatever else reporting raises, is raised again
-    in the trial's own thread, at the next `look` or `wait`.
+    Tune ends a trial by raising SystemExit in the thread that reports. That and any other error of reporting is raised
+    again in the trial's own thread, by the next `raise_if_failed` or `wait`.
     """
 
     def __init__(self) -> None:
@@ -39,12 +42,16 @@ class AsyncReporter:
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._executor.shutdown(wait=True)  # a checkpoint on its way arrives, whatever has happened to the trial
+        self._executor.shutdown(wait=True)  # a started upload is finished, even after an error
         if exc is None:
             self.wait()
 
     def submit(self, metrics: Metrics, save: Callable[[Path], None]) -> None:
-        """Begins to report an evaluation, with the checkpoint that `save` writes into a folder at once."""
+        """Save a checkpoint into a temporary folder, then report it with the metrics in the background.
+
+        Args:
+            save: writes the checkpoint into an empty folder.
+        """
         self.wait()
         folder = tempfile.TemporaryDirectory()
         try:
@@ -55,15 +62,15 @@ class AsyncReporter:
             raise
 
     def raise_if_failed(self) -> None:
-        """Raises what reporting has raised meanwhile."""
+        """Raise the error of a report that has failed; return at once otherwise."""
         if self._pending is not None and self._pending.done():
             self.wait()
 
     def wait(self) -> None:
-        """Returns when all that was handed over has been reported; raises what that raised."""
-        under_way, self._pending = self._pending, None
-        if under_way is not None:
-            under_way.result()
+        """Wait for the pending report, and raise its error if it failed."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
 
 
 def _report_to_tune(metrics: Metrics, folder: tempfile.TemporaryDirectory[str]) -> None:
@@ -72,36 +79,39 @@ def _report_to_tune(metrics: Metrics, folder: tempfile.TemporaryDirectory[str]) 
 
 
 class CoordinatorClient:
-    """A running trial's end of the line to the board. It never waits for an answer."""
+    """Trial-side client of the coordinator. Its methods do not block."""
 
     def __init__(self, coordinator: Any, run_name: str, gauges: TrialGauges) -> None:
-        self._run_name, self._gauges, self._node_id = run_name, gauges, ray.get_runtime_context().get_node_id()
-        self._coordinator = coordinator
+        """Create the client, and wait for the first command.
+
+        Args:
+            coordinator: handle of the `Coordinator` actor.
+        """
+        self._coordinator, self._run_name, self._gauges = coordinator, run_name, gauges
+        self._node_id = ray.get_runtime_context().get_node_id()
         self.command: Command = ray.get(coordinator.get_command.remote(self._node_id))
-        """What the trial is to do."""
+        """Latest command to the trial."""
         self.should_exit = self.command is not Command.CONTINUE
-        """Whether it does that: it ends before it is done."""
+        """True if the trial has to exit before it is done."""
         self._pending_command: Any = None
         self._last_report = self._last_checkpoint = time.monotonic()
 
     def on_step(self, step: StepMetrics) -> None:
-        """Says how far the trial is, now and then."""
+        """Report a step if the last report is `REPORT_SECONDS` ago; receive the next command."""
         if self._pending_command is not None and ray.wait([self._pending_command], timeout=0)[0]:
             self.command, self._pending_command = ray.get(self._pending_command), None
         if self._pending_command is None and time.monotonic() - self._last_report > REPORT_SECONDS:
             self._last_report = time.monotonic()
             self._gauges.update_step(step)
-            named = self._coordinator.report_step.options(
-                name=self._run_name
-            )  # so that Ray's dashboard lists the run among the tasks
-            self._pending_command = named.remote(self._run_name, self._node_id, step)
+            report_step = self._coordinator.report_step.options(name=self._run_name)  # its task in Ray's dashboard
+            self._pending_command = report_step.remote(self._run_name, self._node_id, step)
 
     def checkpoint_due(self) -> bool:
-        """Whether the trial is to be saved now."""
+        """Return True if a checkpoint is due, because of a command or the time since the last one."""
         return self.command is not Command.CONTINUE or time.monotonic() - self._last_checkpoint > CHECKPOINT_SECONDS
 
     def on_checkpoint(self, metrics: Mapping[str, Any]) -> None:
-        """The trial was saved, most often with an evaluation."""
+        """Handle a saved checkpoint, with the metrics of an evaluation if there was one."""
         self._gauges.update_losses(metrics)
         self._last_checkpoint = time.monotonic()
 
@@ -114,14 +124,14 @@ GAUGE_DESCRIPTIONS = {
     "raylm_total_steps": "Optimizer steps of the whole trial.",
     "raylm_tokens_seen": "Training tokens so far, over all epochs.",
     "raylm_tokens_per_second": "Training tokens per second of optimizer steps.",
-    "raylm_memory_bytes": "Memory of the trial's first process: of its GPU at its peak, without one of the process.",
+    "raylm_memory_bytes": "Memory of the trial's first process: peak on its GPU, or of the process itself on a CPU.",
 }
-"""What is exported, with what it means; each by sweep and run."""
+"""Exported gauges with their descriptions; each is tagged with sweep and run."""
 TAG_KEYS = ("sweep", "run")
 
 
 class TrialGauges:
-    """Those of one trial. A node exports what was set since it was last asked, so all of them are set each time."""
+    """Gauges of one trial. All are set each time: a node exports only what was set since its last export."""
 
     def __init__(self, sweep_name: str, run_name: str, device: str) -> None:
         self._tags, self._device = {"sweep": sweep_name, "run": run_name}, device
@@ -131,7 +141,7 @@ class TrialGauges:
         self._losses: dict[str, float] = {}
 
     def update_step(self, step: StepMetrics) -> None:
-        """Sets what there is to say after a step."""
+        """Set all gauges after a step."""
         values = {
             "raylm_train_loss": step.loss,
             "raylm_step": step.step,
@@ -145,9 +155,9 @@ class TrialGauges:
             self._gauges[name].set(value, self._tags)
 
     def update_losses(self, metrics: Mapping[str, Any]) -> None:
-        """Keeps the losses of an evaluation, to be set with the steps that follow."""
-        named = {f"raylm_{name}": metrics.get(name) for name in ("val_loss", "adj_val_loss")}
-        self._losses |= {name: value for name, value in named.items() if value is not None}
+        """Keep the losses of an evaluation, to be set with later steps."""
+        losses = {f"raylm_{name}": metrics.get(name) for name in ("val_loss", "adj_val_loss")}
+        self._losses |= {name: value for name, value in losses.items() if value is not None}
 
     def _memory_bytes(self) -> int:
         return torch.cuda.max_memory_allocated() if self._device == "cuda" else int(psutil.Process().memory_info().rss)

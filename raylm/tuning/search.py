@@ -1,13 +1,12 @@
-"""A search: which trial comes next, by Optuna through Ray Tune's OptunaSearch, or by another searcher of Ray.
+"""Search: suggests a sweep's next trial, by Optuna through Ray Tune's `OptunaSearch`, or by another Tune searcher.
 
-Everything that it is told comes from rows in storage, in the order of the trials. The same rows give the same study.
+Outcomes are reported from rows in storage, in the order of the trials: the same rows give the same study.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import os
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,39 +28,47 @@ from raylm.errors import SweepError, UserError, safe_repr, unknown_name_problem
 from raylm.results.rows import DIVERGED, FAILED, STOPPED, Row
 from raylm.results.storage import Storage
 
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # read at import; the display is ours
-
 METRIC = "adj_val_loss"
-"""What is searched for: the lowest adj val loss of the best epoch, which compares between tokenizers."""
+"""Objective: the lowest adj val loss of the best epoch, which is comparable between tokenizers."""
 DIVERGED_LOSS = 1e3
-"""Nats per word that a diverged trial is told with: worse than any other, and finite, which samplers need."""
+"""Loss reported for a diverged trial, nats per word: worse than any other, and finite, which samplers require."""
 MAX_SAMPLER_DUPLICATES = 20
-"""Suggestions in a row that name a trial of before, until a random point is taken, and so many more: until the end."""
+"""Consecutive duplicates before drawing a random point."""
 MAX_DUPLICATES = 40
+"""Consecutive duplicates before the space counts as exhausted."""
 NUM_RANDOM_POINTS = 1000
-"""Random points among which a new one is looked for, and by which a define-by-run function is tried beforehand."""
+"""Random points drawn to find a new trial, and to try a define-by-run function before a launch."""
+STUDY_FILE = "optuna/journal.log"
+"""Optuna journal of the study, in a results folder."""
 
 
 class Suggester:
-    """Names one trial after the other, each of them once, having been told how earlier ones came out."""
+    """Suggests trials one at a time, each once, given the outcomes of earlier ones."""
 
     def __init__(self, sweep: Sweep) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._fixed_fields, self._space = _split_space(sweep.space)
         self._study: optuna.Study | None = None
-        """Where the searcher is Optuna."""
+        """Study of the searcher; None if it is not Optuna's."""
         with _suppress_warnings():
             self._searcher = self._create_searcher(sweep)
         self._searcher_ids: list[str] = []
-        """The searcher's names of the trials, by their places."""
+        """Ids that the searcher knows the trials by, by index."""
         self._num_suggested = 0
         self._suggested_ids: set[str] = set()
 
     def _create_searcher(self, sweep: Sweep) -> Searcher:
+        """Return a fresh searcher over the space; set `_study` if it is Optuna's.
+
+        Raises:
+            UserError: if a searcher of the user has a space of its own.
+        """
         if isinstance(sweep.search, Searcher):
-            searcher = copy.deepcopy(sweep.search)  # it is used up by one search
+            searcher = copy.deepcopy(sweep.search)  # a search changes its state
             if not searcher.set_search_properties(METRIC, "min", dict(self._space)):
-                raise UserError("search: this searcher has a space of its own; expected one without: `space` names it")
+                raise UserError(
+                    "search: this searcher has a search space; expected one without, since the sweep's `space` is used"
+                )
             return searcher
         storage = InMemoryStorage()
         searcher = OptunaSearch(
@@ -78,10 +85,10 @@ class Suggester:
         return searcher
 
     def __call__(self, outcomes: Sequence[tuple[int, Row]]) -> TrialConfig | None:
-        """The next trial; None where nothing but repetitions is suggested.
+        """Return the next trial, or None if only duplicates are suggested.
 
         Args:
-            outcomes: places of earlier trials, and how they ended: those that have not been told before.
+            outcomes: (index, row) of finished trials that were not reported before.
         """
         self.report_outcomes(outcomes)
         with _suppress_warnings():
@@ -97,11 +104,11 @@ class Suggester:
                     self._suggested_ids.add(trial.id)
                     self._searcher_ids.append(searcher_id)
                     return trial
-                self._searcher.on_trial_complete(searcher_id, error=True)  # it tells the sampler nothing
+                self._searcher.on_trial_complete(searcher_id, error=True)  # no outcome for the sampler
         return None
 
     def _enqueue_random_point(self) -> bool:
-        """Has a random point that was never suggested be the next suggestion, if one is found and can be named."""
+        """Enqueue a random new point as the next suggestion; return False if none is found or the searcher cannot."""
         if self._study is None:
             return False
         for fields, suggested in _sample_random_points(self._fixed_fields, self._space, len(self._searcher_ids)):
@@ -111,66 +118,67 @@ class Suggester:
         return False
 
     def report_outcomes(self, outcomes: Sequence[tuple[int, Row]]) -> None:
-        """Tells the searcher how trials ended, in the order of their places."""
+        """Report the outcomes of trials to the searcher, in the order of their indices."""
         with _suppress_warnings():
-            for place, row in outcomes:
-                self._report_outcome(self._searcher_ids[place], row)
+            for index, row in outcomes:
+                self._report_outcome(self._searcher_ids[index], row)
 
     def _report_outcome(self, searcher_id: str, row: Row) -> None:
-        measured = row.metrics
+        """Report the adj val loss of a trial; a failed trial has none."""
+        metrics = row.metrics
         if row.status == DIVERGED:
             self._searcher.on_trial_complete(searcher_id, {METRIC: DIVERGED_LOSS})
-        elif row.status == FAILED or measured is None:
+        elif row.status == FAILED or metrics is None:
             self._searcher.on_trial_complete(searcher_id, error=True)
-        elif row.status == STOPPED:  # Optuna calls it pruned, and ranks it by how far it came
+        elif row.status == STOPPED:  # Optuna prunes it, and ranks it by its number of evaluations
             self._searcher.on_trial_result(
                 searcher_id, {METRIC: row.evaluations[-1].adj_val_loss, "training_iteration": len(row.evaluations)}
             )
             self._searcher.on_trial_complete(searcher_id)
         else:
-            self._searcher.on_trial_complete(searcher_id, {METRIC: measured.adj_val_loss})
+            self._searcher.on_trial_complete(searcher_id, {METRIC: metrics.adj_val_loss})
 
     def write_study(self, storage: Storage) -> None:
-        """Writes the study as it is, for optuna-dashboard; nothing where another searcher keeps none."""
+        """Write the study for optuna-dashboard; no-op if the searcher is not Optuna's."""
         if self._study is None:
             return
-        with tempfile.TemporaryDirectory() as beside:
-            journal = Path(beside, "journal.log")
-            written = optuna.create_study(
+        with tempfile.TemporaryDirectory() as folder:
+            journal = Path(folder, "journal.log")
+            study = optuna.create_study(
                 storage=JournalStorage(JournalFileBackend(str(journal))), study_name=self._study.study_name
             )
-            written.add_trials(self._study.trials)
+            study.add_trials(self._study.trials)
             storage.write(STUDY_FILE, journal.read_text(encoding="utf-8"))
 
 
-STUDY_FILE = "optuna/journal.log"
-"""In a results folder."""
-
-
 def representative_trials(sweep: Sweep) -> list[TrialConfig]:
-    """Trials that stand for all that a search may need: each model, dataset and longest context it may name.
+    """Return trials with all inputs that a search may need: each model and dataset, with the longest context.
 
     Raises:
-        SweepError: if a define-by-run function gives trials that cannot be.
+        SweepError: if a define-by-run function returns invalid trials.
     """
     fixed, space = _split_space(sweep.space)
     if callable(space):
         return list({_input_requirements(trial): trial for trial in _sample_function_trials(sweep, space)}.values())
     combined: list[dict[str, Any]] = [dict(fixed)]
-    for name, domain in space.items():
-        found = search_space.list_values(domain)
-        if name in ("dataset", "model", "pretrained"):
-            combined = [{**one, name: value} for one in combined for value in found]
-        else:
-            numbers = [value for value in found if value is not None]
-            hardest = max(found) if name == "context_length" else found[0]
-            hardest = min(numbers, default=None) if name == "max_train_tokens" else hardest
-            combined = [{**one, name: hardest} for one in combined]
-    return [TrialConfig(**one) for one in combined]
+    for name, distribution in space.items():
+        values = search_space.list_values(distribution)
+        if name == "context_length":
+            values = [max(values)]
+        elif name == "max_train_tokens":
+            values = [min((value for value in values if value is not None), default=None)]
+        elif name not in ("dataset", "model", "pretrained"):
+            values = values[:1]
+        combined = [{**fields, name: value} for fields in combined for value in values]
+    return [TrialConfig(**fields) for fields in combined]
 
 
 def _sample_function_trials(sweep: Sweep, space_function: Any) -> Iterator[TrialConfig]:
-    """Trials of random points of a define-by-run function."""
+    """Yield the trials of random points of a define-by-run function.
+
+    Raises:
+        SweepError: if a trial is invalid.
+    """
     with _suppress_warnings():
         for fields, _ in _sample_random_points({}, space_function, 0):
             try:
@@ -180,10 +188,10 @@ def _sample_function_trials(sweep: Sweep, space_function: Any) -> Iterator[Trial
 
 
 def _build_trial(fields: Mapping[str, Any]) -> TrialConfig:
-    """The trial of these fields.
+    """Return the trial with these fields.
 
     Raises:
-        SweepError: if they do not make one, which a define-by-run function alone can bring about.
+        SweepError: if a field does not exist or is invalid, which only a define-by-run function can cause.
     """
     known = [field.name for field in dataclasses.fields(TrialConfig)]
     if problems := [unknown_name_problem(name, known) for name in fields if name not in known]:
@@ -194,7 +202,15 @@ def _build_trial(fields: Mapping[str, Any]) -> TrialConfig:
 def _sample_random_points(
     fixed_fields: Mapping[str, Any], space: Any, seed: int
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Fields of trials at random, and that part of them which is suggested."""
+    """Yield (fields of a trial, suggested part of them) for random points of a space.
+
+    Args:
+        fixed_fields: fields that are not suggested.
+        space: distributions by field, or a define-by-run function.
+
+    Raises:
+        UserError: if the function raises, or does not return a dict or None.
+    """
     study = optuna.create_study(storage=InMemoryStorage(), sampler=RandomSampler(seed=seed))
     distributions = _to_distributions(space)
     for _ in range(NUM_RANDOM_POINTS):
@@ -213,24 +229,25 @@ def _sample_random_points(
 
 
 def _to_distributions(space: Any) -> Any:
-    """A space as Optuna's distributions; a function as it is."""
+    """Return a space as Optuna's distributions; a define-by-run function is returned as it is."""
     return space if callable(space) else OptunaSearch.convert_search_space(dict(space))
 
 
 def _input_requirements(trial: TrialConfig) -> tuple[Any, ...]:
+    """Return the fields that decide which inputs a trial needs."""
     return trial.dataset, trial.model, trial.pretrained, trial.context_length, trial.max_train_tokens
 
 
 def _build_sampler(sweep: Sweep) -> BaseSampler:
     if isinstance(sweep.search, BaseSampler):
-        return copy.deepcopy(sweep.search)  # its state is used up by one search
+        return copy.deepcopy(sweep.search)  # a search changes its state
     if sweep.search == "random":
         return RandomSampler(seed=sweep.search_seed)
     return TPESampler(seed=sweep.search_seed, multivariate=True, group=True, constant_liar=True)
 
 
 def _split_space(space: Any) -> tuple[dict[str, Any], Any]:
-    """The fields that have one value, and the distributions; a function has none of the former."""
+    """Return (fields with one value, distributions by field); ({}, space) for a define-by-run function."""
     if callable(space):
         return {}, space
     fixed = {name: value for name, value in space.items() if not search_space.is_distribution(value)}
@@ -240,7 +257,7 @@ def _split_space(space: Any) -> tuple[dict[str, Any], Any]:
 
 @contextmanager
 def _suppress_warnings() -> Iterator[None]:
-    """Optuna warns of what is experimental in it; nobody here can act on that."""
+    """Suppress warnings, such as Optuna's about its experimental features."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

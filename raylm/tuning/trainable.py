@@ -1,4 +1,4 @@
-"""Ray Tune's function trainable around the loop: report, checkpoint, go on from the newest one in storage."""
+"""Ray Tune's function trainable: one attempt of a trial, resumed from its latest checkpoint in storage."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from typing import Any
 
 import ray
 import torch
+from huggingface_hub.utils.tqdm import disable_progress_bars
 from ray import tune
 
 from raylm.config import validation
 from raylm.config.trial import TrialConfig
 from raylm.errors import PauseReason, RestartError, UserError, is_disk_full, summarize
-from raylm.events import format_evaluation as live_evaluation
+from raylm.events import format_evaluation
 from raylm.numerics import windows_per_rank
 from raylm.planning.devices import machine_memory
 from raylm.planning.memory import MemoryModel
@@ -30,46 +31,113 @@ from raylm.training.train import Evaluation, finetune
 from raylm.tuning import prepare, rank_actors, trial_process
 from raylm.tuning.coordinator import Command
 from raylm.tuning.prepare import LaunchContext
+from raylm.tuning.rank_actors import RankJob
 from raylm.tuning.reporting import AsyncReporter, CoordinatorClient, TrialGauges
-from raylm.tuning.trial_process import MAX_LEAK_FRACTION, LeakCheck, MemoryWatchdog
+from raylm.tuning.trial_process import MAX_LEAK_FRACTION, LeakCheck, MemoryWatchdog, print_timestamped
 from raylm.units import GIB
 
+WORKER_ENVIRONMENT = {
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "3600",  # Tune waits for a trial that it stops in the middle of a step
+    "TOKENIZERS_PARALLELISM": "false",
+}
+"""Settings of libraries in the processes of trials; those of the process's own environment take precedence."""
 INTERMEDIATE_CHECKPOINT_SCORE = 1e9
-"""Score of a checkpoint between two evaluations, so that Tune keeps the best evaluation's beside it."""
-
+"""Score of a checkpoint between two evaluations: Tune keeps it beside the one of the best evaluation."""
+COORDINATOR_TIMEOUT_SECONDS = 5
+"""Time limit of a call to the coordinator that must not block the end of a process."""
 
 LEAK_CHECK = LeakCheck()
-"""Of this process, which Tune gives one trial after another."""
+"""Leak check of this process, which Tune gives one trial after another."""
 
 
 def train_gpt2(config: dict[str, Any], context: LaunchContext) -> None:
-    """One trial. What no retry mends is reported as the trial's end; all else is raised, and Tune starts it again."""
+    """Run one attempt of a trial.
+
+    Errors that a retry cannot fix are reported as the trial's end. All others are raised, and Tune starts the trial
+    again.
+
+    Raises:
+        RestartError: if the trial has to run in a fresh process or on another node; it does not count as an error.
+    """
     trial = TrialConfig.from_record(config)
     context = context.for_trial(trial)
     if LEAK_CHECK.leaked_bytes > MAX_LEAK_FRACTION * context.memory_fraction * machine_memory()[1]:
-        raise RestartError(f"its process has grown by {LEAK_CHECK.leaked_bytes / GIB:.1f} GiB; a fresh one follows")
-    gauges = TrialGauges(context.storage.name, trial.run_name, context.device)
-    contact = CoordinatorClient(context.coordinator, trial.run_name, gauges)
-    with trial_process.capture_output(
-        context.storage, f"{context.launch_name}/{trial.run_name}/{trial_process.log_file_name(0)}"
-    ):
-        _run_attempt(trial, context, contact)
+        raise RestartError(f"its process has grown by {LEAK_CHECK.leaked_bytes / GIB:.1f} GiB; starting a fresh one")
+    client = CoordinatorClient(
+        context.coordinator, trial.run_name, TrialGauges(context.storage.name, trial.run_name, context.device)
+    )
+    with _capture_output(context, trial.run_name, rank=0):
+        _Attempt(trial, context, client).run()
 
 
-def _run_attempt(trial: TrialConfig, context: LaunchContext, client: CoordinatorClient) -> None:
-    """See `train_gpt2`."""
-    why = ray.get(context.coordinator.get_restart_reason.remote(trial.run_name))
-    trial_process.print_timestamped(f"process {os.getpid()} on {platform.node()}{f', after: {why}' if why else ''}")
-    if eaten := ray.get(context.coordinator.get_memory_error.remote(trial.run_name)):
-        _report_end({"reason": f"{eaten}, alone on its machine"} if context.exclusive else {"memory": eaten})
-        return
-    if len(errors := ray.get(context.coordinator.get_errors.remote(trial.run_name))) > context.max_failures:
-        _report_end({"reason": errors[-1]})
-        return
-    with _limit_memory(context, trial.run_name):
+def _capture_output(context: LaunchContext, run_name: str, rank: int) -> contextlib.AbstractContextManager[None]:
+    """Return a context in which the output of this process goes to its log file."""
+    for name, value in WORKER_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    disable_progress_bars()
+    log_file = f"{context.launch_name}/{run_name}/{trial_process.log_file_name(rank)}"
+    return trial_process.capture_output(context.storage, log_file)
+
+
+@contextlib.contextmanager
+def _rank_context(context: LaunchContext, run_name: str, rank: int) -> Iterator[None]:
+    """Prepare the process of a rank other than the first for training."""
+    with _capture_output(context, run_name, rank), _limit_memory(context, run_name):
+        yield
+
+
+@contextlib.contextmanager
+def _limit_memory(context: LaunchContext, run_name: str) -> Iterator[None]:
+    """Limit this process to its share of the machine, and free memory at the end for the next trial."""
+
+    def record_memory_error(message: str) -> None:
+        ray.get(context.coordinator.record_memory_error.remote(run_name, message), timeout=COORDINATOR_TIMEOUT_SECONDS)
+
+    torch.set_num_threads(context.threads_per_rank)
+    watchdog = MemoryWatchdog(context.memory_fraction, record_memory_error)
+    watchdog.start()
+    try:
+        yield
+    finally:
+        watchdog.stop()
+        on_gpu = context.device == "cuda"
+        LEAK_CHECK.measure(torch.cuda.memory_allocated() if on_gpu else 0)
+        if on_gpu:
+            torch.cuda.empty_cache()
+
+
+class _Attempt:
+    """One attempt of a trial, in the process of its first rank."""
+
+    def __init__(self, trial: TrialConfig, context: LaunchContext, client: CoordinatorClient) -> None:
+        self._trial, self._context, self._client = trial, context, client
+        self._coordinator, self._run_name = context.coordinator, trial.run_name
+
+    def run(self) -> None:
+        """Train, unless the trial has used up its attempts; report its end if it is not done."""
+        restart_reason = ray.get(self._coordinator.get_restart_reason.remote(self._run_name))
+        after = f", after: {restart_reason}" if restart_reason else ""
+        print_timestamped(f"process {os.getpid()} on {platform.node()}{after}")
+        if memory_error := ray.get(self._coordinator.get_memory_error.remote(self._run_name)):
+            is_final = self._context.exclusive
+            _report_end({"reason": f"{memory_error}, alone on its machine"} if is_final else {"memory": memory_error})
+            return
+        errors = ray.get(self._coordinator.get_errors.remote(self._run_name))
+        if len(errors) > self._context.max_failures:
+            _report_end({"reason": errors[-1]})
+            return
+        with _limit_memory(self._context, self._run_name):
+            self._train_or_report()
+        if self._client.should_exit and self._client.command is Command.MIGRATE:
+            raise RestartError("its machine is about to be taken away; its checkpoint is saved")
+        if self._client.should_exit:
+            _report_end({"paused": PauseReason.INTERRUPTED})
+
+    def _train_or_report(self) -> None:
+        """Train; report errors that end the trial or pause the launch, and raise those that are retried."""
         try:
-            if not client.should_exit:
-                _train(trial, context, client)
+            if not self._client.should_exit:
+                self._train()
         except UserError as error:
             _report_end({"reason": str(error)})
         except (rank_actors.DeadRankError, RestartError):
@@ -77,148 +145,109 @@ def _run_attempt(trial: TrialConfig, context: LaunchContext, client: Coordinator
         except Exception as error:
             with contextlib.suppress(OSError):
                 traceback.print_exc()
-            if is_disk_full(error):  # not the trial's fault
+            if is_disk_full(error):  # does not count towards max_failures
                 _report_end({"paused": PauseReason.DISK_FULL, "detail": summarize(error)})
-            elif (
-                ray.get(context.coordinator.record_error.remote(trial.run_name, summarize(error)))
-                > context.max_failures
-            ):
+            elif self._record_error(error) > self._context.max_failures:
                 _report_end({"reason": summarize(error)})
             else:
                 raise
-    if client.should_exit and client.command is Command.MIGRATE:
-        raise RestartError("its machine is about to be taken away; it was saved")
-    if client.should_exit:
-        _report_end({"paused": PauseReason.INTERRUPTED})
+
+    def _record_error(self, error: Exception, timeout: float | None = None) -> int:
+        """Record an error of the trial; return the number of its errors in this launch."""
+        reference = self._coordinator.record_error.remote(self._run_name, summarize(error))
+        return int(ray.get(reference, timeout=timeout))
+
+    def _train(self) -> None:
+        """Train until the trial is done or has to pause, together with its other ranks.
+
+        Raises:
+            UserError: if the trial cannot run on so many ranks, or its model cannot be loaded.
+        """
+        trial, context = self._trial, self._context
+        if problem := validation.check_batch_sizes("batch_size", [trial.batch_size], context.world_size):
+            raise UserError(str(problem))  # a search may suggest such a trial
+        with open_latest_checkpoint(context.storage, trial) as checkpoint:
+            print_timestamped(f"resumes from {checkpoint.name}" if checkpoint else "starts")
+            hooks = TrainingHooks(on_out_of_memory=partial(_record_limit, self._coordinator, self._size_key))
+            train_fn = partial(
+                finetune,
+                trial,
+                source=self._resolve_source(),
+                options=self._choose_options(),
+                hooks=hooks,
+                resume_from=checkpoint,
+            )
+            corpus = context.corpora[trial.dataset, trial.model]
+            rank_context = partial(_rank_context, context, self._run_name)
+            job = RankJob(self._run_name, train_fn, rank_context, context.world_size, context.device)
+            record_error = partial(self._record_error, timeout=COORDINATOR_TIMEOUT_SECONDS)
+            with AsyncReporter() as reporter, rank_actors.start_rank_actors(job, corpus, record_error) as dist_context:
+
+                def on_step(step: StepMetrics) -> None:
+                    reporter.raise_if_failed()
+                    self._client.on_step(step)
+
+                hooks = replace(hooks, on_step=on_step, is_checkpoint_due=self._client.checkpoint_due)
+                self._report(train_fn(corpus=ray.get(corpus), dist_context=dist_context, hooks=hooks), reporter)
+
+    def _resolve_source(self) -> models.ModelSource:
+        """Return the trial's model, with its files on this machine."""
+        context, key = self._context, (self._trial.model, self._trial.pretrained)
+        source, packed = context.sources[key], context.packed_models.get(key)
+        if packed is None or ray.get_runtime_context().get_node_id() == context.driver_node_id:
+            return source
+        return prepare.receive_model(source, ray.get(packed))
+
+    def _choose_options(self) -> ExecutionOptions:
+        """Return device, precision and micro-batching; trials of the same size share a limit of the latter."""
+        context = self._context
+        precision = device.resolve_precision(context.precision, context.device)
+        limit = ray.get(self._coordinator.micro_batching_limit.remote(self._size_key))
+        return ExecutionOptions(context.device, precision, self._choose_micro_batching(precision), limit)
+
+    @property
+    def _size_key(self) -> str:
+        """Key of trials that need the same memory per window."""
+        return f"{self._trial.model} at {self._trial.context_length}"
+
+    def _choose_micro_batching(self, precision: str) -> MicroBatching:
+        """Return the micro-batching that fits a rank's share of its device; all windows for an unknown model shape."""
+        trial, context = self._trial, self._context
+        shape = context.shapes[trial.model, trial.pretrained]
+        if shape is None:
+            return MicroBatching(windows_per_rank(trial.batch_size, context.world_size))
+        if context.device == "cuda":
+            available = torch.cuda.mem_get_info()[1] * context.gpus_per_rank
+        else:
+            available = machine_memory()[1] * context.memory_fraction
+        return MemoryModel(shape, trial, context.device, precision, context.world_size).choose_micro_batching(available)
+
+    def _report(self, evaluations: Iterator[Evaluation], reporter: AsyncReporter) -> None:
+        """Report each evaluation with its checkpoint to Tune, until the trial ends or has to exit."""
+        for evaluation in evaluations:
+            metrics = evaluation.metrics()
+            if evaluation.diverged:
+                print_timestamped("diverged: the loss is not finite")
+                reporter.wait()
+                tune.report(metrics)
+                return
+            is_evaluated = "val_loss" in metrics
+            print_timestamped(format_evaluation(metrics) if is_evaluated else f"saved at step {metrics['step']:,}")
+            metrics["checkpoint_score"] = metrics.get("val_loss", INTERMEDIATE_CHECKPOINT_SCORE)
+            reporter.submit(metrics, evaluation.save)
+            self._client.on_checkpoint(metrics)
+            if self._client.command is not Command.CONTINUE and not evaluation.trainer.progress.is_complete:
+                self._client.should_exit = True
+                return
+
+
+def _record_limit(coordinator: Any, size_key: str, smaller: MicroBatching) -> None:
+    """Record the micro-batching that a trial falls back to, for other trials of its size; called by every rank."""
+    print_timestamped(f"out of memory: continues with {smaller}")
+    ray.get(coordinator.micro_batching_limit.remote(size_key, smaller))
 
 
 def _report_end(metrics: dict[str, str]) -> None:
-    """Reports why a trial ends that is not done."""
-    trial_process.print_timestamped("ends, " + ", ".join(f"{name}: {value}" for name, value in metrics.items()))
+    """Report to Tune why a trial ends that is not done."""
+    print_timestamped("ends, " + ", ".join(f"{name}: {value}" for name, value in metrics.items()))
     tune.report(metrics)
-
-
-@contextlib.contextmanager
-def _limit_memory(context: LaunchContext, run_name: str) -> Iterator[None]:
-    """Holds a process of a trial to its part of the machine, and leaves it as it was for the next trial."""
-    torch.set_num_threads(context.threads_per_rank)
-    guard = MemoryWatchdog(
-        context.memory_fraction,
-        lambda what: ray.get(context.coordinator.record_memory_error.remote(run_name, what), timeout=5),
-    )
-    guard.start()
-    try:
-        yield
-    finally:
-        guard.stop()
-        on_gpu = context.device == "cuda"
-        LEAK_CHECK.measure(torch.cuda.memory_allocated() if on_gpu else 0)
-        if on_gpu:
-            torch.cuda.empty_cache()
-
-
-@contextlib.contextmanager
-def _rank_context(context: LaunchContext, run_name: str, rank: int) -> Iterator[None]:
-    """What the process of a rank but the first works within."""
-    with (
-        trial_process.capture_output(
-            context.storage, f"{context.launch_name}/{run_name}/{trial_process.log_file_name(rank)}"
-        ),
-        _limit_memory(context, run_name),
-    ):
-        yield
-
-
-def _train(trial: TrialConfig, context: LaunchContext, client: CoordinatorClient) -> None:
-    """Trains a trial to its end, or until it is to pause."""
-    if problem := validation.check_batch_sizes(
-        "batch_size", [trial.batch_size], context.world_size
-    ):  # a search may come to this
-        raise UserError(str(problem))
-    source = _resolve_source(trial, context)
-    kind = device.resolve_precision(context.precision, context.device)
-    corpus, within = context.corpora[trial.dataset, trial.model], partial(_rank_context, context, trial.run_name)
-
-    def record_error(error: Exception) -> None:
-        ray.get(context.coordinator.record_error.remote(trial.run_name, summarize(error)), timeout=5)
-
-    fit, shape = _choose_micro_batching(trial, context, kind), f"{trial.model} at {trial.context_length}"
-
-    def record_limit(smaller: MicroBatching) -> None:
-        trial_process.print_timestamped(f"out of memory: goes on with {smaller}")
-        ray.get(context.coordinator.micro_batching_limit.remote(shape, smaller))
-
-    with open_latest_checkpoint(context.storage, trial) as checkpoint:
-        trial_process.print_timestamped(f"goes on from {checkpoint.name}" if checkpoint else "begins")
-        limit = ray.get(context.coordinator.micro_batching_limit.remote(shape))
-        options, hooks = (
-            ExecutionOptions(context.device, kind, fit, limit),
-            TrainingHooks(on_out_of_memory=record_limit),
-        )
-        work = partial(
-            finetune,
-            trial,
-            source=source,
-            options=options,
-            hooks=hooks,
-            resume_from=checkpoint,
-        )
-        with (
-            AsyncReporter() as reporter,
-            rank_actors.start_rank_actors(
-                trial.run_name, work, corpus, within, context.world_size, context.device, record_error
-            ) as ranks,
-        ):
-
-            def on_step(step: StepMetrics) -> None:
-                reporter.raise_if_failed()
-                client.on_step(step)
-
-            first_rank_hooks = replace(hooks, on_step=on_step, is_checkpoint_due=client.checkpoint_due)
-            evaluations = work(corpus=ray.get(corpus), dist_context=ranks, hooks=first_rank_hooks)
-            _report_evaluations(evaluations, reporter, client)
-
-
-def _resolve_source(trial: TrialConfig, context: LaunchContext) -> models.ModelSource:
-    """The model of a trial, its files on this machine."""
-    source, packed = (
-        context.sources[trial.model, trial.pretrained],
-        context.packed_models.get((trial.model, trial.pretrained)),
-    )
-    if packed is None or ray.get_runtime_context().get_node_id() == context.driver_node_id:
-        return source
-    return prepare.receive_model(source, ray.get(packed))
-
-
-def _report_evaluations(evaluations: Iterator[Evaluation], reporter: AsyncReporter, client: CoordinatorClient) -> None:
-    """Hands Tune each evaluation with its checkpoint, which it carries into storage."""
-    for evaluation in evaluations:
-        if evaluation.diverged:
-            trial_process.print_timestamped("diverged: the loss is not finite")
-            reporter.wait()
-            tune.report(evaluation.metrics())
-            return
-        metrics = evaluation.metrics()
-        trial_process.print_timestamped(
-            live_evaluation(metrics) if "val_loss" in metrics else f"saved at step {metrics['step']:,}"
-        )
-        metrics["checkpoint_score"] = metrics.get("val_loss", INTERMEDIATE_CHECKPOINT_SCORE)
-        reporter.submit(metrics, evaluation.save)
-        client.on_checkpoint(metrics)
-        if client.command is not Command.CONTINUE and not evaluation.trainer.progress.is_complete:
-            client.should_exit = True
-            return
-
-
-def _choose_micro_batching(trial: TrialConfig, context: LaunchContext, precision: str) -> MicroBatching:
-    """What fits into a rank's share of its device; all that it has of a batch where the model's shape is not known."""
-    shape = context.shapes[trial.model, trial.pretrained]
-    if shape is None:
-        return MicroBatching(windows_per_rank(trial.batch_size, context.world_size))
-    on_gpu = context.device == "cuda"
-    available = (
-        torch.cuda.mem_get_info()[1] * context.gpus_per_rank
-        if on_gpu
-        else machine_memory()[1] * context.memory_fraction
-    )
-    return MemoryModel(shape, trial, context.device, precision, context.world_size).choose_micro_batching(available)

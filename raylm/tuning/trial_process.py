@@ -1,4 +1,7 @@
-"""A machine's memory and a process's part of it: a trial that eats it all ends itself, before others pay for it."""
+"""Process of a trial: memory watchdog, leak check, and capture of its output.
+
+A trial that exhausts the machine's memory exits before Ray kills one of its processes, and with it the whole sweep.
+"""
 
 from __future__ import annotations
 
@@ -20,26 +23,26 @@ from raylm.units import GIB
 
 POLL_SECONDS = 0.1
 WARN_FRACTION = 0.80
-"""Share of the machine's memory in use above which a process that takes more than its part tells of it."""
+"""Fraction of the machine's memory in use above which a process that exceeds its share reports it."""
 KILL_FRACTION = 0.92
-"""And above which it ends itself: Ray ends a process at 0.95, and with it the whole of Tune."""
+"""Fraction above which such a process exits: at 0.95, Ray kills a process, and Tune fails with it."""
 MAX_LEAK_FRACTION = 0.25
-"""Share of a process's part that it may hold more after a trial than after its first one; then a fresh one follows."""
+"""Maximum growth of a process between trials, as a fraction of its share; then a fresh process replaces it."""
 
 
 class MemoryWatchdog(threading.Thread):
-    """Watches the memory of its process and its machine.
+    """Thread that watches the memory of its process and machine.
 
-    Where the machine's memory is short and this process takes more than its part of it, it says so through `tell`, and
-    a little later ends the process: its trial alone has failed then, and is known to have.
+    If the machine's memory is short and this process exceeds its share, it reports that, and exits the process soon
+    after: only its trial fails, with a known reason.
     """
 
     def __init__(self, memory_fraction: float, on_low_memory: Callable[[str], None]) -> None:
-        """A guard to be started.
+        """Create the thread; `start` starts it.
 
         Args:
-            part: this process's part of the machine, 0 to 1.
-            tell: told in words how much is taken, once and soon after being started.
+            memory_fraction: share of this process, as a fraction of the machine's memory, 0 to 1.
+            on_low_memory: called once with a message, before the process exits.
         """
         super().__init__(daemon=True)
         self._memory_fraction, self._on_low_memory = memory_fraction, on_low_memory
@@ -47,11 +50,11 @@ class MemoryWatchdog(threading.Thread):
         self._stop_event = threading.Event()
 
     def stop(self) -> None:
-        """Ends the watch."""
+        """Stop watching."""
         self._stop_event.set()
 
     def run(self) -> None:
-        """Watches until it is stopped."""
+        """Watch until stopped."""
         process = psutil.Process()
         while not self._stop_event.wait(POLL_SECONDS):
             used, total = machine_memory()
@@ -68,53 +71,53 @@ class MemoryWatchdog(threading.Thread):
 
 
 class LeakCheck:
-    """What a process holds between two trials: a worker that runs many keeps what one of them has leaked."""
+    """Memory growth of a process between trials: a worker that runs many keeps what any of them leaked."""
 
     def __init__(self) -> None:
         self._baseline_bytes: int | None = None
         self.leaked_bytes = 0
-        """At the last look, more than at the first."""
+        """Growth at the last measurement."""
 
     def measure(self, device_bytes: int = 0) -> None:
-        """Frees what can be freed, and looks.
+        """Free memory, then measure.
 
         Args:
-            device_bytes: held on a GPU besides.
+            device_bytes: memory that the process holds on a GPU.
         """
         gc.collect()
-        trim_heap()  # what was freed is no leak
+        trim_heap()  # freed memory is no leak
         now = psutil.Process().memory_info().rss + device_bytes
         self._baseline_bytes = now if self._baseline_bytes is None else min(now, self._baseline_bytes)
         self.leaked_bytes = now - self._baseline_bytes
 
 
 def log_file_name(rank: int) -> str:
-    """The name of a rank's file in the trial's folder."""
+    """Return the name of a rank's log file in the trial's folder."""
     return f"log-{rank}.txt" if rank else "log.txt"
 
 
 @contextlib.contextmanager
 def capture_output(storage: Storage, name: str) -> Iterator[None]:
-    """Has all that this process prints go into a file, whoever prints it: Python, a library in C, a child process.
+    """Redirect all output of this process to a file: of Python, of libraries in C, of child processes.
 
-    Where the file cannot be opened it is printed as before: no log is worth a trial.
+    If the file cannot be opened, output is not redirected: a log is not worth failing a trial.
     """
-    with contextlib.ExitStack() as leaving:
+    with contextlib.ExitStack() as stack:
         try:
-            file = leaving.enter_context(storage.open_append(name))
+            file = stack.enter_context(storage.open_append(name))
         except OSError:
             yield
             return
-        print(f"raylm: what follows here is in {storage.uri_of(name)}")
+        print(f"raylm: the following output is in {storage.uri_of(name)}")
         _flush_streams()
-        before = [(number, os.dup(number)) for number in (1, 2)]
+        saved = [(number, os.dup(number)) for number in (1, 2)]
         try:
-            for number, _ in before:
+            for number, _ in saved:
                 os.dup2(file, number)
             yield
         finally:
             _flush_streams()
-            for number, descriptor in before:
+            for number, descriptor in saved:
                 os.dup2(descriptor, number)
                 os.close(descriptor)
 
@@ -126,7 +129,7 @@ def _flush_streams() -> None:
 
 
 def print_timestamped(text: str) -> None:
-    """A line of raylm's own, with the time in UTC."""
+    """Print a line with the time in UTC, unless the disk is full."""
     now = datetime.datetime.now(datetime.UTC).isoformat(sep=" ", timespec="seconds").removesuffix("+00:00")
     with contextlib.suppress(OSError):
         print(f"[{now}] {escape_control_chars(text)}", flush=True)

@@ -88,7 +88,7 @@ def test_what_aws_announces(machine: Metadata) -> None:
     machine.announced = True
     notice = spot_notices.check_aws()
     assert notice is not None and 110 <= notice.seconds_left <= 120
-    assert notice.message.startswith("AWS is to terminate this spot machine at 20")
+    assert notice.message.startswith("AWS will terminate this spot machine at 20")
     with pytest.raises(OSError):
         spot_notices.check_google()
 
@@ -117,13 +117,13 @@ def test_ray_is_told(machine: Metadata, ray_tmpdir: Path, tmp_path: Path, monkey
         with start_process(watch, tmp_path / "output") as watcher:
             wait_for(lambda: machine.looks >= 3 and (tmp_path / "output").read_text().endswith(f"{machine.cloud}\n"))
             second = subprocess.run(watch, capture_output=True, text=True, timeout=60, check=True)
-            assert "another process of this machine looks already" in second.stdout
+            assert "another process on this machine polls already" in second.stdout
             assert state.get_draining_nodes() == {}
             machine.announced = True
             assert watcher.wait(timeout=60) == 0
         assert list(state.get_draining_nodes()) == [node]
         wait_for(lambda: ray.get(busy.get_command.remote(node)) is Command.MIGRATE)
-        assert (tmp_path / "output").read_text().endswith("Ray was told\n")
+        assert (tmp_path / "output").read_text().endswith("Ray drains this node\n")
     finally:
         ray.shutdown()
         cluster.shutdown()
@@ -160,7 +160,7 @@ def test_a_trial_leaves_a_node_before_the_node_leaves_it(ray_tmpdir: Path, tmp_p
             wait_for(lambda: "starts again" in output.read_text() or sweep.poll() is not None, PATIENCE)
             said = output.read_text()
             (moved,) = [line.split()[0] for line in said.splitlines() if "starts again" in line]
-            assert "its machine is about to be taken away; it was saved" in said
+            assert "its machine is about to be taken away; its checkpoint is saved" in said
             assert find_newest_checkpoint(tmp_path / "runs" / "spot", trials[moved]) is not None
             assert sweep.wait(timeout=PATIENCE) == 0, output.read_text()
     finally:

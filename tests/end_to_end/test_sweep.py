@@ -86,7 +86,7 @@ def test_table_checkpoints_and_record(finished: FinishedRun) -> None:
         steps = [json.loads(path.read_text())["progress"]["step"] for path in folder.glob(f"*/{run}/*/manifest.json")]
         assert len(steps) == (1 if rows[run]["best_epoch"] == "3" else 2)
         log = (folder / "launch-001" / run / "log.txt").read_text()
-        assert "] begins" in log and all(f"] epoch {epoch}: train loss " in log for epoch in (1, 2, 3))
+        assert "] starts" in log and all(f"] epoch {epoch}: train loss " in log for epoch in (1, 2, 3))
     assert not (folder / "live.json").exists()
     record = json.loads((folder / "sweep.json").read_text())
     assert [trial["run"] for trial in record["trials"]] == list(rows)
@@ -258,7 +258,7 @@ def test_killed_trials_do_not_change_the_results(
     output = (tmp_path / "output").read_text()
     assert "starts again from its latest checkpoint: The actor died" in output and "(raylet)" not in output
     logs = [file.read_text() for file in (folder / "launch-001").glob("*/log.txt")]
-    assert any(", after: The actor died" in log and "] goes on from checkpoint_" in log for log in logs)
+    assert any(", after: The actor died" in log and "] resumes from checkpoint_" in log for log in logs)
     assert read_stable_table(folder) == read_stable_table(reference)
     assert hash_best_weights(folder) == hash_best_weights(reference)
 

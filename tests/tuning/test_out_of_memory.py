@@ -239,7 +239,7 @@ def test_later_trials_of_a_shape_start_with_what_an_earlier_one_came_to(
     rows = read_stable_table(tmp_path / "small").values()
     assert [(row["status"], row["micro_batch_size"]) for row in rows] == [("done", "1")] * 2
     told = "".join(file.read_text() for file in (tmp_path / "small").rglob("log*.txt"))
-    assert "out of memory: goes on with micro-batch 1" in told
+    assert "out of memory: continues with micro-batch 1" in told
     ran_out = sorted((tmp_path / "ran-out").read_text().split(), reverse=True)
     if gpus == 1:
         assert ran_out == ["4", "2"]  # one after the other, in the first trial
