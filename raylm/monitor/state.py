@@ -189,10 +189,13 @@ class SweepMonitor(TrialListener):
                 self._costs[run_name] = self._estimate_cost(trial)
 
     def on_step(self, trial: TrialConfig, step: StepMetrics) -> None:
-        """Update a running trial; a step of any other trial is late and is dropped."""
+        """Update a running trial; a step of any other trial is late and is dropped.
+
+        A step with a loss that is not finite is dropped too: JSON cannot hold it, and its trial ends.
+        """
         run_name = trial.run_name
         with self._lock:
-            if run_name in self._running:
+            if run_name in self._running and math.isfinite(step.loss):
                 self._fractions[run_name] = step.fraction_done
                 self._running[run_name] = self._running[run_name].with_step(step)
 

@@ -1,1 +1,1 @@
-"""The results folder: storage backends, sweep record, checkpoints' manifests, rows and logs."""
+"""Results folder: storage backends, lock and heartbeat, sweep record, manifests of checkpoints, rows and logs."""

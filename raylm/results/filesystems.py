@@ -17,7 +17,7 @@ RETRY_MINUTES = 10
 """Approximate time for which a request is retried that gets no answer (no connection, 5xx, 429, timeout)."""
 QUICK_RETRY_MINUTES = 0.1
 MAX_ATTEMPTS, QUICK_MAX_ATTEMPTS = 14, 3
-"""The same as numbers of attempts, which S3 clients count: delays double from 25 ms."""
+"""Numbers of attempts of S3 clients, which take about as long: delays double from 25 ms."""
 TIMEOUT_SECONDS = 30.0
 """Time without data after which a request is retried, so that a bucket that stalls delays a sweep but does not end
 it."""

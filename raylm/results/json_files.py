@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class DamagedFileError(Exception):
-    """A file that cannot be read, or whose content is not JSON of the expected types."""
+    """Error for a file that cannot be read, or whose content is not JSON of the expected types."""
 
 
 def decode(text: str, kind: type[T]) -> T:

@@ -56,7 +56,7 @@ class Row:
 
     @property
     def evaluations(self) -> list[EvalMetrics]:
-        """All evaluations so far."""
+        """Evaluations so far."""
         return self.latest_checkpoint.progress.evaluations if self.latest_checkpoint else []
 
     @property

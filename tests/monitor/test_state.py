@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -218,11 +220,13 @@ def test_curve_starts_again_at_a_step_before_the_latest() -> None:
     assert [number for number, _ in monitor.snapshot().running[0].curve] == [10, 11]
 
 
-def test_state_survives_json() -> None:
+@pytest.mark.parametrize("loss", [5.0, math.nan, math.inf])
+def test_state_survives_json(loss: float) -> None:
     monitor = build_monitor(DONE, PENDING, PENDING)
     monitor.on_trial_start(TRIALS[1])
     monitor.on_trial_start(TRIALS[2])
     monitor.on_step(TRIALS[1], build_step(10))
+    monitor.on_step(TRIALS[1], replace(build_step(11), loss=loss))
     monitor.on_evaluate(TRIALS[1], {"step": 10, "adj_val_loss": 9.0})
     state = monitor.snapshot()
     assert msgspec.json.decode(msgspec.json.encode(state), type=SweepState) == state
