@@ -237,3 +237,34 @@ def test_the_changelog_begins_with_this_version() -> None:
 
 def test_the_public_names_are_sorted_and_exist() -> None:
     assert sorted(raylm.__all__) == raylm.__all__ and all(hasattr(raylm, name) for name in raylm.__all__)
+
+
+# ---- the walks in docs/design.md ----------------------------------------------------------------------------------
+
+DESIGN = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+WALKS = re.findall(r"^### .*\n\n((?:\d\. .*\n)+)", DESIGN.partition("## Five walks")[2], re.MULTILINE)
+
+
+def defined_names(path: Path) -> set[str]:
+    """Return the names of functions, classes and methods that a file defines."""
+    names = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            names.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            names |= {f"{node.name}.{method.name}" for method in node.body if isinstance(method, ast.FunctionDef)}
+    return names
+
+
+def test_five_walks_lead_through_places_that_exist() -> None:
+    assert len(WALKS) == 5
+    for walk in WALKS:
+        places = re.findall(r"^\d\. `([\w/]+\.py)`, `([\w.]+)`", walk, re.MULTILINE)
+        assert 5 <= len(places) <= 8 and len(places) == len(walk.splitlines())
+        for file, name in places:
+            assert name in defined_names(PACKAGE / file), f"{file} has no {name}"
+
+
+def test_every_room_is_described_in_the_docs() -> None:
+    rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert set(re.findall(r"^\| `(\w+)` \|", DESIGN, re.MULTILINE)) == rooms
