@@ -1,4 +1,4 @@
-"""Early stopping: where a trial is judged, against whom, and with what loss it goes on."""
+"""ASHA: rungs, the trials compared, and the losses that pass."""
 
 from __future__ import annotations
 
@@ -38,9 +38,7 @@ def peer(**fields: Any) -> TrialConfig:
         (2_391_884, 1, [265_765, 797_295]),
     ],
 )
-def test_a_trial_is_judged_after_a_ninth_of_an_epoch_a_third_one_three(
-    epoch_tokens: int, epochs: int, rungs: list[int]
-) -> None:
+def test_rungs_are_at_a_ninth_a_third_one_and_three_epochs(epoch_tokens: int, epochs: int, rungs: list[int]) -> None:
     assert asha.compute_rungs(epoch_tokens, epochs) == rungs
 
 
@@ -57,15 +55,15 @@ def test_rungs_are_exact_and_before_the_end(epoch_tokens: int, epochs: int) -> N
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 7, 10, 31])
-def test_a_limit_is_the_best_third_as_numpy_has_it(number: int) -> None:
+def test_limit_is_the_quantile_of_the_best_third(number: int) -> None:
     losses = np.random.default_rng(number).normal(3, 1, size=(number, 2))
-    before = [build_row(peer(seed=n), DONE, list(its)) for n, its in enumerate(losses)]
+    earlier_rows = [build_row(peer(seed=n), DONE, list(its)) for n, its in enumerate(losses)]
     found = asha.compute_loss_limits(
-        TRIAL, before, epoch_tokens=300
+        TRIAL, earlier_rows, epoch_tokens=300
     )  # evaluated at 100 and at 200; rungs at 34 and at 100
     assert list(found) == [34, 100]
     assert found[34] == found[100] == pytest.approx(np.quantile(losses[:, 0], 1 / 3), abs=1e-12)
-    assert asha.compute_loss_limits(TRIAL, before, epoch_tokens=600)[200] == pytest.approx(
+    assert asha.compute_loss_limits(TRIAL, earlier_rows, epoch_tokens=600)[200] == pytest.approx(
         np.quantile(losses[:, 1], 1 / 3)
     )
 
@@ -79,18 +77,18 @@ def test_a_limit_is_the_best_third_as_numpy_has_it(number: int) -> None:
         ({"context_length": 512}, False),
     ],
 )
-def test_a_trial_is_compared_within_its_dataset_and_context_length(fields: dict[str, Any], compared: bool) -> None:
+def test_trial_is_compared_within_its_dataset_and_context_length(fields: dict[str, Any], compared: bool) -> None:
     found = asha.compute_loss_limits(TRIAL, [build_row(peer(**fields), DONE, [3.0, 2.0, 1.0])], epoch_tokens=900)
     assert found == ({100: 3.0, 300: 1.0} if compared else {})
 
 
 @pytest.mark.parametrize(("status", "counts"), [(DONE, True), (STOPPED, True), (DIVERGED, False), (FAILED, False)])
-def test_trials_that_diverged_or_failed_are_left_out(status: str, counts: bool) -> None:
-    before = [build_row(peer(seed=1), DONE, [3.0]), build_row(peer(seed=2), status, [1.5])]
-    assert asha.compute_loss_limits(TRIAL, before, epoch_tokens=900) == {100: 2.0 if counts else 3.0}
+def test_diverged_and_failed_trials_are_ignored(status: str, counts: bool) -> None:
+    earlier_rows = [build_row(peer(seed=1), DONE, [3.0]), build_row(peer(seed=2), status, [1.5])]
+    assert asha.compute_loss_limits(TRIAL, earlier_rows, epoch_tokens=900) == {100: 2.0 if counts else 3.0}
 
 
-def test_a_rung_that_nobody_has_reached_stops_nobody() -> None:
+def test_rung_without_results_has_no_limit() -> None:
     stopped = build_row(peer(seed=1), STOPPED, [2.0])
     assert asha.compute_loss_limits(TRIAL, [], epoch_tokens=900) == {}
     assert asha.compute_loss_limits(TRIAL, [build_row(peer(), DONE)], epoch_tokens=900) == {}
@@ -100,31 +98,31 @@ def test_a_rung_that_nobody_has_reached_stops_nobody() -> None:
     ) == ({100: 3.0, 300: 3.0})
 
 
-def test_a_longer_trial_has_more_rungs() -> None:
-    before = [build_row(peer(seed=1, epochs=4), DONE, [3.0, 2.0, 1.0], num_tokens=3600)]
-    assert list(asha.compute_loss_limits(peer(epochs=1), before, epoch_tokens=900)) == [100, 300]
-    assert list(asha.compute_loss_limits(peer(epochs=4), before, epoch_tokens=900)) == [100, 300, 900, 2700]
+def test_longer_trial_has_more_rungs() -> None:
+    earlier_rows = [build_row(peer(seed=1, epochs=4), DONE, [3.0, 2.0, 1.0], num_tokens=3600)]
+    assert list(asha.compute_loss_limits(peer(epochs=1), earlier_rows, epoch_tokens=900)) == [100, 300]
+    assert list(asha.compute_loss_limits(peer(epochs=4), earlier_rows, epoch_tokens=900)) == [100, 300, 900, 2700]
 
 
-# ---- judgement ----------------------------------------------------------------------------------------------------
+# ---- stopping ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("losses", "at_most", "step"),
+    ("losses", "limits", "step"),
     [
         ([3.0, 2.0, 1.0], {}, None),
         ([], {100: 0.0}, None),
-        ([3.0, 2.0, 1.0], {100: 3.0, 200: 2.0}, None),  # as good as the limit is good enough
+        ([3.0, 2.0, 1.0], {100: 3.0, 200: 2.0}, None),  # a loss equal to the limit passes
         ([3.0, 2.0, 1.0], {100: 2.9, 200: 1.9}, 1),
         ([3.0, 2.0, 1.0], {200: 1.9, 100: 2.9}, 1),
         ([3.0, 2.0, 1.0], {100: 3.1, 200: 1.9}, 2),
-        ([3.0, 2.0, 1.0], {101: 2.5}, None),  # judged by the evaluation with which it gets there
+        ([3.0, 2.0, 1.0], {101: 2.5}, None),  # judged by the first evaluation at or after the rung
         ([3.0, 2.0, 1.0], {101: 1.5}, 2),
-        ([3.0, 2.0], {201: 0.0}, None),  # it has not got there
+        ([3.0, 2.0], {201: 0.0}, None),  # rung not reached
     ],
 )
-def test_a_trial_is_stopped_at_the_first_rung_where_it_is_worse(
-    losses: list[float], at_most: dict[int, float], step: int | None
+def test_trial_is_stopped_at_the_first_rung_where_it_is_worse(
+    losses: list[float], limits: dict[int, float], step: int | None
 ) -> None:
-    found = asha.find_stop_evaluation(build_row(TRIAL, DONE, losses).evaluations, at_most)
+    found = asha.find_stop_evaluation(build_row(TRIAL, DONE, losses).evaluations, limits)
     assert (found and found.step) == step

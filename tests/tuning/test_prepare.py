@@ -1,4 +1,4 @@
-"""What is refused before Ray starts because data, model and trial do not fit together."""
+"""Preparation of inputs: shared by trials, and checked before Ray starts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def prepare(trials: list[TrialConfig], results: SweepRows, notes: list[str] | No
     return prepare_inputs(trials, results, notes.append, lambda text: contextlib.nullcontext())
 
 
-def test_a_dataset_too_small_for_one_window_is_named(small_text: Path, tmp_path: Path) -> None:
+def test_dataset_too_small_for_one_window_is_rejected(small_text: Path, tmp_path: Path) -> None:
     trial = TrialConfig(dataset=str(small_text), max_train_tokens=100, context_length=128)
     with pytest.raises(UserError, match=r"has 100 training tokens; context_length 128 needs at least 127"):
         prepare([trial], SweepRows(Folder(tmp_path), []))
@@ -39,41 +39,41 @@ def test_corpora_and_models_are_prepared_once_for_all_trials(small_text: Path, t
     assert list(prepared.sources) == [("gpt2-nano", True)]
 
 
-def test_a_text_that_is_validated_on_itself_is_pointed_out(small_text: Path, tmp_path: Path) -> None:
+def test_validation_on_the_training_text_gives_a_warning(small_text: Path, tmp_path: Path) -> None:
     for name in ("train.txt", "validation.txt"):
         (tmp_path / name).write_text((small_text / "train.txt").read_text())
-    for dataset, warned in ((tmp_path, True), (small_text, False)):
+    for dataset, has_warning in ((tmp_path, True), (small_text, False)):
         notes: list[str] = []
         trial = TrialConfig(dataset=str(dataset), context_length=32)
         prepare([trial], SweepRows(Folder(tmp_path / "runs"), []), notes)
-        assert any("is validated on its training text" in note for note in notes) == warned
+        assert any("is validated on its training text" in note for note in notes) == has_warning
 
 
-def test_what_has_changed_is_not_mixed_with_the_old(small_text: Path, tmp_path: Path) -> None:
+def test_changed_weights_are_rejected_unless_all_rows_failed(small_text: Path, tmp_path: Path) -> None:
     trial = TrialConfig(dataset=str(small_text), context_length=32)
     launch = LaunchRecord(3, models=[ModelRecord("gpt2-nano", pretrained=True, revision="another")])
     record = SweepRecord("s", [trial], launches=[launch])
-    for status, mixed in ((DIVERGED, True), (FAILED, False)):
-        found = SweepRows(Folder(tmp_path), [Row(trial, status, "", None, None)], record)
-        with pytest.raises(UserError, match="the files of gpt2-nano") if mixed else contextlib.nullcontext():
-            prepare([trial], found)
+    for status, is_rejected in ((DIVERGED, True), (FAILED, False)):
+        rows = SweepRows(Folder(tmp_path), [Row(trial, status, "", None, None)], record)
+        with pytest.raises(UserError, match="the files of gpt2-nano") if is_rejected else contextlib.nullcontext():
+            prepare([trial], rows)
 
 
 @pytest.mark.parametrize(
-    ("columns", "words"),
+    ("columns", "expected"),
     [
         ({"body": ["a"], "label": [1]}, ["no column `text`", "body (string), label (int64)"]),
         ({"text": [1, 2]}, ["no column `text` of strings", "text (int64)"]),
         ({"text": ["a", None]}, ["row 1 of the train split has no text"]),
     ],
 )
-def test_rows_without_text_are_named(columns: dict[str, list[object]], words: list[str]) -> None:
+def test_rows_without_text_are_rejected(columns: dict[str, list[object]], expected: list[str]) -> None:
     with pytest.raises(UserError) as caught:
         _read_text_column("dataset x/y", "train", datasets.Dataset.from_dict(columns))
-    assert all(word in str(caught.value) for word in ["dataset x/y", *words])
+    assert all(word in str(caught.value) for word in ["dataset x/y", *expected])
 
 
-def test_a_context_above_a_local_models_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+def test_context_above_a_local_models_limit_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"n_positions": 64}))
     with pytest.raises(UserError, match="at most 64 tokens"):
         TrialConfig(model=str(tmp_path), context_length=65)

@@ -1,4 +1,4 @@
-"""Reporting beside training: in order, one at a time, and nothing that it raises is lost."""
+"""Asynchronous reports: in order, one at a time, and no error is lost."""
 
 from __future__ import annotations
 
@@ -13,86 +13,86 @@ from ray import tune
 from raylm.tuning.reporting import AsyncReporter
 
 
-class Storage:
-    """In the place of `tune.report`, which needs a trial: takes checkpoints when it is let."""
+class FakeReport:
+    """Substitute for `tune.report`, which needs a trial; blocks until `allowed` is set."""
 
     def __init__(self) -> None:
-        self.open = threading.Event()
-        self.taken: list[tuple[float, str]] = []
+        self.allowed = threading.Event()
+        self.reported: list[tuple[float, str]] = []
         self.folders: list[Path] = []
-        self.raises: BaseException | None = None
+        self.error: BaseException | None = None
 
     def report(self, metrics: Mapping[str, float], *, checkpoint: Any) -> None:
-        assert self.open.wait(timeout=30)
-        if self.raises:
-            raise self.raises
+        assert self.allowed.wait(timeout=30)
+        if self.error:
+            raise self.error
         folder = Path(checkpoint.path)
         self.folders.append(folder)
-        self.taken.append((metrics["epoch"], (folder / "weights").read_text()))
+        self.reported.append((metrics["epoch"], (folder / "weights").read_text()))
 
 
 @pytest.fixture
-def storage(monkeypatch: pytest.MonkeyPatch) -> Storage:
-    made = Storage()
-    monkeypatch.setattr(tune, "report", made.report)
-    return made
+def fake_report(monkeypatch: pytest.MonkeyPatch) -> FakeReport:
+    fake = FakeReport()
+    monkeypatch.setattr(tune, "report", fake.report)
+    return fake
 
 
-def writes(text: str) -> Any:
+def save_text(text: str) -> Any:
     return lambda folder: (folder / "weights").write_text(text)
 
 
-def test_a_trial_goes_on_while_its_checkpoint_is_on_its_way(storage: Storage) -> None:
+def test_training_continues_during_an_upload(fake_report: FakeReport) -> None:
     with AsyncReporter() as reporter:
-        reporter.submit({"epoch": 1}, writes("one"))  # returns although nothing was taken
+        reporter.submit({"epoch": 1}, save_text("one"))  # returns before anything was reported
         reporter.raise_if_failed()
-        assert storage.taken == []
-        storage.open.set()
-        reporter.submit({"epoch": 2}, writes("two"))
-        assert storage.taken[0] == (1, "one")
-    assert storage.taken == [(1, "one"), (2, "two")]
-    assert not any(folder.exists() for folder in storage.folders)
+        assert fake_report.reported == []
+        fake_report.allowed.set()
+        reporter.submit({"epoch": 2}, save_text("two"))
+        assert fake_report.reported[0] == (1, "one")
+    assert fake_report.reported == [(1, "one"), (2, "two")]
+    assert not any(folder.exists() for folder in fake_report.folders)
 
 
-@pytest.mark.parametrize("raises", [OSError(28, "No space left on device"), SystemExit(0)])
-def test_what_reporting_raises_is_raised_at_the_next_look(storage: Storage, raises: BaseException) -> None:
-    """SystemExit: Tune has stopped the trial."""
-    storage.raises = raises
-    storage.open.set()
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SystemExit(0)])
+def test_error_of_a_report_is_raised_by_the_next_check(fake_report: FakeReport, error: BaseException) -> None:
+    """Tune stops a trial by SystemExit."""
+    fake_report.error = error
+    fake_report.allowed.set()
     steps = 0
-    with pytest.raises(type(raises)) as caught, AsyncReporter() as reporter:
-        reporter.submit({"epoch": 1}, writes("one"))
+    with pytest.raises(type(error)) as caught, AsyncReporter() as reporter:
+        reporter.submit({"epoch": 1}, save_text("one"))
         for _ in range(3000):
             reporter.raise_if_failed()
             steps += 1
             threading.Event().wait(0.01)
-    assert caught.value is raises and steps < 3000
+    assert caught.value is error and steps < 3000
 
 
-def test_at_the_end_what_reporting_raises_is_raised(storage: Storage) -> None:
-    storage.raises = OSError("the bucket is away")
-    storage.open.set()
+def test_error_of_the_last_report_is_raised_at_the_end(fake_report: FakeReport) -> None:
+    fake_report.error = OSError("the bucket is away")
+    fake_report.allowed.set()
     with pytest.raises(OSError, match="away"), AsyncReporter() as reporter:
-        reporter.submit({"epoch": 1}, writes("one"))
+        reporter.submit({"epoch": 1}, save_text("one"))
 
 
-def test_a_checkpoint_on_its_way_arrives_although_its_trial_has_failed(storage: Storage) -> None:
-    threading.Timer(0.2, storage.open.set).start()
+def test_started_upload_finishes_after_the_trial_failed(fake_report: FakeReport) -> None:
+    threading.Timer(0.2, fake_report.allowed.set).start()
     with pytest.raises(ValueError, match="a bug"), AsyncReporter() as reporter:
-        reporter.submit({"epoch": 1}, writes("one"))
+        reporter.submit({"epoch": 1}, save_text("one"))
         raise ValueError("a bug")
-    assert storage.taken == [(1, "one")]
+    assert fake_report.reported == [(1, "one")]
 
 
-def test_a_checkpoint_that_cannot_be_written_is_raised_at_once_and_leaves_nothing(
-    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_error_of_saving_is_raised_at_once_and_leaves_no_file(
+    fake_report: FakeReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
-    def fails(folder: Path) -> None:
+    def fail(folder: Path) -> None:
         (folder / "half").write_text("half")
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space"), AsyncReporter() as reporter:
-        reporter.submit({"epoch": 1}, fails)
+        reporter.submit({"epoch": 1}, fail)
     assert list(tmp_path.iterdir()) == []

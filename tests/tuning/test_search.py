@@ -1,4 +1,4 @@
-"""The search: which trials are suggested, that the same rows give the same ones, and what the study says of them."""
+"""Search: suggested trials, their reproducibility, and the study that is written."""
 
 from __future__ import annotations
 
@@ -32,120 +32,122 @@ SPACE = {
     "evals_per_epoch": tune.randint(2, 10),
     "epochs": 2,
 }
-SIX = {"batch_size": tune.choice([4, 8, 16]), "optimizer": tune.choice(["adamw", "adafactor"])}
-NUMBER, LAG = 25, 4
+SIX_POINTS = {"batch_size": tune.choice([4, 8, 16]), "optimizer": tune.choice(["adamw", "adafactor"])}
+NUMBER, DELAY = 25, 4
 
 
-def sweep(space: Any = SPACE, **named: Any) -> Sweep:
-    return Sweep(**{"name": "s", "space": space, "search": "optuna", "num_samples": NUMBER, **named})
+def build_sweep(space: Any = SPACE, **options: Any) -> Sweep:
+    return Sweep(**{"name": "s", "space": space, "search": "optuna", "num_samples": NUMBER, **options})
 
 
-def conditional(trial: Any) -> dict[str, Any]:
-    """A define-by-run function: one optimizer has a weight decay and the other has none."""
+def conditional_space(trial: Any) -> dict[str, Any]:
+    """Define a space in which only one of the optimizers has a weight decay."""
     if trial.suggest_categorical("optimizer", ["adamw", "adafactor"]) == "adamw":
         trial.suggest_float("weight_decay", 0.01, 0.1)
     trial.suggest_float("warmup_ratio", 0.0, 0.5)
     return {"context_length": 64}
 
 
-def suggestions(made: Sweep, number: int = NUMBER, lag: int = LAG) -> list[TrialConfig | None]:
-    """What is suggested where a lower learning rate is better, each having been told what its lag allows."""
-    proposals, trials, told = Suggester(made), list[TrialConfig | None](), 0
+def run_search(a_sweep: Sweep, number: int = NUMBER, delay: int = DELAY) -> list[TrialConfig | None]:
+    """Return the suggestions of a search in which a lower learning rate is better."""
+    suggester, trials, num_reported = Suggester(a_sweep), list[TrialConfig | None](), 0
     for place in range(number):
         rows = [(n, build_row(trial, DONE, [trial.learning_rate])) for n, trial in enumerate(trials) if trial]
-        known = max(place - lag + 1, 0)
-        trials.append(proposals(rows[told:known]))
-        told = known
+        known = max(place - delay + 1, 0)
+        trials.append(suggester(rows[num_reported:known]))
+        num_reported = known
     return trials
 
 
-def study_of(proposals: Suggester, folder: Path) -> list[FrozenTrial]:
-    """The trials of the study, as optuna-dashboard would read them."""
-    proposals.write_study(Folder(folder))
+def load_study(suggester: Suggester, folder: Path) -> list[FrozenTrial]:
+    """Return the trials of the study as optuna-dashboard reads them."""
+    suggester.write_study(Folder(folder))
     storage = JournalStorage(JournalFileBackend(str(folder / STUDY_FILE)))
     trials: list[FrozenTrial] = optuna.load_study(study_name="s", storage=storage).trials
     return trials
 
 
-# ---- the same rows, the same suggestions --------------------------------------------------------------------------
+# ---- reproducibility -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("by", ["optuna", "random"])
-def test_the_same_seed_gives_the_same_trials_and_another_seed_others(by: str) -> None:
-    one, same, other = (suggestions(sweep(search=by, search_seed=seed)) for seed in (1, 1, 2))
+@pytest.mark.parametrize("algorithm", ["optuna", "random"])
+def test_trials_depend_on_the_seed_only(algorithm: str) -> None:
+    one, same, other = (run_search(build_sweep(search=algorithm, search_seed=seed)) for seed in (1, 1, 2))
     assert one == same and None not in one
     assert not {trial.id for trial in one if trial} & {trial.id for trial in other if trial}
 
 
 def test_trials_are_within_the_space() -> None:
-    for trial in suggestions(sweep()):
+    for trial in run_search(build_sweep()):
         assert trial is not None
         assert 1e-5 <= trial.learning_rate <= 1e-2 and trial.batch_size in (4, 8, 16)
         assert 0 <= trial.warmup_ratio <= 0.5 and 2 <= trial.evals_per_epoch <= 9
         assert trial.epochs == 2
 
 
-def test_suggestions_follow_from_the_losses() -> None:
-    proposals, blind = Suggester(sweep()), Suggester(sweep())
-    trials, unknowing = [proposals([])], [blind([])]
+def test_suggestions_depend_on_losses() -> None:
+    suggester, uninformed_suggester = Suggester(build_sweep()), Suggester(build_sweep())
+    trials, uninformed = [suggester([])], [uninformed_suggester([])]
     while len(trials) < NUMBER:
         last = trials[-1]
         assert last is not None
-        trials.append(proposals([(len(trials) - 1, build_row(last, DONE, [last.learning_rate]))]))
-        unknowing.append(blind([]))
-    assert trials[:10] == unknowing[:10] and trials[12:] != unknowing[12:]
+        trials.append(suggester([(len(trials) - 1, build_row(last, DONE, [last.learning_rate]))]))
+        uninformed.append(uninformed_suggester([]))
+    assert trials[:10] == uninformed[:10] and trials[12:] != uninformed[12:]
     late = sorted(trial.learning_rate for trial in trials[12:] if trial)
-    assert late[len(late) // 2] < 1e-3 / 2  # a middle one; of the space it is 3e-4 and of random trials no less
+    assert late[len(late) // 2] < 1e-3 / 2  # median; that of the space is 3e-4
 
 
 @pytest.mark.parametrize(
-    "made",
+    "a_sweep",
     [
-        pytest.param(sweep(), id="optuna"),
-        pytest.param(sweep(search="random", search_seed=3), id="random"),
-        pytest.param(sweep(conditional), id="define-by-run"),
-        pytest.param(sweep(points_to_evaluate=[{"batch_size": 4}, {"learning_rate": 1e-3}]), id="points"),
+        pytest.param(build_sweep(), id="optuna"),
+        pytest.param(build_sweep(search="random", search_seed=3), id="random"),
+        pytest.param(build_sweep(conditional_space), id="define-by-run"),
+        pytest.param(build_sweep(points_to_evaluate=[{"batch_size": 4}, {"learning_rate": 1e-3}]), id="points"),
     ],
 )
 @pytest.mark.parametrize("asha", [False, True])
-@pytest.mark.parametrize("ends", [0, 2, 9, 17, 24])
-def test_a_search_that_went_down_goes_on_with_the_trials_that_it_would_have_had(
-    made: Sweep, asha: bool, ends: int
+@pytest.mark.parametrize("max_finished", [0, 2, 9, 17, 24])
+def test_resumed_search_suggests_the_trials_of_an_uninterrupted_one(
+    a_sweep: Sweep, asha: bool, max_finished: int
 ) -> None:
-    undisturbed = SimulatedStorage()
-    undisturbed.run_launch(undisturbed.build_queue(Suggester(made), NUMBER, LAG, asha=asha), max_concurrent=1)
-    assert len({trial.id for trial in undisturbed.dispatched}) == NUMBER
-    assert len({row.status for row in undisturbed.rows.values()}) >= 3
+    uninterrupted = SimulatedStorage()
+    uninterrupted.run_launch(uninterrupted.build_queue(Suggester(a_sweep), NUMBER, DELAY, asha=asha), max_concurrent=1)
+    assert len({trial.id for trial in uninterrupted.dispatched}) == NUMBER
+    assert len({row.status for row in uninterrupted.rows.values()}) >= 3
 
     storage = SimulatedStorage()
-    storage.run_launch(storage.build_queue(Suggester(made), NUMBER, LAG, asha=asha), seed=ends, max_finished=ends)
-    lineup = storage.build_queue(Suggester(made), NUMBER, LAG, asha=asha)
-    storage.run_launch(lineup, seed=ends + 1, max_concurrent=2)
-    assert lineup.trials == undisturbed.dispatched and storage.reported_outcomes == undisturbed.reported_outcomes
+    storage.run_launch(
+        storage.build_queue(Suggester(a_sweep), NUMBER, DELAY, asha=asha), seed=max_finished, max_finished=max_finished
+    )
+    queue = storage.build_queue(Suggester(a_sweep), NUMBER, DELAY, asha=asha)
+    storage.run_launch(queue, seed=max_finished + 1, max_concurrent=2)
+    assert queue.trials == uninterrupted.dispatched and storage.reported_outcomes == uninterrupted.reported_outcomes
 
 
 @pytest.mark.parametrize(
-    "by",
+    "algorithm",
     ["optuna", optuna.samplers.RandomSampler(seed=1), optuna.samplers.TPESampler(seed=1), OptunaSearch(seed=1)],
-    ids=lambda by: by if isinstance(by, str) else type(by).__name__,
+    ids=lambda algorithm: algorithm if isinstance(algorithm, str) else type(algorithm).__name__,
 )
-def test_a_sweep_can_be_run_twice_in_a_process(by: Any) -> None:
-    made = sweep(search=by)
-    assert suggestions(made, 5) == suggestions(made, 5)
+def test_sweep_object_can_be_searched_twice(algorithm: Any) -> None:
+    a_sweep = build_sweep(search=algorithm)
+    assert run_search(a_sweep, 5) == run_search(a_sweep, 5)
 
 
-# ---- each trial once ----------------------------------------------------------------------------------------------
+# ---- duplicates ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("by", ["optuna", "random"])
+@pytest.mark.parametrize("algorithm", ["optuna", "random"])
 @pytest.mark.parametrize("seed", range(3))
-def test_a_space_of_six_points_has_six_trials_and_then_none(by: str, seed: int) -> None:
-    found = suggestions(sweep(SIX, num_samples=30, search=by, search_seed=seed), 8)
+def test_space_of_six_points_gives_six_trials(algorithm: str, seed: int) -> None:
+    found = run_search(build_sweep(SIX_POINTS, num_samples=30, search=algorithm, search_seed=seed), 8)
     assert len({trial.id for trial in found[:6] if trial}) == 6
     assert found[6:] == [None, None]
 
 
-@pytest.mark.parametrize("by", ["optuna", "random"])
+@pytest.mark.parametrize("algorithm", ["optuna", "random"])
 @pytest.mark.parametrize(
     "space",
     [
@@ -154,30 +156,30 @@ def test_a_space_of_six_points_has_six_trials_and_then_none(by: str, seed: int) 
         {"warmup_ratio": tune.quniform(0.1, 1.0, 0.1), "batch_size": tune.choice([4, 8, 16])},
     ],
 )
-def test_a_space_of_thirty_points_in_ranges_has_as_many_trials_as_asked_for(by: str, space: Any) -> None:
-    found = suggestions(sweep(space, search=by))
+def test_space_of_thirty_points_gives_all_requested_trials(algorithm: str, space: Any) -> None:
+    found = run_search(build_sweep(space, search=algorithm))
     assert None not in found and len({trial.id for trial in found if trial}) == NUMBER
 
 
-def test_repetitions_tell_the_sampler_nothing(tmp_path: Path) -> None:
-    proposals = Suggester(sweep({"batch_size": tune.choice([4, 8])}))
-    while proposals([]):
+def test_duplicates_give_the_sampler_no_outcome(tmp_path: Path) -> None:
+    suggester = Suggester(build_sweep({"batch_size": tune.choice([4, 8])}))
+    while suggester([]):
         pass
-    states = [trial.state for trial in study_of(proposals, tmp_path)]
+    states = [trial.state for trial in load_study(suggester, tmp_path)]
     assert states.count(TrialState.RUNNING) == 2 and set(states[2:]) <= {TrialState.RUNNING, TrialState.FAIL}
 
 
-def test_a_good_point_that_is_named_again_and_again_does_not_end_a_search() -> None:
+def test_repeated_suggestion_of_a_good_point_does_not_end_a_search() -> None:
     def function(trial: Any) -> None:
         if trial.suggest_categorical("optimizer", ["adamw", "adafactor"]) == "adamw":
-            trial.suggest_float("learning_rate", 1e-4, 1e-2)  # the other has one point, and it is the best
+            trial.suggest_float("learning_rate", 1e-4, 1e-2)  # the other optimizer has one point, the best one
 
-    found = suggestions(sweep(function))
+    found = run_search(build_sweep(function))
     assert None not in found and len({trial.id for trial in found if trial}) == NUMBER
 
 
-class Stubborn(Searcher):
-    """Suggests the same point for ever."""
+class RepeatingSearcher(Searcher):
+    """Searcher that always suggests the same point."""
 
     def set_search_properties(self, metric: Any, mode: Any, config: Any, **spec: Any) -> bool:
         return True
@@ -189,56 +191,56 @@ class Stubborn(Searcher):
         pass
 
 
-def test_a_searcher_of_ray_that_repeats_itself_is_through() -> None:
-    found = suggestions(sweep(SIX, search=Stubborn()), 2)
+def test_searcher_of_ray_that_repeats_itself_is_exhausted() -> None:
+    found = run_search(build_sweep(SIX_POINTS, search=RepeatingSearcher()), 2)
     assert found == [TrialConfig(batch_size=4, optimizer="adamw"), None]
 
 
-# ---- what searches ------------------------------------------------------------------------------------------------
+# ---- samplers and searchers ----------------------------------------------------------------------------------------
 
 
-def test_a_sampler_of_optuna_is_taken_as_it_is() -> None:
+def test_optuna_sampler_is_used_as_it_is() -> None:
     one, same, other = (
-        suggestions(sweep(search=optuna.samplers.RandomSampler(seed=seed), search_seed=search_seed), 5)
+        run_search(build_sweep(search=optuna.samplers.RandomSampler(seed=seed), search_seed=search_seed), 5)
         for seed, search_seed in ((1, 0), (1, 7), (2, 0))
     )
     assert one == same != other
-    assert one == suggestions(sweep(search="random", search_seed=1), 5)
+    assert one == run_search(build_sweep(search="random", search_seed=1), 5)
 
 
-def test_a_searcher_of_ray_tune_gets_the_space() -> None:
-    trials = suggestions(sweep(search=OptunaSearch(seed=1)), 12)
+def test_tune_searcher_gets_the_space() -> None:
+    trials = run_search(build_sweep(search=OptunaSearch(seed=1)), 12)
     assert len({trial.id for trial in trials if trial}) == 12
     assert all(trial and 1e-5 <= trial.learning_rate <= 1e-2 and trial.epochs == 2 for trial in trials)
-    assert trials == suggestions(sweep(search=OptunaSearch(seed=1)), 12)
+    assert trials == run_search(build_sweep(search=OptunaSearch(seed=1)), 12)
 
 
-def test_a_searcher_of_ray_tune_keeps_no_study_of_ours(tmp_path: Path) -> None:
-    proposals = Suggester(sweep(search=OptunaSearch(seed=1)))
-    proposals([])
-    proposals.write_study(Folder(tmp_path))
+def test_tune_searcher_writes_no_study(tmp_path: Path) -> None:
+    suggester = Suggester(build_sweep(search=OptunaSearch(seed=1)))
+    suggester([])
+    suggester.write_study(Folder(tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("space", "named"),
+    ("space", "options"),
     [
         pytest.param(SPACE, {"search": OptunaSearch(SPACE, metric="x", mode="min")}, id="own space"),
-        pytest.param(conditional, {"search": OptunaSearch()}, id="a function"),
+        pytest.param(conditional_space, {"search": OptunaSearch()}, id="a function"),
         pytest.param(SPACE, {"search": OptunaSearch(), "points_to_evaluate": [{"batch_size": 4}]}, id="points"),
         pytest.param(SPACE, {"search": ConcurrencyLimiter(OptunaSearch(), max_concurrent=2)}, id="waits"),
     ],
 )
-def test_what_a_searcher_of_ray_tune_cannot_do_is_refused(space: Any, named: dict[str, Any]) -> None:
+def test_unsupported_use_of_a_tune_searcher_is_rejected(space: Any, options: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"search|points_to_evaluate|space: a function requires"):
-        Suggester(sweep(space, **named))
+        Suggester(build_sweep(space, **options))
 
 
 @pytest.mark.parametrize(
     "value", [tune.quniform(0.1, 0.9, 0.1), tune.qrandint(2, 8, 2), tune.lograndint(2, 64), tune.loguniform(0.1, 1)]
 )
-def test_the_other_distributions_of_tune(value: Any) -> None:
-    for trial in suggestions(sweep({"max_grad_norm": value, "seed": tune.randint(0, 1000)}), 12):
+def test_values_respect_quantized_and_log_distributions(value: Any) -> None:
+    for trial in run_search(build_sweep({"max_grad_norm": value, "seed": tune.randint(0, 1000)}), 12):
         assert trial is not None
         assert value.lower <= trial.max_grad_norm <= value.upper
         if isinstance(value.lower, int) or value.lower + value.upper == 1:
@@ -249,8 +251,8 @@ def test_the_other_distributions_of_tune(value: Any) -> None:
 # ---- define-by-run functions --------------------------------------------------------------------------------------
 
 
-def test_a_define_by_run_function_names_fields_or_gives_them_or_both() -> None:
-    trials = [trial for trial in suggestions(sweep(conditional)) if trial]
+def test_define_by_run_function_can_suggest_and_return_fields() -> None:
+    trials = [trial for trial in run_search(build_sweep(conditional_space)) if trial]
     assert {trial.optimizer for trial in trials} == {"adamw", "adafactor"}
     for trial in trials:
         assert trial.context_length == 64
@@ -258,11 +260,11 @@ def test_a_define_by_run_function_names_fields_or_gives_them_or_both() -> None:
     assert len({trial.id for trial in trials}) == len(trials)
 
 
-def test_a_field_that_is_set_for_all_trials_goes_before_a_function() -> None:
-    made = sweep(conditional).override({"context_length": 32, "weight_decay": 0.5})
-    found = [trial for trial in suggestions(made, 8) if trial]
+def test_override_takes_precedence_over_a_function() -> None:
+    a_sweep = build_sweep(conditional_space).override({"context_length": 32, "weight_decay": 0.5})
+    found = [trial for trial in run_search(a_sweep, 8) if trial]
     assert {(trial.context_length, trial.weight_decay) for trial in found} == {(32, 0.5)}
-    assert {(trial.context_length, trial.weight_decay) for trial in representative_trials(made)} == {(32, 0.5)}
+    assert {(trial.context_length, trial.weight_decay) for trial in representative_trials(a_sweep)} == {(32, 0.5)}
 
 
 @pytest.mark.parametrize(
@@ -275,64 +277,64 @@ def test_a_field_that_is_set_for_all_trials_goes_before_a_function() -> None:
         (lambda trial: {"context_length": 2048, "model": "gpt2"}, "space(...).context_length: got 2048"),
     ],
 )
-def test_a_function_that_does_not_work_is_found_before_anything_starts(function: Any, words: str) -> None:
+def test_error_of_a_function_is_raised_before_the_launch(function: Any, words: str) -> None:
     with pytest.raises(UserError) as caught:
-        representative_trials(sweep(function))
+        representative_trials(build_sweep(function))
     assert words in str(caught.value)
 
 
-# ---- points to begin with -----------------------------------------------------------------------------------------
+# ---- points to evaluate first --------------------------------------------------------------------------------------
 
 
-def test_points_come_first_and_what_they_leave_open_is_searched() -> None:
+def test_points_come_first_and_missing_fields_are_searched() -> None:
     points: list[dict[str, Any]] = [
         {"learning_rate": 1e-3, "batch_size": 8, "warmup_ratio": 0.25, "evals_per_epoch": 2},
         {"batch_size": 16, "epochs": 2},
         {},
         {"warmup_ratio": 0.5},
     ]
-    trials = suggestions(sweep(points_to_evaluate=points), 6)
+    trials = run_search(build_sweep(points_to_evaluate=points), 6)
     assert trials[0] == TrialConfig(**points[0], epochs=2)
     assert [trial and trial.batch_size for trial in trials[1:2]] == [16]
     assert trials[3] and trials[3].warmup_ratio == 0.5
     assert len({trial.id for trial in trials if trial}) == 6
-    assert trials[1:] != suggestions(sweep(), 6)[1:]
+    assert trials[1:] != run_search(build_sweep(), 6)[1:]
 
 
-def test_a_point_that_is_named_twice_is_run_once() -> None:
+def test_duplicate_point_is_run_once() -> None:
     points = [{"batch_size": 8, "optimizer": "adamw"}] * 3 + [{"batch_size": 4, "optimizer": "adamw"}]
-    found = suggestions(sweep(SIX, points_to_evaluate=points), 2)
+    found = run_search(build_sweep(SIX_POINTS, points_to_evaluate=points), 2)
     assert [(trial.batch_size, trial.optimizer) for trial in found if trial] == [(8, "adamw"), (4, "adamw")]
 
 
-def test_points_of_a_function() -> None:
+def test_points_work_with_a_function() -> None:
     points = [{"optimizer": "adamw", "weight_decay": 0.05}, {"optimizer": "adafactor"}]
-    found = suggestions(sweep(conditional, points_to_evaluate=points), 2)
+    found = run_search(build_sweep(conditional_space, points_to_evaluate=points), 2)
     assert [(trial.optimizer, trial.weight_decay) for trial in found if trial] == [("adamw", 0.05), ("adafactor", 0)]
 
 
-# ---- what is told, and the study ----------------------------------------------------------------------------------
+# ---- reported outcomes and the study -------------------------------------------------------------------------------
 
 
-def ended(trial: TrialConfig | None, status: str, losses: Sequence[float] = ()) -> Row:
+def finished_row(trial: TrialConfig | None, status: str, losses: Sequence[float] = ()) -> Row:
     assert trial is not None
     return build_row(trial, status, losses)
 
 
-def test_how_trials_ended_is_in_the_study(tmp_path: Path) -> None:
-    proposals = Suggester(sweep())
-    trials = [proposals([]) for _ in range(7)]
-    proposals.report_outcomes(
+def test_study_has_the_outcomes_of_trials(tmp_path: Path) -> None:
+    suggester = Suggester(build_sweep())
+    trials = [suggester([]) for _ in range(7)]
+    suggester.report_outcomes(
         [
-            (0, ended(trials[0], DONE, [3.0, 2.0, 2.5])),
-            (1, ended(trials[1], DIVERGED, [2.5])),
-            (2, ended(trials[2], DIVERGED)),
-            (3, ended(trials[3], STOPPED, [3.5, 3.25])),
-            (4, ended(trials[4], FAILED, [1.0])),
-            (5, ended(trials[5], FAILED)),
+            (0, finished_row(trials[0], DONE, [3.0, 2.0, 2.5])),
+            (1, finished_row(trials[1], DIVERGED, [2.5])),
+            (2, finished_row(trials[2], DIVERGED)),
+            (3, finished_row(trials[3], STOPPED, [3.5, 3.25])),
+            (4, finished_row(trials[4], FAILED, [1.0])),
+            (5, finished_row(trials[5], FAILED)),
         ]
     )
-    study = study_of(proposals, tmp_path / "optuna")
+    study = load_study(suggester, tmp_path / "optuna")
     complete, pruned, fail = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
     assert [one.state for one in study] == [complete, complete, complete, pruned, fail, fail, TrialState.RUNNING]
     assert [one.value for one in study[:3]] == [2.0, DIVERGED_LOSS, DIVERGED_LOSS]  # the best epoch's
@@ -340,25 +342,25 @@ def test_how_trials_ended_is_in_the_study(tmp_path: Path) -> None:
     assert [one.params["learning_rate"] for one in study] == [trial and trial.learning_rate for trial in trials]
 
 
-def test_a_diverged_trial_is_worse_than_any_other() -> None:
-    assert DIVERGED_LOSS > 100  # the loss of a wrong word is some dozens of nats
+def test_diverged_loss_is_higher_than_any_other() -> None:
+    assert DIVERGED_LOSS > 100  # a wrong word costs some dozens of nats
 
 
-def test_the_study_is_written_anew_each_time(tmp_path: Path) -> None:
-    proposals = Suggester(sweep(points_to_evaluate=[{"batch_size": 4}]))
+def test_study_is_overwritten_by_each_write(tmp_path: Path) -> None:
+    suggester = Suggester(build_sweep(points_to_evaluate=[{"batch_size": 4}]))
     for number in (1, 2, 3):
-        proposals([])
-        started = [one for one in study_of(proposals, tmp_path) if one.state == TrialState.RUNNING]
+        suggester([])
+        started = [trial for trial in load_study(suggester, tmp_path) if trial.state == TrialState.RUNNING]
         assert len(started) == number
         left = [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()]
         assert [name for name in left if not name.endswith(".lock")] == [STUDY_FILE]
 
 
-# ---- what a search may need ---------------------------------------------------------------------------------------
+# ---- representative trials -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("space", "needs"),
+    ("space", "expected"),
     [
         ({"seed": tune.choice([1, 2]), "epochs": 3}, {("pydocs", "gpt2-nano", 1024, True)}),
         (
@@ -380,14 +382,16 @@ def test_the_study_is_written_anew_each_time(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_each_model_dataset_and_the_longest_context_are_stood_for(space: Any, needs: set[tuple[Any, ...]]) -> None:
-    found = representative_trials(sweep(space))
-    assert {(one.dataset, one.model, one.context_length, one.pretrained) for one in found} == needs
-    assert len(found) == len(needs)
+def test_representative_trials_cover_models_datasets_and_the_longest_context(
+    space: Any, expected: set[tuple[Any, ...]]
+) -> None:
+    found = representative_trials(build_sweep(space))
+    assert {(one.dataset, one.model, one.context_length, one.pretrained) for one in found} == expected
+    assert len(found) == len(expected)
 
 
 @pytest.mark.parametrize(
-    ("value", "fewest"),
+    ("value", "expected"),
     [
         (tune.choice([5000, 3000]), 3000),
         (tune.randint(2000, 9000), 2000),
@@ -396,16 +400,18 @@ def test_each_model_dataset_and_the_longest_context_are_stood_for(space: Any, ne
         (tune.choice([None]), None),
     ],
 )
-def test_the_fewest_tokens_are_stood_for(value: Any, fewest: int | None) -> None:
-    assert [one.max_train_tokens for one in representative_trials(sweep({"max_train_tokens": value}))] == [fewest]
+def test_representative_trials_cover_the_fewest_tokens(value: Any, expected: int | None) -> None:
+    assert [one.max_train_tokens for one in representative_trials(build_sweep({"max_train_tokens": value}))] == [
+        expected
+    ]
 
 
-def test_looking_at_a_function_does_not_change_what_is_suggested() -> None:
-    made = sweep(conditional)
-    before = suggestions(copy.copy(made), 8)
-    representative_trials(made)
-    assert suggestions(made, 8) == before
+def test_representative_trials_do_not_change_suggestions() -> None:
+    a_sweep = build_sweep(conditional_space)
+    before = run_search(copy.copy(a_sweep), 8)
+    representative_trials(a_sweep)
+    assert run_search(a_sweep, 8) == before
 
 
-def test_the_metric_is_the_one_that_compares_between_tokenizers() -> None:
+def test_objective_is_comparable_between_tokenizers() -> None:
     assert search.METRIC == "adj_val_loss"

@@ -1,10 +1,8 @@
-"""What Tune is told and tells: the trials of a line-up in order, the reason of a failure in a line."""
+"""Interfaces to Tune: searcher, resources of a trial, reasons for failures."""
 
 from __future__ import annotations
 
 import pickle
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,9 +25,9 @@ from raylm.tuning.tuner import build_placement_group, estimate_gpu_memory_gib
 TRIALS = [TrialConfig(seed=seed) for seed in (3, 1, 2)]
 
 
-def proposing(*trials: TrialConfig) -> SuggestFn:
-    left = iter(trials)
-    return lambda outcomes: next(left, None)
+def suggest_in_order(*trials: TrialConfig) -> SuggestFn:
+    remaining = iter(trials)
+    return lambda outcomes: next(remaining, None)
 
 
 class FixedRows:
@@ -45,52 +43,38 @@ class FixedRows:
         raise AssertionError("no trial is stopped here")
 
 
-def test_tune_imports_no_trackers_for_its_statistics() -> None:
-    code = (
-        "import sys\n"
-        "from ray import tune\n"
-        "from ray.tune.tune import air_usage\n"
-        "from raylm.tuning.ray_private import disable_tune_usage_stats\n"
-        "disable_tune_usage_stats()\n"
-        "air_usage.tag_callbacks([tune.Callback()])\n"
-        "print(*{'wandb', 'mlflow'} & set(sys.modules))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "\n"
-
-
-def test_trials_are_handed_out_in_order_until_there_are_none() -> None:
+def test_searcher_returns_trials_in_order() -> None:
     changes: list[int] = []
-    lineup = TrialQueue(proposing(*TRIALS), FixedRows(), max_trials=3, delay=None)
-    handed = QueueSearcher(lineup, lambda: changes.append(len(lineup.trials)))
-    assert [handed.suggest(str(number)) for number in range(3)] == [trial.as_dict() for trial in TRIALS]
+    queue = TrialQueue(suggest_in_order(*TRIALS), FixedRows(), max_trials=3, delay=None)
+    searcher = QueueSearcher(queue, lambda: changes.append(len(queue.trials)))
+    assert [searcher.suggest(str(number)) for number in range(3)] == [trial.as_dict() for trial in TRIALS]
     assert changes == [1, 2, 3]
-    assert handed.suggest("3") == Searcher.FINISHED
+    assert searcher.suggest("3") == Searcher.FINISHED
 
 
-def test_trials_that_follow_from_results_are_waited_for() -> None:
-    ended: list[TrialConfig] = []
-    lineup = TrialQueue(proposing(*TRIALS), FixedRows(ended), max_trials=3, delay=1)
-    handed = QueueSearcher(lineup, lambda: None)
+def test_searcher_waits_for_results() -> None:
+    done: list[TrialConfig] = []
+    queue = TrialQueue(suggest_in_order(*TRIALS), FixedRows(done), max_trials=3, delay=1)
+    searcher = QueueSearcher(queue, lambda: None)
     for number, trial in enumerate(TRIALS):
-        assert handed.suggest(str(number)) == trial.as_dict()
-        assert handed.suggest("too early") in ([None] if number < 2 else [Searcher.FINISHED])
-        ended.append(trial)
-        lineup.mark_finished(trial)
+        assert searcher.suggest(str(number)) == trial.as_dict()
+        assert searcher.suggest("too early") in ([None] if number < 2 else [Searcher.FINISHED])
+        done.append(trial)
+        queue.mark_finished(trial)
 
 
-def test_the_end_of_the_trials_is_told_where_the_last_ones_were_run_before() -> None:
+def test_searcher_calls_on_change_at_the_end_if_the_last_trials_are_done() -> None:
     changes: list[int] = []
-    lineup = TrialQueue(proposing(*TRIALS), FixedRows(TRIALS[1:]), max_trials=3, delay=None)
-    handed = QueueSearcher(lineup, lambda: changes.append(len(lineup.trials)))
-    assert handed.suggest("0") == TRIALS[0].as_dict()
-    assert handed.suggest("1") == Searcher.FINISHED
+    queue = TrialQueue(suggest_in_order(*TRIALS), FixedRows(TRIALS[1:]), max_trials=3, delay=None)
+    searcher = QueueSearcher(queue, lambda: changes.append(len(queue.trials)))
+    assert searcher.suggest("0") == TRIALS[0].as_dict()
+    assert searcher.suggest("1") == Searcher.FINISHED
     assert changes == [1, 3]
 
 
-def test_tune_can_pickle_the_searcher() -> None:
-    lineup = TrialQueue(proposing(*TRIALS), FixedRows(), max_trials=3, delay=None)
-    assert isinstance(pickle.loads(pickle.dumps(QueueSearcher(lineup, lambda: None))), QueueSearcher)
+def test_searcher_can_be_pickled() -> None:
+    queue = TrialQueue(suggest_in_order(*TRIALS), FixedRows(), max_trials=3, delay=None)
+    assert isinstance(pickle.loads(pickle.dumps(QueueSearcher(queue, lambda: None))), QueueSearcher)
 
 
 @pytest.mark.parametrize(
@@ -102,14 +86,14 @@ def test_tune_can_pickle_the_searcher() -> None:
         ({"cpu": 8, "gpu": 3.0}, [{"CPU": 4, "GPU": 1}, {"CPU": 2, "GPU": 1}, {"CPU": 2, "GPU": 1}]),
     ],
 )
-def test_each_gpu_of_a_trial_is_in_a_bundle_of_its_own_on_one_node(
+def test_each_gpu_of_a_trial_has_its_own_bundle_on_one_node(
     resources: dict[str, float], bundles: list[dict[str, float]]
 ) -> None:
-    placed = build_placement_group(resources)
-    assert placed.bundles == bundles and placed.strategy == "STRICT_PACK"
+    group = build_placement_group(resources)
+    assert group.bundles == bundles and group.strategy == "STRICT_PACK"
 
 
-def test_a_trial_asks_for_a_card_that_it_fits_on_where_there_is_one(tmp_path: Path) -> None:
+def test_trial_requests_a_gpu_with_enough_memory(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(GPT2Config().to_json_string())
     small, large = TrialConfig(), TrialConfig(model="owner/gpt2")
     small_shape = MODELS["gpt2-nano"].shape
@@ -135,7 +119,7 @@ ValueError: not enough of it
 
 
 @pytest.mark.parametrize(
-    ("noted", "reason"),
+    ("failures", "reason"),
     [
         ([RAISED], "ValueError: not enough of it"),
         ([RAISED, str(ActorDiedError())], "The actor died unexpectedly before finishing this task."),
@@ -143,8 +127,8 @@ ValueError: not enough of it
         ([], "unknown error (Ray gave no details)"),
     ],
 )
-def test_the_reason_of_the_last_failure_is_told_in_a_line(tmp_path: Path, noted: list[str], reason: str) -> None:
+def test_failure_reason_is_one_line_of_the_last_failure(tmp_path: Path, failures: list[str], reason: str) -> None:
     file = tmp_path / "error.txt"
-    if noted:  # as Tune writes it
-        file.write_text("".join(f"Failure # {n + 1} (occurred at x)\n{text}\n" for n, text in enumerate(noted)))
+    if failures:  # as Tune writes it
+        file.write_text("".join(f"Failure # {n + 1} (occurred at x)\n{text}\n" for n, text in enumerate(failures)))
     assert read_failure_reason(cast(Any, SimpleNamespace(error_file=str(file)))) == reason

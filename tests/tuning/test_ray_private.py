@@ -1,0 +1,68 @@
+"""Private interfaces of Ray: the installed version has what raylm uses of them."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import ray
+from ray._private import worker
+from ray._private.state import state
+
+from raylm.tuning import ray_private
+
+
+def test_only_the_message_thread_of_ray_is_suppressed(capsys: pytest.CaptureFixture[str]) -> None:
+    with ray_private.suppress_raylet_messages():
+        for name in (ray_private.RAYLET_MESSAGE_THREAD, "another"):
+            thread = threading.Thread(target=print, args=(f"printed by {name}",), kwargs={"flush": True}, name=name)
+            thread.start()
+            thread.join()
+        print("printed here")
+    assert capsys.readouterr().out == "printed by another\nprinted here\n"
+
+
+def test_message_thread_has_this_name() -> None:
+    assert f'name="{ray_private.RAYLET_MESSAGE_THREAD}"' in inspect.getsource(worker.connect)
+
+
+def test_last_cluster_address_is_empty_without_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert ray_private.last_cluster_address() == ""
+
+
+def test_draining_nodes_can_be_queried() -> None:
+    assert list(inspect.signature(state.get_draining_nodes).parameters) == []
+
+
+def test_hidden_credentials_are_those_that_tune_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Path(ray.__path__[0], "tune", "execution", "class_cache.py").read_text(encoding="utf-8")
+    assert all(f'"{name}"' in source for name in ray_private.AWS_CREDENTIAL_VARIABLES)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    with ray_private.hide_credentials():
+        assert "AWS_SECRET_ACCESS_KEY" not in os.environ
+    assert os.environ["AWS_SECRET_ACCESS_KEY"] == "secret"
+
+
+def test_progress_reporter_is_silent_in_notebooks_only() -> None:
+    assert ray_private.silent_progress_reporter() is None
+
+
+def test_usage_statistics_import_no_trackers() -> None:
+    code = (
+        "import sys\n"
+        "from ray import tune\n"
+        "from ray.tune.tune import air_usage\n"
+        "from raylm.tuning.ray_private import disable_tune_usage_stats\n"
+        "disable_tune_usage_stats()\n"
+        "air_usage.tag_callbacks([tune.Callback()])\n"
+        "print(*{'wandb', 'mlflow'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"
