@@ -112,7 +112,7 @@ class LaunchRecord:
     """Commit of the working directory's git checkout, if it is one."""
     hardware: HardwareRecord = field(default_factory=HardwareRecord)
     precision: str = "auto"
-    """Precision that the sweep asks for: `auto`, `float32` or `bfloat16`."""
+    """Precision of its trials, `float32` or `bfloat16`; `auto` if each trial resolved it on its own GPU."""
     resources_per_trial: Mapping[str, int | float] = field(default_factory=dict)
     slot: SlotRecord | None = None
     """None if the device is not known, as on a cluster."""

@@ -392,7 +392,7 @@ def test_ctrl_c_within_an_epoch_saves_the_trials_and_leaves_no_process(
     wait_for(lambda: not command.left(), 15)
 
     assert "val loss" in command.said()
-    assert "the same command goes on from here" in command.said()
+    assert "run the same command to resume" in command.said()
     saved = [content for path in folder.glob("launch-*/*/checkpoint_*") if (content := manifest.verify(path))]
     steps = [(content.progress.step, content.progress.total_steps) for content in saved]
     assert any(0 < step < total for step, total in steps), steps

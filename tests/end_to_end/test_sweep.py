@@ -271,7 +271,7 @@ def test_sweep_interrupted_and_then_killed_ends_as_an_undisturbed_one(
     wait_for(lambda: manifests(storage))
     interrupted.send_signal(signal.SIGTERM)
     assert interrupted.wait(timeout=120) == 130
-    assert "the same command goes on from here" in (tmp_path / "output").read_text()
+    assert "run the same command to resume" in (tmp_path / "output").read_text()
 
     before = len(manifests(storage))
     killed = start()
