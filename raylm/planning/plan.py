@@ -193,8 +193,9 @@ def summary_lines(
     if plans:
         lines.append(f"{pluralize(len(plans), 'trial')}, {len(remaining)} to be done: {_format_totals(remaining)}")
     if sweep.num_samples is not None:
-        ended = f"{len(plans) - len(remaining)} ended"
-        lines.append(f"a search of {pluralize(sweep.num_samples, 'trial')}, {ended}; each follows from earlier results")
+        finished = f"{len(plans) - len(remaining)} finished"
+        trials = pluralize(sweep.num_samples, "trial")
+        lines.append(f"search of {trials}, {finished}; each is suggested from earlier results")
     if placement is None:
         return [*lines, "no known GPU in this machine: --gpu NAME shows memory and time on one"]
     if sweep.num_samples is not None:
@@ -202,7 +203,7 @@ def summary_lines(
         lines.append(_format_search_time(representative, sweep, placement, price_per_hour))
     elif remaining:
         lines.append(_format_time(remaining, placement, price_per_hour))
-    return [*lines, f"on {placement}", *LEGEND]
+    return [*lines, f"on {placement}", *(LEGEND if plans else [])]
 
 
 def _format_totals(plans: Sequence[TrialPlan | None]) -> str:
@@ -246,16 +247,18 @@ def _format_search_time(
     concurrent = [min(plan.placement.concurrent_trials, samples) for plan in known if plan.placement]
     total = statistics.fmean(time / number for time, number in zip(times, concurrent, strict=True)) * samples
     device_seconds = statistics.fmean(plan.device_seconds or 0.0 for plan in known) * samples
-    text = f"each takes {each} of training, {pluralize(samples, 'trial')} of the mean length ~{format_duration(total)}"
+    text = (
+        f"training takes {each} per trial, ~{format_duration(total)} for {pluralize(samples, 'trial')} of mean length"
+    )
     text += f"; {_format_device_hours(device_seconds, placement, price_per_hour)}"
     return text + ("; less if trials are stopped early" if sweep.scheduler is not None else "")
 
 
 def _format_device_hours(device_seconds: float, placement: Placement, price_per_hour: float | None) -> str:
-    """Return GPU-hours, or hours of the machine, and their price."""
+    """Return GPU-hours or machine-hours, and their price."""
     hours = device_seconds / 3600
-    unit = "GPU-hours" if placement.device.type == "cuda" else "hours of the machine"
-    cost = "" if price_per_hour is None else f", ~{hours * price_per_hour:,.2f} at {price_per_hour:,.2f} an hour"
+    unit = "GPU-hours" if placement.device.type == "cuda" else "machine-hours"
+    cost = "" if price_per_hour is None else f", ~{hours * price_per_hour:,.2f} at {price_per_hour:,.2f} per hour"
     return f"~{hours:,.{2 if hours < 10 else 0}f} {unit}{cost}"
 
 

@@ -103,7 +103,9 @@ class Placement:
         if self.max_trials_per_device > 1:
             sharing = ", shared by trials that leave it idle"
         else:
-            sharing = "" if per_trial == 1 else f", {per_trial:g} of {'them' if per_trial > 1 else 'it'} for a trial"
+            unit = "GPU" if device.type == "cuda" else "machine"
+            amount = f"{per_trial:g} {unit}s" if per_trial > 1 else f"{per_trial:g} of a {unit}"
+            sharing = "" if per_trial == 1 else f", {amount} per trial"
         return (
             f"{device.name}: {tflops:,.{0 if tflops >= 10 else 2}f} TFLOP/s in {self.precision}, "
             f"{device.gb_per_s:,.0f} GB/s{measured}, {device.memory_gib:.1f} GiB{sharing}"

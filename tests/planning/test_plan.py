@@ -82,7 +82,7 @@ def test_plan_of_a_sweep_sums_its_trials() -> None:
     lines = summary_lines(sweep, plans, plans[1:], place_on("4xa100"), 3.6)
     assert lines[0].startswith("3 trials, 2 to be done: 2,000,000 tokens in 78 steps, 1.6 PFLOPs, 0.9 GiB on disk")
     assert lines[1].startswith(f"~{format_duration(max(seconds[1:]))} of training, 4 at a time; ~0.00 GPU-hours, ~")
-    assert lines[1].endswith(f"~{sum(seconds[1:]) / 1000:.2f} at 3.60 an hour")
+    assert lines[1].endswith(f"~{sum(seconds[1:]) / 1000:.2f} at 3.60 per hour")
 
 
 def test_plan_of_a_search_spans_its_shortest_to_its_longest_trial() -> None:
@@ -94,8 +94,7 @@ def test_plan_of_a_search_spans_its_shortest_to_its_longest_trial() -> None:
     )
     assert short is not None and long is not None
     first, second, *_ = summary_lines(sweep, [], [], place_on("h100"), None)
-    assert first == "a search of 10 trials, 0 ended; each follows from earlier results"
-    assert second.startswith(
-        f"each takes ~{format_duration(short)} to ~{format_duration(long)} of training, 10 trials of the mean"
-    )
+    assert first == "search of 10 trials, 0 finished; each is suggested from earlier results"
+    assert second.startswith(f"training takes ~{format_duration(short)} to ~{format_duration(long)} per trial, ~")
+    assert " for 10 trials of mean length; " in second
     assert second.endswith("less if trials are stopped early")
