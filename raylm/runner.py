@@ -46,7 +46,7 @@ class RunResult:
     """Result of `run`."""
 
     results: Results
-    """All rows of the sweep, with the state that the run left them in."""
+    """Rows of the sweep after the run."""
     pause_reason: PauseReason | None
     """Reason for which trials are left unfinished; None if the run was not paused."""
 

@@ -178,7 +178,7 @@ class LaunchContext:
     max_failures: int
     """Errors of a trial that are retried; one more and it has failed."""
     exclusive: bool
-    """Whether trials run one at a time, because they ran out of memory before."""
+    """True if trials run one at a time, because they ran out of memory before."""
     coordinator: Any
     """Handle of the `Coordinator` actor."""
 

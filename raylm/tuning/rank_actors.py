@@ -25,7 +25,7 @@ GRACE_SECONDS = 15.0
 
 
 class DeadRankError(WorkError):
-    """The process of a rank has died. Like the death of the trial's own process, it is no error of the trial."""
+    """Death of the process of a rank. Like that of the trial's own process, it is no error of the trial."""
 
 
 @dataclass(frozen=True)

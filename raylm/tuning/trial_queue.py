@@ -96,7 +96,7 @@ class TrialQueue:
         self.max_trials = max_trials
         """Maximum number of trials."""
         self.delay = delay
-        """As given to the constructor."""
+        """Delay, as given to the constructor."""
         self._suggest, self._rows = suggest, rows
         self._count_epoch_tokens, self._retry_failed = count_epoch_tokens, retry_failed
         self._recorded_ids = list(history.suggested_ids)
