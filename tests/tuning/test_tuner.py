@@ -17,10 +17,11 @@ from raylm import TrialConfig
 from raylm.config.catalog import MODELS
 from raylm.results.rows import DONE, PENDING, Row
 from raylm.training.models import ModelSource, load_shape
+from raylm.tuning import cluster
 from raylm.tuning.callbacks import read_failure_reason
 from raylm.tuning.searcher import QueueSearcher
 from raylm.tuning.trial_queue import SuggestFn, TrialQueue
-from raylm.tuning.tuner import build_placement_group, estimate_gpu_memory_gib
+from raylm.tuning.tuner import build_placement_group, estimate_gpu_memory_gib, resolve_precision
 
 TRIALS = [TrialConfig(seed=seed) for seed in (3, 1, 2)]
 
@@ -107,6 +108,31 @@ def test_trial_requests_a_gpu_with_enough_memory(tmp_path: Path) -> None:
     )
     bundles = build_placement_group({"cpu": 2, "gpu": 2.0}, needed).bundles
     assert bundles == [{"CPU": 1, "GPU": 1, "gpu_gib": needed}] * 2
+
+
+@pytest.mark.parametrize(
+    ("gpu_types", "requested", "precision"),
+    [
+        (["H100", "A100-80G"], "auto", "bfloat16"),
+        (["H100", "T4"], "auto", "float32"),
+        (["V100"], "auto", "float32"),
+        (["V100"], "bfloat16", "bfloat16"),
+        (["H100"], "float32", "float32"),
+        (["H100", "unknown"], "auto", "auto"),  # each trial asks its own GPU
+    ],
+)
+def test_precision_of_a_launch_holds_for_all_gpus_of_the_cluster(
+    monkeypatch: pytest.MonkeyPatch, gpu_types: list[str], requested: str, precision: str
+) -> None:
+    nodes = [({"CPU": 8.0, "GPU": 1.0, f"accelerator_type:{name}": 1.0}, 1) for name in gpu_types]
+    monkeypatch.setattr(cluster, "list_node_types", lambda: nodes)
+    assert resolve_precision(requested, {"cpu": 1, "gpu": 1.0}) == precision
+
+
+def test_memory_of_an_unknown_precision_is_that_of_the_larger() -> None:
+    shape, trial = MODELS["gpt2"].shape, TrialConfig(model="gpt2")
+    needed = {name: estimate_gpu_memory_gib(trial, shape, name, 80.0) for name in ("float32", "bfloat16", "auto")}
+    assert needed["auto"] == max(needed["float32"], needed["bfloat16"])
 
 
 RAISED = """\
