@@ -179,7 +179,7 @@ def export(
         if run and dataset:
             raise UserError("--run and --dataset exclude each other; expected one of them")
         if public and not push:
-            raise UserError("--public requires --push; expected both or neither")
+            raise UserError("--public requires --push; add --push REPO, or leave --public out")
         if license_id is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license_id):
             raise UserError(
                 f"--license: got {safe_repr(license_id)}; expected a Hub license id such as apache-2.0 or mit"

@@ -1,4 +1,4 @@
-"""`raylm doctor` tells what a sweep would meet, on this machine and on each node."""
+"""Checks of `raylm doctor`, on this machine and on each node."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_a_machine_without_a_cluster(tmp_path: Path) -> None:
     lines = done.stdout.splitlines()
     assert any(line.startswith("ok  here  versions: python 3.") and "torch 2." in line for line in lines)
     assert any(line.startswith("ok  here  storage: ") and "written and removed" in line for line in lines)
-    assert any("none; Ray is started here" in line for line in lines)
+    assert any("none; a sweep starts Ray on this machine" in line for line in lines)
     assert list((tmp_path / "runs").iterdir()) == []
     assert "Traceback" not in done.stderr
 
@@ -60,13 +60,13 @@ def test_a_cluster_that_has_died_is_not_waited_for(tmp_path: Path) -> None:
     (tmp_path / "ray").mkdir()
     (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:9")
     done = doctor(tmp_path)
-    assert "none; Ray is started here" in done.stdout
+    assert "none; a sweep starts Ray on this machine" in done.stdout
 
 
 NODES = """
 import sys
 from ray.cluster_utils import Cluster
-from raylm.cli import app
+from raylm.cli.app import app
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
 cluster.add_node(num_cpus=1, num_gpus=1)
 cluster.wait_for_nodes()
@@ -75,7 +75,7 @@ app(["doctor", "--address", cluster.address, "--storage", sys.argv[1]])
 
 
 @pytest.mark.slow
-def test_each_node_is_looked_at(tmp_path: Path) -> None:
+def test_each_node_is_checked(tmp_path: Path) -> None:
     command = [sys.executable, "-c", NODES, str(tmp_path / "runs")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 1, done.stderr
