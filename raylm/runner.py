@@ -162,7 +162,7 @@ class _Run:
             sweep_record.write(self._storage, replace(record, trials=trials))
 
     def _print_summary(self) -> None:
-        sweep, remaining = self._sweep, f"{self._num_remaining:,} to be done"
+        sweep, remaining = self._sweep, f"{self._num_remaining:,} remaining"
         if sweep.search is None:
             num_trials = len(self._results.rows)
             duplicates = sweep.grid_size - num_trials

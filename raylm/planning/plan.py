@@ -191,7 +191,7 @@ def summary_lines(
     """
     lines = []
     if plans:
-        lines.append(f"{pluralize(len(plans), 'trial')}, {len(remaining)} to be done: {_format_totals(remaining)}")
+        lines.append(f"{pluralize(len(plans), 'trial')}, {len(remaining)} remaining: {_format_totals(remaining)}")
     if sweep.num_samples is not None:
         finished = f"{len(plans) - len(remaining)} finished"
         trials = pluralize(sweep.num_samples, "trial")

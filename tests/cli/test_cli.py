@@ -52,7 +52,7 @@ def assert_refused(done: Finished, words: Sequence[str]) -> None:
     ("command", "exit_code", "words"),
     [
         ([*RAYLM, "--version"], 0, f"raylm {__version__}\n"),
-        ([*RAYLM, "plan", "good.py"], 0, "2 trials, 2 to be done"),
+        ([*RAYLM, "plan", "good.py"], 0, "2 trials, 2 remaining"),
         ([*RAYLM, "report", "."], 2, "raylm: "),
         ([*RAYLM, "run"], 2, "Usage"),
         ([*MODULE, "bad.py"], 2, "raylm: bad.py"),
@@ -221,7 +221,7 @@ def test_plan_of_every_sweep_needs_no_network_and_leaves_no_trace(folder: Path) 
     assert done.returncode == 0, done.stderr
     plans = done.stdout.split("== ")[1:]
     for text, trials in zip(plans, NUM_TRIALS.values(), strict=True):
-        assert f"{trials} trials, {trials} to be done" in text
+        assert f"{trials} trials, {trials} remaining" in text
         rows = re.findall(r"^ *[\d.]+[MG] .* ~[\d.,]+ (?:s|min|h|d) +[\w.-]+ *$", text, re.MULTILINE)
         assert len(rows) == trials
     assert [path.name for path in folder.rglob("*")] == ["good.py"]
@@ -229,7 +229,7 @@ def test_plan_of_every_sweep_needs_no_network_and_leaves_no_trace(folder: Path) 
 
 def test_dry_run_is_a_plan() -> None:
     dry, planned = (run_raylm([*verb, "good.py"]) for verb in (["run", "--dry-run"], ["plan"]))
-    assert dry.exit_code == 0 and "2 trials, 2 to be done" in dry.stdout
+    assert dry.exit_code == 0 and "2 trials, 2 remaining" in dry.stdout
     words, same = (re.sub(r"[\d., ]+|\b(s|min|h|d)\b", "", done.stdout) for done in (dry, planned))
     assert words == same  # the speed of this machine is measured anew each time
 
@@ -270,7 +270,7 @@ def test_plan_of_a_search_for_a_script() -> None:
 
 def test_plan_with_overrides() -> None:
     done = run_raylm(["plan", "good.py", "--set", "seed=7", "--set", "max_train_tokens=1000"])
-    assert done.exit_code == 0 and re.search(r"^1 trials?, 1 to be done: about 1,000 tokens", done.stdout, re.MULTILINE)
+    assert done.exit_code == 0 and re.search(r"^1 trials?, 1 remaining: about 1,000 tokens", done.stdout, re.MULTILINE)
 
 
 def test_every_sweep_is_planned_here() -> None:

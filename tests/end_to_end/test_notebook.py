@@ -40,4 +40,4 @@ def test_the_notebook_runs_and_shows_what_it_says(tmp_path: Path, ray_tmpdir: Pa
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["notebook"]
     assert "4 rows: 4 done" in plain(run, 2)
     said = [one.data["text/plain"] for one in run.cells[4].outputs if one.output_type == "display_data"]
-    assert said[0].startswith("sweep notebook: 4 trials, 4 to be done"), "Tune has cleared what was shown before"
+    assert said[0].startswith("sweep notebook: 4 trials, 4 remaining"), "Tune has cleared what was shown before"

@@ -80,7 +80,7 @@ def test_plan_of_a_sweep_sums_its_trials() -> None:
     plans = [plan_trial(trial, 1_000_000, placement=place_on("4xa100")) for trial in sweep.trials()]
     seconds = [plan.seconds or 0 for plan in plans]
     lines = summary_lines(sweep, plans, plans[1:], place_on("4xa100"), 3.6)
-    assert lines[0].startswith("3 trials, 2 to be done: 2,000,000 tokens in 78 steps, 1.6 PFLOPs, 0.9 GiB on disk")
+    assert lines[0].startswith("3 trials, 2 remaining: 2,000,000 tokens in 78 steps, 1.6 PFLOPs, 0.9 GiB on disk")
     assert lines[1].startswith(f"~{format_duration(max(seconds[1:]))} of training, 4 at a time; ~0.00 GPU-hours, ~")
     assert lines[1].endswith(f"~{sum(seconds[1:]) / 1000:.2f} at 3.60 per hour")
 
