@@ -1,4 +1,4 @@
-"""A cluster of hosts on this machine: `clusters/onprem.yaml` up by `ray up` over real SSH, and down again."""
+"""Cluster of network namespaces on this machine, started from `clusters/onprem.yaml` by `ray up` over real SSH."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ ROOT = Path(__file__).resolve().parents[1]
 HOSTS_SCRIPT = Path(__file__).with_name("lab_hosts.sh")
 BIN_DIR = Path(sys.executable).parent
 LAB_ID = os.getpid() % 250
-"""Of the lab in the names that the kernel knows: two labs of one machine do not meet."""
+"""Prefix of the lab's names in the kernel, so that two labs on one machine do not collide."""
 NETWORK_PREFIX = f"10.77.{LAB_ID}"
 LOCAL_ADDRESS = f"{NETWORK_PREFIX}.1"
-"""Where hosts reach this machine, for example a server that a test has started on all its addresses."""
+"""Address at which hosts reach this machine, for example a server of a test."""
 
 
 def find_skip_reason() -> str:
-    """Why no hosts can be made on this machine; empty if they can."""
+    """Return why this machine cannot create hosts; an empty string if it can."""
     if os.geteuid() != 0:
         return "needs root, to make network namespaces"
     if lacking := [name for name in ("ip", "nsenter", "unshare", "rsync", "ssh", "sshd") if shutil.which(name) is None]:
@@ -47,24 +47,24 @@ def find_skip_reason() -> str:
 
 @dataclass(frozen=True)
 class LabCluster:
-    """A running cluster. Host 0 is the head, which runs no trials."""
+    """Running cluster. Host 0 is the head, which runs no trials."""
 
     folder: Path
-    """Everything of it: the launching user's home, the hosts' homes, logs, the yaml."""
+    """Folder with the home of the launching user, the homes of the hosts, logs and the yaml."""
     config_path: Path
-    """The yaml it was brought up with."""
+    """Cluster file that started it."""
     addresses: list[str]
-    """Of the hosts, the head's first."""
+    """Addresses of the hosts, the head's first."""
     user_env: Mapping[str, str]
-    """Of a process of the launching user: `ray` and `python` are this environment's, with the cluster's token."""
+    """Environment variables of the launching user: this environment's `ray` and `python`, and the cluster's token."""
     hosts_env: Mapping[str, str]
-    """Of lab_hosts.sh."""
+    """Environment variables of lab_hosts.sh."""
     dashboard_url: str
-    """Where `ray dashboard` brings the head's dashboard to, http://127.0.0.1:PORT."""
+    """URL to which `ray dashboard` forwards the head's dashboard, http://127.0.0.1:PORT."""
 
     @property
     def storage(self) -> Path:
-        """The shared folder, RAYLM_STORAGE of every host."""
+        """Shared folder, RAYLM_STORAGE on every host."""
         return self.folder / "storage"
 
     @property
@@ -72,33 +72,33 @@ class LabCluster:
         return (self.folder / "home" / ".ray" / "auth_token").read_text()
 
     def run_ray(self, *arguments: str, timeout: float = 120) -> str:
-        """What a `ray` command of the launching user prints."""
+        """Return the output of a `ray` command of the launching user."""
         return _run_command(["ray", *arguments], self.user_env, timeout)
 
     def run_on_host(self, host: int, *command: str, timeout: float = 60) -> str:
-        """What a command on a host prints."""
+        """Return the output of a command on a host."""
         return _run_command([str(HOSTS_SCRIPT), "exec", str(host), *command], self.hosts_env, timeout)
 
     def power_off(self, host: int) -> None:
         _run_command([str(HOSTS_SCRIPT), "kill", str(host)], self.hosts_env, 30)
 
     def unplug(self, host: int) -> None:
-        """Pulls a host's network cable: it runs on, and nobody hears of it."""
+        """Disconnect a host from the network; it keeps running."""
         _run_command([str(HOSTS_SCRIPT), "link", str(host), "down"], self.hosts_env, 30)
 
     def list_ray_processes(self, host: int) -> list[str]:
-        """The processes of Ray on a host: pid and the beginning of the command line."""
+        """Return the processes of Ray on a host: pid and the beginning of the command line."""
         lines = self.run_on_host(host, "ps", "-eo", "pid=,args=").splitlines()
         return [line.strip()[:120] for line in lines if re.search(r"ray::|/ray/|\bray (start|stop)\b", line)]
 
     def list_listening_ports(self, host: int) -> set[tuple[str, int]]:
-        """The addresses and ports of TCP that something listens at on a host."""
+        """Return the TCP addresses and ports on which a host listens."""
         lines = self.run_on_host(host, "ss", "-Hltn").splitlines()
         places = [line.split()[3].rsplit(":", 1) for line in lines]
         return {(address.strip("[]").removeprefix("::ffff:"), int(port)) for address, port in places}
 
     def get(self, path: str, token: str | None = None) -> tuple[int, str]:
-        """Status and body that the dashboard answers with, asked with this token."""
+        """Return status and body of the dashboard's answer to a request with this token."""
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         request = urllib.request.Request(self.dashboard_url + path, headers=headers)
         try:
@@ -108,7 +108,7 @@ class LabCluster:
             return refused.code, refused.read().decode()
 
     def list_nodes(self) -> list[dict[str, Any]]:
-        """The nodes of the cluster, as the dashboard's API has them."""
+        """Return the nodes of the cluster from the dashboard's API."""
         status, body = self.get("/api/v0/nodes?detail=true", self.token)
         if status != 200:
             raise RuntimeError(f"the dashboard answers {status}: {body}")
@@ -116,7 +116,7 @@ class LabCluster:
         return nodes
 
     def wait_for_nodes(self, num_nodes: int, timeout: float) -> None:
-        """Waits until so many nodes are alive: `ray up` returns before the workers have come."""
+        """Wait until a number of nodes is alive: `ray up` returns before the workers have joined."""
         end = time.monotonic() + timeout
         while (alive := sum(node["state"] == "ALIVE" for node in self.list_nodes())) != num_nodes:
             if time.monotonic() > end:
@@ -131,7 +131,7 @@ class LabCluster:
 def start_cluster(
     folder: Path, num_workers: int = 2, extra_env: Mapping[str, str] | None = None
 ) -> Iterator[LabCluster]:
-    """Hosts with the cluster of `clusters/onprem.yaml` on them, all workers alive and its dashboard at `Lab.dashboard`.
+    """Start hosts and the cluster of `clusters/onprem.yaml` on them; all workers are alive when the context is entered.
 
     Args:
         folder: an empty one, for everything that comes about. It is the storage's place too.
@@ -173,7 +173,7 @@ def start_cluster(
 
 
 def _build_config(folder: Path, addresses: list[str], extra_env: Mapping[str, str]) -> dict[str, Any]:
-    """The shipped yaml with its CHANGE lines changed, and this Python's packages in the place of an installation."""
+    """Write the shipped yaml with its CHANGE lines changed and this Python's packages instead of an installation."""
     config: dict[str, Any] = yaml.safe_load((ROOT / "clusters" / "onprem.yaml").read_text(encoding="utf-8"))
     config["provider"] |= {"head_ip": addresses[0], "worker_ips": addresses[1:]}
     config["auth"] |= {"ssh_user": "root", "ssh_private_key": str(folder / "id_ed25519")}
@@ -195,7 +195,7 @@ def _build_config(folder: Path, addresses: list[str], extra_env: Mapping[str, st
 
 @contextlib.contextmanager
 def _forward_dashboard(lab: LabCluster) -> Iterator[None]:
-    """`ray dashboard` while it runs."""
+    """Run `ray dashboard` until the context exits."""
     port = lab.dashboard_url.rsplit(":", 1)[1]
     command = ["ray", "dashboard", str(lab.config_path), "--port", port]
     with (lab.folder / "dashboard.log").open("w") as log:
@@ -227,7 +227,7 @@ def _wait_for_dashboard(lab: LabCluster) -> None:
 
 
 def _run_command(command: list[str], env: Mapping[str, str], timeout: float) -> str:
-    """What a command prints; where it fails, an error with all that it has said."""
+    """Return the output of a command; raise an error with its output if it fails."""
     done = subprocess.run(
         command,
         env=dict(env),

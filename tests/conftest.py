@@ -1,4 +1,4 @@
-"""What tests share: real text in small, the hub's stand-in where it is at hand, whole sweeps as a user starts them."""
+"""Fixtures of all tests: small datasets, a stand-in for the hub, a shared Ray, and sweeps."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LONG_FILES = (
     "test_against_transformers",
     "test_doctor",
 )
-"""Files whose tests take longest, besides those with Ray."""
+"""Files with the longest tests, besides those that use Ray."""
 HUB_DIR = Path(__file__).resolve().parents[2] / "shared" / "hub"
 
 RunSweep = Callable[..., subprocess.CompletedProcess[str]]
@@ -44,7 +44,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes of tests share th
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep tests of a file, and all that use Ray, in one process each; begin with Ray, then with what takes long."""
+    """Run the tests of a file, and all that use Ray, in one process each; Ray and long files first."""
     for item in items:
         uses_ray = item.get_closest_marker("ray") or "ray_address" in getattr(item, "fixturenames", ())
         if uses_ray:
@@ -72,7 +72,7 @@ def _isolated_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture(scope="session")
 def small_text(_isolated_environment: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset of some 3,000 tokens: a folder with train.txt and validation.txt, from Python's documentation."""
+    """Dataset of 3,000 tokens: a folder with train.txt and validation.txt, from Python's documentation."""
     folder = tmp_path_factory.mktemp("small-text")
     (folder / "train.txt").write_text(
         topics["operator-summary"] + topics["integers"] + topics["lambda"] + topics["for"]
@@ -84,7 +84,7 @@ def small_text(_isolated_environment: None, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture(scope="session")
 def corpus(small_text: Path) -> Corpus:
-    """The same in tokens of `gpt2-nano`. Not to be changed."""
+    """`small_text`, tokenized for `gpt2-nano`. Not to be changed."""
     from raylm.data import preparation
 
     return preparation.prepare(str(small_text), None, "gpt2-nano")
@@ -101,13 +101,13 @@ def _trained_folder(small_text: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture
 def trained_sweep(_trained_folder: Path, tmp_path: Path) -> Results:
-    """A results folder with a finished trial and one that was never begun, made without Ray; each test has its own."""
+    """Results folder with a finished and a pending trial, made without Ray; a copy for each test."""
     return load_results(shutil.copytree(_trained_folder, tmp_path / "s"))
 
 
 @contextlib.contextmanager
 def serve_hub(*options: str) -> Iterator[str]:
-    """The address of a stand-in for the Hugging Face Hub, while it runs."""
+    """Serve a stand-in for the Hugging Face Hub until the context exits; yield its URL."""
     if not (HUB_DIR / "serve.py").exists():
         pytest.skip("the stand-in for the Hugging Face Hub (../shared/hub) is not here")
     command = [sys.executable, str(HUB_DIR / "serve.py"), "--port", "0", *options]
@@ -121,7 +121,7 @@ def serve_hub(*options: str) -> Iterator[str]:
 
 @pytest.fixture
 def ray_tmpdir(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where Ray keeps what it notes of a cluster: no other command is to take this one's for its own."""
+    """Folder of Ray's notes about a cluster, so that other commands do not find it."""
     place = tempfile.mkdtemp(prefix="raylm", dir="/tmp")  # short enough for Ray's sockets
     monkeypatch.setenv("RAY_TMPDIR", place)
     yield Path(place)
@@ -129,11 +129,11 @@ def ray_tmpdir(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 SMALL_HUB_DATASET, SMALL_HUB_MODEL = "raylm-test/topics", "raylm-test/gpt2-tiny"
-"""What `small_hub` holds."""
+"""Contents of `write_small_hub`."""
 
 
 def write_small_hub(folder: Path, train: Sequence[str], validation: Sequence[str]) -> Path:
-    """A folder for a stand-in to serve: a dataset of these rows, a model of random weights with GPT-2's tokenizer."""
+    """Write a folder for `serve_hub`: a dataset of these rows, and a model of random weights with GPT-2's tokenizer."""
     if not HUB_DIR.exists():
         pytest.skip("the stand-in for the Hugging Face Hub (../shared/hub) is not here")
     model, data = f"models/{SMALL_HUB_MODEL}", folder / "datasets" / SMALL_HUB_DATASET / "data"
@@ -148,21 +148,21 @@ def write_small_hub(folder: Path, train: Sequence[str], validation: Sequence[str
 
 @pytest.fixture(scope="session")
 def hub_url() -> Iterator[str]:
-    """The address of a stand-in that all tests share."""
+    """URL of a stand-in for the hub that all tests share."""
     with serve_hub() as address:
         yield address
 
 
 @pytest.fixture
 def hub_env(hub_url: str, tmp_path: Path) -> dict[str, str]:
-    """The environment of a process that uses the stand-in, with empty caches."""
+    """Environment of a process that uses the stand-in for the hub, with empty caches."""
     caches = {"HF_HOME": str(tmp_path / "hf"), "RAYLM_CACHE": str(tmp_path / "raylm")}
     return {**os.environ, "HF_ENDPOINT": hub_url, "HF_HUB_OFFLINE": "0", **caches}
 
 
 @pytest.fixture(scope="session")
 def ray_address(_isolated_environment: None) -> Iterator[str]:
-    """The address of a Ray that tests share: one node with two CPUs and two GPUs, which are not there."""
+    """Address of a Ray that tests share: one node with two CPUs and two GPUs, which do not exist."""
     from ray_cluster import GPU_NAME, start_cluster
 
     with start_cluster(num_cpus=2, num_gpus=2, resources={f"accelerator_type:{GPU_NAME}": 1}) as cluster:
@@ -171,7 +171,7 @@ def ray_address(_isolated_environment: None) -> Iterator[str]:
 
 @pytest.fixture
 def run_here(ray_address: str, tmp_path: Path) -> RunHere:
-    """Runs a sweep from this process on the shared Ray, its results in `tmp_path / "runs"`."""
+    """Function that runs a sweep from this process on the shared Ray, with its results in `tmp_path / "runs"`."""
     from ray_cluster import run_on_cluster
 
     def run(sweep: Sweep, **options: Any) -> FinishedRun:
@@ -182,7 +182,7 @@ def run_here(ray_address: str, tmp_path: Path) -> RunHere:
 
 @pytest.fixture
 def run_sweep(tmp_path: Path) -> RunSweep:
-    """`python -m raylm.sweep FILE ...`, its results in `tmp_path / "runs"`."""
+    """Function that runs `python -m raylm.sweep FILE ...`, with its results in `tmp_path / "runs"`."""
 
     def run_command(file: Path, *arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -198,5 +198,5 @@ def run_sweep(tmp_path: Path) -> RunSweep:
 
 
 def build_sweep_command(file: Path, storage: Path, *arguments: str) -> list[str]:
-    """The command line of a sweep."""
+    """Return the command line of a sweep."""
     return [sys.executable, "-m", "raylm.sweep", str(file), "--storage", str(storage), *arguments]

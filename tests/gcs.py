@@ -1,4 +1,4 @@
-"""A Google Cloud Storage of the tests' own on this machine."""
+"""Google Cloud Storage emulator on this machine."""
 
 from __future__ import annotations
 
@@ -11,19 +11,14 @@ from pathlib import Path
 from oracle import find_free_port, is_port_open, wait_for
 
 BUCKET = "tests"
-SERVER_PROGRAM = """
-import sys, threading
-from gcp_storage_emulator.server import create_server
-create_server("127.0.0.1", int(sys.argv[1]), in_memory=True, default_bucket=sys.argv[2]).start()
-threading.Event().wait()
-"""
+SERVER = Path(__file__).parent / "programs" / "gcs_server.py"
 
 
 @contextlib.contextmanager
 def serve_gcs(log_path: Path) -> Iterator[dict[str, str]]:
-    """The environment of a process that uses it, while it runs."""
+    """Serve one bucket until the context exits; yield the environment variables of its users."""
     port = find_free_port()
-    command = [sys.executable, "-c", SERVER_PROGRAM, str(port), BUCKET]
+    command = [sys.executable, str(SERVER), str(port), BUCKET]
     with log_path.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
         try:
             wait_for(lambda: is_port_open("127.0.0.1", port))

@@ -1,4 +1,4 @@
-"""A stand-in for what the Hugging Face Hub answers to an upload: it keeps the files, and knows two tokens."""
+"""Stand-in for the upload API of the Hugging Face Hub, with two tokens."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 WRITE_TOKEN, READ_TOKEN = "hf_" + "w" * 34, "hf_" + "r" * 34
-"""A token that may write, and one that may not."""
+"""Tokens with and without write access."""
 
 
 class UploadServer(ThreadingHTTPServer):
-    """Model repositories by their full names, each with its visibility and its files."""
+    """Server that keeps uploaded model repositories by full name, each with its visibility and files."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _UploadHandler)
@@ -35,7 +35,7 @@ class _UploadHandler(BaseHTTPRequestHandler):
     server: UploadServer
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Says nothing."""
+        """Log nothing."""
 
     def read_body(self) -> bytes:
         if "chunked" not in self.headers.get("Transfer-Encoding", ""):
@@ -106,7 +106,7 @@ class _UploadHandler(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def serve_uploads() -> Iterator[UploadServer]:
-    """A stand-in, while it runs."""
+    """Serve uploads until the context exits."""
     with UploadServer() as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:

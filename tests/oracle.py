@@ -1,4 +1,4 @@
-"""What a sweep came to, to be compared with another's, and what is looked at while it runs."""
+"""Results of sweeps to compare, and processes and ports to watch while sweeps run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from raylm.results.storage import Folder
 
 
 def read_stable_table(folder: Path) -> dict[str, dict[str, str]]:
-    """The rows of results.csv by run, without what depends on time and launch."""
+    """Return the rows of results.csv by run name, without the columns that depend on time and launch."""
     with (folder / "results.csv").open() as file:
         rows = {row["run"]: row for row in csv.DictReader(file)}
     timely = ("training_seconds", "estimated_seconds", "checkpoint")
@@ -27,7 +27,7 @@ def read_stable_table(folder: Path) -> dict[str, dict[str, str]]:
 
 
 def hash_best_weights(folder: Path) -> dict[str, str]:
-    """The sha256 of each run's best weights, after checking its whole checkpoint."""
+    """Return the sha256 of each run's best weights, after verifying the checkpoint."""
     with (folder / "results.csv").open() as file:
         checkpoints = {row["run"]: folder / row["checkpoint"] for row in csv.DictReader(file) if row["checkpoint"]}
     found = {run: verify(checkpoint) for run, checkpoint in checkpoints.items()}
@@ -35,7 +35,7 @@ def hash_best_weights(folder: Path) -> dict[str, str]:
 
 
 def find_newest_checkpoint(folder: Path, trial: TrialConfig) -> Path | None:
-    """The checkpoint in a results folder that a trial would go on from."""
+    """Return the checkpoint in a results folder that a trial would resume from."""
     with open_latest_checkpoint(Folder(folder), trial) as checkpoint:
         return checkpoint
 
@@ -44,7 +44,7 @@ def find_newest_checkpoint(folder: Path, trial: TrialConfig) -> Path | None:
 def start_process(
     command: Sequence[str], log_path: Path, env: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A command, what it says going to a file; it is killed in the end if it still runs."""
+    """Start a command with its output in a file; kill it at the end if it still runs."""
     with log_path.open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log, env=env) as process:
         try:
             yield process
@@ -53,7 +53,7 @@ def start_process(
 
 
 def wait_for(condition: Callable[[], object], timeout: float = 120, poll_seconds: float = 0.02) -> None:
-    """Waits until something is there."""
+    """Wait until a condition holds; fail after `timeout` seconds."""
     end = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < end, "it did not come to this in time"
@@ -61,7 +61,7 @@ def wait_for(condition: Callable[[], object], timeout: float = 120, poll_seconds
 
 
 def find_free_port(host: str = "127.0.0.1") -> int:
-    """A port that nothing listens at now."""
+    """Return a port on which nothing listens at the moment."""
     with socket.socket() as probe:
         probe.bind((host, 0))
         port: int = probe.getsockname()[1]
@@ -69,13 +69,13 @@ def find_free_port(host: str = "127.0.0.1") -> int:
 
 
 def is_port_open(host: str, port: int) -> bool:
-    """Whether something listens at a port."""
+    """Return whether something listens on a port."""
     with socket.socket() as probe:
         return probe.connect_ex((host, port)) == 0
 
 
 def find_trial_processes(driver_pid: int) -> list[psutil.Process]:
-    """The processes below a command that train at this moment."""
+    """Return the descendants of a process that train a trial at the moment."""
     found = []
     for process in psutil.Process(driver_pid).children(recursive=True):
         try:

@@ -1,4 +1,4 @@
-"""An S3 of the tests' own on this machine, and a proxy before it that answers some requests with 503."""
+"""S3 server on this machine, and a proxy for it that answers some requests with 503."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ S3_CREDENTIALS = {
 
 @dataclass
 class S3Server:
-    """A running S3."""
+    """Running S3 server."""
 
     process: subprocess.Popen[bytes]
     url: str
 
     @property
     def env(self) -> dict[str, str]:
-        """What a process needs to use it."""
+        """Environment variables of a process that uses it."""
         return {**S3_CREDENTIALS, "AWS_ENDPOINT_URL": self.url}
 
 
 @contextlib.contextmanager
 def serve_s3(log_path: Path, host: str = "127.0.0.1") -> Iterator[S3Server]:
-    """An S3 with one bucket, while it is entered."""
+    """Serve S3 with one bucket until the context exits."""
     port = find_free_port(host)
     url = f"http://{host}:{port}"
     command = [sys.executable, "-m", "moto.server", "-H", host, "-p", str(port)]
@@ -64,17 +64,17 @@ def serve_s3(log_path: Path, host: str = "127.0.0.1") -> Iterator[S3Server]:
 
 @dataclass
 class BusyProxy:
-    """A proxy that answers every n-th request with 503 SlowDown, as S3 does when it is busy."""
+    """Proxy that answers every n-th request with 503 SlowDown, as a busy S3 does."""
 
     url: str
     refuse_every: int
     num_refused: int = 0
-    """Requests that were answered so."""
+    """Requests answered with 503."""
     num_passed: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def should_refuse(self) -> bool:
-        """Whether the request at hand is one of these."""
+        """Count a request; return whether to refuse it."""
         with self.lock:
             refused = (self.num_refused + self.num_passed + 1) % self.refuse_every == 0
             self.num_refused, self.num_passed = self.num_refused + refused, self.num_passed + (not refused)
@@ -83,7 +83,7 @@ class BusyProxy:
 
 @contextlib.contextmanager
 def serve_busy_proxy(server: S3Server, refuse_every: int) -> Iterator[BusyProxy]:
-    """A proxy before an S3."""
+    """Serve a proxy for an S3 server until the context exits."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -127,7 +127,7 @@ def serve_busy_proxy(server: S3Server, refuse_every: int) -> Iterator[BusyProxy]
         do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = forward  # noqa: N815  (the names that http.server calls)
 
         def log_message(self, format: str, *args: object) -> None:
-            """Quiet."""
+            """Log nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
         listening.daemon_threads = True
@@ -139,7 +139,7 @@ def serve_busy_proxy(server: S3Server, refuse_every: int) -> Iterator[BusyProxy]
 
 @contextlib.contextmanager
 def set_environment(values: dict[str, str]) -> Iterator[None]:
-    """These variables in this process's environment, while it is entered."""
+    """Set environment variables of this process until the context exits."""
     before = os.environ.copy()
     os.environ.update(values)
     try:

@@ -1,4 +1,4 @@
-"""Rows as storage would have them, and launches of a line-up without Ray: what tests of the search share."""
+"""Simulated rows, and launches of a trial queue without Ray."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from raylm.tuning.trial_queue import QueueHistory, SuggestFn, TrialQueue
 
 NUM_EVALUATIONS = 3
 NUM_TOKENS = 300
-"""Of a trial, with an evaluation after each third."""
+"""Tokens of a trial, with an evaluation after each third."""
 
 
 def build_row(
     trial: TrialConfig, status: str = DONE, losses: Sequence[float] = (), num_tokens: int = NUM_TOKENS
 ) -> Row:
-    """How a trial stands that had these adj val losses, one after each third of its tokens."""
+    """Return the row of a trial with these adj val losses, one after each third of its tokens."""
     if not losses:
         return Row(trial, status, "", None, None)
     progress = Progress(NUM_EVALUATIONS, 1, step=len(losses))
@@ -30,29 +30,29 @@ def build_row(
 
 
 def simulate_losses(trial: TrialConfig) -> list[float]:
-    """Falling, and the same ones whenever it runs."""
+    """Return falling losses, the same in every run of a trial."""
     chance = zlib.crc32(trial.id.encode()) % 1000 / 1000
     return [4 - 2 * chance - n / 2 for n in range(NUM_EVALUATIONS)]
 
 
 def simulate_status(trial: TrialConfig) -> str:
-    """How it ends if nobody stops it: most are done."""
+    """Return the final status of a trial that is not stopped: most are done."""
     return {0: FAILED, 1: DIVERGED}.get(zlib.crc32(trial.run_name.encode()) % 8, DONE)
 
 
 @dataclass
 class SimulatedStorage:
-    """The rows of a sweep through all of its launches, and what was told and handed out in the last one."""
+    """Rows of a sweep over all its launches, and what the queue reported and dispatched in the last one."""
 
     rows: dict[str, Row] = field(default_factory=dict)
     recorded_ids: list[str] = field(default_factory=list)
-    """Ids of the trials proposed so far, as sweep.json has them."""
+    """Ids of the trials suggested so far, as in sweep.json."""
     failed_ids: set[str] = field(default_factory=set)
     choose_status: Callable[[TrialConfig], str] = simulate_status
     stopped_ids: list[str] = field(default_factory=list)
-    """Ids of trials whose early stop was noted when they were found in storage."""
+    """Ids of trials whose early stop was recorded when the queue loaded them."""
     reported_outcomes: list[list[tuple[int, str, str, list[float]]]] = field(default_factory=list)
-    """For each proposal the outcomes that it was told: place, id, status, losses."""
+    """Outcomes reported with each suggestion: place, id, status, losses."""
     dispatched: list[TrialConfig] = field(default_factory=list)
 
     def load_row(self, trial: TrialConfig) -> Row:
@@ -84,7 +84,7 @@ class SimulatedStorage:
         )
 
     def finish_trial(self, queue: TrialQueue, trial: TrialConfig) -> None:
-        """Runs a trial to its end, or until the line-up stops it."""
+        """Run a trial to its end, or until the queue stops it."""
         status, losses = self.choose_status(trial), simulate_losses(trial)
         row = self.simulate_trial(queue, trial, NUM_EVALUATIONS if status == DONE else 1)
         stopped = len(row.evaluations) < NUM_EVALUATIONS and queue.find_stop_reason(trial, row)
@@ -92,14 +92,14 @@ class SimulatedStorage:
         queue.mark_finished(trial)
 
     def simulate_trial(self, queue: TrialQueue, trial: TrialConfig, num_evaluations: int) -> Row:
-        """How a trial stands after so many evaluations, or after that which ends it."""
+        """Return the row of a trial after a number of evaluations, or after the one at which the queue stops it."""
         rows = [build_row(trial, INTERRUPTED, simulate_losses(trial)[:n]) for n in range(num_evaluations + 1)]
         return next((row for row in rows if queue.find_stop_reason(trial, row)), rows[-1])
 
     def run_launch(
         self, queue: TrialQueue, *, seed: int = 0, max_concurrent: int = 3, max_finished: int | None = None
     ) -> None:
-        """Runs trials, some at a time, which end in an order of chance; after so many ends the machine goes down."""
+        """Run trials in a random order of ends, until all or `max_finished` have ended; then the machine crashes."""
         chance, running = random.Random(seed), list[TrialConfig]()
         while True:
             while len(running) < max_concurrent and (trial := queue.next_trial()):

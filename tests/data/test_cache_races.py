@@ -15,8 +15,6 @@ from typing import Any
 import pytest
 from conftest import SMALL_HUB_DATASET, serve_hub, write_small_hub
 
-pytestmark = pytest.mark.slow
-
 PROCESSES = 16
 KILLS = 10
 MAX_SECONDS_BETWEEN_KILLS = 0.6
@@ -85,7 +83,9 @@ def assert_cached_once(cache: Path, expected: dict[str, Any]) -> None:
     assert files == {"corpus.json", "train.npy", "validation.npy", *(f"tokenizer/{name}" for name in expected["files"])}
 
 
-@pytest.mark.parametrize(("seed", "has_long_path"), [(0, False), (1, False), (2, True)])
+@pytest.mark.parametrize(
+    ("seed", "has_long_path"), [(0, False), (1, False), pytest.param(2, True, marks=pytest.mark.nightly)]
+)
 def test_processes_killed_while_preparing_leave_a_whole_corpus(
     text: Path, undisturbed: dict[str, Any], tmp_path: Path, seed: int, has_long_path: bool
 ) -> None:

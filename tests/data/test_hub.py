@@ -12,7 +12,7 @@ import pytest
 from conftest import SMALL_HUB_DATASET, SMALL_HUB_MODEL, RunSweep, serve_hub, write_small_hub
 from oracle import hash_best_weights, read_stable_table
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.ray
 
 HUB_DELAY_SECONDS = 0.3
 
@@ -22,12 +22,12 @@ from raylm import Resources, Sweep
 sweep = Sweep(name={name!r}, space={{
     "dataset": {dataset!r}, "model": {model!r}, "context_length": 16, "batch_size": 4,
     "learning_rate": tune.grid_search({rates}), "max_train_tokens": 500,
-}}, resources=Resources(cpus=1))
+}}, resources=Resources(cpus=1, gpus=0))
 """
 
 
 def test_files_are_fetched_once_and_later_sweeps_need_no_hub(
-    small_text: Path, tmp_path: Path, run_sweep: RunSweep
+    small_text: Path, tmp_path: Path, ray_address: str, run_sweep: RunSweep
 ) -> None:
     lines = [(small_text / f"{split}.txt").read_text().splitlines() for split in ("train", "validation")]
     root = write_small_hub(tmp_path / "root", *lines)
@@ -39,7 +39,7 @@ def test_files_are_fetched_once_and_later_sweeps_need_no_hub(
 
     with serve_hub("--root", str(root), "--delay", str(HUB_DELAY_SECONDS)) as endpoint:
         env = {**os.environ, **folders, "HF_ENDPOINT": endpoint}
-        done = run_sweep(files["first"], env=env)
+        done = run_sweep(files["first"], "--address", ray_address, env=env)
         assert done.returncode == 0, done.stdout + done.stderr
         with urllib.request.urlopen(f"{endpoint}/_stats") as response:
             requests: dict[str, int] = json.load(response)["by_path"]
@@ -47,7 +47,7 @@ def test_files_are_fetched_once_and_later_sweeps_need_no_hub(
     assert len(fetched) == 3
     assert set(fetched.values()) == {1}, "two trials, each file once"
 
-    done = run_sweep(files["second"], env=env)  # the hub is gone
+    done = run_sweep(files["second"], "--address", ray_address, env=env)  # the hub is gone
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"the hub cannot be reached; dataset {SMALL_HUB_DATASET} is used at its last known commit" in done.stderr
     first, second = tmp_path / "runs" / "first", tmp_path / "runs" / "second"

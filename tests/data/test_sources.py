@@ -169,7 +169,6 @@ def test_refused_request_is_not_retried() -> None:
         hub.call_with_retries(request, "dataset x")
 
 
-@pytest.mark.slow
 def test_dataset_is_fetched_from_a_hub_that_is_often_busy(tmp_path: Path) -> None:
     with serve_hub("--fail", "0.3") as endpoint:
         env = {**os.environ, "HF_HUB_OFFLINE": "0", **hub_variables(endpoint, tmp_path)}

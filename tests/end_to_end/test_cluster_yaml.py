@@ -26,7 +26,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("path", [ONPREM, GCP], ids=lambda path: path.name)
-def test_the_schema_of_ray_accepts_the_file(path: Path) -> None:
+def test_schema_of_ray_accepts_the_file(path: Path) -> None:
     """AWS's is looked at in test_cluster_aws.py, where the launcher goes on after the schema."""
     validate_config(prepare_config(load(path)))
 
@@ -78,7 +78,7 @@ def test_every_start_of_ray_needs_the_token(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.name)
-def test_what_leaves_the_machine_suffices_to_install_and_is_no_more(path: Path) -> None:
+def test_mounted_files_are_those_needed_to_install(path: Path) -> None:
     mounts = load(path)["file_mounts"]
     assert mounts == load(AWS)["file_mounts"]
     code = {remote: local for remote, local in mounts.items() if remote != "~/.ray/auth_token"}

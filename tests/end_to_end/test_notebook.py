@@ -11,6 +11,7 @@ from typing import Any
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from ray_cluster import start_cluster
 
 NOTEBOOK = Path(__file__).resolve().parents[2] / "docs" / "notebook.ipynb"
 
@@ -29,11 +30,13 @@ def plain(notebook: Any, number: int) -> str:
     return next(str(one.data["text/plain"]) for one in cells[number].outputs if one.output_type == "execute_result")
 
 
-@pytest.mark.slow
-def test_the_notebook_runs_and_shows_what_it_says(tmp_path: Path, ray_tmpdir: Path) -> None:
+@pytest.mark.ray
+def test_notebook_runs_and_shows_its_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = nbformat.read(NOTEBOOK, 4)
     run = nbformat.read(NOTEBOOK, 4)
-    NotebookClient(run, timeout=300, resources={"metadata": {"path": tmp_path}}).execute()
+    with start_cluster(num_cpus=2) as cluster:
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        NotebookClient(run, timeout=300, resources={"metadata": {"path": tmp_path}}).execute()
     assert shown(run) == shown(kept)
     names, exit_code = plain(run, 0), plain(run, 1)
     assert names == plain(kept, 0) and exit_code == "0"

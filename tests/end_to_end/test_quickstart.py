@@ -21,7 +21,8 @@ from raylm.data.corpus import Windows
 from raylm.data.preparation import prepare
 from raylm.training.device import resolve_precision
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.ray, pytest.mark.nightly]
+PROGRAMS = Path(__file__).resolve().parents[1] / "programs"
 SWEEPS = Path(__file__).resolve().parents[2] / "sweeps"
 
 
@@ -39,7 +40,7 @@ def first_command(tmp_path: Path, run_sweep: RunSweep) -> tuple[str, Path]:
     return done.stdout, tmp_path / "runs" / "quickstart"
 
 
-def test_the_quickstart_learns_and_its_best_checkpoint_opens_anywhere(tmp_path: Path, run_sweep: RunSweep) -> None:
+def test_quickstart_learns_and_its_best_checkpoint_loads_in_transformers(tmp_path: Path, run_sweep: RunSweep) -> None:
     printed, folder = first_command(tmp_path, run_sweep)
     assert "dashboard: http://127.0.0.1:" in printed
     rows = rows_of(folder)
@@ -70,16 +71,8 @@ def requests_so_far(hub: str) -> int:
         return int(json.load(answer)["requests"])
 
 
-ONE_TRIAL = """
-from raylm import data, models
-source = models.locate("raylm-test/gpt2-tiny", pretrained=True)
-data.prepare("imdb", source.files(), source.name)
-"""
-"""All for which a single trial asks the hub."""
-
-
 @pytest.mark.chaos
-def test_the_imdb_grid_asks_the_hub_as_often_as_one_trial(
+def test_imdb_grid_makes_as_many_hub_requests_as_one_trial(
     hub_url: str, hub_env: dict[str, str], tmp_path: Path, run_sweep: RunSweep
 ) -> None:
     before = requests_so_far(hub_url)
@@ -89,7 +82,7 @@ def test_the_imdb_grid_asks_the_hub_as_often_as_one_trial(
     asked = requests_so_far(hub_url) - before
 
     empty = {name: hub_env[name] + "-of-one" for name in ("HF_HOME", "RAYLM_CACHE")}
-    subprocess.run([sys.executable, "-c", ONE_TRIAL], check=True, env={**hub_env, **empty})
+    subprocess.run([sys.executable, str(PROGRAMS / "one_trials_requests.py")], check=True, env={**hub_env, **empty})
     assert requests_so_far(hub_url) - before - asked == asked > 10
 
     rows = rows_of(tmp_path / "runs" / "imdb-grid")

@@ -248,19 +248,19 @@ def _instances() -> list[dict[str, Any]]:
 # ---- AWS: what comes up -------------------------------------------------------------------------------------------
 
 
-def test_the_head_is_small_on_demand_and_runs_no_trials(launched: Launched) -> None:
+def test_head_is_small_on_demand_and_runs_no_trials(launched: Launched) -> None:
     assert launched.head["InstanceType"] == "m7i.large" and launched.head.get("InstanceLifecycle") != "spot"
     assert NODE_TYPES["head"]["resources"] == {"CPU": 0}
 
 
-def test_the_workers_are_of_the_right_types_and_on_spot(launched: Launched) -> None:
+def test_workers_have_the_right_types_and_are_spot(launched: Launched) -> None:
     assert {name: one["InstanceType"] for name, one in launched.workers.items()} == WORKERS
     assert {one["InstanceLifecycle"] for one in launched.workers.values()} == {"spot"}
     options = [request["InstanceMarketOptions"]["SpotOptions"] for request in launched.requests[1:]]
     assert [0 < float(one["MaxPrice"]) < 10 for one in options] == [True] * 3
 
 
-def test_every_machine_has_its_tags_its_profile_its_group_imdsv2_and_an_encrypted_disk(launched: Launched) -> None:
+def test_every_machine_has_tags_profile_group_imdsv2_and_an_encrypted_disk(launched: Launched) -> None:
     (group,) = [one["GroupId"] for one in launched.groups if one["GroupName"] == "raylm"]
     assert len(launched.instances) == len(launched.requests) == 4
     for one in launched.instances:
@@ -275,7 +275,7 @@ def test_every_machine_has_its_tags_its_profile_its_group_imdsv2_and_an_encrypte
         assert disk["Ebs"]["Encrypted"] and disk["Ebs"]["DeleteOnTermination"] and disk["Ebs"]["VolumeType"] == "gp3"
 
 
-def test_nobody_but_the_own_network_and_the_group_gets_in(launched: Launched) -> None:
+def test_only_the_own_network_and_the_group_have_access(launched: Launched) -> None:
     groups = {one["GroupName"]: one for one in launched.groups}
     assert set(groups) == {"default", "raylm"}, "Ray has made a group of its own, which is open to everybody"
     rules = {
@@ -299,7 +299,7 @@ def test_ray_starts_with_the_token_and_a_dashboard_for_the_head_alone(launched: 
     assert "~/raylm/scripts/install" in all_of_it and "'.[aws]'" in all_of_it.replace("'\"'\"'", "'")
 
 
-def test_the_memory_of_a_card_is_what_ec2_says(launched: Launched) -> None:
+def test_gpu_memory_is_that_of_ec2(launched: Launched) -> None:
     for name, kind in WORKERS.items():
         described = launched.instance_types[kind]
         (card,) = described["GpuInfo"]["Gpus"]
@@ -329,7 +329,7 @@ def as_list(value: str | list[str]) -> list[str]:
     return [value] if isinstance(value, str) else value
 
 
-def test_a_worker_reaches_the_bucket_and_no_machine(tmp_path: Path) -> None:
+def test_worker_can_access_the_bucket_and_no_machine(tmp_path: Path) -> None:
     with empty_account(tmp_path) as patch, contextlib.redirect_stdout(io.StringIO()):
         account.main(ACCOUNT)
         become_machine(patch, "raylm-worker")
@@ -351,7 +351,7 @@ def test_a_worker_reaches_the_bucket_and_no_machine(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", POLICIES, ids=lambda path: path.name)
-def test_a_policy_gives_no_more_than_is_needed(path: Path) -> None:
+def test_policy_grants_no_more_than_needed(path: Path) -> None:
     for statement in statements(path):
         actions = as_list(statement["Action"])
         assert not any("*" in action for action in actions), statement["Sid"]
@@ -361,7 +361,7 @@ def test_a_policy_gives_no_more_than_is_needed(path: Path) -> None:
             assert statement["Condition"], statement["Sid"]
 
 
-def test_what_is_started_fits_the_conditions_of_those_who_start_it(launched: Launched) -> None:
+def test_started_machines_meet_the_conditions_of_the_policies(launched: Launched) -> None:
     """RunInstances as recorded, held against the policies: cluster's tag, type, IMDSv2, the one profile."""
     for number, request in enumerate(launched.requests):
         (start,) = [
@@ -385,7 +385,7 @@ def test_what_is_started_fits_the_conditions_of_those_who_start_it(launched: Lau
 
 
 @pytest.mark.parametrize(("name", "role"), [("head", "raylm-worker"), ("launcher", "raylm-head")])
-def test_machines_of_others_are_out_of_reach(name: str, role: str) -> None:
+def test_other_machines_are_not_accessible(name: str, role: str) -> None:
     by_action = {action: one for one in statements(policy_file(name)) for action in as_list(one["Action"])}
     ours = {"StringLike": {"aws:ResourceTag/ray-cluster-name": "raylm*"}}
     assert by_action["ec2:TerminateInstances"]["Condition"] == ours
@@ -395,7 +395,7 @@ def test_machines_of_others_are_out_of_reach(name: str, role: str) -> None:
             assert one["Condition"]["StringLike"] == ours["StringLike"]
 
 
-def test_the_account_is_made_once_and_can_be_taken_back(tmp_path: Path) -> None:
+def test_account_is_set_up_once_and_can_be_removed(tmp_path: Path) -> None:
     with empty_account(tmp_path):
         answers = []
         for _ in range(2):

@@ -86,13 +86,13 @@ def test_other_command_of_the_docs_exists(line: str) -> None:
         assert (ROOT / command[0]).stat().st_mode & 0o111, f"{command[0]} is no script of this repository"
 
 
-def test_the_readmes_sweep_is_the_one_that_is_shipped() -> None:
+def test_sweep_of_the_readme_is_the_bundled_one() -> None:
     shown = [block for block in blocks(ROOT / "README.md", "python") if "Sweep(" in block]
     assert shown == [(ROOT / "sweeps" / "imdb_grid.py").read_text(encoding="utf-8")]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_sweeps_of_the_docs_load(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sweeps_of_the_docs_load(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     for number, block in enumerate(one for one in blocks(page, "python") if "sweep = Sweep(" in one):
         file = tmp_path / f"{number}.py"
@@ -102,6 +102,6 @@ def test_the_sweeps_of_the_docs_load(page: Path, tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_python_of_the_docs_is_python(page: Path) -> None:
+def test_python_of_the_docs_compiles(page: Path) -> None:
     for block in blocks(page, "python"):
         compile(block, page.name, "exec")

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import build_sweep_command
+from ray_cluster import PROGRAMS
 from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -40,14 +41,6 @@ SECRETS = {
     "AWS_SESSION_TOKEN": "FwoGZXIvYXdzEJr7SingCanarySing3n2x8v0Q5t",
 }
 GIVEN_TOKEN = "5ec7e75ec7e7" * 5 + "beef"
-SWEEP = """
-from ray import tune
-from raylm import Resources, Sweep
-sweep = Sweep(name="small", space={{
-    "dataset": {dataset!r}, "model": "gpt2-nano", "context_length": 16, "batch_size": 4, "max_train_tokens": 300,
-    "seed": tune.grid_search({seeds}),
-}}, resources=Resources(cpus=1))
-"""
 
 
 @dataclass(frozen=True)
@@ -69,15 +62,13 @@ class Place:
 
     def run(self, dataset: Path, *seeds: int) -> Place:
         """A sweep through Ray, to its end."""
-        file = self.folder / "small.py"
-        file.write_text(SWEEP.format(dataset=str(dataset), seeds=list(seeds)))
         done = subprocess.run(
-            build_sweep_command(file, self.folder / "runs"),
+            build_sweep_command(PROGRAMS / "seeds.py", self.folder / "runs"),
             capture_output=True,
             text=True,
             timeout=570,
             check=False,
-            env=self.environment,
+            env={**self.environment, "RAYLM_TESTS_TEXT": str(dataset), "RAYLM_TESTS_SEEDS": ",".join(map(str, seeds))},
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return Place(self.folder, self.environment, done.stdout + done.stderr)
@@ -150,7 +141,7 @@ def holders(folder: Path, secret: str) -> list[Path]:
 
 
 @pytest.mark.parametrize("pack", [bytes, base64.b64encode, lambda raw: base64.b64encode(b"xy" + raw), gzip.compress])
-def test_the_search_finds_a_secret_however_it_is_packed(tmp_path: Path, pack: Any) -> None:
+def test_search_finds_a_secret_in_any_packing(tmp_path: Path, pack: Any) -> None:
     (tmp_path / "plain").write_bytes(pack(b"key=" + GIVEN_TOKEN.encode() + b";"))
     with zipfile.ZipFile(tmp_path / "archive", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("inside", pack(GIVEN_TOKEN.encode()))
@@ -158,9 +149,9 @@ def test_the_search_finds_a_secret_however_it_is_packed(tmp_path: Path, pack: An
     assert holders(tmp_path, GIVEN_TOKEN) == [tmp_path / "archive", tmp_path / "plain"]
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.parametrize("secret", SECRETS)
-def test_no_file_and_no_line_of_a_sweep_holds_a_secret_of_its_environment(swept: Place, secret: str) -> None:
+def test_no_file_and_no_output_of_a_sweep_contains_a_secret(swept: Place, secret: str) -> None:
     assert "1 done" in swept.said
     assert list(swept.results.glob("launch-*/tuner.pkl")), "this is a file that must be looked into"
     assert list(swept.folder.glob("tmp/ray/session_*/logs/*")), "and these are Ray's own"
@@ -169,8 +160,8 @@ def test_no_file_and_no_line_of_a_sweep_holds_a_secret_of_its_environment(swept:
     assert SECRETS[secret] not in swept.said
 
 
-@pytest.mark.slow
-def test_the_token_of_ray_stands_in_one_file_that_only_its_owner_reads(swept: Place) -> None:
+@pytest.mark.ray
+def test_token_of_ray_is_in_one_file_that_only_its_owner_reads(swept: Place) -> None:
     token = swept.token.read_text().strip()
     assert len(token) > 30
     assert token not in swept.said
@@ -178,17 +169,12 @@ def test_the_token_of_ray_stands_in_one_file_that_only_its_owner_reads(swept: Pl
     assert swept.token.stat().st_mode & 0o077 == 0, f"{swept.token} has mode {swept.token.stat().st_mode & 0o777:o}"
 
 
-def test_neither_ray_nor_the_hubs_client_tells_anybody_of_a_sweep() -> None:
-    asks = """
-import raylm.runner
-from raylm import prepare, tuner
-from huggingface_hub import constants
-from ray._common.usage import usage_lib
-print(constants.HF_HUB_DISABLE_TELEMETRY, usage_lib.usage_stats_enabled())
-"""
+def test_ray_and_the_hubs_client_send_no_telemetry() -> None:
     names = ("HF_HUB_DISABLE_TELEMETRY", "RAY_USAGE_STATS_ENABLED")  # a choice of the user's own goes before
     env = {name: value for name, value in os.environ.items() if name not in names}
-    done = subprocess.run([sys.executable, "-c", asks], capture_output=True, text=True, check=True, env=env)
+    done = subprocess.run(
+        [sys.executable, str(PROGRAMS / "telemetry.py")], capture_output=True, text=True, check=True, env=env
+    )
     assert done.stdout.split() == ["True", "False"]
 
 
@@ -210,10 +196,8 @@ def standing(folder: Path) -> dict[str, tuple[int, bytes]]:
     return {str(path.relative_to(folder)): (path.stat().st_mode, path.read_bytes()) for path in files_below(folder)}
 
 
-@pytest.mark.slow
-def test_a_sweep_goes_on_without_touching_what_links_lead_to_or_running_what_is_pickled(
-    swept: Place, small_text: Path, tmp_path: Path
-) -> None:
+@pytest.mark.ray
+def test_sweep_resumes_without_following_links_or_unpickling(swept: Place, small_text: Path, tmp_path: Path) -> None:
     outside, witness = tmp_path / "outside", tmp_path / "unpickled"
     (trial,) = (path.parent for path in swept.results.glob("launch-001/*/params.json"))
     outside.mkdir()
@@ -289,14 +273,14 @@ AUTO_MAP = {
 
 @pytest.mark.usefixtures("witness")
 @pytest.mark.parametrize("pretrained", [True, False])
-def test_a_known_model_that_names_code_of_its_own_is_loaded_without_it(model: Path, pretrained: bool) -> None:
+def test_known_model_with_own_code_is_loaded_without_it(model: Path, pretrained: bool) -> None:
     write_into(model / "config.json", auto_map=AUTO_MAP)
     write_into(model / "tokenizer_config.json", auto_map=AUTO_MAP)
     assert type(load(model, pretrained=pretrained)) is GPT2LMHeadModel
 
 
 @pytest.mark.usefixtures("witness")
-def test_a_tokenizer_of_code_of_its_own_is_not_taken(model: Path) -> None:
+def test_tokenizer_with_own_code_is_refused(model: Path) -> None:
     write_into(model / "tokenizer_config.json", auto_map=AUTO_MAP, tokenizer_class="Tokenizer")
     write_into(model / "config.json", auto_map=AUTO_MAP, model_type="foreign")
     (model / "tokenizer.json").unlink()
@@ -317,9 +301,7 @@ def pickled(witness: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("kind", ["pickle", "archive", "legacy"])
 @pytest.mark.parametrize("place", ["alone", "beside foreign safetensors", "named safetensors", "in the index"])
-def test_pickled_weights_are_refused_unread_wherever_they_stand(
-    model: Path, witness: Path, kind: str, place: str
-) -> None:
+def test_pickled_weights_are_refused_unread(model: Path, witness: Path, kind: str, place: str) -> None:
     content = pickled(witness)[kind]
     weights = model / "model.safetensors"
     (model / "pytorch_model.bin").write_bytes(content)
@@ -351,7 +333,7 @@ def test_pickled_tokens_in_the_cache_are_refused_unread(
 @pytest.mark.parametrize(
     "name", ["pytorch_model.bin", "../elsewhere.safetensors", "elsewhere/../../elsewhere.safetensors"]
 )
-def test_an_index_of_weights_names_only_safetensors_in_its_folder(model: Path, name: str) -> None:
+def test_index_of_weights_names_only_safetensors_in_its_folder(model: Path, name: str) -> None:
     """Weights that are whole, so that nothing but the name is wrong with them."""
     weights = model / "model.safetensors"
     tensors = load_file(weights)

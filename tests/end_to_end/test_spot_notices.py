@@ -10,7 +10,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from pydoc_data.topics import topics
 
 import pytest
 import ray
@@ -18,11 +17,14 @@ from conftest import build_sweep_command
 from oracle import find_newest_checkpoint, hash_best_weights, read_stable_table, start_process, wait_for
 from ray._private.state import state
 from ray.cluster_utils import Cluster
+from ray_cluster import PROGRAMS
+from reference_run import train_without_ray
 
 from raylm import spot_notices
 from raylm.config.sweep_file import load_sweep
 from raylm.tuning.coordinator import Command, Coordinator
 
+pytest_plugins = ["commands"]
 PATIENCE = 240
 
 
@@ -83,7 +85,7 @@ def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("machine", ["AWS"], indirect=True)
-def test_what_aws_announces(machine: Metadata) -> None:
+def test_notice_of_aws(machine: Metadata) -> None:
     assert spot_notices.check_aws() is None
     machine.announced = True
     notice = spot_notices.check_aws()
@@ -94,7 +96,7 @@ def test_what_aws_announces(machine: Metadata) -> None:
 
 
 @pytest.mark.parametrize("machine", ["Google"], indirect=True)
-def test_what_google_announces(machine: Metadata) -> None:
+def test_notice_of_google(machine: Metadata) -> None:
     assert spot_notices.check_google() is None
     machine.announced = True
     assert spot_notices.check_google() == spot_notices.SpotNotice(30, "Google preempts this spot machine")
@@ -102,9 +104,11 @@ def test_what_google_announces(machine: Metadata) -> None:
         spot_notices.check_aws()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("machine", ["AWS", "Google"], indirect=True)
-def test_ray_is_told(machine: Metadata, ray_tmpdir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.ray
+@pytest.mark.parametrize("machine", ["AWS", pytest.param("Google", marks=pytest.mark.nightly)], indirect=True)
+def test_notice_drains_the_node(
+    machine: Metadata, ray_tmpdir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
@@ -129,25 +133,12 @@ def test_ray_is_told(machine: Metadata, ray_tmpdir: Path, tmp_path: Path, monkey
         cluster.shutdown()
 
 
-SWEEP = """
-from ray import tune
-from raylm import Resources, Sweep
-sweep = Sweep(name="spot", space={{
-    "dataset": {text!r}, "model": "gpt2-nano", "context_length": 16, "batch_size": 1, "dropout": 0.1,
-    "learning_rate": tune.grid_search([1e-3, 2e-3, 3e-3]), "max_train_tokens": 10_000,
-}}, resources=Resources(cpus=1))
-"""
-
-
+@pytest.mark.ray
 @pytest.mark.chaos
-def test_a_trial_leaves_a_node_before_the_node_leaves_it(ray_tmpdir: Path, tmp_path: Path) -> None:
+def test_trial_migrates_from_a_draining_node(long_text: str, ray_tmpdir: Path, tmp_path: Path) -> None:
     """It is saved in the middle of its only epoch, without an evaluation on the way."""
-    file, output, text = tmp_path / "spot.py", tmp_path / "output", tmp_path / "text"
-    text.mkdir()
-    (text / "train.txt").write_text("\n".join(topics[name] for name in sorted(topics))[:100_000])
-    (text / "validation.txt").write_text(topics["while"] + topics["break"])
-    file.write_text(SWEEP.format(text=str(text)))
-    subprocess.run(build_sweep_command(file, tmp_path / "undisturbed", "--address", "local"), check=True)
+    file, output = PROGRAMS / "three_long_trials.py", tmp_path / "output"
+    reference = train_without_ray(load_sweep(file), tmp_path / "reference")
     trials = {trial.run_name: trial for trial in load_sweep(file).trials()}
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
@@ -166,8 +157,8 @@ def test_a_trial_leaves_a_node_before_the_node_leaves_it(ray_tmpdir: Path, tmp_p
     finally:
         cluster.shutdown()
     assert output.read_text().count("starts again") == 1  # nothing has begun on that node since
-    assert read_stable_table(tmp_path / "runs" / "spot") == read_stable_table(tmp_path / "undisturbed" / "spot")
-    assert hash_best_weights(tmp_path / "runs" / "spot") == hash_best_weights(tmp_path / "undisturbed" / "spot")
+    assert read_stable_table(tmp_path / "runs" / "spot") == read_stable_table(reference)
+    assert hash_best_weights(tmp_path / "runs" / "spot") == hash_best_weights(reference)
 
 
 def drain(address: str, node: str) -> None:

@@ -27,7 +27,7 @@ from raylm.config.sweep_file import load_sweep
 from raylm.data import preparation, tokenizer
 from raylm.report.analysis import load_results
 from raylm.results.manifest import verify
-from raylm.tuning import cluster, launch
+from raylm.tuning import cluster
 
 pytestmark = pytest.mark.ray
 
@@ -98,7 +98,7 @@ def test_table_checkpoints_and_record(finished: FinishedRun) -> None:
 def test_finished_sweep_shows_its_table_without_ray(
     sweep: Sweep, copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "run_launch", None)
+    monkeypatch.setattr(cluster, "connect_ray", None)
     before = sorted(copied.rglob("*"))
     done = run_on_cluster(sweep, tmp_path / "runs", NO_CLUSTER)
     assert done.exit_code == 0
@@ -263,7 +263,7 @@ def test_killed_trials_do_not_change_the_results(
     assert hash_best_weights(folder) == hash_best_weights(reference)
 
 
-def test_sweep_interrupted_and_then_killed_ends_as_an_undisturbed_one(
+def test_sweep_interrupted_and_then_killed_ends_as_an_uninterrupted_one(
     reference: Path, tmp_path: Path, start: Callable[[], subprocess.Popen[str]]
 ) -> None:
     storage = tmp_path / "runs"

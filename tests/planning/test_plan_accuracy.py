@@ -22,7 +22,7 @@ def test_catalog_has_the_parameters_of_each_size(model: str, parameters: int) ->
     assert MODELS[model].shape.num_parameters == parameters
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_gpt2_learns_from_the_first_step_within_the_estimated_memory(hub_env: dict[str, str]) -> None:
     command = [sys.executable, str(SCRIPT), "--one", "gpt2:256:8", "--steps", "2"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=hub_env)

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import os
 import pickle
-import signal
-import subprocess
-import time
 from functools import partial
 from pathlib import Path
 
 import pytest
 from checkpoints import TRIAL, save_checkpoint
-from conftest import build_sweep_command
-from oracle import hash_best_weights, read_stable_table, start_process, wait_for
+from oracle import wait_for
 from s3 import BUCKET, SECRET_KEY, S3Server, serve_busy_proxy, set_environment
 from typer.testing import CliRunner
 
@@ -170,12 +166,10 @@ def test_pickled_bucket_has_no_credentials(bucket: Bucket) -> None:
         (f"s3://{BUCKET}/runs", "http://127.0.0.1:9", "cannot be reached"),
     ],
 )
-def test_unreachable_bucket_is_reported_soon(s3: S3Server, uri: str, endpoint: str | None, message: str) -> None:
-    started = time.monotonic()
+def test_unreachable_bucket_is_reported(s3: S3Server, uri: str, endpoint: str | None, message: str) -> None:
     with set_environment({"AWS_ENDPOINT_URL": endpoint or s3.url}), pytest.raises(UserError, match=message) as caught:
         load_results(uri)
     assert "\n" not in str(caught.value) and uri in str(caught.value)
-    assert time.monotonic() - started < 60
 
 
 def test_bucket_without_a_sweep_is_not_a_results_folder(bucket: Bucket) -> None:
@@ -193,68 +187,3 @@ def test_requests_to_a_busy_bucket_are_retried(s3: S3Server, bucket: Bucket) -> 
         storage.remove("folder")
         assert storage.list_entries("folder") == {}
     assert proxy.num_refused >= 10
-
-
-# ---- whole sweeps -------------------------------------------------------------------------------------------------
-
-SWEEP = """
-from ray import tune
-from raylm import Resources, Sweep
-sweep = Sweep(name="small", space={{
-    "dataset": {text!r}, "model": "gpt2-nano", "context_length": 16, "batch_size": 2, "dropout": 0.1, "epochs": 3,
-    "learning_rate": tune.grid_search([1e-3, 2e-3, 3e-3]), "max_train_tokens": 2_000,
-}}, resources=Resources(cpus=1))
-"""
-STALL_SECONDS = 20.0
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(small_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with a sweep file and the results of an uninterrupted run in `small`."""
-    folder = tmp_path_factory.mktemp("uninterrupted")
-    (folder / "small.py").write_text(SWEEP.format(text=str(small_text)))
-    done = subprocess.run(build_sweep_command(folder / "small.py", folder), check=False, capture_output=True)
-    assert done.returncode == 0
-    return folder
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_sweep_in_a_bucket_is_the_same_after_a_kill_refused_requests_and_a_stall(
-    s3: S3Server, bucket: Bucket, uninterrupted: Path, tmp_path: Path
-) -> None:
-    command = [*build_sweep_command(uninterrupted / "small.py", Path())[:-1], bucket.uri]
-    with serve_busy_proxy(s3, refuse_every=5) as proxy, set_environment({"AWS_ENDPOINT_URL": proxy.url}):
-        with start_process(command, tmp_path / "first") as first:
-            wait_for(lambda: (tmp_path / "first").read_text().count("  epoch ") >= 2, 300)
-            first.kill()
-        with start_process(command, tmp_path / "second") as second:
-            wait_for(lambda: (tmp_path / "second").read_text().count("  epoch ") >= 1, 300)
-            s3.process.send_signal(signal.SIGSTOP)
-            time.sleep(STALL_SECONDS)
-            s3.process.send_signal(signal.SIGCONT)
-            assert second.wait(timeout=400) == 0, (tmp_path / "second").read_text()
-        assert proxy.num_refused > 10
-
-    results = bucket.subfolder("small")
-    with results.local_copy("") as copy:
-        assert read_stable_table(copy) == read_stable_table(uninterrupted / "small")
-        assert hash_best_weights(copy) == hash_best_weights(uninterrupted / "small")
-        files_with_key = [
-            path for path in copy.rglob("*") if path.is_file() and SECRET_KEY.encode() in path.read_bytes()
-        ]
-        assert files_with_key == []
-    assert SECRET_KEY not in (tmp_path / "first").read_text() + (tmp_path / "second").read_text()
-
-
-@pytest.mark.chaos
-def test_killed_sweep_in_a_google_bucket_resumes(google_bucket: Bucket, uninterrupted: Path, tmp_path: Path) -> None:
-    command = [*build_sweep_command(uninterrupted / "small.py", Path())[:-1], google_bucket.uri]
-    with start_process(command, tmp_path / "first") as first:
-        wait_for(lambda: (tmp_path / "first").read_text().count("  epoch ") >= 2 or first.poll() is not None, 300)
-        first.kill()
-    with start_process(command, tmp_path / "second") as second:
-        assert second.wait(timeout=300) == 0, (tmp_path / "second").read_text()
-    with google_bucket.subfolder("small").local_copy("") as copy:
-        assert read_stable_table(copy) == read_stable_table(uninterrupted / "small")
-        assert hash_best_weights(copy) == hash_best_weights(uninterrupted / "small")

@@ -20,7 +20,6 @@ from raylm.training.options import TrainingHooks
 from raylm.training.train import finetune
 from raylm.training.validation import build_training_windows
 
-pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).resolve().parents[2] / "bench" / "vs_trainer.py"
 
 

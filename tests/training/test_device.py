@@ -54,7 +54,6 @@ def test_plan_and_training_agree_about_any_processor(
     assert numerics.cpu_has_bfloat16() == has_bfloat16("cpu") == (flag != "avx2")
 
 
-@pytest.mark.slow
 def test_sweep_with_emulated_bfloat16_is_refused_before_ray_starts(
     run_sweep: RunSweep, small_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

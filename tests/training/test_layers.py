@@ -95,7 +95,7 @@ def test_attention_with_dropout_equals_plain_attention_with_the_same_mask(length
     assert all(torch.allclose(grad, reference) for grad, reference in zip(grads, expected_grads, strict=True))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
 def test_compiled_training_equals_eager_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiles once for all shapes, as on a GPU, by inductor's CPU backend."""

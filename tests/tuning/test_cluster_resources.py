@@ -1,39 +1,32 @@
-"""What a cluster has for trials, and what its autoscaler may start."""
+"""Resources that a cluster has for trials, and that its autoscaler may start."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
+import ray
 import yaml
 
-HEAD = """
-from ray.cluster_utils import Cluster
-import ray
 from raylm.tuning import cluster
-started = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-ray.init(started.address, logging_level="ERROR")
-gpu, cpu = {"cpu": 2, "gpu": 1.0}, {"cpu": 2, "gpu": 0.0}
-print(*[cluster.count_concurrent_trials(*each) for each in ((gpu, None), (cpu, None), (cpu, 3))])
-print(cluster.max_gpu_memory_gib())
-ray.shutdown()
-started.shutdown()
-"""
 
 
-def test_an_autoscalers_own_limit_counts(ray_tmpdir: Path, tmp_path: Path) -> None:
-    """Three workers at most, of two kinds of which there may be eight and two: the most that three can run."""
+def test_autoscalers_own_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three workers at most, of two types of which there may be eight and two: the most that three can run."""
     small, large = {"CPU": 4, "GPU": 1, "gpu_gib": 22}, {"CPU": 16, "GPU": 2, "gpu_gib": 158}
-    kinds = {
+    node_types = {
         "head": {"resources": {"CPU": 0}},
         "small": {"max_workers": 8, "resources": small},
         "large": {"max_workers": 2, "resources": large},
     }
-    content = {"max_workers": 3, "head_node_type": "head", "available_node_types": kinds}
+    content = {"max_workers": 3, "head_node_type": "head", "available_node_types": node_types}
     (tmp_path / "ray_bootstrap_config.yaml").write_text(yaml.safe_dump(content))
-    environment = {**os.environ, "HOME": str(tmp_path)}
-    command = [sys.executable, "-c", HEAD]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120, env=environment)
-    assert done.stdout.splitlines()[-2:] == ["5 18 3", "79.0"]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(cluster, "_find_local_cluster", lambda: "10.0.0.1:6379")
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="10.0.0.1:6379"))
+    monkeypatch.setattr(cluster, "list_alive_nodes", lambda: [{"Resources": {"node:__internal_head__": 1.0}}])
+    gpu, cpu = {"cpu": 2, "gpu": 1.0}, {"cpu": 2, "gpu": 0.0}
+    limits = ((gpu, None), (cpu, None), (cpu, 3))
+    assert [cluster.count_concurrent_trials(resources, limit) for resources, limit in limits] == [5, 18, 3]
+    assert cluster.max_gpu_memory_gib() == 79.0

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from oracle import read_stable_table
+from ray_cluster import run_on_cluster, start_cluster
 
-from raylm import Resources, TrialConfig
+from raylm import Resources, Sweep, TrialConfig
 from raylm.config.catalog import MODELS
 from raylm.planning import throughput
 from raylm.planning.memory import MemoryModel
@@ -79,36 +78,15 @@ def test_a_plan_counts_the_trials_that_share() -> None:
     assert slot.with_sharing(workload()).concurrent_trials == 16
 
 
-SWEEP = """
-import functools
-import sys
-
-import ray
-from ray import tune
-
-from raylm import Resources, Sweep, run
-from raylm.tuning import tuner
-
-if __name__ == "__main__":
-    _, text, storage, card = sys.argv
-    ray.init = functools.partial(ray.init, num_cpus=2, num_gpus=1, resources={f"accelerator_type:{card}": 1})
-    tuner.resolve_device = lambda resources: "cpu"
-    space = {
-        "dataset": text, "context_length": 16, "batch_size": 2, "epochs": 4,
-        "learning_rate": tune.grid_search([1e-4, 1e-3]),
-    }
+@pytest.mark.ray
+@pytest.mark.parametrize(("gpu", "concurrent"), [("H100", 2), pytest.param("unheard-of", 1, marks=pytest.mark.chaos)])
+def test_two_trials_share_the_one_gpu_that_ray_has(small_text: Path, tmp_path: Path, gpu: str, concurrent: int) -> None:
+    rates = {"grid_search": [1e-4, 1e-3]}
+    space = {"dataset": str(small_text), "context_length": 16, "batch_size": 2, "epochs": 4, "learning_rate": rates}
     sweep = Sweep(name="auto", space=space, resources=Resources(gpus="auto"))
-    sys.exit(run(sweep, storage=storage, address="local").exit_code)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("card", "at_a_time"), [("H100", 2), pytest.param("unheard-of", 1, marks=pytest.mark.chaos)])
-def test_two_trials_share_the_one_gpu_that_ray_has(small_text: Path, tmp_path: Path, card: str, at_a_time: int) -> None:
-    (tmp_path / "auto.py").write_text(SWEEP)
-    code = [sys.executable, str(tmp_path / "auto.py"), str(small_text), str(tmp_path), card]
-    done = subprocess.run(code, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert [row["status"] for row in read_stable_table(tmp_path / "auto").values()] == ["done"] * 2
-    events = re.findall(r"^\S+  (started|done)\b", done.stdout, re.MULTILINE)
-    assert events == (["started"] * 2 + ["done"] * 2 if at_a_time == 2 else ["started", "done"] * 2)
+    with start_cluster(num_cpus=2, num_gpus=1, resources={f"accelerator_type:{gpu}": 1}) as cluster:
+        done = run_on_cluster(sweep, tmp_path, cluster.address)
+    assert done.exit_code == 0, done.output
+    assert [row["status"] for row in read_stable_table(done.folder).values()] == ["done"] * 2
+    events = re.findall(r"^\S+  (started|done)\b", done.output, re.MULTILINE)
+    assert events == (["started"] * 2 + ["done"] * 2 if concurrent == 2 else ["started", "done"] * 2)

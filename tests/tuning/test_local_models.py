@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import build_sweep_command
-from oracle import hash_best_weights, read_stable_table
-from ray.cluster_utils import Cluster
 
 from raylm import TrialConfig
 from raylm.data import cache, preparation
@@ -64,50 +60,3 @@ def test_other_weights_in_a_folder_are_another_revision(folder: Path, tmp_path: 
     assert before.revision != after.revision
     random = [models.resolve_model(str(one), pretrained=False).revision for one in (folder, tmp_path / "model")]
     assert random[0] == random[1], "weights that are not loaded change nothing"
-
-
-SWEEP = """
-from ray import tune
-from raylm import Resources, Sweep
-sweep = Sweep(name="own", space={{
-    "dataset": {text!r}, "model": {model!r}, "context_length": 32, "max_train_tokens": 600, "dropout": 0.0,
-    "learning_rate": tune.grid_search([1e-3, 2e-3]),
-}}, resources=Resources(cpus=1))
-"""
-
-
-@pytest.mark.slow
-def test_a_sweep_on_nodes_without_the_folder(
-    folder: Path, small_text: Path, ray_tmpdir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Only the command sees it, in a mount namespace of its own."""
-    alone = ["unshare", "--mount"]
-    if shutil.which("unshare") is None or subprocess.run([*alone, "true"], check=False, capture_output=True).returncode:
-        pytest.skip("no mount namespace can be made here")
-    model, file = tmp_path / "mounted", tmp_path / "own.py"
-    model.mkdir()
-    file.write_text(SWEEP.format(text=str(small_text), model=str(model)))
-    mounted = ["sh", "-c", 'mount --bind "$1" "$2"; shift 2; exec "$@"', "sh", str(folder), str(model)]
-    local = build_sweep_command(file, tmp_path / "local", "--address", "local")
-    subprocess.run([*alone, *mounted, *local], check=True)
-
-    here = os.environ["RAYLM_CACHE"]
-    monkeypatch.setenv("RAYLM_CACHE", str(tmp_path / "cache"))
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    try:
-        cluster.add_node(num_cpus=2)
-        there = build_sweep_command(file, tmp_path / "runs", "--address", cluster.address)
-        done = subprocess.run(
-            [*alone, *mounted, *there],
-            check=False,
-            capture_output=True,
-            text=True,
-            env={**os.environ, "RAYLM_CACHE": here},
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-    finally:
-        cluster.shutdown()
-    (unpacked,) = [path for path in (tmp_path / "cache" / "models").iterdir() if path.is_dir()]
-    assert (unpacked / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
-    assert read_stable_table(tmp_path / "runs" / "own") == read_stable_table(tmp_path / "local" / "own")
-    assert hash_best_weights(tmp_path / "runs" / "own") == hash_best_weights(tmp_path / "local" / "own")

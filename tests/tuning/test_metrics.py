@@ -4,58 +4,46 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
+import urllib.request
 from pathlib import Path
 from typing import Any
 
-import pytest
+import ray
+from oracle import wait_for
+from trial_hooks import export_metrics
 
 from raylm.tuning.reporting import GAUGE_DESCRIPTIONS, TAG_KEYS
 
+RUN = "own-run"
 DASHBOARD = Path(__file__).resolve().parents[2] / "docs" / "grafana" / "raylm.json"
 
-SETTING = """
-import re, sys, time, urllib.request
-import ray
-from raylm.metrics import Gauges
-from raylm.progress import Step
 
-ray.init("local", num_cpus=1, include_dashboard=True, log_to_driver=False)
-
-@ray.remote
-def trial():
-    gauges = Gauges("sweep-of-mine", "run-of-mine", "cpu")
-    gauges.evaluated({"val_loss": 3.5, "adj_val_loss": 4.5})
-    while True:
-        gauges.stepped(Step(5, 10, 3.25, 1000, 250.0))
-        time.sleep(0.5)
-
-running = trial.remote()
-(node,) = ray.nodes()
-address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-deadline = time.monotonic() + 90
-while time.monotonic() < deadline:
-    time.sleep(1)
-    text = urllib.request.urlopen(address).read().decode()
-    lines = re.findall(r'^(ray_raylm_\\w+){(.*)} (\\S+)$', text, re.MULTILINE)
-    if lines:
-        break
-for name, labels, value in lines:
-    assert 'run="run-of-mine"' in labels and 'sweep="sweep-of-mine"' in labels, labels
-    print(name, value)
-ray.cancel(running)
-"""
+def read_exported(address: str, run: str) -> dict[str, float]:
+    """Return the metrics of a run that a node exports, by name."""
+    with urllib.request.urlopen(address) as answer:
+        text = answer.read().decode()
+    exported = re.findall(r"^(ray_raylm_\w+){(.*)} (\S+)$", text, re.MULTILINE)
+    return {
+        name: float(value)
+        for name, labels, value in exported
+        if f'run="{run}"' in labels and 'sweep="own-sweep"' in labels
+    }
 
 
-@pytest.mark.slow
-def test_prometheus_is_handed_the_numbers_of_a_trial(ray_tmpdir: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", SETTING], capture_output=True, text=True, check=False, timeout=180)
-    assert done.returncode == 0, done.stderr
-    told = dict(line.split() for line in done.stdout.splitlines() if line.startswith("ray_raylm"))
-    assert told.keys() == {f"ray_{name}" for name in GAUGE_DESCRIPTIONS}
-    assert float(told.pop("ray_raylm_memory_bytes")) > 1e7
-    assert {name.removeprefix("ray_raylm_"): float(value) for name, value in told.items()} == {
+def test_prometheus_gets_the_metrics_of_a_trial(ray_address: str) -> None:
+    ray.init(ray_address, log_to_driver=False, logging_level="ERROR")
+    try:
+        trial = ray.remote(num_cpus=1)(export_metrics).remote("own-sweep", RUN)
+        (node,) = ray.nodes()
+        address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+        wait_for(lambda: read_exported(address, RUN), poll_seconds=0.5)
+        values = read_exported(address, RUN)
+        ray.cancel(trial, force=True)
+    finally:
+        ray.shutdown()
+    assert values.keys() == {f"ray_{name}" for name in GAUGE_DESCRIPTIONS}
+    assert values.pop("ray_raylm_memory_bytes") > 1e7
+    assert {name.removeprefix("ray_raylm_"): value for name, value in values.items()} == {
         "train_loss": 3.25, "val_loss": 3.5, "adj_val_loss": 4.5,
         "step": 5, "total_steps": 10, "tokens_seen": 1000, "tokens_per_second": 250,
     }  # fmt: skip

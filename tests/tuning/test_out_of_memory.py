@@ -13,15 +13,18 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import RunHere
 from oracle import read_stable_table
 from torch import nn
+from trial_hooks import RAN_OUT_FILE, train_with_little_memory
 
-from raylm import TrialConfig
+from raylm import Resources, Sweep, TrialConfig
 from raylm.data.corpus import Corpus
 from raylm.results.progress import MicroBatching, StepMetrics
 from raylm.training import models
 from raylm.training.options import ExecutionOptions, TrainingHooks
 from raylm.training.train import Evaluation, finetune
+from raylm.tuning import tuner
 
 NANO = models.resolve_model("gpt2-nano", pretrained=True)
 BATCH = 8
@@ -138,7 +141,7 @@ def test_where_nothing_is_less_the_error_is_raised(corpus: Corpus) -> None:
 
 REAL = """
 import json, resource, sys, torch
-from raylm import TrialConfig
+from raylm import Resources, Sweep, TrialConfig
 from raylm.data.preparation import prepare
 from raylm.training import models
 from raylm.training.options import TrainingHooks
@@ -171,78 +174,24 @@ def test_memory_that_the_system_does_not_give(tmp_path: Path) -> None:
 
 # ---- in a sweep ---------------------------------------------------------------------------------------------------
 
-SMALL_CARD = """
-import importlib.util
-import os
-import sys
 
-
-class SmallCard:
-    # every process that imports the loop has memory for one window in training
-
-    def find_spec(self, name, path, target=None):
-        if name != "raylm.training.train":
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        execute = spec.loader.exec_module
-        spec.loader.exec_module = lambda module: (execute(module), shrink())
-        return spec
-
-
-def shrink():
-    import torch
-
-    def forward(module, inputs):
-        if isinstance(module, torch.nn.LayerNorm) and module.training and len(inputs[0]) > 1:
-            with open(os.environ["RAN_OUT"], "a") as file:
-                print(len(inputs[0]), file=file)
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
-
-    torch.nn.modules.module.register_module_forward_pre_hook(forward)
-
-
-sys.meta_path.insert(0, SmallCard())
-"""
-
-SWEEP = """
-import functools
-import sys
-
-import ray
-from ray import tune
-
-from raylm import Resources, Sweep, run
-from raylm.tuning import tuner
-
-if __name__ == "__main__":
-    _, text, storage, gpus = sys.argv
-    ray.init = functools.partial(ray.init, num_cpus=2, num_gpus=int(gpus))
-    tuner.resolve_device = lambda resources: "cpu"
-    space = {"dataset": text, "context_length": 16, "batch_size": 4, "learning_rate": tune.grid_search([1e-4, 1e-3])}
-    sweep = Sweep(name="small", space=space, resources=Resources(gpus=int(gpus)), max_failures=0)
-    sys.exit(run(sweep, storage=storage, address="local").exit_code)
-"""
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("gpus", [1, 2])
 def test_later_trials_of_a_shape_start_with_what_an_earlier_one_came_to(
-    small_text: Path, tmp_path: Path, gpus: int
+    small_text: Path, run_here: RunHere, monkeypatch: pytest.MonkeyPatch, gpus: int
 ) -> None:
-    (tmp_path / "sitecustomize.py").write_text(SMALL_CARD)
-    (tmp_path / "small.py").write_text(SWEEP)
-    code = [sys.executable, str(tmp_path / "small.py"), str(small_text), str(tmp_path), str(gpus)]
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "RAN_OUT": str(tmp_path / "ran-out")}
-    done = subprocess.run(code, capture_output=True, text=True, check=False, env=environment, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    rows = read_stable_table(tmp_path / "small").values()
+    monkeypatch.setattr(tuner, "train_gpt2", train_with_little_memory)
+    rates = {"grid_search": [1e-4, 1e-3]}
+    space = {"dataset": str(small_text), "context_length": 16, "batch_size": 4, "learning_rate": rates}
+    sweep = Sweep(name="small", space=space, resources=Resources(gpus=gpus), max_failures=0)
+    done = run_here(sweep, max_concurrent=1)
+    assert done.exit_code == 0, done.output
+    rows = read_stable_table(done.folder).values()
     assert [(row["status"], row["micro_batch_size"]) for row in rows] == [("done", "1")] * 2
-    told = "".join(file.read_text() for file in (tmp_path / "small").rglob("log*.txt"))
-    assert "out of memory: continues with micro-batch 1" in told
-    ran_out = sorted((tmp_path / "ran-out").read_text().split(), reverse=True)
+    logs = "".join(file.read_text() for file in done.folder.rglob("log*.txt"))
+    assert "out of memory: continues with micro-batch 1" in logs
+    ran_out = sorted((done.folder / RAN_OUT_FILE).read_text().split(), reverse=True)
     if gpus == 1:
         assert ran_out == ["4", "2"]  # one after the other, in the first trial
     else:
         assert set(ran_out) == {"2"} and len(ran_out) <= gpus  # all ranks in one attempt; the next one knew
-        assert "starts again from its latest checkpoint: out of memory with micro-batch 2" in done.stdout
+        assert "starts again from its latest checkpoint: out of memory with micro-batch 2" in done.output

@@ -9,9 +9,12 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from conftest import RunHere
+from trial_hooks import train_and_leak
 
+from raylm import Resources, Sweep
 from raylm.planning import devices
-from raylm.tuning import trial_process
+from raylm.tuning import trial_process, tuner
 
 EATER = """
 import sys, time
@@ -72,37 +75,14 @@ def test_what_a_process_keeps_between_two_trials_is_noticed_and_what_it_frees_is
     assert footprint.leaked_bytes < 2**25
 
 
-LEAKS = """
-import sys
-import numpy as np
-from raylm import trainable, tuner
-from raylm.cli import app
-train_gpt2, kept = tuner.train_gpt2, []
-
-def leaking(config, job):
-    kept.append(np.ones(2**25))  # 256 MiB
-    trainable.GROWN = 0.01
-    train_gpt2(config, job)
-
-tuner.train_gpt2 = leaking
-app(["run", *sys.argv[1:]])
-"""
-SWEEP = """
-from ray import tune
-from raylm import Resources, Sweep
-sweep = Sweep(name="leaks", space={{
-    "dataset": {text!r}, "model": "gpt2-nano", "context_length": 32, "max_train_tokens": 500,
-    "learning_rate": tune.grid_search([1e-3, 2e-3, 3e-3]),
-}}, resources=Resources(cpus=1))
-"""
-
-
-@pytest.mark.slow
-def test_a_worker_that_has_grown_is_followed_by_a_fresh_one(small_text: Path, tmp_path: Path) -> None:
-    """Nothing of raylm leaks; the trials of this one do."""
-    (tmp_path / "leaks.py").write_text(SWEEP.format(text=str(small_text)))
-    options = ["--storage", str(tmp_path / "runs"), "--max-concurrent", "1", "--address", "local"]
-    command = [sys.executable, "-c", LEAKS, str(tmp_path / "leaks.py"), *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "its process has grown by 0." in done.stdout and "3 rows: 3 done" in done.stdout
+def test_worker_that_has_grown_is_replaced_by_a_fresh_one(
+    small_text: Path, run_here: RunHere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of raylm leaks; the trials of this test do."""
+    monkeypatch.setattr(tuner, "train_gpt2", train_and_leak)
+    rates = {"grid_search": [1e-3, 2e-3, 3e-3]}
+    space = {"dataset": str(small_text), "context_length": 32, "max_train_tokens": 500, "learning_rate": rates}
+    sweep = Sweep(name="leaks", space=space, resources=Resources(cpus=1, gpus=0))
+    done = run_here(sweep, max_concurrent=1)
+    assert done.exit_code == 0, done.output
+    assert "its process has grown by 0." in done.output and "3 rows: 3 done" in done.output

@@ -1,0 +1,46 @@
+"""Ctrl-C, once and twice: trials are saved, no process is left, and the sweep ends as an uninterrupted one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from commands import Start, Uninterrupted, assert_same, wait_until_training
+from oracle import wait_for
+
+from raylm.results import manifest
+
+pytest_plugins = ["commands"]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(3000)]
+
+
+def test_ctrl_c_saves_the_trials_and_leaves_no_process(
+    grid: Uninterrupted, start: Start, ray_address: str, tmp_path: Path
+) -> None:
+    """Two commands with a Ray of their own, interrupted once and twice; a third one runs the sweep to its end."""
+    folder = tmp_path / "runs" / "chaos"
+    command = start(grid[0], "--address", "local")
+    wait_until_training(command)
+    command.look()
+    command.interrupt()
+    assert command.ends() == 130
+    wait_for(lambda: not command.left(), 60)
+
+    assert "val loss" in command.said()
+    assert "run the same command to resume" in command.said()
+    saved = [content for path in folder.glob("launch-*/*/checkpoint_*") if (content := manifest.verify(path))]
+    steps = [(content.progress.step, content.progress.total_steps) for content in saved]
+    assert any(0 < step < total for step, total in steps), steps
+    assert not any(content.progress.evaluations for content in saved)
+
+    command = start(grid[0], "--address", "local")
+    wait_until_training(command)
+    command.look()
+    command.interrupt()
+    command.wait_for(lambda: "Ctrl-C again to exit at once" in command.said(), between=0.005)
+    command.interrupt()
+    assert command.ends() == 130
+    wait_for(lambda: not command.left(), 60)
+
+    assert start(grid[0], "--address", ray_address).ends() == 0
+    assert_same(folder, grid[1])
