@@ -55,6 +55,7 @@ def connect_ray(address: str | None, verbose: bool) -> Iterator[str | None]:
     address = resolve_address(address)
     is_local = address == "local"
     logging.getLogger("ray.tune").setLevel(logging.INFO if verbose else logging.CRITICAL)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else tokenizers warns when Ray forks this process
     if is_local:
         _create_auth_token()
     try:
