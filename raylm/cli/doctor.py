@@ -92,7 +92,6 @@ def _free_gib(path: Path) -> float:
 
 
 def _check_nodes(local_facts: dict[str, Any], storage: Storage | None) -> Iterator[CheckResult]:
-    nodes = cluster.list_alive_nodes()
     """Yield the results of checking every node of the connected cluster."""
     nodes = cluster.list_alive_nodes()
     storage_problems = find_storage_problems(storage) if storage is not None else {}
