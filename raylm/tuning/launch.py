@@ -83,8 +83,8 @@ class Launch:
             resources = cluster.resolve_resources(sweep.resources)
             precision = tuner.resolve_precision(sweep.precision, resources)
             nodes.check_storage(self._results.storage)
-            token_hint = " (its token: ray get-auth-token)" if dashboard_url else ""
-            self._notify(f"dashboard: {dashboard_url or 'not running'}{token_hint}")
+            token_hint = " (print its token with `ray get-auth-token`)" if dashboard_url else ""
+            self._notify(f"Ray dashboard: {dashboard_url or 'not running'}{token_hint}")
             if address == "local":
                 self._placement = _find_placement(sweep, resources, precision)
             deadline = time.monotonic() + sweep.time_budget_hours * 3600 if sweep.time_budget_hours else None
