@@ -1,4 +1,4 @@
-"""What the benchmarks read of a sweep is what it prints where there is no terminal."""
+"""Benchmarks read the times of trials from the plain output of a sweep."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def printed(last: str) -> str:
-    """What a launch of two trials says, the second of which ends so."""
+    """Return the output of a launch of two trials, the second of which ends with a status."""
     rows = [Row(trial, PENDING, "", None, None) for trial in TRIALS.values()]
     watch = SweepMonitor("s", SweepRows(Folder(Path("/nowhere")), rows), 2, lambda trial: 1.0)
     out = io.StringIO()
@@ -46,12 +46,12 @@ def printed(last: str) -> str:
     return out.getvalue()
 
 
-def test_starts_and_ends_of_trials_are_seen(watched: Any) -> None:
-    found = watched.watched([sys.executable, "-c", f"print({printed(DONE)!r})"], trials=2)
-    assert len(found.started) == len(found.done) == 2
-    assert 0 < found.started[0] <= found.done[-1] <= found.ended
+def test_times_of_trials_are_read_from_the_output(watched: Any) -> None:
+    timing = watched.time_sweep([sys.executable, "-c", f"print({printed(DONE)!r})"], num_trials=2)
+    assert len(timing.started) == len(timing.done) == 2
+    assert 0 < timing.started[0] <= timing.done[-1] <= timing.total_seconds
 
 
-def test_a_sweep_that_has_not_done_all_is_no_measurement(watched: Any) -> None:
+def test_incomplete_sweep_is_an_error(watched: Any) -> None:
     with pytest.raises(SystemExit, match="1 of 2 trials done"):
-        watched.watched([sys.executable, "-c", f"print({printed(FAILED)!r})"], trials=2)
+        watched.time_sweep([sys.executable, "-c", f"print({printed(FAILED)!r})"], num_trials=2)

@@ -102,7 +102,7 @@ def _create_group(ec2: Any, ssh_from: str) -> str:
 
 
 def _find_groups(ec2: Any) -> list[str]:
-    found = ec2.describe_security_find_groups(Filters=[{"Name": "group-name", "Values": [GROUP]}])["SecurityGroups"]
+    found = ec2.describe_security_groups(Filters=[{"Name": "group-name", "Values": [GROUP]}])["SecurityGroups"]
     return [group["GroupId"] for group in found]
 
 
