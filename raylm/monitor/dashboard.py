@@ -89,7 +89,8 @@ class Dashboard:
 
     def _load_view(self) -> DashboardView:
         """Return the content now; set the version of the page, unless it was drawn a short time ago."""
-        results, heartbeat = self._load_results(), read_heartbeat(self._storage)
+        heartbeat = read_heartbeat(self._storage)  # before the rows: they are final once there is none
+        results = self._load_results()
         if heartbeat is None or not heartbeat.is_alive or heartbeat.state is None:
             description = heartbeat.description if heartbeat else "not running"
             view = DashboardView(results, idle_state(results), description)

@@ -219,5 +219,5 @@ def _render_total(state: SweepState) -> Table:
 
 
 def shorten_name(name: str, max_chars: int) -> str:
-    """Return a run name with its middle left out if it is too long; beginning and end of the id stay."""
+    """Return a run name, without its middle if it is too long; its beginning and the end of its id stay."""
     return name if len(name) <= max_chars else f"{name[: max_chars - SUFFIX_CHARS - 1]}…{name[-SUFFIX_CHARS:]}"

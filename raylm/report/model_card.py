@@ -54,7 +54,7 @@ class Provenance:
 
     @property
     def precision(self) -> str:
-        """Precision that the sweep asked for."""
+        """Precision of the launch's trials; `auto` if it is not recorded, or each trial resolved it."""
         return self.launch.precision if self.launch else "auto"
 
     def portable_config(self, config: TrialConfig) -> TrialConfig:

@@ -87,7 +87,7 @@ class LaunchCallback(tune.Callback):
             self._tune_sigint_handler(signal.SIGINT, None)  # Tune stops the trials that still run
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Handle the start of a trial, an attempt of it."""
+        """Handle the start of an attempt of a trial."""
         config = get_trial_config(trial)
         if not self.pause_reason:
             self.running[config.run_name] = config

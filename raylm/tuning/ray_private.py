@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, TextIO
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when Ray is imported
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when Ray is started
 
 from ray._private.services import find_bootstrap_address
 from ray._private.state import state

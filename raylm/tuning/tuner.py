@@ -243,7 +243,7 @@ class TuneRunner:
         trainable = tune.with_parameters(train_gpt2, context=context)
         trainable.__name__ = self.sweep.name  # name of the trials' actors in Ray's dashboard
         return tune.Tuner(
-            tune.with_resources(trainable, functools.partial(self._request_resources, context)),
+            tune.with_resources(trainable, self.resource_request(context)),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 scheduler=scheduler,
@@ -268,15 +268,29 @@ class TuneRunner:
             ),
         )
 
-    def _request_resources(self, context: LaunchContext, config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
-        """Return the resources of one trial."""
-        trial = TrialConfig.from_record(config)
-        largest = cluster.max_gpu_memory_gib() if self.resources["gpu"] >= 1 else 0.0
-        shape = context.shapes[trial.model, trial.pretrained]
-        gib = estimate_gpu_memory_gib(trial, shape, self.precision, largest, context.world_size) if largest else 0
-        return build_placement_group(
-            {**self.resources, "gpu": self.resources["gpu"] * context.gpu_fraction(trial)}, gib
-        )
+    def resource_request(self, context: LaunchContext) -> Callable[[Mapping[str, Any]], tune.PlacementGroupFactory]:
+        """Return the function by which Tune asks for the resources of a trial.
+
+        Tune pickles it into the class of the trials' actors, which Ray limits to 100 MB: it must not hold corpora.
+        """
+        max_gib = cluster.max_gpu_memory_gib() if self.resources["gpu"] >= 1 else 0.0
+        return functools.partial(_request_resources, context, self.resources, max_gib)
+
+
+def _request_resources(
+    context: LaunchContext, resources: Mapping[str, float], max_gib: float, config: Mapping[str, Any]
+) -> tune.PlacementGroupFactory:
+    """Return the resources of one trial.
+
+    Args:
+        resources: resources of a trial that shares no GPU.
+        max_gib: memory of the cluster's largest GPU; 0: unknown, or no GPU is needed.
+        config: the trial, as Tune holds it.
+    """
+    trial = TrialConfig.from_record(config)
+    shape = context.shapes[trial.model, trial.pretrained]
+    gib = estimate_gpu_memory_gib(trial, shape, context.precision, max_gib, context.world_size) if max_gib else 0
+    return build_placement_group({**resources, "gpu": resources["gpu"] * context.gpu_fraction(trial)}, gib)
 
 
 def _run_name(trial: Any) -> str:

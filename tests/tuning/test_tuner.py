@@ -8,20 +8,26 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
+from ray import cloudpickle
 from ray.exceptions import ActorDiedError
 from ray.tune.search import Searcher
 from transformers import GPT2Config
 
 from raylm import TrialConfig
 from raylm.config.catalog import MODELS
+from raylm.config.sweep import Sweep
+from raylm.data.corpus import Corpus
 from raylm.results.rows import DONE, PENDING, Row
+from raylm.results.storage import Folder
 from raylm.training.models import ModelSource, load_shape
 from raylm.tuning import cluster
 from raylm.tuning.callbacks import read_failure_reason
+from raylm.tuning.prepare import LaunchContext, PreparedInputs
 from raylm.tuning.searcher import QueueSearcher
 from raylm.tuning.trial_queue import SuggestFn, TrialQueue
-from raylm.tuning.tuner import build_placement_group, estimate_gpu_memory_gib, resolve_precision
+from raylm.tuning.tuner import TuneRunner, build_placement_group, estimate_gpu_memory_gib, resolve_precision
 
 TRIALS = [TrialConfig(seed=seed) for seed in (3, 1, 2)]
 
@@ -133,6 +139,14 @@ def test_memory_of_an_unknown_precision_is_that_of_the_larger() -> None:
     shape, trial = MODELS["gpt2"].shape, TrialConfig(model="gpt2")
     needed = {name: estimate_gpu_memory_gib(trial, shape, name, 80.0) for name in ("float32", "bfloat16", "auto")}
     assert needed["auto"] == max(needed["float32"], needed["bfloat16"])
+
+
+def test_resource_request_is_pickled_without_corpora(tmp_path: Path) -> None:
+    corpora = {("imdb", "gpt2"): cast(Corpus, SimpleNamespace(tokens=np.zeros(1_000_000, np.int32)))}
+    sweep, resources = Sweep(name="s", space={"seed": 0}), {"cpu": 1, "gpu": 0.0}
+    runner = TuneRunner(sweep, PreparedInputs(corpora, {}, {}), Folder(tmp_path), resources, "float32")
+    request = runner.resource_request(cast(LaunchContext, SimpleNamespace()))
+    assert len(cloudpickle.dumps(request)) < 10_000, "Ray refuses an actor class of more than 100 MB"
 
 
 RAISED = """\
