@@ -1,4 +1,4 @@
-"""Whole sweeps that are killed again and again, lose nodes or run out of time: each ends as an uninterrupted one."""
+"""Sweeps that are killed repeatedly, lose nodes or run out of time end like an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -170,5 +170,5 @@ def _raylet(node: Any) -> int:
 
 
 def _parents(name: str) -> list[int]:
-    """Of the processes of a name."""
+    """Return the parents of all processes of a name."""
     return [process.ppid() for process in psutil.process_iter() if has_name(process, name)]

@@ -1,4 +1,4 @@
-"""The cluster files: accepted by Ray and by Google, no secret and no open door in them, every line to change marked."""
+"""Cluster files: valid for Ray and Google, without secrets and open ports, with every line to change marked."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ PLACEHOLDERS = re.compile(
 
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.name)
 def test_every_line_that_a_user_must_change_is_marked_and_explained(path: Path) -> None:
-    """A CHANGE begins a comment of some words, and stands above the setting that it speaks of."""
+    """A CHANGE begins a comment of some words above the setting."""
     lines = path.read_text(encoding="utf-8").splitlines()
     marked: set[int] = set()
     for number, line in enumerate(lines):

@@ -1,4 +1,4 @@
-"""Sweeps that are short of memory and disk: what fails fails alone, and the rest resumes when there is room."""
+"""Sweeps without enough memory or disk space: a trial fails alone, and a sweep resumes when there is space."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ pytestmark = pytest.mark.timeout(3000)
 MIB = 2**20
 DISK_MIB = 60
 LEFT_ON_DISK_MIB = 1
-"""A checkpoint is larger."""
+"""Free space, smaller than a checkpoint."""
 MEMORY_MIB = 4500
 TOO_LARGE = {"n_embd": 2560, "n_layer": 6, "n_head": 4, "n_positions": 64}
-"""A model that alone takes more, with its gradients."""
+"""Model that needs more than that with its gradients."""
 
 # ---- memory and disk ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def memory_group() -> Iterator[Path]:
-    """A group of processes that may take so much memory together and no more."""
+    """Control group with a memory limit; yields its folder."""
     group = Path("/sys/fs/cgroup/memory") / f"raylm-test-{os.getpid()}"
     try:
         group.mkdir()
@@ -81,7 +81,7 @@ def test_trial_too_large_for_the_memory_fails_alone(
 
 @pytest.fixture
 def small_disk() -> Iterator[Callable[[int], Path]]:
-    """Mounts a disk of so many MiB; its path is short, as Ray's sockets may be in there."""
+    """Function that mounts a disk of a size in MiB, at a short path for Ray's sockets."""
     mounted: list[Path] = []
 
     def mount(mebibytes: int) -> Path:
@@ -104,7 +104,7 @@ def small_disk() -> Iterator[Callable[[int], Path]]:
 
 
 def fill(disk: Path, left: int = LEFT_ON_DISK_MIB) -> Path:
-    """A file that takes what is free on a disk but for so many MiB."""
+    """Fill a disk up to `left` MiB with a file; return the file."""
     filler = disk / "filler"
     with filler.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(disk).free - left * MIB)

@@ -1,4 +1,4 @@
-"""Ctrl-C, once and twice: trials are saved, no process is left, and the sweep ends as an uninterrupted one."""
+"""Ctrl-C, once and twice: trials are saved, no process is left, and the sweep ends like an uninterrupted one."""
 
 from __future__ import annotations
 

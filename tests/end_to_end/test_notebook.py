@@ -1,4 +1,4 @@
-"""The notebook of the docs runs as it stands, and what it shows there is what it gives.
+"""The notebook of the docs runs, and its saved outputs are those of a run.
 
 Its outputs are those of `jupyter execute --inplace docs/notebook.ipynb`, but for what libraries said on standard error.
 """
@@ -17,7 +17,7 @@ NOTEBOOK = Path(__file__).resolve().parents[2] / "docs" / "notebook.ipynb"
 
 
 def shown(notebook: Any) -> list[list[str]]:
-    """Of each cell, the kinds of what it gives in the end."""
+    """Return the output types of each cell's result."""
     outputs = [cell.get("outputs", []) for cell in notebook.cells]
     return [
         [kind for one in cell if one.output_type == "execute_result" for kind in sorted(one.data)] for cell in outputs
@@ -25,7 +25,7 @@ def shown(notebook: Any) -> list[list[str]]:
 
 
 def plain(notebook: Any, number: int) -> str:
-    """What a cell of code gives, as text."""
+    """Return the result of a code cell as text."""
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     return next(str(one.data["text/plain"]) for one in cells[number].outputs if one.output_type == "execute_result")
 

@@ -1,4 +1,4 @@
-"""The first sweep of a newcomer, and the real reviews through the real client libraries."""
+"""The quickstart of the README, and the IMDb grid with real client libraries."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
 
 
 def first_command(tmp_path: Path, run_sweep: RunSweep) -> tuple[str, Path]:
-    """What the README's first command prints, and its results: `.ci/run` has run it in a fresh environment."""
+    """Return output and results of the README's first command; `.ci/run` has run it in a fresh environment."""
     if storage := os.environ.get("RAYLM_TESTS_QUICKSTART"):
         return Path(storage, "printed").read_text(), Path(storage, "quickstart")
     done = run_sweep(SWEEPS / "quickstart.py")

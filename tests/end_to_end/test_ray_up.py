@@ -1,4 +1,4 @@
-"""`ray up` for real: three hosts of this machine, each with its own SSH, from the shipped yaml to `ray down`."""
+"""`ray up` to `ray down` of the bundled yaml, on three hosts of this machine with an SSH server each."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DOCS = Path(__file__).resolve().parents[2] / "docs" / "cluster.md"
 
 
 def ports_of_the_docs() -> dict[int, str]:
-    """Each port of the table in docs/cluster.md, with who is said to reach it."""
+    """Return each port of the table in docs/cluster.md with who may reach it."""
     rows = re.findall(r"^\| (\d+)(?: to (\d+))? \|.*\| ([^|]+) \|$", DOCS.read_text(encoding="utf-8"), re.MULTILINE)
     return {port: who for first, last, who in rows for port in range(int(first), int(last or first) + 1)}
 
@@ -87,7 +87,7 @@ PATIENCE = 300
 
 @pytest.mark.timeout(900)
 def test_sweep_that_loses_a_worker_ends_like_an_uninterrupted_one(tmp_path: Path) -> None:
-    """On two workers with the results in a bucket; one worker's cable is pulled in the middle."""
+    """Disconnect one of two workers in the middle; the results are in a bucket."""
     hosts, text = tmp_path / "hosts", tmp_path / "hosts" / "text"
     text.mkdir(parents=True)
     (text / "train.txt").write_text("\n".join(topics[name] for name in sorted(topics))[:60_000])

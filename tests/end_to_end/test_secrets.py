@@ -1,4 +1,4 @@
-"""Secrets stay where they were given, links lead to nothing, and no code comes in with a model or a results folder."""
+"""Secrets are not written anywhere, links are not followed, and no code of a model or a results folder is run."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ GIVEN_TOKEN = "5ec7e75ec7e7" * 5 + "beef"
 
 @dataclass(frozen=True)
 class Place:
-    """A home, a cache, results and folders for temporary files of its own, and what a command said there."""
+    """Folder with a home, a cache, results and temporary files of its own, and the output of a command there."""
 
     folder: Path
     environment: dict[str, str] = field(repr=False)
@@ -57,11 +57,11 @@ class Place:
 
     @property
     def token(self) -> Path:
-        """Where Ray keeps the token that it makes."""
+        """File of the token that Ray creates."""
         return self.folder / "home" / ".ray" / "auth_token"
 
     def run(self, dataset: Path, *seeds: int) -> Place:
-        """A sweep through Ray, to its end."""
+        """Run a sweep of these seeds to its end."""
         done = subprocess.run(
             build_sweep_command(PROGRAMS / "seeds.py", self.folder / "runs"),
             capture_output=True,
@@ -76,7 +76,7 @@ class Place:
 
 @pytest.fixture(scope="module")
 def place() -> Iterator[Place]:
-    """Below /tmp: Ray's sockets have a longest path. Its folders for temporary files are in it."""
+    """Place below /tmp, because paths of Ray's sockets are limited; temporary files are in it, too."""
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="rl-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         for inner in ("home", "tmp"):
@@ -91,12 +91,12 @@ def place() -> Iterator[Place]:
 
 @pytest.fixture(scope="module")
 def swept(place: Place, small_text: Path) -> Place:
-    """After a sweep of one trial, with secrets in its environment and a token that Ray has made."""
+    """Place after a sweep of one trial, with secrets in its environment and a token that Ray created."""
     return place.run(small_text, 0)
 
 
-def spellings(secret: str) -> list[bytes]:
-    """A secret as it may stand in a file: as it is, or in base64, which depends on how many bytes are before it."""
+def secret_forms(secret: str) -> list[bytes]:
+    """Return the forms of a secret in a file: plain, and base64 after each number of preceding bytes."""
     written = [secret.encode()]
     for before in range(3):
         encoded = base64.b64encode(b"x" * before + secret.encode())
@@ -106,7 +106,7 @@ def spellings(secret: str) -> list[bytes]:
 
 
 def contents(raw: bytes, depth: int = 3) -> Iterator[bytes]:
-    """What bytes say, and what is packed in them."""
+    """Yield bytes and everything packed in them."""
     yield raw
     if depth and raw[:2] == b"\x1f\x8b":
         yield from contents(gzip.decompress(raw), depth - 1)
@@ -126,13 +126,13 @@ def _inflated(raw: bytes) -> bytes:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """Files, no sockets and no links."""
+    """Return the files below a folder, without sockets and links."""
     return [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink()]
 
 
-def holders(folder: Path, secret: str) -> list[Path]:
-    """The files in which a secret stands."""
-    written = spellings(secret)
+def find_files_with(folder: Path, secret: str) -> list[Path]:
+    """Return the files that contain a secret."""
+    written = secret_forms(secret)
     return [
         path
         for path in files_below(folder)
@@ -146,7 +146,7 @@ def test_search_finds_a_secret_in_any_packing(tmp_path: Path, pack: Any) -> None
     with zipfile.ZipFile(tmp_path / "archive", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("inside", pack(GIVEN_TOKEN.encode()))
     (tmp_path / "other").write_bytes(pack(b"something else"))
-    assert holders(tmp_path, GIVEN_TOKEN) == [tmp_path / "archive", tmp_path / "plain"]
+    assert find_files_with(tmp_path, GIVEN_TOKEN) == [tmp_path / "archive", tmp_path / "plain"]
 
 
 @pytest.mark.ray
@@ -156,7 +156,7 @@ def test_no_file_and_no_output_of_a_sweep_contains_a_secret(swept: Place, secret
     assert list(swept.results.glob("launch-*/tuner.pkl")), "this is a file that must be looked into"
     assert list(swept.folder.glob("tmp/ray/session_*/logs/*")), "and these are Ray's own"
     assert list(swept.results.glob("wandb/offline-run-*/logs/*")), "and these are wandb's"
-    assert holders(swept.folder, SECRETS[secret]) == []
+    assert find_files_with(swept.folder, SECRETS[secret]) == []
     assert SECRETS[secret] not in swept.said
 
 
@@ -165,7 +165,7 @@ def test_token_of_ray_is_in_one_file_that_only_its_owner_reads(swept: Place) -> 
     token = swept.token.read_text().strip()
     assert len(token) > 30
     assert token not in swept.said
-    assert holders(swept.folder, token) == [swept.token]
+    assert find_files_with(swept.folder, token) == [swept.token]
     assert swept.token.stat().st_mode & 0o077 == 0, f"{swept.token} has mode {swept.token.stat().st_mode & 0o777:o}"
 
 
@@ -182,7 +182,7 @@ def test_ray_and_the_hubs_client_send_no_telemetry() -> None:
 
 
 class Evil:
-    """Unpickled, it makes a file."""
+    """Object that creates a file when it is unpickled."""
 
     def __init__(self, witness: Path) -> None:
         self.witness = witness
@@ -191,8 +191,8 @@ class Evil:
         return open, (str(self.witness), "w")
 
 
-def standing(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """All files below a folder: their mode and content."""
+def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Return mode and content of all files below a folder."""
     return {str(path.relative_to(folder)): (path.stat().st_mode, path.read_bytes()) for path in files_below(folder)}
 
 
@@ -216,15 +216,15 @@ def test_sweep_resumes_without_following_links_or_unpickling(swept: Place, small
         (swept.results / name).symlink_to(outside / name)
     for pickled in [*swept.results.rglob("*.pkl"), swept.results / "launch-002" / "tuner.pkl"]:
         pickled.write_bytes(pickle.dumps(Evil(witness)))
-    before = standing(outside)
+    before = snapshot(outside)
 
     again = Place(swept.folder, {**swept.environment, "RAY_AUTH_TOKEN": GIVEN_TOKEN}).run(small_text, 0, 1)
 
     assert "2 done" in again.said
-    assert standing(outside) == before
+    assert snapshot(outside) == before
     assert not witness.exists()
     assert GIVEN_TOKEN not in again.said
-    assert holders(swept.folder, GIVEN_TOKEN) == []
+    assert find_files_with(swept.folder, GIVEN_TOKEN) == []
 
 
 # ---- code in a model ----------------------------------------------------------------------------------------------
@@ -232,14 +232,14 @@ def test_sweep_resumes_without_following_links_or_unpickling(swept: Place, small
 
 @pytest.fixture
 def witness(tmp_path: Path) -> Iterator[Path]:
-    """A file that is there when code of a model has run."""
+    """File that exists if code of a model has run."""
     yield tmp_path / "ran"
     assert not (tmp_path / "ran").exists()
 
 
 @pytest.fixture
 def model(tmp_path: Path, witness: Path) -> Path:
-    """A small GPT-2 with its tokenizer, beside Python code that tells when it is run."""
+    """Folder of a small GPT-2 with its tokenizer, and Python code that creates `witness`."""
     folder = tmp_path / "model"
     torch.manual_seed(0)
     spoken = tokenizer.train(["some words to train on, some more words to train on\n" * 20])
@@ -292,7 +292,7 @@ REFUSED = r"safetensors|weights"
 
 
 def pickled(witness: Path) -> dict[str, bytes]:
-    """A state dict that runs code: as a plain pickle, and in the two formats of torch.save."""
+    """Return a state dict that runs code: as a plain pickle, and in both formats of torch.save."""
     archive, legacy = io.BytesIO(), io.BytesIO()
     torch.save({"wte.weight": Evil(witness)}, archive)
     torch.save({"wte.weight": Evil(witness)}, legacy, _use_new_zipfile_serialization=False)
@@ -334,7 +334,7 @@ def test_pickled_tokens_in_the_cache_are_refused_unread(
     "name", ["pytorch_model.bin", "../elsewhere.safetensors", "elsewhere/../../elsewhere.safetensors"]
 )
 def test_index_of_weights_names_only_safetensors_in_its_folder(model: Path, name: str) -> None:
-    """Weights that are whole, so that nothing but the name is wrong with them."""
+    """Whole weights: only their name is wrong."""
     weights = model / "model.safetensors"
     tensors = load_file(weights)
     torch.save(tensors, model / "pytorch_model.bin")

@@ -1,4 +1,4 @@
-"""A spot machine that is to be taken away: Ray is told, and its trials go on elsewhere from where they were."""
+"""Spot notices: Ray drains the machine, and its trials migrate."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PATIENCE = 240
 
 
 class Metadata(http.server.ThreadingHTTPServer):
-    """The metadata service of a machine, as AWS's with IMDSv2 and as Google's."""
+    """Metadata service of a machine, as AWS's with IMDSv2 or as Google's."""
 
     def __init__(self, cloud: str) -> None:
         super().__init__(("127.0.0.1", 0), Answer)
@@ -69,12 +69,12 @@ class Answer(http.server.BaseHTTPRequestHandler):
     do_PUT = do_GET  # noqa: N815
 
     def log_message(self, format: str, *arguments: object) -> None:
-        """Nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture
 def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Metadata]:
-    """A machine of the cloud that the test names; its metadata service is the only one that answers."""
+    """Machine of the cloud that the test names; only its metadata service answers."""
     with Metadata(request.param) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         nobody = "127.0.0.1:9"
@@ -136,7 +136,7 @@ def test_notice_drains_the_node(
 @pytest.mark.ray
 @pytest.mark.chaos
 def test_trial_migrates_from_a_draining_node(long_text: str, ray_tmpdir: Path, tmp_path: Path) -> None:
-    """It is saved in the middle of its only epoch, without an evaluation on the way."""
+    """The trial saves a checkpoint in the middle of its only epoch."""
     file, output = PROGRAMS / "three_long_trials.py", tmp_path / "output"
     reference = train_without_ray(load_sweep(file), tmp_path / "reference")
     trials = {trial.run_name: trial for trial in load_sweep(file).trials()}
@@ -162,7 +162,7 @@ def test_trial_migrates_from_a_draining_node(long_text: str, ray_tmpdir: Path, t
 
 
 def drain(address: str, node: str) -> None:
-    """As `raylm.spot_notices` does for the machine that it runs on; here several nodes are on one."""
+    """Drain a node as `raylm.spot_notices` does on its own machine; here, several nodes are on one machine."""
     reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a test"]
     command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", address, "--node-id", node]
     subprocess.run([*command, *reason, "--deadline-remaining-seconds", "120"], check=True)
