@@ -157,7 +157,7 @@ def _advise_epochs(best: SeedGroup) -> list[str]:
         return [f"the val loss of the best row still falls in the last of its {epochs} epochs: try more epochs"]
     if max(best_epochs) < epochs:
         return [
-            f"the val loss of the best row is lowest in epoch {max(best_epochs)} of {epochs}, it overfits afterwards: "
+            f"the best row overfits after epoch {max(best_epochs)} of {epochs}, where its val loss is lowest: "
             "try fewer epochs, more dropout or more weight_decay"
         ]
     return []

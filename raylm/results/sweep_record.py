@@ -190,7 +190,7 @@ def load(storage: Storage) -> SweepRecord | None:
     except (DamagedFileError, ValueError) as error:
         what = f"{storage.uri_of(RECORD_FILE)} is damaged ({error})"
         raise UserError(f"{what}; move it away and run the sweep again: no finished row is lost") from None
-    what = f"{storage.uri_of(RECORD_FILE)} has version {version}, this raylm reads version {FORMAT_VERSION}"
+    what = f"{storage.uri_of(RECORD_FILE)} has version {version}, but this raylm reads version {FORMAT_VERSION}"
     raise UserError(f"{what}; use the raylm that wrote it")
 
 

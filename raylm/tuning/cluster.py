@@ -259,7 +259,7 @@ def submit_job(address: str, sweep_file: Path, arguments: Sequence[str], write: 
     except (ConnectionError, RuntimeError) as error:
         raise UserError(
             f"cannot submit a job to the cluster at {address}: {one_line(error)}; run `ray dashboard cluster.yaml` to "
-            "forward its port, or set RAY_AUTH_MODE=token to be shown its token"
+            "forward its port, or set RAY_AUTH_MODE=token to send your token"
         ) from None
     write(f"job {job_id} at {address}; Ctrl-C leaves it running, `ray job stop --address {address} {job_id}` ends it\n")
     asyncio.run(_stream_logs(client, job_id, write))

@@ -132,7 +132,7 @@ def _check_inputs_unchanged(results: SweepRows, prepared: PreparedInputs) -> Non
             and not _all_trials_failed(model, pretrained, results)
         ]
         if changed:
-            subject = f"{' and '.join(changed)} has changed since launch {launch.number} of this sweep"
+            subject = f"{' and '.join(changed)} changed since launch {launch.number} of this sweep"
             advice = "give the sweep another name, or use another --storage"
             raise UserError(f"{subject}: its rows would not be comparable; {advice}")
 

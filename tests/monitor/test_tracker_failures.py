@@ -75,7 +75,7 @@ def test_hanging_tracker_blocks_no_event_and_is_killed(tmp_path: Path, monkeypat
     assert not process.is_running()
     assert "waiting for tensorboard: 1 s at most" in tracked.notes
     assert "tensorboard: not finished after 1 s; the last metrics may be lost" in tracked.notes
-    assert any("events were dropped, it was too slow" in note for note in tracked.notes)
+    assert any("events were dropped because it was too slow" in note for note in tracked.notes)
 
 
 def test_trackers_of_a_killed_command_finish_their_files(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_best_epoch_suggests_more_or_fewer_epochs() -> None:
     (more,) = advise(sample_row(3.0, epochs=3, best_epoch=3), sample_row(4.0, epochs=3, best_epoch=3, batch_size=64))
     assert "still falls in the last of its 3 epochs" in more
     (fewer,) = advise(sample_row(3.0, epochs=3, best_epoch=1), sample_row(4.0, epochs=3, batch_size=64))
-    assert "lowest in epoch 1 of 3" in fewer
+    assert "overfits after epoch 1 of 3" in fewer
 
 
 def test_divergence_has_a_likely_cause() -> None:

@@ -153,5 +153,7 @@ def test_commands_end_with_one_message(folder: Path, command: str, name: str) ->
 @pytest.mark.parametrize("version", [0, 2, 99])
 def test_record_of_another_version_names_the_version(folder: Path, version: int) -> None:
     damage(folder, edited(version=version))
-    with pytest.raises(UserError, match=f"has version {version}, this raylm reads version 1; use the raylm that wrote"):
+    with pytest.raises(
+        UserError, match=f"has version {version}, but this raylm reads version 1; use the raylm that wrote"
+    ):
         load_results(folder)

@@ -116,7 +116,7 @@ class TrackerPool(TrialListener):
             if not process.wait(deadline):
                 self._notify(f"{process.name}: not finished after {GRACE_SECONDS:.0f} s; the last metrics may be lost")
             if process.num_dropped:
-                self._notify(f"{process.name}: {process.num_dropped:,} events were dropped, it was too slow")
+                self._notify(f"{process.name}: {process.num_dropped:,} events were dropped because it was too slow")
         if "wandb" in self._setups and self._has_unsynced_runs():
             self._notify(f"wandb: upload the rest with wandb sync --include-online {self._folder}/wandb/*run-*")
 

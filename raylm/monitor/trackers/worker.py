@@ -84,8 +84,8 @@ class Dispatcher:
             self._retry_after = time.monotonic() + RETRY_SECONDS
             if not self._has_reported_error:
                 self._has_reported_error = True
-                retry = f"it is tried again every {RETRY_SECONDS:.0f} s"
-                self._notify(f"{format_root_cause(error)}; the sweep continues without it, {retry}")
+                retry = f"and retries every {RETRY_SECONDS:.0f} s"
+                self._notify(f"{format_root_cause(error)}; the sweep continues without it {retry}")
 
     def _apply(self, event: Mapping[str, Any]) -> None:
         run_name = event["run"]
