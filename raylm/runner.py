@@ -126,7 +126,7 @@ class _Run:
         retried = [FAILED] if self._options.retry_failed else []
         self._results = results
         self._unfinished = [row.config for row in results.rows if not row.is_finished or row.status in retried]
-        self._num_remaining = len(self._unfinished) + self._count_unsuggested()
+        self._num_remaining = len(self._unfinished) + results_folder.count_unsuggested(self._sweep, results)
 
     def execute(self) -> RunResult:
         """Run what is unfinished, then report."""
@@ -146,13 +146,6 @@ class _Run:
         return self._report(pause_reason)
 
     # ---- before the launch ----------------------------------------------------------------------------------------
-
-    def _count_unsuggested(self) -> int:
-        """Return the number of trials that a search has not suggested yet."""
-        if self._sweep.num_samples is None:
-            return 0
-        record = self._results.record
-        return 0 if record and record.exhausted else self._sweep.num_samples - len(self._results.rows)
 
     def _update_record(self) -> None:
         """Write the grid's current trials into sweep.json if it has others."""

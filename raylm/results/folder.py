@@ -61,6 +61,13 @@ def find_results(sweep: Sweep, storage: Storage) -> SweepRows:
     return load_rows(storage, record.trials[: sweep.num_samples] if record else [], record)
 
 
+def count_unsuggested(sweep: Sweep, results: SweepRows) -> int:
+    """Return the number of trials that the search of a sweep has not suggested yet; 0 for a grid."""
+    if sweep.num_samples is None or (results.record and results.record.exhausted):
+        return 0
+    return sweep.num_samples - len(results.rows)
+
+
 def load_rows(storage: Storage, trials: Iterable[TrialConfig], record: SweepRecord | None = None) -> SweepRows:
     """Return the rows of these trials, with the record of their sweep."""
     length_evals = load_length_evals(storage)

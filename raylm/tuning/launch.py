@@ -21,7 +21,7 @@ from raylm.events import Notify, TrialListener
 from raylm.planning import throughput
 from raylm.planning.throughput import Placement
 from raylm.results import sweep_record
-from raylm.results.folder import find_results, next_launch_name, parse_launch_number
+from raylm.results.folder import count_unsuggested, find_results, next_launch_name, parse_launch_number
 from raylm.results.rows import SweepRows
 from raylm.results.sweep_record import HardwareRecord, LaunchRecord, SweepRecord
 from raylm.training import device
@@ -101,7 +101,7 @@ class Launch:
         while result.deferred and not result.pause_reason:
             result = self._run_deferred(result.deferred, listener)
             self._results = find_results(self._sweep, self._results.storage)
-            if not result.pause_reason and any(not row.is_finished for row in self._results.rows):
+            if not result.pause_reason and self._has_remaining():
                 result = self._run_unfinished(listener, retry_failed=False)  # trials that failed alone stay failed
         return result.pause_reason or (None if result.all_finished else PauseReason.INTERRUPTED)
 
@@ -119,6 +119,12 @@ class Launch:
             suggester.report_outcomes(queue.unreported())  # completes the study; nothing is suggested any more
         record.write(force_study=True)
         return result
+
+    def _has_remaining(self) -> bool:
+        """Return whether any trial is unfinished, or not suggested yet because it waited for results."""
+        if any(not row.is_finished for row in self._results.rows):
+            return True
+        return count_unsuggested(self._sweep, self._results) > 0
 
     def _run_deferred(self, trials: Sequence[TrialConfig], listener: TrialListener) -> TuneResult:
         """Run trials that ran out of memory again, one at a time."""

@@ -17,6 +17,7 @@ from raylm.results import sweep_record
 from raylm.results.folder import find_results, write_final_status
 from raylm.results.rows import FAILED
 from raylm.results.storage import Folder
+from raylm.tuning import cluster
 from raylm.tuning.launch import Launch
 from raylm.tuning.prepare import PreparedInputs
 from raylm.tuning.trial_queue import TrialQueue
@@ -51,11 +52,16 @@ class FakeRunner:
 
 
 def run(
-    storage: Folder, *, deferred: list[TrialConfig], paused_by: list[TrialConfig], retry_failed: bool = False
+    storage: Folder,
+    *,
+    deferred: list[TrialConfig],
+    paused_by: list[TrialConfig],
+    retry_failed: bool = False,
+    sweep: Sweep = SWEEP,
 ) -> tuple[FakeRunner, PauseReason | None, list[str]]:
     notes: list[str] = []
-    results, options = find_results(SWEEP, storage), RunOptions(retry_failed=retry_failed)
-    launch = Launch(SWEEP, PreparedInputs({}, {}, {}), results, options, "id", notes.append)
+    results, options = find_results(sweep, storage), RunOptions(retry_failed=retry_failed)
+    launch = Launch(sweep, PreparedInputs({}, {}, {}), results, options, "id", notes.append)
     runner = FakeRunner(storage, deferred=deferred, paused_by=paused_by)
     launch._runner = cast(TuneRunner, runner)
     return runner, launch.run(TrialListener()), notes
@@ -75,6 +81,15 @@ def test_deferred_trials_run_again_one_at_a_time(tmp_path: Path, retry_failed: b
     runner, pause_reason, notes = run(Folder(tmp_path), deferred=[SECOND], paused_by=[], retry_failed=retry_failed)
     assert runner.runs == [("launch-001", [0, 1, 2], False), ("launch-002", [1], True)]
     assert pause_reason is None and notes == ["1 trial ran out of memory; running again, one at a time"]
+
+
+def test_search_continues_after_a_deferred_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Later trials are suggested only when the deferred one has ended."""
+    sweep = Sweep(name="s", space={"seed": tune.choice([0, 1, 2])}, search="random", num_samples=3)
+    monkeypatch.setattr(cluster, "count_concurrent_trials", lambda *_: 1)
+    runner, pause_reason, _ = run(Folder(tmp_path), deferred=[FIRST, SECOND, THIRD], paused_by=[], sweep=sweep)
+    assert pause_reason is None and len(find_results(sweep, Folder(tmp_path)).rows) == 3
+    assert [exclusive for _, _, exclusive in runner.runs] == [False, True] * 3
 
 
 def test_paused_launch_leaves_deferred_trials_to_the_next(tmp_path: Path) -> None:
