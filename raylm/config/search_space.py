@@ -1,6 +1,6 @@
 """Search spaces and search options: grids, Tune distributions, searchers, schedulers, and their validation.
 
-Objects of Ray and Optuna are recognised by module name and methods, so that neither is imported here.
+Objects of Ray and Optuna are recognized by module name and methods, so that neither is imported here.
 """
 
 from __future__ import annotations

@@ -77,6 +77,8 @@ def validate_field(name: str, value: object) -> tuple[Any, Problem | None]:
     if name in ("dataset", "model"):
         if not isinstance(value, str) or not value.strip():
             return value, unexpected_value(name, value, "a name")
+        if not _is_unicode(value):
+            return value, unexpected_value(name, value, "a name in UTF-8, which reports can show; rename the file")
         return value, _check_dataset(value) if name == "dataset" else _check_model(value)
     rule = FIELD_RULES[name]
     if value is None and rule.optional:
@@ -143,6 +145,11 @@ def _check_model(name: str) -> Problem | None:
         return None
     expected = f"one of {', '.join(MODELS)}, a Hub id owner/name, or a folder with config.json"
     return unexpected_value("model", name, f"{expected}{format_suggestion(name, MODELS)}")
+
+
+def _is_unicode(text: str) -> bool:
+    """Return whether a text can be written as UTF-8. Paths whose bytes are not UTF-8 have lone surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _is_file(*parts: str) -> bool:

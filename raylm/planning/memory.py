@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from raylm.config.catalog import ModelShape
 from raylm.config.trial import TrialConfig
-from raylm.numerics import LOGITS_BLOCK_ROWS, QUERY_BLOCK_ROWS
+from raylm.numerics import LOGITS_BLOCK_ROWS, QUERY_BLOCK_ROWS, windows_per_rank
 from raylm.results.progress import MicroBatching
 
 # Tensors saved by autograd for the backward pass; tests count them with `torch.autograd.graph.saved_tensors_hooks`.
@@ -54,7 +54,7 @@ class MemoryModel:
     @property
     def max_rank_windows(self) -> int:
         """Largest number of windows of a batch on one rank."""
-        return -(-self.config.batch_size // self.world_size)
+        return windows_per_rank(self.config.batch_size, self.world_size)
 
     def _layer_bytes(self, micro_batching: MicroBatching) -> int:
         """Return the bytes saved for the backward pass of one layer, without copies of its weights in bfloat16."""

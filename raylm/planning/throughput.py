@@ -163,7 +163,7 @@ def find_placement(resources: Resources, precision: str, gpu: str | None = None)
         gpu: GPUs as `a100-80gb` or `8xa100-80gb`.
 
     Returns:
-        None if this machine's GPUs are not known, or are not the ones that a trial takes.
+        None if this machine has fewer GPUs than a trial takes, or they are not known.
 
     Raises:
         UserError: if `gpu` is unknown, or trials cannot run on it.
@@ -180,7 +180,7 @@ def find_placement(resources: Resources, precision: str, gpu: str | None = None)
     else:
         names = list_gpu_names()
         known = find_device(names[0]) if names else None
-        if known is None:
+        if known is None or per_trial > len(names):
             return None
         device, count = known, len(names)
         max_trials = min(MAX_TRIALS_PER_GPU, (os.cpu_count() or 1) // count // resources.cpus)

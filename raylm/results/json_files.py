@@ -1,6 +1,7 @@
-"""JSON files of a results folder, decoded into typed objects by msgspec.
+"""JSON files of a results folder, converted into typed objects by msgspec.
 
-Text is written by Python's `json`, so that files keep their layout; NaN and infinities are not written.
+Text is written and parsed by Python's `json`: files keep their layout, and all that it has written can be read. NaN and
+infinities are not written; files of earlier versions may have them.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ def decode(text: str, kind: type[T]) -> T:
         DamagedFileError: if the text is not JSON, or a value is missing or of another type.
     """
     try:
-        return msgspec.json.decode(text, type=kind)
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        return msgspec.convert(json.loads(text), type=kind, str_keys=True)
+    except (msgspec.ValidationError, ValueError, RecursionError) as error:
         raise DamagedFileError(str(error)) from error
 
 

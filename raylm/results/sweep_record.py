@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -18,9 +19,8 @@ from raylm.results.storage import Storage
 RECORD_FILE = "sweep.json"
 FORMAT_VERSION = 1
 
-
-Positive = Annotated[int, Meta(gt=0)] | Annotated[float, Meta(gt=0)]
-"""Number above zero; JSON has integers among the peaks of devices."""
+Positive = Annotated[int, Meta(gt=0)] | Annotated[float, Meta(gt=0, le=sys.float_info.max)]
+"""Finite number above zero; JSON has integers among the peaks of devices."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class ModelRecord:
 
 @dataclass(frozen=True)
 class DataRecord:
-    """Tokenised dataset that trials of a launch used."""
+    """Tokenized dataset that trials of a launch used."""
 
     dataset: str
     model: str

@@ -50,7 +50,10 @@ class Evaluation:
     trainer: Trainer
 
     def metrics(self) -> dict[str, float]:
-        """Return the finite metrics as a flat mapping."""
+        """Return the metrics as a flat mapping, without those that are not finite.
+
+        `best_*` are those of the best epoch so far, also after the trial diverged.
+        """
         best, progress = self.trainer.progress.best_metrics, self.trainer.progress
         values = {
             **dataclasses.asdict(self.eval_metrics),
@@ -133,11 +136,7 @@ class Trainer:
 
     def _accumulate_gradients(self, indices: WindowIndices, step: int, num_tokens: int) -> Tensor | None:
         """Accumulate the gradients of a batch; return this rank's summed loss, or None if memory ran out."""
-        entropy = [
-            self.config.seed,
-            step,
-            self.dist_context.rank,
-        ]  # a trailing 0 changes no seed
+        entropy = [self.config.seed, step, self.dist_context.rank]  # a trailing 0, of rank 0, changes no seed
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
         total_nll = torch.zeros((), device=self.options.device)
         rank_indices, size = self.dist_context.rank_windows(indices), self.progress.micro_batch_size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from dataclasses import dataclass, fields
 from fractions import Fraction
@@ -126,6 +127,12 @@ def test_dataset_folder_requires_both_files(
     assert TrialConfig(dataset=name).dataset == name
     Path(name, missing).unlink()
     assert f"no {missing}" in message_of(TrialConfig, dataset=name)
+
+
+def test_file_name_that_is_not_utf8_is_rejected(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.txt")
+    path.write_text("some text\n")
+    assert "expected a name in UTF-8" in message_of(TrialConfig, dataset=str(path))
 
 
 @pytest.mark.parametrize("name", ["model", "models/model"], ids=["plain", "like a hub id"])

@@ -94,6 +94,7 @@ def test_placement_on_the_gpus_of_this_machine(tmp_path: Path, monkeypatch: pyte
         (tmp_path / f"0000:0{number}:00.0" / "information").write_text("Model: \t\t NVIDIA A10G\nIRQ:   \t\t 10\n")
     placement = throughput.find_placement(Resources(), "auto")
     assert placement is not None and (placement.device.cli_name, placement.concurrent_trials) == ("a10g", 2)
+    assert throughput.find_placement(Resources(gpus=3), "auto") is None
     on_cpu = throughput.find_placement(Resources(gpus=0), "auto")
     assert on_cpu is not None and on_cpu.device.type == "cpu"
 

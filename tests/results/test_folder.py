@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -13,13 +14,16 @@ from oracle import find_newest_checkpoint
 from raylm.config.trial import TrialConfig
 from raylm.results import manifest
 from raylm.results.folder import (
+    LENGTH_EVALS_FILE,
     STATUS_FILE,
     find_checkpoints,
     list_launches,
+    load_length_evals,
     load_rows,
     next_launch_name,
     prune_checkpoints,
     write_final_status,
+    write_length_evals,
 )
 from raylm.results.progress import EvalMetrics
 from raylm.results.rows import DIVERGED, DONE, FAILED, INTERRUPTED, PENDING, STOPPED, Row
@@ -202,6 +206,15 @@ def test_rows_and_launches_do_not_depend_on_file_times(tmp_path: Path, backwards
     assert find_newest_checkpoint(tmp_path, TRIAL) == latest
     assert read_row(tmp_path, OTHER).status == STOPPED
     assert next_launch_name(Folder(tmp_path)) == "launch-003"
+
+
+def test_length_evals_of_earlier_versions_may_have_losses_that_are_not_finite(tmp_path: Path) -> None:
+    storage = Folder(tmp_path)
+    storage.write(LENGTH_EVALS_FILE, '{"a": {"64": 3.0, "128": NaN}, "b": {"64": Infinity}}')
+    length_evals = load_length_evals(storage)
+    assert length_evals["a"][64] == 3.0 and math.isnan(length_evals["a"][128])
+    write_length_evals(storage, length_evals)
+    assert load_length_evals(storage) == {"a": {64: 3.0}, "b": {}}
 
 
 def test_prune_keeps_the_best_and_the_latest_checkpoint_of_finished_trials(tmp_path: Path) -> None:

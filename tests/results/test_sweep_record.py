@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,7 @@ from raylm.config.sweep import Sweep
 from raylm.config.trial import TrialConfig
 from raylm.errors import UserError
 from raylm.results import sweep_record
-from raylm.results.folder import (
-    find_results,
-)
+from raylm.results.folder import find_results
 from raylm.results.rows import DONE, PENDING
 from raylm.results.storage import Folder
 from raylm.results.sweep_record import (
@@ -71,6 +70,23 @@ def test_record_without_search_fields_is_of_a_grid(tmp_path: Path) -> None:
     content = {"version": sweep_record.FORMAT_VERSION, "name": "old", "trials": trials, "launches": [{"number": 1}]}
     (tmp_path / sweep_record.RECORD_FILE).write_text(json.dumps(content))
     assert sweep_record.load(Folder(tmp_path)) == SweepRecord("old", [TRIAL], launches=[LaunchRecord(1)])
+
+
+def test_record_may_have_names_that_are_not_utf8(tmp_path: Path) -> None:
+    trial = TrialConfig.from_record({"dataset": os.fsdecode(b"caf\xe9.txt")})
+    sweep_record.write(Folder(tmp_path), SweepRecord("old", [trial]))
+    assert sweep_record.load(Folder(tmp_path)) == SweepRecord("old", [trial])
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-1.5", "0"])
+def test_rate_of_a_device_is_finite_and_above_zero(tmp_path: Path, value: str) -> None:
+    device = DeviceRecord("gpu", 2.0, 1.0, gb_per_s=12345.0, gib=1.0)
+    launch = LaunchRecord(1, slot=SlotRecord(device, 1.0, 1, "float32"))
+    sweep_record.write(Folder(tmp_path), SweepRecord("s", [TRIAL], launches=[launch]))
+    path = tmp_path / sweep_record.RECORD_FILE
+    path.write_text(path.read_text().replace("12345.0", value))
+    with pytest.raises(UserError, match="is damaged"):
+        sweep_record.load(Folder(tmp_path))
 
 
 def test_search_has_the_rows_it_has_suggested(tmp_path: Path) -> None:
