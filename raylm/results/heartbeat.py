@@ -136,7 +136,7 @@ class Heartbeat:
 
     def _beat(self, storage: Storage) -> None:
         """Write a heartbeat, unless the file has the heartbeat of another process."""
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, ValueError):  # missing, or not UTF-8
             self._is_lost = parse_owner(storage.read(HEARTBEAT_FILE)) not in (self._holder, None)
         if not self._is_lost:
             storage.write(HEARTBEAT_FILE, format_heartbeat(self._holder, self._get_state()))

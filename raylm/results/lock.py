@@ -24,7 +24,8 @@ from contextlib import ExitStack, contextmanager
 
 from raylm.errors import UserError
 from raylm.results import heartbeat as heartbeats
-from raylm.results.heartbeat import HEARTBEAT_FILE, Heartbeat, ProcessIdentity, format_heartbeat, parse_owner
+from raylm.results import json_files
+from raylm.results.heartbeat import HEARTBEAT_FILE, Heartbeat, Owner, ProcessIdentity, format_heartbeat, parse_owner
 from raylm.results.storage import STORAGE_HINT, Folder, Storage
 
 LOCK_FILE, CLAIM_FOLDER = ".lock", ".running"
@@ -56,8 +57,8 @@ def _lock_file(folder: Folder) -> Iterator[None]:
     try:
         file_lock = FileLock(folder.path / LOCK_FILE).acquire(timeout=0)
     except Timeout:
-        text = folder.read(HEARTBEAT_FILE) if HEARTBEAT_FILE in folder.list_entries(recursive=False) else ""
-        raise _in_use_error(folder, parse_owner(text)) from None
+        owner = json_files.load_or_none(folder, HEARTBEAT_FILE, Owner)
+        raise _in_use_error(folder, owner.holder if owner else None) from None
     except OSError as error:
         raise UserError(f"{folder.path} cannot be locked: {error.strerror}; {STORAGE_HINT}") from None
     with file_lock:
@@ -109,6 +110,8 @@ class _Claim:
                 text = self._storage.read(name)
             except FileNotFoundError:
                 continue
+            except ValueError:  # damaged: not UTF-8
+                text = ""
             is_alive, owner = self._is_alive(name, text), parse_owner(text)
             if name == HEARTBEAT_FILE:
                 if is_alive:

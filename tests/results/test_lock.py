@@ -188,11 +188,24 @@ def test_process_that_lost_its_lock_ends_and_leaves_the_new_heartbeat(bucket: Bu
 
 
 @pytest.mark.usefixtures("short_heartbeats")
-@pytest.mark.parametrize("text", ["", "[]", '{"holder": 1}'])
-def test_damaged_heartbeat_is_replaced(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"holder": 1}', b"\xff"])
+def test_damaged_heartbeat_is_replaced(tmp_path: Path, content: bytes) -> None:
+    def read_owner() -> ProcessIdentity | None:
+        return parse_owner((tmp_path / HEARTBEAT_FILE).read_text(errors="replace"))
+
     with Heartbeat(Folder(tmp_path)):
-        (tmp_path / HEARTBEAT_FILE).write_text(text)
-        wait_for(lambda: parse_owner((tmp_path / HEARTBEAT_FILE).read_text()) == ProcessIdentity.current(), 20)
+        (tmp_path / HEARTBEAT_FILE).write_bytes(content)
+        wait_for(lambda: read_owner() == ProcessIdentity.current(), 20)
+
+
+@pytest.mark.usefixtures("short_heartbeats")
+@pytest.mark.parametrize("content", [None, b"[]", b"\xff"])
+def test_owner_of_a_locked_folder_may_be_unknown(tmp_path: Path, content: bytes | None) -> None:
+    with locks._lock_file(Folder(tmp_path)):
+        if content is not None:
+            (tmp_path / HEARTBEAT_FILE).write_bytes(content)
+        with pytest.raises(UserError, match="in use by another process"), lock(Folder(tmp_path)):
+            pass
 
 
 def test_process_identity_survives_its_file_and_differs_from_older_processes() -> None:
