@@ -188,7 +188,7 @@ def estimate_training_seconds(results: SweepRows) -> dict[str, float]:
 def to_plain_text(value: Any) -> str:
     """Return recorded data (numbers, text, lists, mappings) as plain text."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {to_plain_text(item)}" for name, item in value.items())
+        return ", ".join(f"{name.replace('_', ' ')} {to_plain_text(item)}" for name, item in value.items())
     if isinstance(value, list):
         return "; ".join(map(to_plain_text, value)) or "–"
     return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

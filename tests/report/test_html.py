@@ -72,8 +72,8 @@ def test_page_shows_statuses_and_environment(results: SweepRows) -> None:
     assert f"{names[5]} pending: the next run starts it" in text
     assert "launch 1, 2 started 2026-01-02T03:04:05+00:00, 2026-02-03T04:05:06+00:00" in text
     assert (
-        "versions raylm 0.1.0, torch 2.10.0 python 3.11.7 git commit – hardware machine x86_64, system Linux, cpus 2"
-        in text
+        "versions raylm 0.1.0, torch 2.10.0 python 3.11.7 git commit – hardware machine x86_64, system Linux, cpus 2, "
+        "trials on T4" in text
     )
     assert "resources per trial cpu 1, gpu 0.5" in text
     assert "1,234,567 – – – 5e1f" in text and text.count("5e1f") == 1
