@@ -9,6 +9,7 @@ from rich.console import Console as RichConsole
 from rich.console import JustifyMethod
 from rich.live import Live
 from rich.markup import escape
+from rich.segment import SegmentLines
 from rich.table import Table
 
 from raylm.errors import escape_control_chars
@@ -17,7 +18,8 @@ from raylm.monitor.progress_view import LiveView, PlainView, render_state
 from raylm.monitor.state import SweepMonitor, SweepState
 from raylm.planning.plan import TrialPlan
 from raylm.report.reference import ReferenceTable
-from raylm.report.table import build_table
+from raylm.report.table import Column, build_table
+from raylm.report.table import Table as ResultsTable
 from raylm.results.rows import PENDING, SweepRows
 from raylm.units import GIB, format_duration
 
@@ -80,16 +82,34 @@ class Console:
     def print_table(self, results: SweepRows, reference: ReferenceTable | None = None) -> None:
         """Print the rows in the columns of the reference table; with a reference, its values and the differences."""
         built = build_table(results, reference)
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for column in built.columns:
-            justify: JustifyMethod = "right" if column.is_numeric else "left"
-            is_last = column is built.columns[-1]  # the run name shrinks on a narrow terminal, so that the numbers stay
-            table.add_column(column.name, justify=justify, no_wrap=not is_last, overflow="fold")
-        for cells in built.rows:
-            table.add_row(*map(escape, cells))
-        self.rich_console.print(table, soft_wrap=False)
+        table = _to_rich_table(built.columns, built.rows)
+        if self._fits(table):
+            self.rich_console.print(table, soft_wrap=False)
+        else:
+            self._print_narrow_table(built)
         for note in built.notes:
             self.print_note(note)
+
+    def _fits(self, table: Table) -> bool:
+        """Return whether no line of a table is longer than a line of the console."""
+        unlimited = self.rich_console.options.update(width=PLAIN_WIDTH)
+        return self.rich_console.measure(table, options=unlimited).maximum <= self.rich_console.width
+
+    def _print_narrow_table(self, built: ResultsTable) -> None:
+        """Print headings on two lines, and, if rows do not fit either, each run name on a line below its numbers."""
+        columns = [Column("\n".join(column.name.rsplit(" ", 1)), column.is_numeric) for column in built.columns]
+        table = _to_rich_table(columns, built.rows)
+        if self._fits(table):
+            self.rich_console.print(table, soft_wrap=False)
+            return
+        table = _to_rich_table(columns[:-1], [cells[:-1] for cells in built.rows])
+        unlimited = self.rich_console.options.update(width=PLAIN_WIDTH)
+        lines = self.rich_console.render_lines(table, unlimited, pad=False)
+        num_headings = len(lines) - len(built.rows)
+        self.rich_console.print(SegmentLines(lines[:num_headings], new_lines=True))
+        for line, cells in zip(lines[num_headings:], built.rows, strict=True):
+            self.rich_console.print(SegmentLines([line], new_lines=True))
+            self.rich_console.print(f"  {escape(cells[-1])}")
 
     def print_plan(self, results: SweepRows, plans: Sequence[TrialPlan | None], notes: Sequence[str]) -> None:
         """Print the cost of each trial, then notes about all of them."""
@@ -143,6 +163,17 @@ class Console:
 def _escape_lines(text: str) -> str:
     """Return a text of several lines without markup and control characters."""
     return escape("\n".join(map(escape_control_chars, text.splitlines())))
+
+
+def _to_rich_table(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> Table:
+    """Return a table whose lines are never wrapped."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        justify: JustifyMethod = "right" if column.is_numeric else "left"
+        table.add_column(column.name, justify=justify, no_wrap=True, vertical="bottom")
+    for cells in rows:
+        table.add_row(*map(escape, cells))
+    return table
 
 
 def _format_plan_cells(plan: TrialPlan | None) -> list[str]:

@@ -49,11 +49,23 @@ def test_table_in_a_file_is_never_truncated() -> None:
     assert lines[2] == f"{TRIALS[1].run_name} failed: ValueError: [no]"
 
 
-def test_table_on_a_narrow_terminal_keeps_its_numbers() -> None:
-    console, file = build_console(100)
+def test_table_on_a_narrow_terminal_has_headings_on_two_lines() -> None:
+    console, file = build_console(110)
     console.print_table(build_results())
-    lines = file.getvalue().splitlines()
-    assert max(map(len, lines[:3])) <= 100 and " 3.25 " in lines[1] and " 4.75 " in lines[1]
+    first, second, *lines = [line.rstrip() for line in file.getvalue().splitlines()]
+    assert first.split()[:2] == ["context", "batch"] and second.split()[:3] == ["dataset", "len", "model"]
+    assert lines[0].endswith(f"  {TRIALS[0].run_name}") and " 3.25 " in lines[0] and " 4.75 " in lines[0]
+    assert lines[1].endswith(f"  {TRIALS[1].run_name} (failed)") and max(map(len, lines[:2])) <= 110
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_table_on_a_narrower_terminal_has_run_names_below_their_numbers(width: int) -> None:
+    console, file = build_console(width)
+    console.print_table(build_results())
+    _, _, numbers, name, _, failed, *notes = file.getvalue().splitlines()
+    assert numbers.split() == ["imdb", "64", "gpt2", "8", "3.25", "3.50", "4.75", "1"]
+    assert (name, failed) == (f"  {TRIALS[0].run_name}", f"  {TRIALS[1].run_name} (failed)")
+    assert notes == [f"{TRIALS[1].run_name} failed: ValueError: [no]"]
 
 
 def test_quiet_console_prints_the_table_without_notes(capsys: pytest.CaptureFixture[str]) -> None:
