@@ -16,6 +16,7 @@ from raylm.errors import Problem, format_suggestion, safe_repr
 SEARCHES = ("optuna", "random")
 SCHEDULERS = ("asha",)
 MAX_SAMPLES = 10_000
+"""Largest number of trials of a search; more are taken for a mistake."""
 DISTRIBUTION_NAMES = "tune.choice, uniform, quniform, loguniform, randint, qrandint or lograndint"
 REQUIRES_SEARCH = "requires search='optuna' or search='random'"
 

@@ -174,8 +174,7 @@ def _call_with_write_access(request: Callable[[], T], subject: str) -> T:
             401: f"{hub} requires a valid token; log in with `hf auth login`, or set HF_TOKEN",
             403: f"your token has no write access; create one that has at {hub}/settings/tokens",
         }
-        said = one_line(cause)
-        raise UserError(f"{subject}: {messages.get(_http_status(error) or 0, said)}") from cause
+        raise UserError(f"{subject}: {messages.get(_http_status(error) or 0, one_line(cause))}") from cause
 
 
 class HubUnreachableError(UserError):

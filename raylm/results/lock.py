@@ -30,7 +30,7 @@ from raylm.results.storage import STORAGE_HINT, Folder, Storage
 
 LOCK_FILE, CLAIM_FOLDER = ".lock", ".running"
 POLL_SECONDS = 1.0
-"""Interval between looks at other claims."""
+"""Interval between checks of other claims."""
 
 
 @contextmanager

@@ -16,7 +16,7 @@ MAX_RESIDENT_BYTES = 2**29
 
 
 class Batches:
-    """Batches of a split's windows, by index. Neither the GPU nor a copy to it is waited for."""
+    """Batches of a split's windows, by index. Training steps wait neither for the GPU nor for a copy to it."""
 
     def __init__(self, windows: Windows, device: torch.device) -> None:
         """Copy all tokens to a GPU, if they fit into `MAX_RESIDENT_BYTES`."""

@@ -11,7 +11,7 @@ from raylm.results.progress import MicroBatching, StepMetrics
 
 @dataclass(frozen=True)
 class ExecutionOptions:
-    """Device, precision and micro-batching of a trial. The config, not these, decides what is computed."""
+    """Device, precision and micro-batching of a trial: how it is computed. The config decides what."""
 
     device: str = "cpu"
     """`cpu` or `cuda`."""

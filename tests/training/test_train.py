@@ -114,7 +114,7 @@ def test_resume_is_bit_exact(corpus: Corpus, tmp_path: Path, optimizer: str, sto
     evaluation.save(tmp_path)
     torch.manual_seed(12345)
     resumed = train(config, corpus, resume_from=tmp_path, micro_batching=MicroBatching(8))  # the recorded 3 holds
-    assert [one.eval_metrics for one in resumed] == [one.eval_metrics for one in uninterrupted[stopped_after:]]
+    assert [last.eval_metrics for last in resumed] == [last.eval_metrics for last in uninterrupted[stopped_after:]]
     assert has_equal_weights(resumed[-1], copy_weights(uninterrupted[-1]))
     progress, expected = (
         dataclasses.asdict(resumed[-1].trainer.progress),
