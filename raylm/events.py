@@ -20,7 +20,7 @@ out of memory beside others."""
 PAUSE_TIMEOUT_SECONDS = 25.0
 """Time for running trials to save a checkpoint; after it they are stopped."""
 PAUSING_HINT = (
-    f"running trials save a checkpoint, which may take {PAUSE_TIMEOUT_SECONDS:.0f} s; "
+    f"running trials save a checkpoint, which takes up to {PAUSE_TIMEOUT_SECONDS:.0f} s; "
     "press Ctrl-C again to exit at once"
 )
 

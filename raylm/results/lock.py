@@ -93,7 +93,7 @@ class _Claim:
         """First text of each other file, and when it was read."""
 
     def write(self) -> None:
-        """Write the claim, anew for others that wait for a change of it."""
+        """Write the claim with a new text, which other commands wait for."""
         self._storage.write(self.name, format_heartbeat(self._holder))
         self._written = time.monotonic()
 

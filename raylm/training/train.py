@@ -206,8 +206,8 @@ def finetune(
         options: device, precision and micro-batching.
         hooks: callbacks.
         resume_from: folder of a checkpoint of this trial.
-        dist_context: this process among the ranks of the trial. All ranks must call this alike and consume it to its
-            end: each yields the same evaluations, and one of them saves.
+        dist_context: this process among the ranks of the trial. All ranks must call this with equal arguments and
+            exhaust the iterator: each yields the same evaluations, and one of them saves.
 
     Yields:
         `evals_per_epoch` evaluations per epoch, one at each due checkpoint between them, and a last one with `diverged`

@@ -103,7 +103,7 @@ def test_plain_view_prints_a_line_for_each_event(monkeypatch: pytest.MonkeyPatch
         f"{RUN}  epoch 1: train loss 3.000, val loss 2.500, adj val loss 4.000",
         f"{RUN}  starts again from its latest checkpoint: its process died",
         f"{RUN}  started",
-        "interrupted: running trials save a checkpoint, which may take 25 s; press Ctrl-C again to exit at once",
+        "interrupted: running trials save a checkpoint, which takes up to 25 s; press Ctrl-C again to exit at once",
         f"{RUN}  failed: ValueError: no (0 of 1)",
     ]
 
