@@ -197,7 +197,7 @@ def summary_lines(
         trials = pluralize(sweep.num_samples, "trial")
         lines.append(f"search of {trials}, {finished}; each is suggested from earlier results")
     if placement is None:
-        return [*lines, "no known GPU in this machine: --gpu NAME shows memory and time on one"]
+        return [*lines, "no known GPU for these trials in this machine: --gpu NAME shows memory and time on one"]
     if sweep.num_samples is not None:
         representative = plan_trials(representative_trials(sweep), placement)
         lines.append(_format_search_time(representative, sweep, placement, price_per_hour))
