@@ -14,7 +14,9 @@ from raylm.planning import devices, throughput
 from raylm.planning.devices import DEVICES
 from raylm.planning.memory import MemoryModel
 from raylm.planning.throughput import Placement
+from raylm.results import json_files
 from raylm.results.progress import MicroBatching
+from raylm.results.sweep_record import SlotRecord
 from raylm.units import GIB
 
 NAMES = {
@@ -138,7 +140,8 @@ def test_estimate_is_the_time_of_good_kernels() -> None:
 def test_placement_survives_its_record() -> None:
     placement = throughput.find_placement(Resources(gpus=0.5), "float32", "l4")
     assert isinstance(placement, Placement)
-    assert throughput.placement_from_record(throughput.placement_to_record(placement)) == placement
+    text = json_files.encode(throughput.placement_to_record(placement))
+    assert throughput.placement_from_record(json_files.decode(text, SlotRecord)) == placement
 
 
 @pytest.mark.parametrize("has_bfloat16", [True, False])
