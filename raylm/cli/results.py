@@ -168,7 +168,7 @@ def export(
 
     raylm export runs/quickstart ./model
 
-    raylm export runs/imdb-grid ./model --run imdb-gpt2-256x8-1a6acfc12d
+    raylm export runs/imdb-grid ./model --run imdb-gpt2-256x8-748cd00041
 
     raylm export runs/reference-table ./model --dataset imdb --push me/gpt2-imdb
     """

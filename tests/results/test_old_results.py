@@ -21,7 +21,7 @@ from raylm.results.heartbeat import HEARTBEAT_FILE, Heartbeat
 from raylm.results.manifest import MANIFEST_FILE, Manifest
 from raylm.results.sweep_record import RECORD_FILE
 
-OLD_RESULTS = Path(__file__).parent / "old_results"
+OLD_RESULTS = Path(__file__).parents[1] / "data" / "old_results"
 """One trial is done, one diverged, one was interrupted; see its README."""
 
 
