@@ -43,6 +43,7 @@ RunHere = Callable[..., "FinishedRun"]
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes of tests share the machine; read when torch is imported
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the tests of a file, and all that use Ray, in one process each; Ray and long files first."""
     for item in items:
