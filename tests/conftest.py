@@ -17,6 +17,12 @@ from typing import TYPE_CHECKING, Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+from distribution import (  # noqa: F401  (hooks)
+    pytest_collection_modifyitems,
+    pytest_configure_node,
+    pytest_unconfigure,
+    pytest_xdist_make_scheduler,
+)
 
 from raylm import Sweep, load_results
 from raylm.report.analysis import Results
@@ -26,39 +32,12 @@ if TYPE_CHECKING:
 
     from raylm.data.corpus import Corpus
 
-LONG_FILES = (
-    "test_trackers",
-    "test_tracker_failures",
-    "test_cache_races",
-    "test_ray_up_aws",
-    "test_against_transformers",
-    "test_doctor",
-)
-"""Files with the longest tests, besides those that use Ray."""
 HUB_DIR = Path(__file__).resolve().parents[2] / "shared" / "hub"
 
 RunSweep = Callable[..., subprocess.CompletedProcess[str]]
 RunHere = Callable[..., "FinishedRun"]
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes of tests share the machine; read when torch is imported
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the tests of a file, and all that use Ray, in one process each; Ray and long files first."""
-    for item in items:
-        uses_ray = item.get_closest_marker("ray") or "ray_address" in getattr(item, "fixturenames", ())
-        if uses_ray:
-            item.add_marker("ray")
-        item.add_marker(pytest.mark.xdist_group("ray" if uses_ray else item.path.stem))
-    first = ["ray", *LONG_FILES]
-    last = len(first)
-
-    def place(item: pytest.Item) -> int:
-        group = "ray" if item.get_closest_marker("ray") else item.path.stem
-        return first.index(group) if group in first else last
-
-    items.sort(key=place)
 
 
 @pytest.fixture(scope="session", autouse=True)
