@@ -1,4 +1,4 @@
-"""Distribution of tests over processes: all tests that use Ray in one, and the tests of any other file in one.
+"""Distribution of tests over processes: all tests of the shared Ray in one, and the tests of any other file in one.
 
 `pytest -n 2 --dist loadscope --no-loadscope-reorder` runs them so. Groups of pytest-xdist 3.8 (`--dist loadgroup`) do
 nothing with pytest 9.2, which no longer reads the attribute that they are written to.
@@ -27,13 +27,13 @@ LONG_FILES = (
     "test_distributed",
     "test_doctor",
 )
-"""Files with the longest tests, besides those that use Ray."""
+"""Files with the longest tests without Ray, longest first."""
 RAY_TESTS_FILE = pytest.StashKey[Path]()
-"""File in which a worker names the tests that use Ray, for the process that distributes them."""
+"""File in which a worker names the tests that share a Ray, for the process that distributes them."""
 
 
 class RayScheduling(LoadScopeScheduling):
-    """Scheduler with one group for all tests that use Ray."""
+    """Scheduler with one group for all tests that share a Ray."""
 
     _ray_tests: frozenset[str] | None = None
 
@@ -45,13 +45,19 @@ class RayScheduling(LoadScopeScheduling):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark the tests that use Ray, and sort the tests: with Ray, of long files, others."""
-    for item in items:
-        if "ray_address" in getattr(item, "fixturenames", ()):
-            item.add_marker("ray")
-    ray_tests = {item.nodeid for item in items if item.get_closest_marker("ray")}
+    """Mark the tests that use Ray, and sort the tests: on the shared Ray, with one of their own, long files, others."""
+    shared = [item for item in items if "ray_address" in getattr(item, "fixturenames", ())]
+    for item in shared:
+        item.add_marker("ray")
+    ray_tests = {item.nodeid for item in shared}
     order = {name: number for number, name in enumerate(LONG_FILES)}
-    items.sort(key=lambda item: -1 if item.nodeid in ray_tests else order.get(item.path.stem, len(order)))
+
+    def position(item: pytest.Item) -> int:
+        if item.get_closest_marker("ray"):
+            return -2 if item.nodeid in ray_tests else -1
+        return order.get(item.path.stem, len(order))
+
+    items.sort(key=position)
     if file := getattr(config, "workerinput", {}).get("ray_tests_file"):
         temporary = Path(f"{file}.{os.getpid()}")
         temporary.write_text(json.dumps(sorted(ray_tests)))
@@ -60,7 +66,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Tell a worker where to write the names of tests that use Ray."""
+    """Pass a worker the file for the names of tests that share a Ray."""
     stash = node.config.stash
     if RAY_TESTS_FILE not in stash:
         stash[RAY_TESTS_FILE] = Path(tempfile.mkdtemp(prefix="raylm-tests-")) / "ray-tests.json"
