@@ -35,6 +35,7 @@ def build_command(bucket: Bucket, cluster: Cluster) -> list[str]:
     return [*build_sweep_command(FILE, Path())[:-1], bucket.uri, "--address", cluster.address]
 
 
+@pytest.mark.nightly
 @pytest.mark.timeout(1200)
 def test_sweep_in_a_bucket_is_the_same_after_a_kill_refused_requests_and_a_stall(
     s3: S3Server, bucket: Bucket, reference: Path, tmp_path: Path

@@ -30,6 +30,7 @@ def plain(notebook: Any, number: int) -> str:
     return next(str(one.data["text/plain"]) for one in cells[number].outputs if one.output_type == "execute_result")
 
 
+@pytest.mark.nightly
 @pytest.mark.ray
 def test_notebook_runs_and_shows_its_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = nbformat.read(NOTEBOOK, 4)

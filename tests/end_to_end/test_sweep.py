@@ -26,7 +26,10 @@ from raylm.cli.app import app
 from raylm.config.sweep_file import load_sweep
 from raylm.data import preparation, tokenizer
 from raylm.report.analysis import load_results
+from raylm.results.folder import load_rows
 from raylm.results.manifest import verify
+from raylm.results.rows import INTERRUPTED
+from raylm.results.storage import Folder
 from raylm.tuning import cluster
 
 pytestmark = pytest.mark.ray
@@ -241,6 +244,12 @@ def manifests(storage: Path) -> list[Path]:
     return list(storage.glob("small/launch-*/*/checkpoint_*/manifest.json"))
 
 
+def has_resumable_trial(sweep: Sweep, folder: Path) -> bool:
+    """Return whether a trial has a checkpoint and is not done."""
+    rows = load_rows(Folder(folder), sweep.trials()).rows
+    return any(row.status == INTERRUPTED and row.latest_checkpoint for row in rows)
+
+
 def test_killed_trials_do_not_change_the_results(
     sweep: Sweep, reference: Path, tmp_path: Path, start: Callable[[], subprocess.Popen[str]]
 ) -> None:
@@ -251,7 +260,7 @@ def test_killed_trials_do_not_change_the_results(
         run_on_cluster(sweep, storage, NO_CLUSTER)
     status = CliRunner().invoke(app, ["status", str(folder)]).stdout
     assert f"run by process {driver.pid} on " in status and "of 4 trials" in status and " running" in status
-    wait_for(lambda: find_trial_processes(os.getpid()))
+    wait_for(lambda: has_resumable_trial(sweep, folder) and find_trial_processes(os.getpid()))
     for process in find_trial_processes(os.getpid()):
         process.kill()
     assert driver.wait(timeout=300) == 0
