@@ -31,28 +31,28 @@ LOCAL_ADDRESS = f"{NETWORK_PREFIX}.1"
 
 
 def find_skip_reason() -> str:
-    """Return why this machine cannot create hosts; an empty string if it can."""
+    """Return the reason to skip tests because this machine cannot create hosts; an empty string if it can."""
     if os.geteuid() != 0:
-        return "needs root, to make network namespaces"
-    if lacking := [name for name in ("ip", "nsenter", "unshare", "rsync", "ssh", "sshd") if shutil.which(name) is None]:
-        return f"needs {', '.join(lacking)} (apt-get install iproute2 openssh-server openssh-client rsync)"
-    tried = subprocess.run(
+        return "needs root, to create network namespaces"
+    if missing := [name for name in ("ip", "nsenter", "unshare", "rsync", "ssh", "sshd") if shutil.which(name) is None]:
+        return f"needs {', '.join(missing)} (apt-get install iproute2 openssh-server openssh-client rsync)"
+    probe = subprocess.run(
         ["unshare", "--net", "--mount", "--uts", "--pid", "--fork", "ip", "link", "add", "lab0", "type", "bridge"],
         capture_output=True,
         text=True,
         check=False,
     )
-    return f"needs namespaces with a bridge: {tried.stderr.strip()}" if tried.returncode else ""
+    return f"needs namespaces with a bridge: {probe.stderr.strip()}" if probe.returncode else ""
 
 
 @dataclass(frozen=True)
 class LabCluster:
-    """Running cluster. Host 0 is the head, which runs no trials."""
+    """Cluster on hosts of this machine. Host 0 is the head, which runs no trials."""
 
     folder: Path
     """Folder with the home of the launching user, the homes of the hosts, logs and the yaml."""
     config_path: Path
-    """Cluster file that started it."""
+    """Cluster file for `ray up`."""
     addresses: list[str]
     """Addresses of the hosts, the head's first."""
     user_env: Mapping[str, str]
@@ -69,6 +69,7 @@ class LabCluster:
 
     @property
     def token(self) -> str:
+        """Token of the cluster."""
         return (self.folder / "home" / ".ray" / "auth_token").read_text()
 
     def run_ray(self, *arguments: str, timeout: float = 120) -> str:
@@ -80,6 +81,7 @@ class LabCluster:
         return _run_command([str(HOSTS_SCRIPT), "exec", str(host), *command], self.hosts_env, timeout)
 
     def power_off(self, host: int) -> None:
+        """Kill all processes of a host."""
         _run_command([str(HOSTS_SCRIPT), "kill", str(host)], self.hosts_env, 30)
 
     def unplug(self, host: int) -> None:
@@ -94,29 +96,29 @@ class LabCluster:
     def list_listening_ports(self, host: int) -> set[tuple[str, int]]:
         """Return the TCP addresses and ports on which a host listens."""
         lines = self.run_on_host(host, "ss", "-Hltn").splitlines()
-        places = [line.split()[3].rsplit(":", 1) for line in lines]
-        return {(address.strip("[]").removeprefix("::ffff:"), int(port)) for address, port in places}
+        pairs = [line.split()[3].rsplit(":", 1) for line in lines]
+        return {(address.strip("[]").removeprefix("::ffff:"), int(port)) for address, port in pairs}
 
     def get(self, path: str, token: str | None = None) -> tuple[int, str]:
-        """Return status and body of the dashboard's answer to a request with this token."""
+        """Return status and body of the dashboard's response to a request with this token."""
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         request = urllib.request.Request(self.dashboard_url + path, headers=headers)
         try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as refused:
-            return refused.code, refused.read().decode()
+            with urllib.request.urlopen(request, timeout=10) as response:
+                return response.status, response.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
 
     def list_nodes(self) -> list[dict[str, Any]]:
         """Return the nodes of the cluster from the dashboard's API."""
         status, body = self.get("/api/v0/nodes?detail=true", self.token)
         if status != 200:
-            raise RuntimeError(f"the dashboard answers {status}: {body}")
+            raise RuntimeError(f"the dashboard responds with status {status}: {body}")
         nodes: list[dict[str, Any]] = json.loads(body)["data"]["result"]["result"]
         return nodes
 
     def wait_for_nodes(self, num_nodes: int, timeout: float) -> None:
-        """Wait until a number of nodes is alive: `ray up` returns before the workers have joined."""
+        """Wait until `num_nodes` nodes are alive: `ray up` returns before the workers have joined."""
         end = time.monotonic() + timeout
         while (alive := sum(node["state"] == "ALIVE" for node in self.list_nodes())) != num_nodes:
             if time.monotonic() > end:
@@ -131,14 +133,15 @@ class LabCluster:
 def start_cluster(
     folder: Path, num_workers: int = 2, extra_env: Mapping[str, str] | None = None
 ) -> Iterator[LabCluster]:
-    """Start hosts and the cluster of `clusters/onprem.yaml` on them; all workers are alive when the context is entered.
+    """Start hosts and the cluster of `clusters/onprem.yaml` on them; yield it when all workers are alive.
 
     Args:
-        folder: an empty one, for everything that comes about. It is the storage's place too.
-        environment: what each host's processes are to have beside what the yaml gives them, e.g. AWS_ENDPOINT_URL.
+        folder: empty folder for homes, logs, temporary files and the storage.
+        num_workers: hosts besides the head.
+        extra_env: environment variables of the hosts' processes besides those of the yaml, e.g. AWS_ENDPOINT_URL.
     """
-    for place in ("home", "temporary", "storage"):
-        (folder / place).mkdir()
+    for name in ("home", "temporary", "storage"):
+        (folder / name).mkdir()
     dashboard = f"http://127.0.0.1:{_find_free_port()}"
     user = {
         "HOME": str(folder / "home"),
@@ -173,7 +176,7 @@ def start_cluster(
 
 
 def _build_config(folder: Path, addresses: list[str], extra_env: Mapping[str, str]) -> dict[str, Any]:
-    """Write the shipped yaml with its CHANGE lines changed and this Python's packages instead of an installation."""
+    """Return `clusters/onprem.yaml` with its CHANGE lines filled in and this Python instead of an installation."""
     config: dict[str, Any] = yaml.safe_load((ROOT / "clusters" / "onprem.yaml").read_text(encoding="utf-8"))
     config["provider"] |= {"head_ip": addresses[0], "worker_ips": addresses[1:]}
     config["auth"] |= {"ssh_user": "root", "ssh_private_key": str(folder / "id_ed25519")}
@@ -183,13 +186,12 @@ def _build_config(folder: Path, addresses: list[str], extra_env: Mapping[str, st
     assert "scripts/install" in install
     lines = " ".join(f"'{line}'" for line in [*exports, f"export PATH={BIN_DIR}:$PATH"])
     config["setup_commands"] = [*before, f"printf '%s\\n' {lines} >> ~/.raylm_environment"]
-    for commands in ("head_start_ray_commands", "worker_start_ray_commands"):  # each host believes it has all memory
-        config[commands] = [
-            line.replace("ray start", "ray start --object-store-memory=100000000 --num-cpus=2", 1)
-            if commands.startswith("worker")
-            else line.replace("ray start", "ray start --object-store-memory=100000000", 1)
-            for line in config[commands]
-        ]
+    limits = {  # without them, Ray gives each host all memory and CPUs of this machine
+        "head_start_ray_commands": "--object-store-memory=100000000",
+        "worker_start_ray_commands": "--object-store-memory=100000000 --num-cpus=2",
+    }
+    for name, options in limits.items():
+        config[name] = [line.replace("ray start", f"ray start {options}", 1) for line in config[name]]
     return config
 
 
@@ -228,7 +230,7 @@ def _wait_for_dashboard(lab: LabCluster) -> None:
 
 def _run_command(command: list[str], env: Mapping[str, str], timeout: float) -> str:
     """Return the output of a command; raise an error with its output if it fails."""
-    done = subprocess.run(
+    finished = subprocess.run(
         command,
         env=dict(env),
         cwd=ROOT,
@@ -239,6 +241,6 @@ def _run_command(command: list[str], env: Mapping[str, str], timeout: float) -> 
         timeout=timeout,
         check=False,
     )
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}")
-    return done.stdout
+    if finished.returncode:
+        raise RuntimeError(f"{' '.join(command)} exited with {finished.returncode}:\n{finished.stdout}")
+    return finished.stdout

@@ -16,7 +16,14 @@ WRITE_TOKEN, READ_TOKEN = "hf_" + "w" * 34, "hf_" + "r" * 34
 
 
 class UploadServer(ThreadingHTTPServer):
-    """Server that keeps uploaded model repositories by full name, each with its visibility and files."""
+    """Server that keeps uploaded model repositories in memory.
+
+    Attributes:
+        visibilities: "private" or "public", by repository.
+        files: content by repository and path.
+        large_files: content by sha256, from the storage of large files.
+        commit_messages: first lines of the commits' messages.
+    """
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _UploadHandler)
@@ -31,6 +38,8 @@ class UploadServer(ThreadingHTTPServer):
 
 
 class _UploadHandler(BaseHTTPRequestHandler):
+    """Handler of the requests to an `UploadServer`."""
+
     protocol_version = "HTTP/1.1"
     server: UploadServer
 
@@ -38,6 +47,7 @@ class _UploadHandler(BaseHTTPRequestHandler):
         """Log nothing."""
 
     def read_body(self) -> bytes:
+        """Read the body of the request, chunked or not."""
         if "chunked" not in self.headers.get("Transfer-Encoding", ""):
             return self.rfile.read(int(self.headers.get("Content-Length", 0)))
         parts = []
@@ -69,28 +79,41 @@ class _UploadHandler(BaseHTTPRequestHandler):
         if token == READ_TOKEN:
             return self.send_json(403, {"error": "You have read access but not the required permissions"})
         if self.path == "/api/repos/create":
-            asked = json.loads(body)
-            name = f"{asked['organization'] or 'me'}/{asked['name']}"
-            there = name in self.server.visibilities
-            self.server.visibilities.setdefault(name, asked.get("visibility", "public"))
-            return self.send_json(409 if there else 200, {"url": f"{self.server.url}/{name}", "error": "exists"})
+            return self.create_repository(**json.loads(body))
         if self.path == "/api/validate-yaml":
             return self.send_json(200, {"errors": [], "warnings": []})
         if self.path.endswith("/info/lfs/objects/batch"):
-            found = json.loads(body)["objects"]
-            actions = {one["oid"]: {"upload": {"href": f"{self.server.url}/large/{one['oid']}"}} for one in found}
-            content = [{**one, "actions": actions[one["oid"]]} for one in found]
-            return self.send_json(200, {"transfer": "basic", "objects": content})
-        repository, _, asks = self.path.removeprefix("/api/models/").partition("/preupload/")
-        if asks:
-            found = json.loads(body)["files"]
-            modes = {one["path"]: "lfs" if one["path"].endswith(".safetensors") else "regular" for one in found}
-            content = [{"path": path, "uploadMode": mode, "shouldIgnore": False} for path, mode in modes.items()]
-            return self.send_json(200, {"files": content})
-        repository, _, asks = self.path.removeprefix("/api/models/").partition("/commit/")
-        return self.handle_commit(repository, body) if asks else self.send_json(404)
+            return self.send_upload_urls(json.loads(body)["objects"])
+        repository, _, revision = self.path.removeprefix("/api/models/").partition("/preupload/")
+        if revision:
+            return self.send_upload_modes([file["path"] for file in json.loads(body)["files"]])
+        repository, _, revision = self.path.removeprefix("/api/models/").partition("/commit/")
+        return self.commit(repository, body) if revision else self.send_json(404)
 
-    def handle_commit(self, repository: str, body: bytes) -> None:
+    def create_repository(
+        self, name: str, organization: str | None = None, visibility: str = "public", **_: Any
+    ) -> None:
+        """Create a repository; respond with status 409 if it exists."""
+        full_name = f"{organization or 'me'}/{name}"
+        exists = full_name in self.server.visibilities
+        self.server.visibilities.setdefault(full_name, visibility)
+        self.send_json(409 if exists else 200, {"url": f"{self.server.url}/{full_name}", "error": "exists"})
+
+    def send_upload_urls(self, objects: list[dict[str, Any]]) -> None:
+        """Send the URL for the upload of each large file, in the protocol of Git LFS."""
+        content = [
+            {**item, "actions": {"upload": {"href": f"{self.server.url}/large/{item['oid']}"}}} for item in objects
+        ]
+        self.send_json(200, {"transfer": "basic", "objects": content})
+
+    def send_upload_modes(self, paths: list[str]) -> None:
+        """Send the upload mode of each file: safetensors are large files."""
+        modes = {path: "lfs" if path.endswith(".safetensors") else "regular" for path in paths}
+        content = [{"path": path, "uploadMode": mode, "shouldIgnore": False} for path, mode in modes.items()]
+        self.send_json(200, {"files": content})
+
+    def commit(self, repository: str, body: bytes) -> None:
+        """Add the files of a commit, which are lines of JSON, to a repository."""
         files = self.server.files.setdefault(repository, {})
         for line in map(json.loads, body.splitlines()):
             value = line["value"]
@@ -100,8 +123,8 @@ class _UploadHandler(BaseHTTPRequestHandler):
                 files[value["path"]] = base64.b64decode(value["content"])
             else:
                 files[value["path"]] = self.server.large_files[value["oid"]]
-        where = f"{self.server.url}/{repository}/commit/{'0' * 40}"
-        self.send_json(200, {"commitUrl": where, "commitOid": "0" * 40, "success": True})
+        url = f"{self.server.url}/{repository}/commit/{'0' * 40}"
+        self.send_json(200, {"commitUrl": url, "commitOid": "0" * 40, "success": True})
 
 
 @contextlib.contextmanager

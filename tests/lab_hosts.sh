@@ -2,17 +2,17 @@
 # Hosts on one machine, for `ray up` over real SSH: each a network namespace on one bridge with its own pid, mount and uts
 # namespace and its own sshd.
 #
-#   lab_hosts.sh up N             hosts 0..N-1 at $LAB_NET.10, .11, ...; returns when their sshd answer
-#   lab_hosts.sh down             everything gone again, by the pids recorded here and nothing else
-#   lab_hosts.sh exec I CMD ...   CMD on host I
-#   lab_hosts.sh link I up|down   host I's network cable, plugged or pulled
-#   lab_hosts.sh kill I           host I's power off
+#   lab_hosts.sh up N             start hosts 0..N-1 at $LAB_NET.10, .11, ...; return when their sshd accept connections
+#   lab_hosts.sh down             remove all hosts; only processes with recorded pids are killed
+#   lab_hosts.sh exec I CMD ...   run CMD on host I
+#   lab_hosts.sh link I up|down   connect host I to the network, or disconnect it
+#   lab_hosts.sh kill I           kill all processes of host I
 #
 # Environment: LAB_DIR, a folder for keys, homes and logs; LAB_NET, three numbers of a /24, whose .1 is this machine; LAB_TAG, a
-# prefix of at most six letters for what the kernel names; LAB_SHARE, folders below /tmp or /root that hosts see too.
+# prefix of at most six letters for names in the kernel; LAB_SHARE, folders below /tmp or /root that hosts share.
 #
-# The pid namespace is what keeps `ray stop` in bounds: it ends every Ray process that it sees. A host's /tmp, /root, /run and
-# /dev/shm are its own; the rest of the file system is this machine's.
+# Pid namespaces limit `ray stop`, which ends all Ray processes that are visible to it, to a host. Each host has its own /tmp,
+# /root, /run and /dev/shm; the rest of the file system is this machine's.
 set -euo pipefail
 
 hosts=$LAB_DIR/hosts
@@ -23,18 +23,18 @@ self=$(readlink -f "$0")
 fail() { echo "lab_hosts.sh: $*" >&2; exit 1; }
 address() { echo "$LAB_NET.$((10 + $1))"; }
 
-# Whether the recorded pid 1 of a host is still the process that was started here.
+# Succeed if the recorded pid 1 of a host is still the process that this script started.
 running() {
     local pid
     pid=$(cat "$hosts/$1/pid1" 2>/dev/null) || return 1
     { tr '\0' ' ' <"/proc/$pid/cmdline"; } 2>/dev/null | grep -q -- "_pid1 $1 "
 }
 
-# Pid 1 of a host, in its namespaces: its own places in the file system, then sshd, then reaping whatever is left to it.
+# Run as pid 1 of a host, in its namespaces: mount its folders, start sshd, and reap orphaned processes.
 pid1() {
     local host=$hosts/$1 shared
     hostname "host$1"
-    for shared in $LAB_SHARE; do # bound below the private trees before these cover the real ones
+    for shared in $LAB_SHARE; do # before the private mounts below cover the originals
         case $shared in
         /tmp/* | /root/*) mkdir -p "$host$shared" && mount --rbind "$shared" "$host$shared" ;;
         esac
@@ -55,16 +55,17 @@ pid1() {
     done
 }
 
-furnish() {
+# Write the files of a host: keys, host names and the configuration of sshd.
+create_files() {
     local host=$hosts/$1 other
     mkdir -p "$host/tmp" "$host/root/.ssh" "$host/etc"
     chmod 1777 "$host/tmp"
     chmod 700 "$host/root" "$host/root/.ssh"
     install -m 600 "$key.pub" "$host/root/.ssh/authorized_keys"
     : >"$host/root/.bashrc"
-    : >"$host/etc/resolv.conf" # no look-up leaves
+    : >"$host/etc/resolv.conf" # no queries to name servers
     ssh-keygen -q -t ed25519 -N '' -f "$host/etc/host_key"
-    { # Ray takes the address of the host's name, where it finds no way to the internet
+    { # Ray uses the address of the host's name if it cannot reach the internet
         echo "127.0.0.1 localhost"
         for ((other = 0; other < $2; other++)); do echo "$(address "$other") host$other"; done
     } >"$host/etc/hosts"
@@ -102,18 +103,18 @@ start() {
         (exec 3<>"/dev/tcp/$(address "$1")/22") 2>/dev/null && return
         sleep 0.05
     done
-    fail "host $1: sshd does not answer: $(cat "$host/log")"
+    fail "host $1: sshd does not accept connections: $(cat "$host/log")"
 }
 
 power_off() {
     local tries
     running "$1" || return 0
-    kill -KILL "$(cat "$hosts/$1/pid1")" # takes every process of its pid namespace with it
+    kill -KILL "$(cat "$hosts/$1/pid1")" # ends all processes of its pid namespace
     for ((tries = 0; tries < 200; tries++)); do
         running "$1" || return 0
         sleep 0.05
     done
-    fail "host $1 does not die"
+    fail "host $1 is still running"
 }
 
 case ${1:-} in
@@ -124,7 +125,7 @@ up)
     ip addr add "$LAB_NET.1/24" dev "$bridge"
     ip link set "$bridge" up
     for ((i = 0; i < $2; i++)); do
-        furnish "$i" "$2"
+        create_files "$i" "$2"
         start "$i"
     done
     ;;
@@ -133,11 +134,11 @@ down)
         [ -d "$host" ] || continue
         i=${host##*/}
         power_off "$i"
-        ip link del "$LAB_TAG-v$i" 2>/dev/null || true # a deleted namespace lets go of its links only some time later
+        ip link del "$LAB_TAG-v$i" 2>/dev/null || true # a deleted namespace releases its links with a delay
         ip netns del "$LAB_TAG-h$i" 2>/dev/null || true
     done
     ip link del "$bridge" 2>/dev/null || true
-    ! grep -q " $hosts/" /proc/self/mounts || fail "a mount is left below $hosts"
+    ! grep -q " $hosts/" /proc/self/mounts || fail "a mount remains below $hosts"
     rm -rf "$hosts"
     ;;
 exec)

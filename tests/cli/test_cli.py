@@ -56,6 +56,7 @@ def assert_refused(done: Finished, words: Sequence[str]) -> None:
         ([*RAYLM, "report", "."], 2, "raylm: "),
         ([*RAYLM, "run"], 2, "Usage"),
         ([*MODULE, "bad.py"], 2, "raylm: bad.py"),
+        ([*MODULE, "--help"], 0, "Usage: python -m raylm.sweep "),
     ],
     ids=lambda value: " ".join(value[1:]) if isinstance(value, list) else None,
 )

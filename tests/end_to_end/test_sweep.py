@@ -122,6 +122,7 @@ def test_widened_grid_runs_only_its_new_rows(sweep: Sweep, copied: Path, run_her
     wide = replace(sweep, space={**sweep.space, "context_length": {"grid_search": [16, 32, 24]}})
     done = run_here(wide)
     assert done.exit_code == 0
+    assert "6 trials, 2 remaining" in done.output
     assert len(list((copied / "launch-002").glob("*/params.json"))) == 2
     after = read_stable_table(copied)
     assert len(after) == 6
