@@ -80,10 +80,6 @@ class LabCluster:
         """Return the output of a command on a host."""
         return _run_command([str(HOSTS_SCRIPT), "exec", str(host), *command], self.hosts_env, timeout)
 
-    def power_off(self, host: int) -> None:
-        """Kill all processes of a host."""
-        _run_command([str(HOSTS_SCRIPT), "kill", str(host)], self.hosts_env, 30)
-
     def unplug(self, host: int) -> None:
         """Disconnect a host from the network; it keeps running."""
         _run_command([str(HOSTS_SCRIPT), "link", str(host), "down"], self.hosts_env, 30)

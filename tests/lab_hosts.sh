@@ -6,7 +6,6 @@
 #   lab_hosts.sh down             remove all hosts; only processes with recorded pids are killed
 #   lab_hosts.sh exec I CMD ...   run CMD on host I
 #   lab_hosts.sh link I up|down   connect host I to the network, or disconnect it
-#   lab_hosts.sh kill I           kill all processes of host I
 #
 # Environment: LAB_DIR, a folder for keys, homes and logs; LAB_NET, three numbers of a /24, whose .1 is this machine; LAB_TAG, a
 # prefix of at most six letters for names in the kernel; LAB_SHARE, folders below /tmp or /root that hosts share.
@@ -147,7 +146,6 @@ exec)
         env -i HOME=/root TERM=dumb PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "${@:3}"
     ;;
 link) ip link set "$LAB_TAG-v$2" "$3" ;;
-kill) power_off "$2" ;;
 _pid1) pid1 "$2" ;;
-*) sed -n '2,16p' "$self" && exit 2 ;;
+*) sed -n '2,14p' "$self" && exit 2 ;;
 esac
