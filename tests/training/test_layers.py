@@ -97,8 +97,9 @@ def test_attention_with_dropout_equals_plain_attention_with_the_same_mask(length
 
 @pytest.mark.nightly
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
-def test_compiled_training_equals_eager_training(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_training_equals_eager_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiles once for all shapes, as on a GPU, by inductor's CPU backend."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # code for other instruction sets is not reused
     monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", True)
     _, eager = make_models(dropout=0.0)
     _, compiled = make_models(dropout=0.0)
