@@ -25,6 +25,8 @@ def test_bfloat16_is_found_in_the_flags_of_the_processor(
 ) -> None:
     (tmp_path / "cpuinfo").write_text(cpuinfo)
     monkeypatch.setattr(numerics, "CPUINFO_FILE", tmp_path / "cpuinfo")
+    for variable in numerics.ONEDNN_ISA_VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
     assert numerics.cpu_has_bfloat16() == expected
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     assert not numerics.cpu_has_bfloat16()
