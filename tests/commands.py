@@ -45,40 +45,40 @@ class Command:
 
     process: subprocess.Popen[bytes]
     output: Path
-    family: list[psutil.Process] = field(default_factory=list)
-    """Its processes at the last call of `look`."""
+    processes: list[psutil.Process] = field(default_factory=list)
+    """Processes of the command at the last call of `refresh_processes`."""
 
     @property
     def running(self) -> bool:
         return self.process.poll() is None
 
-    def said(self) -> str:
+    def read_output(self) -> str:
         return self.output.read_text()
 
-    def ends(self, seconds: float = PATIENCE) -> int:
-        """Wait for its end; return the exit code."""
+    def wait(self, seconds: float = PATIENCE) -> int:
+        """Wait until the command has ended, and return its exit code."""
         return self.process.wait(timeout=seconds)
 
     def wait_for(self, condition: Callable[[], object], between: float = 0.02) -> None:
-        """Wait until a condition holds; fail if it ends before."""
+        """Wait until a condition holds; fail if the command ends before."""
         wait_for(lambda: condition() or not self.running, PATIENCE, between)
-        assert condition() or self.running, self.said()
+        assert condition() or self.running, self.read_output()
 
-    def count(self, what: str) -> int:
-        return self.said().count(what)
+    def count(self, text: str) -> int:
+        return self.read_output().count(text)
 
-    def wait_for_lines(self, what: str, number: int = 1) -> None:
+    def wait_for_lines(self, text: str, number: int = 1) -> None:
         """Wait until a number of output lines contain a text."""
-        self.wait_for(lambda: self.count(what) >= number)
+        self.wait_for(lambda: self.count(text) >= number)
 
-    def look(self) -> None:
-        """Record its processes."""
+    def refresh_processes(self) -> None:
+        """Record the processes of the command."""
         driver = psutil.Process(self.process.pid)
-        self.family = [driver, *driver.children(recursive=True)]
+        self.processes = [driver, *driver.children(recursive=True)]
 
-    def left(self) -> list[psutil.Process]:
+    def living_processes(self) -> list[psutil.Process]:
         """Return the recorded processes that have not ended; zombies have."""
-        return [process for process in self.family if _alive(process)]
+        return [process for process in self.processes if _alive(process)]
 
     def interrupt(self) -> None:
         """Send SIGINT to its process group, as Ctrl-C does."""
@@ -86,11 +86,11 @@ class Command:
 
     def kill(self) -> None:
         """Kill the command; Ray's processes must end by themselves."""
-        self.look()
-        self.family = [process for process in self.family if not has_name(process, *SLOW_TO_END)]
+        self.refresh_processes()
+        self.processes = [process for process in self.processes if not has_name(process, *SLOW_TO_END)]
         self.process.kill()
         self.process.wait()
-        wait_for(lambda: not self.left(), 60)
+        wait_for(lambda: not self.living_processes(), 60)
 
 
 def _alive(process: psutil.Process) -> bool:
@@ -122,7 +122,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Function that starts a sweep in `tmp_path / "runs"`; commands that still run at the end are killed."""
     commands: list[Command] = []
 
-    def started(
+    def start_sweep(
         file: Path, *options: str, storage: Path | None = None, env: dict[str, str] | None = None, group: str = ""
     ) -> Command:
         arguments = build_sweep_command(file, storage or tmp_path / "runs", *options)
@@ -144,32 +144,32 @@ def start(tmp_path: Path) -> Iterator[Start]:
             )
         return commands[-1]
 
-    yield started
+    yield start_sweep
     for command in commands:
         if command.running:
-            command.look()
-            for process in reversed(command.family):
+            command.refresh_processes()
+            for process in reversed(command.processes):
                 kill(process)
             command.process.wait()
-        print(f"---- {command.output.name}, exit code {command.process.returncode}\n{command.said()}")
+        print(f"---- {command.output.name}, exit code {command.process.returncode}\n{command.read_output()}")
 
 
 def wait_until_training(command: Command) -> None:
     """Wait until a trial is in the middle of its epoch, by its processor time."""
-    begun: dict[int, float] = {}
+    first_seconds: dict[int, float] = {}
 
-    def trained() -> bool:
+    def has_trained() -> bool:
         for process in find_trial_processes(command.process.pid) if command.running else []:
             try:
                 seconds = process.cpu_times().user
             except psutil.Error:
                 continue
-            if seconds - begun.setdefault(process.pid, seconds) > TRAINED_SECONDS:
+            if seconds - first_seconds.setdefault(process.pid, seconds) > TRAINED_SECONDS:
                 return True
         return False
 
     command.wait_for_lines(STARTED)
-    command.wait_for(trained, between=0.2)
+    command.wait_for(has_trained, between=0.2)
 
 
 def assert_same(folder: Path, uninterrupted: Path) -> None:

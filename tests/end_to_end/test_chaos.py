@@ -56,7 +56,7 @@ def test_killed_search_ends_like_an_uninterrupted_one(
         time.sleep(moments.uniform(0, 0.3))
         assert command.running, "it was killed too late"
         command.kill()
-    assert start(search[0], "--max-concurrent", "2").ends() == 0
+    assert start(search[0], "--max-concurrent", "2").wait() == 0
     assert_same(tmp_path / "runs" / "chaos", search[1])
 
 
@@ -74,13 +74,13 @@ def test_command_killed_at_each_step_of_a_launch_ends_like_an_uninterrupted_one(
         command, there = start(file, *options), set(folder.glob(step))
         if "checkpoint" in step:  # as if the machine lost its power: trials end at this moment too
             wait_until_training(command)
-            command.look()
+            command.refresh_processes()
         command.wait_for(partial(_more_than, there, folder, step), between=0.002)
         assert command.running, "it was killed too late"
-        for process in command.family:
+        for process in command.processes:
             kill(process)
         command.kill() if command.running else command.process.wait()
-    assert start(file, *options).ends() == 0
+    assert start(file, *options).wait() == 0
     assert_same(folder, uninterrupted)
 
 
@@ -91,21 +91,21 @@ def _more_than(there: set[Path], folder: Path, pattern: str) -> bool:
 def test_killed_coordinator_does_not_change_the_results(search: Uninterrupted, start: Start, tmp_path: Path) -> None:
     command = start(search[0], "--max-concurrent", "2")
     command.wait_for_lines(EVALUATED, 5)
-    command.look()
-    (coordinator,) = [process for process in command.family if has_name(process, "ray::Coordinator")]
+    command.refresh_processes()
+    (coordinator,) = [process for process in command.processes if has_name(process, "ray::Coordinator")]
     assert kill(coordinator)
-    assert command.ends() == 0
+    assert command.wait() == 0
     assert_same(tmp_path / "runs" / "chaos", search[1])
 
 
 def test_sweep_resumes_after_all_of_ray_died(search: Uninterrupted, start: Start, tmp_path: Path) -> None:
     command = start(search[0], "--max-concurrent", "2")
     command.wait_for_lines(EVALUATED, 5)
-    command.look()
-    for process in command.family[1:]:
+    command.refresh_processes()
+    for process in command.processes[1:]:
         kill(process)
-    assert command.ends() == 1
-    assert start(search[0], "--max-concurrent", "2").ends() == 0
+    assert command.wait() == 1
+    assert start(search[0], "--max-concurrent", "2").wait() == 0
     assert_same(tmp_path / "runs" / "chaos", search[1])
 
 
@@ -118,12 +118,12 @@ def test_fifty_killed_trial_processes_do_not_change_the_results(
         command.wait_for_lines(EVALUATED, command.count(EVALUATED) + moments.randint(1, 3))
         time.sleep(moments.uniform(0, 0.5))
         if not command.running:
-            assert command.ends() != 0, f"it was done after {kills} kills"
+            assert command.wait() != 0, f"it was done after {kills} kills"
             command, commands = start(many[0]), commands + 1
         elif (found := find_trial_processes(command.process.pid)) and kill(moments.choice(found)):
             kills += 1
-    while command.ends() != 0:
-        assert commands < 10, command.said()
+    while command.wait() != 0:
+        assert commands < 10, command.read_output()
         command, commands = start(many[0]), commands + 1
     folder = tmp_path / "runs" / "chaos"
     assert_same(folder, many[1])
@@ -132,13 +132,13 @@ def test_fifty_killed_trial_processes_do_not_change_the_results(
 def test_sweep_resumes_after_its_time_budget(grid: Uninterrupted, start: Start, long_text: str, tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "chaos"
     command = start(PROGRAMS / "hurried_grid.py")
-    assert command.ends() == 0, "the budget is no failure, whatever is done by then"
-    assert "the time budget is used up" in command.said()
+    assert command.wait() == 0, "the budget is no failure, whatever is done by then"
+    assert "the time budget is used up" in command.read_output()
     statuses = [row["status"] for row in read_stable_table(folder).values()]
     assert set(statuses) & {"interrupted", "pending"}, statuses
     assert set(statuses) <= {"done", "diverged", "interrupted", "pending"}
 
-    assert start(grid[0]).ends() == 0
+    assert start(grid[0]).wait() == 0
     assert_same(folder, grid[1])
 
 
@@ -158,7 +158,7 @@ def test_lost_node_does_not_change_the_results(
         helpers = [nodes[pid] for pid in _parents("ray::Coordinator") if pid in nodes]
         cluster.remove_node([*helpers, *nodes.values()][0], allow_graceful=False)  # the one whose loss hurts most
         cluster.add_node(num_cpus=1)
-        assert command.ends() == 0
+        assert command.wait() == 0
         assert_same(tmp_path / "runs" / "chaos", search[1])
     finally:
         cluster.shutdown()

@@ -70,7 +70,7 @@ def test_trial_too_large_for_the_memory_fails_alone(
         env={"RAYLM_TESTS_MODEL": str(model)},
         group=str(memory_group / "cgroup.procs"),
     )
-    assert command.ends() == 1
+    assert command.wait() == 1
     rows = read_stable_table(tmp_path / "runs" / "chaos")
     (large,) = [run for run in rows if "nano" not in run]
     assert rows[large]["status"] == "failed"
@@ -123,11 +123,11 @@ def test_sweep_resumes_after_a_full_disk(
     command = start(grid[0], storage=storage, env=env)
     command.wait_for_lines(STARTED)
     filler = fill(disk)
-    assert command.ends() == 1
-    assert "the disk is full" in command.said()
+    assert command.wait() == 1
+    assert "the disk is full" in command.read_output()
 
     filler.unlink()
-    assert start(grid[0], storage=storage, env=env).ends() == 0
+    assert start(grid[0], storage=storage, env=env).wait() == 0
     assert_same(storage / "chaos", grid[1])
 
 
@@ -135,9 +135,9 @@ def test_sweep_whose_checkpoints_do_not_fit_is_refused_before_ray_starts(
     grid_file: Path, start: Start, small_disk: Callable[[int], Path]
 ) -> None:
     command = start(grid_file, storage=small_disk(1))
-    assert command.ends() == 2
-    assert "free some space" in command.said()
-    assert "starting Ray" not in command.said()
+    assert command.wait() == 2
+    assert "free some space" in command.read_output()
+    assert "starting Ray" not in command.read_output()
 
 
 def test_full_cache_is_named_and_holds_no_partial_corpus(
@@ -146,9 +146,9 @@ def test_full_cache_is_named_and_holds_no_partial_corpus(
     disk = small_disk(1)
     filler = fill(disk, left=0)
     command = start(grid_file, env={"RAYLM_CACHE": str(disk)})
-    assert command.ends() == 2
-    assert f"the disk of the cache {disk} is full" in command.said()
-    assert "starting Ray" not in command.said()
+    assert command.wait() == 2
+    assert f"the disk of the cache {disk} is full" in command.read_output()
+    assert "starting Ray" not in command.read_output()
 
     expected = prepare(long_text, None, "gpt2-nano")
     filler.unlink()

@@ -21,13 +21,13 @@ def test_ctrl_c_saves_the_trials_and_leaves_no_process(
     folder = tmp_path / "runs" / "chaos"
     command = start(grid[0], "--address", "local")
     wait_until_training(command)
-    command.look()
+    command.refresh_processes()
     command.interrupt()
-    assert command.ends() == 130
-    wait_for(lambda: not command.left(), 60)
+    assert command.wait() == 130
+    wait_for(lambda: not command.living_processes(), 60)
 
-    assert "val loss" in command.said()
-    assert "run the same command to resume" in command.said()
+    assert "val loss" in command.read_output()
+    assert "run the same command to resume" in command.read_output()
     saved = [content for path in folder.glob("launch-*/*/checkpoint_*") if (content := manifest.verify(path))]
     steps = [(content.progress.step, content.progress.total_steps) for content in saved]
     assert any(0 < step < total for step, total in steps), steps
@@ -35,12 +35,12 @@ def test_ctrl_c_saves_the_trials_and_leaves_no_process(
 
     command = start(grid[0], "--address", "local")
     wait_until_training(command)
-    command.look()
+    command.refresh_processes()
     command.interrupt()
-    command.wait_for(lambda: "Ctrl-C again to exit at once" in command.said(), between=0.005)
+    command.wait_for(lambda: "Ctrl-C again to exit at once" in command.read_output(), between=0.005)
     command.interrupt()
-    assert command.ends() == 130
-    wait_for(lambda: not command.left(), 60)
+    assert command.wait() == 130
+    wait_for(lambda: not command.living_processes(), 60)
 
-    assert start(grid[0], "--address", ray_address).ends() == 0
+    assert start(grid[0], "--address", ray_address).wait() == 0
     assert_same(folder, grid[1])
