@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from raylm.config.trial import TrialConfig
+from raylm.results.measures import PER_WORD, Measure
 from raylm.results.progress import EvalMetrics, Progress
 from raylm.results.rows import DIVERGED, DONE, FAILED, INTERRUPTED, PENDING, STOPPED, Row, SavedCheckpoint
 from raylm.tuning.trial_queue import QueueHistory, SuggestFn, TrialQueue
@@ -63,7 +64,14 @@ class SimulatedStorage:
         self.rows[trial.id] = build_row(trial, STOPPED, [one.adj_val_loss for one in self.rows[trial.id].evaluations])
 
     def build_queue(
-        self, suggest: SuggestFn, max_trials: int, delay: int | None, *, asha: bool = False, retry_failed: bool = False
+        self,
+        suggest: SuggestFn,
+        max_trials: int,
+        delay: int | None,
+        *,
+        asha: bool = False,
+        measure: Measure = PER_WORD,
+        retry_failed: bool = False,
     ) -> TrialQueue:
         self.reported_outcomes, self.dispatched = [], []
 
@@ -79,6 +87,7 @@ class SimulatedStorage:
             max_trials=max_trials,
             delay=delay,
             count_epoch_tokens=(lambda trial: NUM_TOKENS) if asha else None,
+            measure=measure,
             retry_failed=retry_failed,
             history=QueueHistory(self.recorded_ids, self.failed_ids),
         )

@@ -6,7 +6,9 @@ infinities are not written; files of earlier versions may have them.
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -35,10 +37,29 @@ def decode(text: str, kind: type[T]) -> T:
 def encode(value: Any) -> str:
     """Return an object as JSON text for people: indented, floats in full precision.
 
+    Fields of dataclasses with the metadata `omit_none` are left out if they are None: files of versions before have no
+    such field, and stay as they are.
+
     Raises:
         ValueError: if a number in it is not finite.
     """
-    return json.dumps(msgspec.to_builtins(value), indent=2, allow_nan=False)
+    return json.dumps(_to_builtins(value), indent=2, allow_nan=False)
+
+
+def _to_builtins(value: Any) -> Any:
+    """Return an object as dicts, lists and scalars."""
+    if dataclasses.is_dataclass(value):
+        shown = [
+            f.name
+            for f in dataclasses.fields(value)
+            if not f.metadata.get("omit_none") or vars(value)[f.name] is not None
+        ]
+        return {name: _to_builtins(getattr(value, name)) for name in shown}
+    if isinstance(value, Mapping):
+        return {key: _to_builtins(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_to_builtins(item) for item in value]
+    return msgspec.to_builtins(value)
 
 
 def read_text(storage: Storage, name: str) -> str | None:

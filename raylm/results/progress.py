@@ -57,12 +57,15 @@ class EvalMetrics:
     val_loss: float
     """Mean per token of the validation split."""
     adj_val_loss: float
-    """Mean per word of the original text of the validation split."""
+    """Mean per word of the original text of the validation split, between white space; a split without a word counts
+    as one of one word."""
+    precision: str | None = field(default=None, metadata={"omit_none": True})
+    """Precision of the evaluation, `float32` or `bfloat16`; None if it was not recorded."""
 
     @property
     def is_finite(self) -> bool:
-        """True if no loss is NaN or infinite."""
-        return all(map(math.isfinite, (self.train_loss, self.val_loss, self.adj_val_loss)))
+        """True if neither train nor val loss is NaN or infinite."""
+        return math.isfinite(self.train_loss) and math.isfinite(self.val_loss)
 
 
 @dataclass(frozen=True)

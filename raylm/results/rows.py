@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from raylm.config.trial import TrialConfig
 from raylm.errors import UserError, format_suggestion, safe_repr
+from raylm.results.measures import CorpusData, CorpusKey, Measure, choose_measure, corpus_key, index_data
 from raylm.results.progress import EvalMetrics, Progress
 from raylm.results.storage import Storage
 from raylm.results.sweep_record import LaunchRecord, SweepRecord
@@ -88,8 +90,47 @@ class SweepRows:
         """Recorded launches, oldest first."""
         return self.record.launches if self.record else []
 
+    @cached_property
+    def data(self) -> CorpusData:
+        """Recorded corpora of all launches."""
+        return index_data(record for launch in self.launches for record in launch.data)
+
+    @cached_property
+    def measures(self) -> dict[str, Measure]:
+        """Measure that the rows of each dataset are ranked by; rows of different datasets are not ranked."""
+        keys: dict[str, list[CorpusKey]] = {row.config.dataset: [] for row in self.rows}
+        for row in self.rows:
+            if row.metrics is not None:
+                keys[row.config.dataset].append(corpus_key(row.config))
+        return {dataset: choose_measure(evaluated, self.data) for dataset, evaluated in keys.items()}
+
+    def ranked_loss(self, row: Row) -> float | None:
+        """Return the loss that a row is ranked by, in nats; None if it has none, or none that compares."""
+        measure = self.measures[row.config.dataset]
+        if row.metrics is None or not measure.compares(row.config):
+            return None
+        return measure.compute(row.config, row.metrics)
+
+    def find_launch(self, row: Row) -> LaunchRecord | None:
+        """Return the launch that evaluated a row's best epoch; None if its record is lost."""
+        checkpoint = row.best_checkpoint or row.latest_checkpoint
+        folder = checkpoint.folder.split("/")[0] if checkpoint else ""
+        return next((launch for launch in self.launches if f"launch-{launch.number:03d}" == folder), None)
+
+    def find_precision(self, row: Row) -> str | None:
+        """Return the precision that a row's losses were evaluated in; None if it has none, or it is not known.
+
+        Evaluations of versions before have none of their own: theirs is the launch's.
+        """
+        if row.metrics is None:
+            return None
+        if row.metrics.precision:
+            return row.metrics.precision
+        launch = self.find_launch(row)
+        return launch.precision if launch and launch.precision != "auto" else None
+
     def best(self, dataset: str | None = None) -> Row:
-        """Return the done row with the lowest adj val loss.
+        """Return the done row with the lowest loss, by the measure of its dataset (`measures`).
 
         Args:
             dataset: consider rows of this dataset only; required if the sweep has several.
@@ -111,13 +152,13 @@ class SweepRows:
 
     @property
     def best_by_dataset(self) -> dict[str, Row]:
-        """Done row with the lowest adj val loss of each dataset; this loss is comparable between tokenizers."""
+        """Done row with the lowest loss of each dataset, by its measure; the first of equals."""
         best: dict[str, Row] = {}
         lowest: dict[str, float] = {}
         for row in self.rows:
-            dataset, metrics = row.config.dataset, row.metrics
-            if row.status == DONE and metrics and metrics.adj_val_loss < lowest.get(dataset, math.inf):
-                best[dataset], lowest[dataset] = row, metrics.adj_val_loss
+            dataset, loss = row.config.dataset, self.ranked_loss(row)
+            if row.status == DONE and loss is not None and loss < lowest.get(dataset, math.inf):
+                best[dataset], lowest[dataset] = row, loss
         return best
 
     def get_row(self, run_name: str) -> Row:

@@ -18,6 +18,8 @@ from raylm.results.storage import Storage
 
 RECORD_FILE = "sweep.json"
 FORMAT_VERSION = 1
+OMIT_NONE = {"omit_none": True}
+"""Metadata of fields that versions before do not have (`json_files.encode`)."""
 
 Positive = Annotated[int, Meta(gt=0)] | Annotated[float, Meta(gt=0, le=sys.float_info.max)]
 """Finite number above zero; JSON has integers among the peaks of devices."""
@@ -94,6 +96,13 @@ class DataRecord:
     train_words: int | None = None
     validation_tokens: int | None = None
     validation_words: int | None = None
+    train_bytes: int | None = field(default=None, metadata=OMIT_NONE)
+    """Bytes of the original text in UTF-8; None if it was not recorded, as in versions before."""
+    validation_bytes: int | None = field(default=None, metadata=OMIT_NONE)
+    lossless: bool | None = field(default=None, metadata=OMIT_NONE)
+    """True if the tokens, decoded, are the text again; None if it was not recorded."""
+    unknown_share: float | None = field(default=None, metadata=OMIT_NONE)
+    """Fraction of the tokens that are the unknown token."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +147,8 @@ class SweepRecord:
     """True if the search has no more new trials to suggest."""
     launches: list[LaunchRecord] = field(default_factory=list)
     """Launches, oldest first."""
+    objective: str | None = None
+    """Measure that trials depend on (`measures.MEASURES`); None if they depend on none, or in versions before it."""
 
     @property
     def sweep_id(self) -> str | None:
@@ -170,6 +181,7 @@ class _RecordFile:
     trials: list[_TrialEntry]
     search: str | None = None
     lag: int | None = None
+    objective: str | None = None
     exhausted: bool = False
     launches: list[LaunchRecord] = field(default_factory=list)
 
@@ -203,6 +215,7 @@ def _parse(content: _RecordFile) -> SweepRecord:
         search=content.search,
         failed_ids=frozenset(failed),
         delay=content.lag,
+        objective=content.objective,
         exhausted=content.exhausted,
         launches=content.launches,
     )
@@ -237,6 +250,7 @@ def write(storage: Storage, record: SweepRecord) -> None:
         ],
         "search": record.search,
         "lag": record.delay,
+        **({"objective": record.objective} if record.objective else {}),
         "exhausted": record.exhausted,
         "launches": record.launches,
     }

@@ -5,7 +5,6 @@ B is the batch, T the context length. Losses are in nats.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Iterator
@@ -56,7 +55,7 @@ class Evaluation:
         """
         best, progress = self.trainer.progress.best_metrics, self.trainer.progress
         values = {
-            **dataclasses.asdict(self.eval_metrics),
+            **vars(self.eval_metrics),
             "best_train_loss": best.train_loss if best else math.nan,
             "best_val_loss": best.val_loss if best else math.nan,
             "best_adj_val_loss": best.adj_val_loss if best else math.nan,
@@ -64,6 +63,7 @@ class Evaluation:
             "diverged": int(self.diverged),
             "tokens_per_second": progress.tokens_seen / progress.training_seconds,
         }
+        del values["precision"]
         return {name: value for name, value in values.items() if math.isfinite(value)}
 
     def save(self, folder: Path) -> None:
@@ -180,9 +180,10 @@ class Trainer:
         """Return the current losses, in an epoch counted from 0."""
         length, size, precision = self.config.context_length, self.progress.micro_batch_size, self.options.precision
         val_loss = validation_loss(self.model, self.corpus, length, size, precision, self.dist_context)
-        adj_val_loss = val_loss * len(self.corpus.validation.tokens) / self.corpus.validation.num_words
-        progress = self.progress
-        return EvalMetrics(epoch + 1, progress.step, progress.tokens_seen, progress.train_loss, val_loss, adj_val_loss)
+        split, progress = self.corpus.validation, self.progress
+        adj_val_loss = val_loss * len(split.tokens) / max(1, split.num_words)
+        losses = progress.train_loss, val_loss, adj_val_loss
+        return EvalMetrics(epoch + 1, progress.step, progress.tokens_seen, *losses, precision)
 
 
 def finetune(

@@ -8,9 +8,11 @@ with all that happen to have reached the rung: the same sweep stops the same tri
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import attrgetter
 
 from raylm.config.trial import TrialConfig
+from raylm.results.measures import PER_WORD, Measure
 from raylm.results.progress import EvalMetrics
 from raylm.results.rows import DIVERGED, FAILED, Row
 
@@ -30,26 +32,33 @@ def compute_rungs(epoch_tokens: int, epochs: int) -> list[int]:
     return [rung for rung in rungs if rung < epoch_tokens * epochs]
 
 
-def compute_loss_limits(trial: TrialConfig, earlier_rows: Iterable[Row], epoch_tokens: int) -> dict[int, float]:
-    """Return the highest adj val loss with which a trial passes, by rung in tokens, for rungs with results.
+def compute_loss_limits(
+    trial: TrialConfig, earlier_rows: Iterable[Row], epoch_tokens: int, measure: Measure = PER_WORD
+) -> dict[int, float]:
+    """Return the highest loss with which a trial passes, by rung in tokens, for rungs with results.
 
     Args:
         earlier_rows: trials to compare with; only those with the same dataset and context length count.
         epoch_tokens: training tokens of an epoch.
+        measure: the loss to compare; a trial whose loss does not compare has no limits and sets none.
     """
-    peers = [row for row in earlier_rows if _is_comparable(row, trial)]
+    peers = [row for row in earlier_rows if _is_comparable(row, trial, measure)]
     limits = {}
     for rung in compute_rungs(epoch_tokens, trial.epochs):
-        evaluations = [find_rung_evaluation(row.evaluations, rung) for row in peers]
-        if losses := [evaluation.adj_val_loss for evaluation in evaluations if evaluation]:
+        evaluations = [(row.config, find_rung_evaluation(row.evaluations, rung)) for row in peers]
+        if losses := [measure.compute(config, evaluation) for config, evaluation in evaluations if evaluation]:
             limits[rung] = _quantile(losses, 1 / REDUCTION_FACTOR)
     return limits
 
 
-def find_stop_evaluation(evaluations: Sequence[EvalMetrics], loss_limits: Mapping[int, float]) -> EvalMetrics | None:
-    """Return the first evaluation at a rung whose adj val loss is above the limit, or None."""
+def find_stop_evaluation(
+    evaluations: Sequence[EvalMetrics],
+    loss_limits: Mapping[int, float],
+    compute_loss: Callable[[EvalMetrics], float] = attrgetter("adj_val_loss"),
+) -> EvalMetrics | None:
+    """Return the first evaluation at a rung whose loss is above the limit, or None."""
     at_rungs = [(find_rung_evaluation(evaluations, rung), limit) for rung, limit in sorted(loss_limits.items())]
-    return next((evaluation for evaluation, limit in at_rungs if evaluation and evaluation.adj_val_loss > limit), None)
+    return next((evaluation for evaluation, limit in at_rungs if evaluation and compute_loss(evaluation) > limit), None)
 
 
 def find_rung_evaluation(evaluations: Iterable[EvalMetrics], rung: int) -> EvalMetrics | None:
@@ -57,10 +66,10 @@ def find_rung_evaluation(evaluations: Iterable[EvalMetrics], rung: int) -> EvalM
     return next((evaluation for evaluation in evaluations if evaluation.tokens_seen >= rung), None)
 
 
-def _is_comparable(row: Row, trial: TrialConfig) -> bool:
+def _is_comparable(row: Row, trial: TrialConfig, measure: Measure) -> bool:
     """Return whether a row's losses can be compared with a trial's."""
     same = (row.config.dataset, row.config.context_length) == (trial.dataset, trial.context_length)
-    return same and row.status not in (DIVERGED, FAILED)
+    return same and measure.compares(row.config) and measure.compares(trial) and row.status not in (DIVERGED, FAILED)
 
 
 def _quantile(values: Iterable[float], q: float) -> float:

@@ -20,8 +20,9 @@ from raylm.errors import PauseReason
 from raylm.events import Notify, TrialListener
 from raylm.planning import throughput
 from raylm.planning.throughput import Placement
-from raylm.results import sweep_record
+from raylm.results import measures, sweep_record
 from raylm.results.folder import count_unsuggested, find_results, next_launch_name, parse_launch_number
+from raylm.results.measures import Measure
 from raylm.results.rows import SweepRows
 from raylm.results.sweep_record import HardwareRecord, LaunchRecord, SweepRecord
 from raylm.training import device
@@ -66,6 +67,7 @@ class Launch:
         self._sweep_id, self._notify = sweep_id, notify
         self._placement: Placement | None = None
         self._runner: TuneRunner
+        self._measure, self._is_old = _find_objective(sweep, prepared, results)
 
     @contextlib.contextmanager
     def connect(self) -> Iterator[None]:
@@ -111,7 +113,9 @@ class Launch:
         name, past = next_launch_name(storage), self._results.record or SweepRecord(self._sweep.name, [])
         suggester = self._build_suggester()
         queue = self._build_queue(past, suggester, retry_failed)
-        record = _RecordWriter(self._sweep, self._results, queue, suggester, past, self._build_launch_record(name))
+        objective = past.objective if self._is_old or queue.delay is None else self._measure.name
+        launch_record = self._build_launch_record(name)
+        record = _RecordWriter(self._sweep, self._results, queue, suggester, past, objective, launch_record)
         queue.skip_finished()
         record.write()
         result = self._runner.run(name, queue, listener, record.write, self._options.max_concurrent)
@@ -140,7 +144,7 @@ class Launch:
             return None
         from raylm.tuning.search import Suggester  # imports Optuna
 
-        return Suggester(self._sweep)
+        return Suggester(self._sweep, self._measure, is_old=self._is_old)
 
     def _build_queue(self, past: SweepRecord, suggester: Suggester | None, retry_failed: bool) -> TrialQueue:
         """Return the queue of all trials of the sweep."""
@@ -157,6 +161,7 @@ class Launch:
             max_trials=sweep.num_samples or len(self._results.rows),
             delay=self._resolve_delay(past),
             count_epoch_tokens=count_epoch_tokens if sweep.scheduler == "asha" else None,
+            measure=self._measure,
             retry_failed=retry_failed,
             history=QueueHistory([trial.id for trial in past.trials] if suggester else [], past.failed_ids),
         )
@@ -206,9 +211,11 @@ class _RecordWriter:
         queue: TrialQueue,
         suggester: Suggester | None,
         past: SweepRecord,
+        objective: str | None,
         launch_record: LaunchRecord,
     ) -> None:
         self._sweep, self._storage, self._queue, self._suggester = sweep, results.storage, queue, suggester
+        self._objective = objective
         self._past, self._launches = past, [*past.launches, launch_record]
         self._last_study_write = -math.inf
 
@@ -224,11 +231,26 @@ class _RecordWriter:
             queue.delay,
             bool(suggester) and queue.exhausted,
             self._launches,
+            self._objective,
         )
         sweep_record.write(self._storage, record)
         if suggester and (force_study or time.monotonic() - self._last_study_write > STUDY_WRITE_SECONDS):
             suggester.write_study(self._storage)
             self._last_study_write = time.monotonic()
+
+
+def _find_objective(sweep: Sweep, prepared: PreparedInputs, results: SweepRows) -> tuple[Measure, bool]:
+    """Return the measure that a sweep's trials depend on, and whether a version before measures began the sweep.
+
+    A search keeps the measure of its first launch. The order of a grid's rows within a dataset is the same in all.
+    """
+    data = measures.index_data([*results.data.values(), *prepared.data_records()])
+    record, keys = results.record, list(prepared.corpora)
+    if record and record.launches and record.objective is None:
+        return measures.PER_WORD, True
+    if record and record.objective and sweep.search is not None:
+        return measures.restore_measure(record.objective, keys, data), False
+    return measures.choose_measure(keys, data), False
 
 
 def _find_placement(sweep: Sweep, resources: Mapping[str, float], precision: str) -> Placement | None:

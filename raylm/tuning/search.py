@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,13 +26,16 @@ from raylm.config import search_space
 from raylm.config.sweep import Sweep
 from raylm.config.trial import TrialConfig
 from raylm.errors import SweepError, UserError, safe_repr, unknown_name_problem
+from raylm.results.measures import PER_WORD, Measure
 from raylm.results.rows import DIVERGED, FAILED, STOPPED, Row
 from raylm.results.storage import Storage
 
-METRIC = "adj_val_loss"
-"""Objective: the lowest adj val loss of the best epoch, which is comparable between tokenizers."""
-DIVERGED_LOSS = 1e3
-"""Loss reported for a diverged trial, nats per word: worse than any other, and finite, which samplers require."""
+METRIC = "loss"
+"""Objective: the lowest loss of the best epoch, by the measure of the search."""
+DIVERGED_LOSS = math.inf
+"""Loss reported for a diverged trial, or one whose loss does not compare: worse than any other, in any unit."""
+OLD_DIVERGED_LOSS = 1e3
+"""Loss of a diverged trial in searches that a version before measures began."""
 MAX_SAMPLER_DUPLICATES = 20
 """Consecutive duplicates before drawing a random point."""
 MAX_DUPLICATES = 40
@@ -45,8 +49,20 @@ STUDY_FILE = "optuna/journal.log"
 class Suggester:
     """Suggests trials one at a time, each once, given the outcomes of earlier ones."""
 
-    def __init__(self, sweep: Sweep) -> None:
+    def __init__(self, sweep: Sweep, measure: Measure = PER_WORD, *, is_old: bool = False) -> None:
+        """Create the suggester of a search.
+
+        Args:
+            measure: the loss to minimize.
+            is_old: whether a version before measures began the search: outcomes are reported as it did, so that the
+                same trials are suggested.
+        """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._measure, self._is_old = measure, is_old
+        is_optuna = not isinstance(sweep.search, Searcher) or isinstance(sweep.search, OptunaSearch)
+        self._is_bounded = not is_optuna and not is_old
+        is_tpe = sweep.search == "optuna" or isinstance(sweep.search, TPESampler)
+        self._prunes_diverged = is_tpe and not is_old and sweep.scheduler is not None
         self._fixed_fields, self._space = _split_space(sweep.space)
         self._study: optuna.Study | None = None
         """Study of the searcher; None if it is not Optuna's."""
@@ -124,19 +140,40 @@ class Suggester:
                 self._report_outcome(self._searcher_ids[index], row)
 
     def _report_outcome(self, searcher_id: str, row: Row) -> None:
-        """Report the adj val loss of a trial; a failed trial has none."""
-        metrics = row.metrics
-        if row.status == DIVERGED:
-            self._searcher.on_trial_complete(searcher_id, {METRIC: DIVERGED_LOSS})
+        """Report the loss of a trial; a failed trial has none.
+
+        A diverged trial is reported as worse than every other one, and so is one whose loss does not compare.
+        """
+        config, metrics = row.config, row.metrics
+        if row.status == DIVERGED or (row.status != FAILED and metrics and not self._measure.compares(config)):
+            self._report_worst(searcher_id)
         elif row.status == FAILED or metrics is None:
             self._searcher.on_trial_complete(searcher_id, error=True)
         elif row.status == STOPPED:  # Optuna prunes it, and ranks it by its number of evaluations
-            self._searcher.on_trial_result(
-                searcher_id, {METRIC: row.evaluations[-1].adj_val_loss, "training_iteration": len(row.evaluations)}
-            )
+            loss = self._to_objective(self._measure.compute(config, row.evaluations[-1]))
+            self._searcher.on_trial_result(searcher_id, {METRIC: loss, "training_iteration": len(row.evaluations)})
             self._searcher.on_trial_complete(searcher_id)
         else:
-            self._searcher.on_trial_complete(searcher_id, {METRIC: metrics.adj_val_loss})
+            loss = self._to_objective(self._measure.compute(config, metrics))
+            self._searcher.on_trial_complete(searcher_id, {METRIC: loss})
+
+    def _report_worst(self, searcher_id: str) -> None:
+        """Report a trial as worse than every other one, earlier or later."""
+        if self._prunes_diverged:  # beside trials stopped early, which TPE ranks below complete ones, however bad
+            self._searcher.on_trial_complete(searcher_id)
+        else:
+            loss = OLD_DIVERGED_LOSS if self._is_old else self._to_objective(DIVERGED_LOSS)
+            self._searcher.on_trial_complete(searcher_id, {METRIC: loss})
+
+    def _to_objective(self, loss: float) -> float:
+        """Return a loss as it is reported to the searcher.
+
+        Optuna's samplers rank infinity last. Searchers other than Optuna's may need finite numbers: they get one from
+        0 to 1 that rises with the loss.
+        """
+        if not self._is_bounded:
+            return loss
+        return 1.0 if math.isinf(loss) else loss / (1 + loss)
 
     def write_study(self, storage: Storage) -> None:
         """Write the study for optuna-dashboard; no-op if the searcher is not Optuna's."""

@@ -11,6 +11,7 @@ from ray.tune.search import Searcher
 
 from raylm.config.trial import TrialConfig
 from raylm.results.folder import load_row
+from raylm.results.measures import Measure
 from raylm.results.storage import Storage
 from raylm.tuning.trial_queue import TrialQueue
 
@@ -80,8 +81,12 @@ class QueueScheduler(FIFOScheduler):
         return str(TrialScheduler.STOP if reason else TrialScheduler.CONTINUE)
 
 
-def default_metric(scheduler: Any) -> dict[str, str]:
-    """Return metric and mode for a scheduler of Ray's that has none set, else an empty dict."""
+def default_metric(scheduler: Any, measure: Measure) -> dict[str, str]:
+    """Return metric and mode for a scheduler of Ray's that has none set, else an empty dict.
+
+    Args:
+        measure: loss that the trials are ranked by.
+    """
     if scheduler is None or isinstance(scheduler, QueueScheduler) or getattr(scheduler, "metric", None):
         return {}
-    return {"metric": "adj_val_loss", "mode": "min"}
+    return {"metric": measure.name.replace(" ", "_"), "mode": "min"}

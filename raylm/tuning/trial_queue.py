@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 from raylm.config.trial import TrialConfig
 from raylm.errors import UserError
 from raylm.results.folder import list_launches, load_row, write_final_status
+from raylm.results.measures import PER_WORD, Measure
+from raylm.results.progress import EvalMetrics
 from raylm.results.rows import FAILED, STOPPED, Row
 from raylm.results.storage import Storage
 from raylm.tuning import asha
@@ -75,6 +78,7 @@ class TrialQueue:
         max_trials: int,
         delay: int | None,
         count_epoch_tokens: Callable[[TrialConfig], int] | None = None,
+        measure: Measure = PER_WORD,
         retry_failed: bool = False,
         history: QueueHistory | None = None,
     ) -> None:
@@ -84,6 +88,7 @@ class TrialQueue:
             delay: number of places between a trial and the last one whose result it depends on; None: no trial depends
                 on results, and none waits.
             count_epoch_tokens: returns the training tokens of a trial's epoch; enables early stopping by ASHA.
+            measure: the loss that ASHA compares.
             retry_failed: run failed trials again.
         """
         history = history or QueueHistory()
@@ -98,6 +103,8 @@ class TrialQueue:
         self.delay = delay
         """Delay, as given to the constructor."""
         self._suggest, self._rows = suggest, rows
+        self.measure = measure
+        """Measure of the losses that ASHA compares."""
         self._count_epoch_tokens, self._retry_failed = count_epoch_tokens, retry_failed
         self._recorded_ids = list(history.suggested_ids)
         self._finished_rows: dict[str, Row] = {}
@@ -143,11 +150,16 @@ class TrialQueue:
         Args:
             row: the trial's current row.
         """
-        evaluation = asha.find_stop_evaluation(row.evaluations, self._limits.get(trial.id, {}))
+        evaluation = self._find_stop_evaluation(trial, row)
         if evaluation is None:
             return ""
-        loss, tokens = f"{evaluation.adj_val_loss:.3f}", f"{evaluation.tokens_seen:,}"
-        return f"its adj val loss after {tokens} tokens, {loss}, is not among the best third"
+        measure, tokens = self.measure, f"{evaluation.tokens_seen:,}"
+        loss = measure.format(measure.compute(trial, evaluation))
+        return f"its {measure.name} after {tokens} tokens, {loss}, is not among the best third"
+
+    def _find_stop_evaluation(self, trial: TrialConfig, row: Row) -> EvalMetrics | None:
+        limits = self._limits.get(trial.id, {})
+        return asha.find_stop_evaluation(row.evaluations, limits, partial(self.measure.compute, trial))
 
     def _advance(self) -> TrialConfig | None:
         """Append suggested trials until one has to run; return it, or None if there is none or results are awaited."""
@@ -175,7 +187,7 @@ class TrialQueue:
         row = self._finished_rows[self.trials[index].id]
         if row.status == FAILED or row.config.id in self.failed_ids:
             return replace(row, status=FAILED)
-        last = asha.find_stop_evaluation(row.evaluations, self._limits.get(row.config.id, {}))
+        last = self._find_stop_evaluation(row.config, row)
         return row.truncate(last) if last else row  # it trained longer if its machine died before it was stopped
 
     def _append(self, trial: TrialConfig, earlier_rows: Sequence[Row]) -> None:
@@ -188,7 +200,8 @@ class TrialQueue:
             )
         self.trials.append(trial)
         if self._count_epoch_tokens is not None:
-            self._limits[trial.id] = asha.compute_loss_limits(trial, earlier_rows, self._count_epoch_tokens(trial))
+            epoch_tokens = self._count_epoch_tokens(trial)
+            self._limits[trial.id] = asha.compute_loss_limits(trial, earlier_rows, epoch_tokens, self.measure)
 
     def _needs_run(self, trial: TrialConfig) -> bool:
         """Return whether a trial has to run; mark it as ended if it does not."""

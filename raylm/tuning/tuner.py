@@ -247,7 +247,7 @@ class TuneRunner:
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 scheduler=scheduler,
-                **default_metric(scheduler),
+                **default_metric(scheduler, queue.measure),
                 num_samples=queue.max_trials,
                 max_concurrent_trials=max_concurrent,
                 trial_name_creator=_run_name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from simulated import build_row
 
 from raylm.config.trial import TrialConfig
+from raylm.results.measures import NATS_PER_BYTE, Measure
 from raylm.results.rows import DIVERGED, DONE, FAILED, STOPPED
 from raylm.tuning import asha
 
@@ -86,6 +88,17 @@ def test_trial_is_compared_within_its_dataset_and_context_length(fields: dict[st
 def test_diverged_and_failed_trials_are_ignored(status: str, counts: bool) -> None:
     earlier_rows = [build_row(peer(seed=1), DONE, [3.0]), build_row(peer(seed=2), status, [1.5])]
     assert asha.compute_loss_limits(TRIAL, earlier_rows, epoch_tokens=900) == {100: 2.0 if counts else 3.0}
+
+
+def test_trial_with_another_tokenizer_is_compared_by_bytes_or_not_at_all() -> None:
+    other = peer(seed=1, model="gpt2")
+    factors = {(one.dataset, one.model): factor for one, factor in ((TRIAL, 0.5), (other, 0.25))}
+    rows = [build_row(other, DONE, [3.0])]
+    per_byte = Measure(NATS_PER_BYTE, factors=factors)
+    assert asha.compute_loss_limits(TRIAL, rows, 900, per_byte) == {100: 0.75}
+    lossy = replace(per_byte, excluded=frozenset([(other.dataset, other.model)]))
+    assert asha.compute_loss_limits(TRIAL, rows, 900, lossy) == {}
+    assert asha.compute_loss_limits(other, [build_row(TRIAL, DONE, [3.0])], 900, lossy) == {}
 
 
 def test_rung_without_results_has_no_limit() -> None:

@@ -1,0 +1,132 @@
+"""Measures: the loss that rows are ranked by, one that compares the tokenizers among them.
+
+Val loss, per token, compares rows of one tokenizer. Nats per byte of the original text compare any tokenizers, in any
+language. Nats per word (adj val loss) rank the rows of results folders that were written before bytes were recorded.
+A tokenizer that loses a part of its text has no loss that compares with another's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from raylm.config.trial import TrialConfig
+from raylm.results.progress import EvalMetrics
+from raylm.results.sweep_record import DataRecord
+
+VAL_LOSS, NATS_PER_BYTE, ADJ_VAL_LOSS = "val loss", "nats per byte", "adj val loss"
+"""Names of the measures: per token, per byte and per word of the original text."""
+MEASURES = (VAL_LOSS, NATS_PER_BYTE, ADJ_VAL_LOSS)
+
+CorpusKey = tuple[str, str]
+"""Dataset and model: the text and the tokenizer of a row."""
+CorpusData = Mapping[CorpusKey, DataRecord]
+"""Recorded sizes of the corpora."""
+
+
+def corpus_key(config: TrialConfig) -> CorpusKey:
+    """Return the key of a trial's corpus."""
+    return config.dataset, config.model
+
+
+def index_data(records: Iterable[DataRecord]) -> dict[CorpusKey, DataRecord]:
+    """Return records by their keys; of several, the known values of the later ones."""
+    indexed: dict[CorpusKey, DataRecord] = {}
+    for record in records:
+        key = record.dataset, record.model
+        known = {name: value for name, value in vars(record).items() if value is not None}
+        indexed[key] = replace(indexed[key], **known) if key in indexed else record
+    return indexed
+
+
+def bytes_factor(record: DataRecord | None) -> float | None:
+    """Return tokens per byte of the validation split, which turn nats per token into nats per byte; None if unknown.
+
+    A split without a byte counts as one of one byte.
+    """
+    if record is None or record.validation_tokens is None or record.validation_bytes is None:
+        return None
+    return record.validation_tokens / max(1, record.validation_bytes)
+
+
+def is_lossy(record: DataRecord | None) -> bool:
+    """Return whether the tokens of a corpus are known not to give its text again."""
+    return record is not None and record.lossless is False
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Loss that rows are ranked by; lower is better."""
+
+    name: str = ADJ_VAL_LOSS
+    """One of `MEASURES`."""
+    reason: str = ""
+    """Reason for this measure, as in `best by NAME, REASON`."""
+    factors: Mapping[CorpusKey, float] = field(default_factory=dict)
+    """Tokens per byte of the validation split of each corpus; empty for other measures."""
+    excluded: frozenset[CorpusKey] = frozenset()
+    """Corpora whose losses do not compare with those of the others."""
+
+    def compares(self, config: TrialConfig) -> bool:
+        """Return whether a trial's loss compares with those of the others."""
+        return corpus_key(config) not in self.excluded
+
+    def compute(self, config: TrialConfig, metrics: EvalMetrics) -> float:
+        """Return the measure of an evaluation of a trial, in nats."""
+        return self.convert(config, metrics.val_loss, metrics.adj_val_loss)
+
+    def convert(self, config: TrialConfig, val_loss: float, adj_val_loss: float) -> float:
+        """Return the measure of a trial's losses, in nats."""
+        if self.name == NATS_PER_BYTE:
+            return val_loss * self.factors[corpus_key(config)]
+        return val_loss if self.name == VAL_LOSS else adj_val_loss
+
+    def format(self, value: float) -> str:
+        """Return a value or a difference of values; bytes are smaller than tokens and need a digit more."""
+        return f"{value:.{4 if self.name == NATS_PER_BYTE else 3}f}"
+
+
+PER_WORD = Measure()
+"""Measure of results folders without recorded bytes."""
+
+
+def choose_measure(keys: Iterable[CorpusKey], data: CorpusData) -> Measure:
+    """Return the measure for trials on these corpora, if they are ranked together.
+
+    Val loss if one tokenizer is used on one dataset, else nats per byte; adj val loss if bytes are not recorded.
+    Tokenizers that lose text are excluded if there are others.
+    """
+    records = {key: data.get(key) for key in keys}
+    lossy = frozenset(key for key, record in records.items() if is_lossy(record))
+    excluded = lossy if _count_corpora(records) > 1 else frozenset()
+    compared = {key: record for key, record in records.items() if key not in excluded}
+    factors = _bytes_factors(compared)
+    if not compared or len(factors) < len(compared):
+        return Measure(ADJ_VAL_LOSS, excluded=excluded)
+    if _count_corpora(compared) == 1:
+        return Measure(VAL_LOSS, excluded=excluded)
+    has_datasets = len({dataset for dataset, _ in compared}) > 1
+    return Measure(NATS_PER_BYTE, f"as {'datasets' if has_datasets else 'tokenizers'} differ", factors, excluded)
+
+
+def restore_measure(name: str, keys: Iterable[CorpusKey], data: CorpusData) -> Measure:
+    """Return the measure with the name that an earlier launch has recorded.
+
+    It is kept, since the trials that a search has suggested so far follow from it.
+    """
+    factors = _bytes_factors(data) if name == NATS_PER_BYTE else {}
+    return replace(choose_measure(keys, data), name=name, factors=factors)
+
+
+def _bytes_factors(records: Mapping[CorpusKey, DataRecord | None]) -> dict[CorpusKey, float]:
+    """Return the factors that are known."""
+    return {key: factor for key, record in records.items() if (factor := bytes_factor(record)) is not None}
+
+
+def _count_corpora(records: Mapping[CorpusKey, DataRecord | None]) -> int:
+    """Return the number of different corpora; models with one tokenizer share them, as their fingerprints show."""
+    corpora = {
+        (dataset, record.fingerprint) if record and record.fingerprint else (dataset, model)
+        for (dataset, model), record in records.items()
+    }
+    return len(corpora)
