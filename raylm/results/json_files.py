@@ -49,12 +49,12 @@ def encode(value: Any) -> str:
 def _to_builtins(value: Any) -> Any:
     """Return an object as dicts, lists and scalars."""
     if dataclasses.is_dataclass(value):
-        shown = [
-            f.name
-            for f in dataclasses.fields(value)
-            if not f.metadata.get("omit_none") or vars(value)[f.name] is not None
-        ]
-        return {name: _to_builtins(getattr(value, name)) for name in shown}
+        items = [(field, getattr(value, field.name)) for field in dataclasses.fields(value)]
+        return {
+            field.name: _to_builtins(item)
+            for field, item in items
+            if item is not None or not field.metadata.get("omit_none")
+        }
     if isinstance(value, Mapping):
         return {key: _to_builtins(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

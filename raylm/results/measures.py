@@ -11,47 +11,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from raylm.config.trial import TrialConfig
+from raylm.results.data_record import CorpusData, CorpusKey, DataRecord, bytes_factor, is_lossy
 from raylm.results.progress import EvalMetrics
-from raylm.results.sweep_record import DataRecord
 
 VAL_LOSS, NATS_PER_BYTE, ADJ_VAL_LOSS = "val loss", "nats per byte", "adj val loss"
 """Names of the measures: per token, per byte and per word of the original text."""
 MEASURES = (VAL_LOSS, NATS_PER_BYTE, ADJ_VAL_LOSS)
 
-CorpusKey = tuple[str, str]
-"""Dataset and model: the text and the tokenizer of a row."""
-CorpusData = Mapping[CorpusKey, DataRecord]
-"""Recorded sizes of the corpora."""
-
 
 def corpus_key(config: TrialConfig) -> CorpusKey:
     """Return the key of a trial's corpus."""
     return config.dataset, config.model
-
-
-def index_data(records: Iterable[DataRecord]) -> dict[CorpusKey, DataRecord]:
-    """Return records by their keys; of several, the known values of the later ones."""
-    indexed: dict[CorpusKey, DataRecord] = {}
-    for record in records:
-        key = record.dataset, record.model
-        known = {name: value for name, value in vars(record).items() if value is not None}
-        indexed[key] = replace(indexed[key], **known) if key in indexed else record
-    return indexed
-
-
-def bytes_factor(record: DataRecord | None) -> float | None:
-    """Return tokens per byte of the validation split, which turn nats per token into nats per byte; None if unknown.
-
-    A split without a byte counts as one of one byte.
-    """
-    if record is None or record.validation_tokens is None or record.validation_bytes is None:
-        return None
-    return record.validation_tokens / max(1, record.validation_bytes)
-
-
-def is_lossy(record: DataRecord | None) -> bool:
-    """Return whether the tokens of a corpus are known not to give its text again."""
-    return record is not None and record.lossless is False
 
 
 @dataclass(frozen=True)

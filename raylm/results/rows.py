@@ -9,7 +9,8 @@ from functools import cached_property
 
 from raylm.config.trial import TrialConfig
 from raylm.errors import UserError, format_suggestion, safe_repr
-from raylm.results.measures import CorpusData, CorpusKey, Measure, choose_measure, corpus_key, index_data
+from raylm.results.data_record import CorpusData, CorpusKey, index_data
+from raylm.results.measures import Measure, choose_measure, corpus_key
 from raylm.results.progress import EvalMetrics, Progress
 from raylm.results.storage import Storage
 from raylm.results.sweep_record import LaunchRecord, SweepRecord

@@ -13,13 +13,12 @@ from raylm.config import validation
 from raylm.config.trial import TrialConfig
 from raylm.errors import UserError, safe_repr
 from raylm.results import json_files
+from raylm.results.data_record import DataRecord as DataRecord
 from raylm.results.json_files import DamagedFileError
 from raylm.results.storage import Storage
 
 RECORD_FILE = "sweep.json"
 FORMAT_VERSION = 1
-OMIT_NONE = {"omit_none": True}
-"""Metadata of fields that versions before do not have (`json_files.encode`)."""
 
 Positive = Annotated[int, Meta(gt=0)] | Annotated[float, Meta(gt=0, le=sys.float_info.max)]
 """Finite number above zero; JSON has integers among the peaks of devices."""
@@ -79,30 +78,6 @@ class ModelRecord:
     pretrained: bool
     revision: str | None = None
     """Commit on the hub, or a hash of local files; None if the model has no files."""
-
-
-@dataclass(frozen=True)
-class DataRecord:
-    """Tokenized dataset that trials of a launch used."""
-
-    dataset: str
-    model: str
-    """Model whose tokenizer was used."""
-    revision: str | None = None
-    """Commit on the hub, or a hash of local files."""
-    fingerprint: str | None = None
-    """Hash of text and tokenizer."""
-    train_tokens: int | None = None
-    train_words: int | None = None
-    validation_tokens: int | None = None
-    validation_words: int | None = None
-    train_bytes: int | None = field(default=None, metadata=OMIT_NONE)
-    """Bytes of the original text in UTF-8; None if it was not recorded, as in versions before."""
-    validation_bytes: int | None = field(default=None, metadata=OMIT_NONE)
-    lossless: bool | None = field(default=None, metadata=OMIT_NONE)
-    """True if the tokens, decoded, are the text again; None if it was not recorded."""
-    unknown_share: float | None = field(default=None, metadata=OMIT_NONE)
-    """Fraction of the tokens that are the unknown token."""
 
 
 @dataclass(frozen=True)

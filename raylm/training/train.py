@@ -5,6 +5,7 @@ B is the batch, T the context length. Losses are in nats.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Iterator
@@ -55,7 +56,7 @@ class Evaluation:
         """
         best, progress = self.trainer.progress.best_metrics, self.trainer.progress
         values = {
-            **vars(self.eval_metrics),
+            **dataclasses.asdict(self.eval_metrics),
             "best_train_loss": best.train_loss if best else math.nan,
             "best_val_loss": best.val_loss if best else math.nan,
             "best_adj_val_loss": best.adj_val_loss if best else math.nan,

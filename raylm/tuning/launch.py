@@ -21,6 +21,7 @@ from raylm.events import Notify, TrialListener
 from raylm.planning import throughput
 from raylm.planning.throughput import Placement
 from raylm.results import measures, sweep_record
+from raylm.results.data_record import index_data
 from raylm.results.folder import count_unsuggested, find_results, next_launch_name, parse_launch_number
 from raylm.results.measures import Measure
 from raylm.results.rows import SweepRows
@@ -244,7 +245,7 @@ def _find_objective(sweep: Sweep, prepared: PreparedInputs, results: SweepRows) 
 
     A search keeps the measure of its first launch. The order of a grid's rows within a dataset is the same in all.
     """
-    data = measures.index_data([*results.data.values(), *prepared.data_records()])
+    data = index_data([*results.data.values(), *prepared.data_records()])
     record, keys = results.record, list(prepared.corpora)
     if record and record.launches and record.objective is None:
         return measures.PER_WORD, True
