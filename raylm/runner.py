@@ -225,7 +225,14 @@ class _Run:
 
         sweep, results = self._sweep, self._results
         num_trials, retry_failed = sweep.num_samples or len(results.rows), self._options.retry_failed
-        monitor = SweepMonitor(sweep.name, results, num_trials, estimate_flops, retry_failed=retry_failed)
+        monitor = SweepMonitor(
+            sweep.name,
+            results,
+            num_trials,
+            estimate_flops,
+            retry_failed=retry_failed,
+            measures=results.measures_with(prepared.data_records()),
+        )
         heartbeat.report(monitor.snapshot)
         with self._console.show_progress(monitor) as view:
             yield Listeners([monitor, view, trackers])

@@ -165,7 +165,7 @@ def render_state(state: SweepState, width: int, max_running: int = 1000) -> Rend
         parts.append(Text(f"and {len(state.running) - len(listed):,} more", style="dim"))
     parts.append(_render_total(state))
     for dataset, best in state.best.items():
-        prefix = f"best on {dataset}: adj val loss {best.adj_val_loss:.3f}, "
+        prefix = f"best on {dataset}: {best}, "
         parts.append(Text(prefix + shorten_name(best.run_name, max(width - len(prefix), MIN_NAME_WIDTH))))
     return Group(*parts)
 

@@ -13,6 +13,8 @@ import msgspec
 
 from raylm.config.trial import TrialConfig
 from raylm.events import DEFERRED, PAUSED, TrialListener
+from raylm.monitor.best_trial import BestTrial as BestTrial
+from raylm.results.measures import PER_WORD, Measure
 from raylm.results.progress import StepMetrics
 from raylm.results.rows import (
     DIVERGED,
@@ -59,14 +61,6 @@ class RunningTrial(msgspec.Struct, frozen=True, rename={"run_name": "run", "star
         return msgspec.structs.replace(self, step=step, curve=curve if len(curve) < 2 * CURVE_POINTS else curve[::2])
 
 
-class BestTrial(msgspec.Struct, frozen=True, rename={"run_name": "run"}):
-    """The trial with the lowest adj val loss on a dataset."""
-
-    run_name: str
-    adj_val_loss: float
-    """In nats per word."""
-
-
 class SweepState(
     msgspec.Struct,
     frozen=True,
@@ -111,16 +105,16 @@ def idle_state(results: SweepRows) -> SweepState:
         sweep=results.storage.name,
         total=len(results.rows),
         counts={status: number for status, number in counts.items() if number},
-        best=_best_trials(results),
+        best=_best_trials(results, results.measures),
         fraction_done=math.fsum(fractions) / max(len(fractions), 1),
         updated_at=time.time(),
     )
 
 
-def _best_trials(results: SweepRows) -> dict[str, BestTrial]:
+def _best_trials(results: SweepRows, measures: Mapping[str, Measure]) -> dict[str, BestTrial]:
     return {
-        dataset: BestTrial(row.config.run_name, row.metrics.adj_val_loss)
-        for dataset, row in results.best_by_dataset.items()
+        dataset: BestTrial.of(row.config, row.metrics.val_loss, row.metrics.adj_val_loss, measures[dataset])
+        for dataset, row in results.find_best(measures).items()
         if row.metrics
     }
 
@@ -153,6 +147,7 @@ class SweepMonitor(TrialListener):
         estimate_cost: Callable[[TrialConfig], float],
         *,
         retry_failed: bool = False,
+        measures: Mapping[str, Measure] | None = None,
     ) -> None:
         """Create a monitor for a launch that starts now; it serves all attempts of all its trials.
 
@@ -162,7 +157,9 @@ class SweepMonitor(TrialListener):
             num_trials: number of trials, of a search the maximum.
             estimate_cost: returns the work of a whole trial, in any unit.
             retry_failed: whether the launch starts failed trials again.
+            measures: measure by dataset that its trials are ranked by; None: those of `results`.
         """
+        self._measures = measures or results.measures
         self._lock = threading.RLock()  # a signal may call `on_pause` in the thread that holds it
         self._sweep, self._num_trials, self._estimate_cost = sweep, num_trials, estimate_cost
         finished = [row for row in results.rows if row.is_finished and not (retry_failed and row.status == FAILED)]
@@ -173,7 +170,7 @@ class SweepMonitor(TrialListener):
         self._saved_fractions = dict(self._initial_fractions)
         """Parts of the trials that their latest checkpoints hold, as far as it is known: each evaluation saves one."""
         self._fractions = dict(self._initial_fractions)
-        self._best = _best_trials(results)
+        self._best = _best_trials(results, self._measures)
         self._running: dict[str, RunningTrial] = {}
         self._pause_reason = ""
         self._start_time: float | None = None
@@ -201,10 +198,13 @@ class SweepMonitor(TrialListener):
 
     def on_evaluate(self, trial: TrialConfig, metrics: Mapping[str, Any]) -> None:
         """Update the best trial of the dataset."""
-        run_name, dataset, loss = trial.run_name, trial.dataset, metrics.get("adj_val_loss", math.inf)
+        run_name, dataset = trial.run_name, trial.dataset
+        measure = self._measures.get(dataset, PER_WORD)
+        losses = metrics.get("val_loss", math.inf), metrics.get("adj_val_loss", math.inf)
         with self._lock:
-            if loss < (self._best[dataset].adj_val_loss if dataset in self._best else math.inf):
-                self._best[dataset] = BestTrial(run_name, loss)
+            best = BestTrial.of(trial, *losses, measure) if measure.compares(trial) else None
+            if best and best.ranked_loss < (self._best[dataset].ranked_loss if dataset in self._best else math.inf):
+                self._best[dataset] = best
             latest = self._running[run_name].step if run_name in self._running else None
             if latest is not None:
                 self._saved_fractions[run_name] = metrics["step"] / latest.total_steps

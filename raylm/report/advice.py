@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from raylm.report.table import SeedGroup, group_by_seed, student_t_quantile
+from raylm.results.measures import Measure
 from raylm.results.rows import DIVERGED, DONE, SweepRows
 from raylm.units import pluralize
 
@@ -33,25 +34,37 @@ def build_advice(results: SweepRows) -> list[str]:
     """Return the suggestions for a sweep, most important first; none while rows are unfinished."""
     if not results.rows or any(not row.is_finished for row in results.rows):
         return []
-    by_dataset: dict[str, list[SeedGroup]] = {}
+    by_dataset: dict[str, list[SeedGroup]] = {row.config.dataset: [] for row in results.rows}
     for group in group_by_seed(results):
-        by_dataset.setdefault(group.config.dataset, []).append(group)
-    advice = [(dataset, text) for dataset, groups in by_dataset.items() for text in _advise_dataset(groups)]
+        if results.measures[group.config.dataset].compares(group.config):
+            by_dataset[group.config.dataset].append(group)
+    advice = [
+        (dataset, text)
+        for dataset, groups in by_dataset.items()
+        for text in _advise_dataset(groups, results.measures[dataset])
+    ]
     return [text if len(by_dataset) == 1 else f"{dataset}: {text}" for dataset, text in advice]
 
 
-def _advise_dataset(groups: Sequence[SeedGroup]) -> list[str]:
-    ranked = sorted((group for group in groups if any(row.status == DONE for row in group.rows)), key=_mean_loss)
+def _advise_dataset(groups: Sequence[SeedGroup], measure: Measure) -> list[str]:
+    """Return advice on the rows of a dataset whose losses compare, ranked by its measure."""
+    done = [group for group in groups if any(row.status == DONE for row in group.rows)]
+    ranked = sorted(done, key=lambda group: _mean_loss(group, measure))
     diverged = [group for group in groups if any(row.status == DIVERGED for row in group.rows)]
     advice = _advise_divergence(diverged, ranked)
     if len(ranked) > 1:
-        advice += [*_advise_edges(ranked[0], groups), *_advise_noise(ranked), *_advise_epochs(ranked[0])]
+        advice += [*_advise_edges(ranked[0], groups), *_advise_noise(ranked, measure), *_advise_epochs(ranked[0])]
     return advice
 
 
-def _mean_loss(group: SeedGroup) -> float:
-    """Return the mean adj val loss over the seeds."""
-    return statistics.fmean(metrics.adj_val_loss for metrics in group.metrics)
+def _losses(group: SeedGroup, measure: Measure) -> list[float]:
+    """Return the losses of the seeds."""
+    return [measure.compute(group.config, metrics) for metrics in group.metrics]
+
+
+def _mean_loss(group: SeedGroup, measure: Measure) -> float:
+    """Return the mean loss over the seeds."""
+    return statistics.fmean(_losses(group, measure))
 
 
 def _field_value(group: SeedGroup, field: str) -> Any:
@@ -112,35 +125,36 @@ def _next_value(field: str, edge: float, neighbor: float) -> float | None:
 # ---- noise --------------------------------------------------------------------------------------------------------
 
 
-def _advise_noise(ranked: Sequence[SeedGroup]) -> list[str]:
+def _advise_noise(ranked: Sequence[SeedGroup], measure: Measure) -> list[str]:
     """Return advice on rows that do not differ significantly from the best one."""
-    samples = [[metrics.adj_val_loss for metrics in group.metrics] for group in ranked]
+    samples = [_losses(group, measure) for group in ranked]
     degrees = sum(len(values) - 1 for values in samples)
     if degrees == 0:
-        return _advise_more_seeds(*ranked[:2])
+        return _advise_more_seeds(ranked[0], ranked[1], measure)
     variances = (statistics.variance(values) * (len(values) - 1) for values in samples if len(values) > 1)
     deviation = math.sqrt(sum(variances) / degrees)
     equivalent = []
     for group, values in zip(ranked[1:], samples[1:], strict=True):
         interval = student_t_quantile(degrees) * deviation * math.sqrt(1 / len(samples[0]) + 1 / len(values))
-        equivalent += [group] if _mean_loss(group) - _mean_loss(ranked[0]) < interval else []
+        gap = _mean_loss(group, measure) - _mean_loss(ranked[0], measure)
+        equivalent += [group] if gap < interval else []
     if not equivalent:
         return []
     names = [group.config.run_name for group in equivalent[:MAX_NAMED_RUNS]]
     names += ["..."] if len(equivalent) > MAX_NAMED_RUNS else []
     return [
         f"not significantly worse than the best: {pluralize(len(equivalent), 'row')} (standard deviation between seeds "
-        f"in adj val loss: {deviation:.3f}); choose by cost: {', '.join(names)}"
+        f"in {measure.name}: {measure.format(deviation)}); choose by cost: {', '.join(names)}"
     ]
 
 
-def _advise_more_seeds(best: SeedGroup, second: SeedGroup) -> list[str]:
+def _advise_more_seeds(best: SeedGroup, second: SeedGroup, measure: Measure) -> list[str]:
     """Return advice on the two best rows if they are close and have one seed each."""
-    gap = _mean_loss(second) - _mean_loss(best)
-    if gap >= MIN_RELATIVE_GAP * _mean_loss(best):
+    gap = _mean_loss(second, measure) - _mean_loss(best, measure)
+    if gap >= MIN_RELATIVE_GAP * _mean_loss(best, measure):
         return []
     return [
-        f"the best two rows differ by {gap:.3f} in adj val loss with one seed each, which may be noise: "
+        f"the best two rows differ by {measure.format(gap)} in {measure.name} with one seed each, which may be noise: "
         f"set seeds=(0, 1, 2) in the sweep to find out ({best.config.run_name}, {second.config.run_name})"
     ]
 

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 PANDAS_DTYPES: dict[type, str] = {bool: "boolean", int: "Int64", float: "Float64", str: "string"}
 COLUMN_TYPES: dict[str, type] = {
     **dict.fromkeys(("best_epoch", "steps", "tokens_seen", "micro_batch_size"), int),
-    **dict.fromkeys(("recompute", "going_up"), bool),
-    **dict.fromkeys(("run", "status", "reason", "trial_id", "checkpoint"), str),
+    **dict.fromkeys(("recompute", "going_up", "lossless"), bool),
+    **dict.fromkeys(("run", "status", "reason", "trial_id", "checkpoint", "precision"), str),
 }
 """Types of columns of results.csv that are neither fields of a trial nor floats."""
 

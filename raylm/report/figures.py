@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raylm.report.labels import find_varying_fields, format_field_name, format_field_value, format_label, format_legend
-from raylm.results.progress import EvalMetrics
+from raylm.results.measures import NATS_PER_BYTE, VAL_LOSS
 from raylm.results.rows import DONE, Row, SweepRows
 
 MAX_LINES = 6
@@ -83,12 +83,12 @@ class Axis:
 
 @dataclass(frozen=True)
 class ParallelPanel:
-    """Done trials of a dataset as lines through one axis per varying field and an axis of the val loss."""
+    """Done trials of a dataset as lines through one axis per varying field and an axis of the loss."""
 
     title: str
     axes: tuple[Axis, ...]
     coordinates: tuple[tuple[float, ...], ...]
-    """Positions of each trial on all axes, from 0 to 1; the last is its val loss."""
+    """Positions of each trial on all axes, from 0 to 1; the last is its loss."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def build_figures(results: SweepRows) -> Figures:
         curves=_build_curve_panels(results.rows),
         val_loss_by_context_length=_build_series_panels("context_length", results.rows),
         val_loss_by_batch_size=_build_series_panels("batch_size", results.rows),
-        parallel_coordinates=_build_parallel_panels(results.rows),
+        parallel_coordinates=_build_parallel_panels(results),
         training_seconds=_build_bar_chart(results.rows, lambda seconds, tokens: seconds),
         tokens_per_second=_build_bar_chart(results.rows, lambda seconds, tokens: tokens / seconds),
     )
@@ -181,9 +181,9 @@ def _lowest_val_loss(line: Line) -> float:
     return min(row.metrics.val_loss if row.metrics else math.inf for row in line)
 
 
-def _ranked_metrics(row: Row) -> EvalMetrics | None:
-    """Return the losses that a done row is ranked by; None for other rows."""
-    return row.metrics if row.status == DONE and row.metrics and row.metrics.is_finite else None
+def _is_ranked(row: Row) -> bool:
+    """Return whether a row is done and has finite losses."""
+    return row.status == DONE and row.metrics is not None and row.metrics.is_finite
 
 
 # ---- figures ------------------------------------------------------------------------------------------------------
@@ -221,7 +221,7 @@ def _build_curve_panels(rows: Sequence[Row]) -> tuple[CurvesPanel, ...]:
 
 def _build_series_panels(field: str, rows: Sequence[Row]) -> tuple[SeriesPanel, ...]:
     """Return panels of the val loss over a field; rows of a line are equal in all other fields."""
-    ranked = [[row] for row in rows if _ranked_metrics(row)]
+    ranked = [[row] for row in rows if _is_ranked(row)]
     groups = _group_by(ranked, lambda line: tuple(v for k, v in line[0].config.as_dict().items() if k != field))
     lines = [[row for (row,) in group] for group in groups if len(group) > 1]
     panels = []
@@ -235,18 +235,24 @@ def _series_points(line: Line, field: str) -> Points:
     return tuple(sorted((getattr(row.config, field), row.metrics.val_loss) for row in line if row.metrics))
 
 
-def _build_parallel_panels(rows: Sequence[Row]) -> tuple[ParallelPanel, ...]:
-    panels = []
-    for group in _group_by([[row] for row in rows if _ranked_metrics(row)], lambda line: line[0].config.dataset):
-        ranked = [row for (row,) in group]
+def _build_parallel_panels(results: SweepRows) -> tuple[ParallelPanel, ...]:
+    panels, compared = [], [row for row in results.rows if _is_ranked(row) and results.ranked_loss(row) is not None]
+    for dataset in results.measures:
+        ranked = [row for row in compared if row.config.dataset == dataset]
         if names := find_varying_fields(ranked, "dataset"):
             values = [[getattr(row.config, name) for row in ranked] for name in names]
             axes = [_build_axis(format_field_name(name), column) for name, column in zip(names, values, strict=True)]
-            axes.append(_build_numeric_axis("val loss", [row.metrics.val_loss for row in ranked if row.metrics]))
-            title = format_field_value(ranked[0].config.dataset)
-            coordinates = zip(*(positions for _, positions in axes), strict=True)
-            panels.append(ParallelPanel(title, tuple(axis for axis, _ in axes), tuple(coordinates)))
+            axes += [_build_loss_axis(results, ranked)]
+            coordinates = tuple(zip(*(positions for _, positions in axes), strict=True))
+            panels.append(ParallelPanel(format_field_value(dataset), tuple(axis for axis, _ in axes), coordinates))
     return tuple(panels)
+
+
+def _build_loss_axis(results: SweepRows, rows: Sequence[Row]) -> tuple[Axis, list[float]]:
+    """Return the axis of the loss of rows of a dataset: val loss, or nats per byte where tokenizers differ."""
+    if results.measures[rows[0].config.dataset].name == NATS_PER_BYTE:
+        return _build_numeric_axis(NATS_PER_BYTE, [results.ranked_loss(row) or 0.0 for row in rows])
+    return _build_numeric_axis(VAL_LOSS, [row.metrics.val_loss for row in rows if row.metrics])
 
 
 def _build_axis(name: str, values: Sequence[Any]) -> tuple[Axis, list[float]]:

@@ -11,6 +11,7 @@ from raylm.planning import plan, throughput
 from raylm.report.reference import ReferenceTable, load_reference
 from raylm.report.table import build_table, sort_rows
 from raylm.results.folder import parse_launch_number
+from raylm.results.measures import corpus_key
 from raylm.results.progress import LOSS_NAMES
 from raylm.results.rows import DIVERGED, DONE, FAILED, STOPPED, Row, SweepRows
 from raylm.units import format_duration, pluralize
@@ -101,7 +102,13 @@ def build_record(
     lengths = sorted({length for other in results.rows for length in other.length_evals})
     record |= {f"val_loss_at_{length}": row.length_evals.get(length) for length in lengths}
     reference_row = reference.find_row(config) if reference else None
-    return record | {f"reference_{name}": getattr(reference_row, name, None) for name in LOSS_NAMES}
+    record |= {f"reference_{name}": getattr(reference_row, name, None) for name in LOSS_NAMES}
+    data = results.data.get(corpus_key(config))
+    return record | {
+        "nats_per_byte": results.nats_per_byte(row),
+        "precision": results.find_precision(row),
+        "lossless": data.lossless if data and metrics else None,
+    }
 
 
 def build_records(results: SweepRows, reference: ReferenceTable | None = None) -> list[dict[str, Any]]:

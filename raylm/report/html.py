@@ -33,7 +33,9 @@ DEFINITIONS = {
     "val loss": "negative log-likelihood of the validation split, divided by its tokens, each counted once: nats per "
     "token",
     "adj val loss": "val loss × tokens / words of the validation split: nats per word of the original text, "
-    "the only loss that is comparable between tokenizers",
+    "where a word is text between white space; comparable between tokenizers on one text with spaces",
+    "nats per byte": "val loss × tokens / bytes of the validation split in UTF-8: comparable between tokenizers on one "
+    "text, with spaces or without",
     "best epoch": "epoch with the lowest val loss, counted from 1; a row shows the losses of its best epoch",
     "context len": "length of a window, in tokens",
     "batch size": "windows per optimizer step, independent of the micro-batch that the device's memory allows",
@@ -45,7 +47,7 @@ DEFINITIONS = {
     "tokens per second": "training tokens divided by the training time",
     DIVERGED: "a loss was not finite: the trial has ended and is not ranked",
 }
-DEFINITION_COLUMNS = {"val at": "val at", "n, ±": "n", "ref, diff": "ref"}
+DEFINITION_COLUMNS = {"nats per byte": "nats per byte", "val at": "val at", "n, ±": "n", "ref, diff": "ref"}
 """Definitions that depend on the table's columns, with the beginning of the column's name."""
 
 
@@ -107,6 +109,8 @@ def render_html(
         summary=formats.format_summary(results),
         columns=table.columns,
         rows=list(zip(table.rows, _mark_best_rows(results), strict=True)),
+        best_by=_format_measures(results),
+        precisions=_format_precisions(results),
         advice=build_advice(results),
         notes=[*table.notes, *_unfinished_notes(results)],
         sections=build_sections(figures.build_figures(results), compute_importances(results) if record.search else []),
@@ -135,6 +139,16 @@ def _mark_best_rows(results: SweepRows) -> list[bool]:
     """Return for each row of the table whether it contains the best trial of a dataset."""
     best_ids = {row.config.id for row in results.best_by_dataset.values()}
     return [any(row.config.id in best_ids for row in group.rows) for group in group_by_seed(results)]
+
+
+def _format_measures(results: SweepRows) -> str:
+    """Return the losses that best rows have the lowest of."""
+    return " or ".join(dict.fromkeys(measure.name for measure in results.measures.values()))
+
+
+def _format_precisions(results: SweepRows) -> str:
+    """Return the precisions that the rows were evaluated in; empty if they are not known."""
+    return " and ".join(sorted({precision for row in results.rows if (precision := results.find_precision(row))}))
 
 
 def _unfinished_notes(results: SweepRows) -> list[str]:

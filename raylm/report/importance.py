@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from raylm.report.figures import BarChart
@@ -23,11 +23,13 @@ def compute_importances(results: SweepRows) -> list[tuple[str, BarChart]]:
     """Return each dataset with the shares of the fields that vary in its done rows, in percent, largest first."""
     charts = []
     for dataset in dict.fromkeys(row.config.dataset for row in results.rows):
-        rows = [row for row in results.rows if row.config.dataset == dataset and row.status == DONE and row.metrics]
+        done = [row for row in results.rows if row.config.dataset == dataset and row.status == DONE]
+        losses = {row.config.id: loss for row in done if (loss := results.ranked_loss(row)) is not None}
+        rows = [row for row in done if row.config.id in losses]
         names = find_varying_fields(rows, "dataset")
         if len(rows) < MIN_ROWS or len(names) < 2:
             continue
-        shares = _field_importances(rows, names)
+        shares = _field_importances(rows, names, losses)
         if math.isfinite(sum(shares.values())) and any(shares.values()):
             ordered = sorted(shares, key=lambda name: -shares[name])
             chart = BarChart("", tuple(map(format_field_name, ordered)), tuple(100 * shares[name] for name in ordered))
@@ -35,8 +37,12 @@ def compute_importances(results: SweepRows) -> list[tuple[str, BarChart]]:
     return charts
 
 
-def _field_importances(rows: Sequence[Row], names: Sequence[str]) -> dict[str, float]:
-    """Return shares that sum to 1 (Watanabe et al. 2023, arXiv:2304.10255)."""
+def _field_importances(rows: Sequence[Row], names: Sequence[str], losses: Mapping[str, float]) -> dict[str, float]:
+    """Return shares that sum to 1 (Watanabe et al. 2023, arXiv:2304.10255).
+
+    Args:
+        losses: losses by trial id.
+    """
     import optuna
 
     with warnings.catch_warnings():
@@ -45,8 +51,8 @@ def _field_importances(rows: Sequence[Row], names: Sequence[str]) -> dict[str, f
         distributions = {name: _infer_distribution([getattr(row.config, name) for row in rows]) for name in names}
         for row in rows:
             params = {name: getattr(row.config, name) for name in names}
-            loss = row.metrics.adj_val_loss if row.metrics else math.nan
-            study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=loss))
+            trial = optuna.trial.create_trial(params=params, distributions=distributions, value=losses[row.config.id])
+            study.add_trial(trial)
         evaluator = optuna.importance.PedAnovaImportanceEvaluator()
         return optuna.importance.get_param_importances(study, evaluator=evaluator)
 

@@ -12,6 +12,7 @@ from raylm.planning import plan
 from raylm.planning.plan import TrialPlan
 from raylm.planning.throughput import Placement
 from raylm.report import formats
+from raylm.report.notes import collect_notes
 from raylm.report.reference import ReferenceTable
 from raylm.results.rows import DIVERGED, DONE, FAILED, INTERRUPTED, PENDING, STOPPED, SweepRows
 
@@ -21,13 +22,18 @@ SUMMED_FIELDS = ("tokens", "steps", "flops", "checkpoint_bytes", "estimated_seco
 
 
 def format_report_json(results: SweepRows, reference: ReferenceTable | None = None) -> str:
-    """Return the rows with the columns of results.csv, their count by status, and the best run of each dataset."""
+    """Return the rows with the columns of results.csv, their count by status, and the best run of each dataset.
+
+    `best_by` names the loss that the rows of a dataset are ranked by; `notes` are those below the table.
+    """
     return _dump_json(
         {
             "results": results.storage.uri,
             "rows": formats.build_records(results, reference),
             "counts": {status: results.count(status) for status in STORED_STATUSES},
             "best": {dataset: row.config.run_name for dataset, row in results.best_by_dataset.items()},
+            "best_by": {dataset: measure.name for dataset, measure in results.measures.items()},
+            "notes": collect_notes(results),
         }
     )
 

@@ -14,7 +14,9 @@ from raylm.config.trial import TrialConfig
 from raylm.report import formats
 from raylm.report.reference import load_reference
 from raylm.report.table import build_table
+from raylm.results.data_record import describe_lossy_tokenizer, describe_words
 from raylm.results.folder import parse_launch_number
+from raylm.results.measures import corpus_key
 from raylm.results.rows import DONE, Row, SweepRows
 from raylm.results.sweep_record import LaunchRecord
 
@@ -117,12 +119,11 @@ def render_card(results: SweepRows, row: Row, provenance: Provenance, license_id
     """
     assert row.metrics is not None
     paragraphs = [
-        f"---\n{_front_matter(row, provenance, license_id)}\n---",
+        f"---\n{_front_matter(results, row, provenance, license_id)}\n---",
         f"# {row.config.run_name}",
         _introduction(row, provenance),
         _render_table(results, row, provenance),
-        "Losses are in nats: train and val loss per token, adj val loss per word of the original text. "
-        f"Perplexity per token: {_perplexity(row.metrics.val_loss):.2f}.",
+        _describe_losses(results, row),
         "## Settings",
         _markdown_table("field", provenance.portable_config(row.config).as_dict()),
         "## Reproduce",
@@ -136,6 +137,21 @@ def render_card(results: SweepRows, row: Row, provenance: Provenance, license_id
         _license_paragraph(row, provenance, license_id),
     ]
     return "\n\n".join(paragraph for paragraph in paragraphs if paragraph) + "\n"
+
+
+def _describe_losses(results: SweepRows, row: Row) -> str:
+    """Return the units of the losses, the perplexity, and what the losses do not compare with."""
+    assert row.metrics is not None
+    text = (
+        "Losses are in nats: train and val loss per token, adj val loss per word of the original text. "
+        f"Perplexity per token: {_perplexity(row.metrics.val_loss):.2f}."
+    )
+    per_byte, precision = results.nats_per_byte(row), results.find_precision(row)
+    text += "" if per_byte is None else f" Nats per byte of the original text: {per_byte:.4f}."
+    text += "" if precision is None else f" Evaluated in {precision}."
+    record = results.data.get(corpus_key(row.config))
+    remarks = (describe_lossy_tokenizer(record), describe_words(record)) if record else ()
+    return " ".join([text, *(f"{remark[0].upper()}{remark[1:]}." for remark in remarks if remark)])
 
 
 def _introduction(row: Row, provenance: Provenance) -> str:
@@ -152,7 +168,7 @@ def _perplexity(nll: float) -> float:
     return math.exp(nll) if nll < math.log(sys.float_info.max) else math.inf
 
 
-def _front_matter(row: Row, provenance: Provenance, license_id: str | None) -> str:
+def _front_matter(results: SweepRows, row: Row, provenance: Provenance, license_id: str | None) -> str:
     """Return the metadata that the Hub reads, in YAML."""
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -163,6 +179,8 @@ def _front_matter(row: Row, provenance: Provenance, license_id: str | None) -> s
         ("loss", "adj val loss (nats per word)", losses.adj_val_loss),
         ("perplexity", "perplexity per token", _perplexity(losses.val_loss)),
     ]
+    per_byte = results.nats_per_byte(row)
+    metrics += [] if per_byte is None else [("loss", "nats per byte of the original text", per_byte)]
     eval_results = [
         EvalResult(
             task_type="text-generation",

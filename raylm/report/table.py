@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 from raylm.config.catalog import MODELS
 from raylm.config.trial import TrialConfig
+from raylm.report.notes import LOSSY_MARK, collect_notes, lossy_rows
 from raylm.report.reference import ReferenceRow, ReferenceTable
+from raylm.results.measures import NATS_PER_BYTE
 from raylm.results.progress import LOSS_NAMES, EvalMetrics
 from raylm.results.rows import DONE, Row, SweepRows
 
@@ -35,6 +37,8 @@ KEY_COLUMNS = (
     Column("batch size"),
 )
 LOSS_COLUMNS = (Column("train loss"), Column("val loss"), Column("adj val loss"))
+BYTES_COLUMN = Column(NATS_PER_BYTE)
+"""Column of tables that rank by it."""
 BEST_EPOCH_COLUMN, RUN_COLUMN = Column("best epoch"), Column("run", is_numeric=False)
 REFERENCE_COLUMNS = (*KEY_COLUMNS, *LOSS_COLUMNS, BEST_EPOCH_COLUMN, RUN_COLUMN)
 """Columns of the reference table."""
@@ -106,13 +110,16 @@ def build_table(results: SweepRows, reference: ReferenceTable | None = None) -> 
         results: rows of any status.
         reference: values to compare with; its columns are added if it has any of the rows.
     """
-    layout = _Layout.of(group_by_seed(results), reference)
+    layout = _Layout.of(results, reference)
     columns = list(KEY_COLUMNS)
     for column in LOSS_COLUMNS:
         columns += [column, Column("ref"), Column("diff")] if layout.has_reference else [column]
+    columns += [BYTES_COLUMN] if layout.nats_per_byte is not None else []
     columns += [Column(f"val at {length}") for length in layout.context_lengths]
     columns += [BEST_EPOCH_COLUMN, *([Column("n")] if layout.has_seeds else []), RUN_COLUMN]
+    compared = [row for group, reference_row in layout.lines if reference_row for row in group.rows]
     notes = _collect_notes(layout, reference if layout.has_reference else None)
+    notes += collect_notes(results, compared)
     return Table(tuple(columns), [list(_format_cells(layout, *line)) for line in layout.lines], notes)
 
 
@@ -126,14 +133,33 @@ class _Layout:
     has_seeds: bool
     context_lengths: list[int]
     """Other context lengths with evaluations, in tokens, ascending."""
+    nats_per_byte: dict[str, float] | None
+    """Nats per byte by trial id, of rows with a loss that compares; None if no dataset is ranked by them."""
+    lossy_ids: frozenset[str]
+    """Ids of trials whose tokenizer loses text."""
 
     @classmethod
-    def of(cls, groups: Sequence[SeedGroup], reference: ReferenceTable | None) -> _Layout:
-        """Return the layout for these groups of rows."""
+    def of(cls, results: SweepRows, reference: ReferenceTable | None) -> _Layout:
+        """Return the layout for these rows."""
+        groups = group_by_seed(results)
         lines = [(group, reference.find_row(group.config) if reference else None) for group in groups]
         lengths = {length for group in groups for row in group.rows for length in row.length_evals}
-        has_seeds = any(len(group.rows) > 1 for group in groups)
-        return cls(lines, any(row is not None for _, row in lines), has_seeds, sorted(lengths))
+        per_byte: dict[str, float] | None = None
+        if any(measure.name == NATS_PER_BYTE for measure in results.measures.values()):
+            values = {row.config.id: results.nats_per_byte(row) for row in results.rows if _is_compared(results, row)}
+            per_byte = {trial_id: value for trial_id, value in values.items() if value is not None}
+        return cls(
+            lines,
+            has_reference=any(row is not None for _, row in lines),
+            has_seeds=any(len(group.rows) > 1 for group in groups),
+            context_lengths=sorted(lengths),
+            nats_per_byte=per_byte,
+            lossy_ids=frozenset(row.config.id for row in lossy_rows(results)),
+        )
+
+
+def _is_compared(results: SweepRows, row: Row) -> bool:
+    return results.ranked_loss(row) is not None
 
 
 def _format_cells(layout: _Layout, group: SeedGroup, reference_row: ReferenceRow | None) -> Iterator[str]:
@@ -148,6 +174,10 @@ def _format_cells(layout: _Layout, group: SeedGroup, reference_row: ReferenceRow
             expected = reference_row.losses[number] if reference_row else None
             yield MISSING if expected is None else f"{expected:.2f}"
             yield MISSING if expected is None or not values else f"{statistics.fmean(values) - expected:+.2f}"
+    if layout.nats_per_byte is not None:
+        rows = group.rows if len(group.rows) == 1 else [row for row in group.rows if row.status == DONE]
+        per_byte = [layout.nats_per_byte[row.config.id] for row in rows if row.config.id in layout.nats_per_byte]
+        yield format_mean_interval(per_byte, digits=3)
     for length in layout.context_lengths:
         own = [evaluation.val_loss for evaluation in metrics] if length == config.context_length else []
         yield format_mean_interval(
@@ -156,17 +186,17 @@ def _format_cells(layout: _Layout, group: SeedGroup, reference_row: ReferenceRow
     yield ", ".join(str(epoch) for epoch in sorted({evaluation.epoch for evaluation in metrics})) or MISSING
     if layout.has_seeds:
         yield str(len(metrics))
-    yield _format_run(group)
+    yield _format_run(group, LOSSY_MARK if config.id in layout.lossy_ids else "")
 
 
-def format_mean_interval(values: Sequence[float]) -> str:
+def format_mean_interval(values: Sequence[float], digits: int = 2) -> str:
     """Return the mean and, for two or more values, half the width of its 95 % confidence interval (Student's t)."""
     if not values:
         return MISSING
     if len(values) == 1:
-        return f"{values[0]:.2f}"
+        return f"{values[0]:.{digits}f}"
     half = student_t_quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{statistics.fmean(values):.2f} ± {half:.2f}"
+    return f"{statistics.fmean(values):.{digits}f} ± {half:.{digits}f}"
 
 
 def student_t_quantile(degrees_of_freedom: int) -> float:
@@ -177,16 +207,17 @@ def student_t_quantile(degrees_of_freedom: int) -> float:
     return z + (z**3 + z) / (4 * degrees_of_freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees_of_freedom**2)
 
 
-def _format_run(group: SeedGroup) -> str:
-    """Return the run name with the statuses of rows that are not done."""
+def _format_run(group: SeedGroup, remark: str) -> str:
+    """Return the run name with the statuses of rows that are not done, and a remark."""
     name = group.config.run_name
     if len(group.rows) > 1:
         seeds = " ".join(str(row.config.seed) for row in group.rows)
         name = f"{_name_without_seed(group.config)} (seeds {seeds})"
     unfinished = [row.status for row in group.rows if row.status != DONE]
     counts = {status: unfinished.count(status) for status in unfinished}
-    text = ", ".join(f"{count} {status}" if len(group.rows) > 1 else status for status, count in counts.items())
-    return f"{name} ({text})" if text else name
+    remarks = [f"{count} {status}" if len(group.rows) > 1 else status for status, count in counts.items()]
+    remarks += [remark] if remark else []
+    return f"{name} ({', '.join(remarks)})" if remarks else name
 
 
 def _name_without_seed(config: TrialConfig) -> str:

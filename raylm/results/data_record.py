@@ -8,6 +8,10 @@ from dataclasses import asdict, dataclass, field, replace
 OMIT_NONE = {"omit_none": True}
 """Metadata of fields that versions before do not have (`json_files.encode`)."""
 
+MAX_WORD_SIZE = 25
+"""Bytes per word, between white space, above which a text counts as one without spaces: English has 6, Russian 12,
+Chinese, Thai, DNA and base64 have dozens to thousands."""
+
 
 @dataclass(frozen=True)
 class DataRecord:
@@ -62,3 +66,29 @@ def bytes_factor(record: DataRecord | None) -> float | None:
 def is_lossy(record: DataRecord | None) -> bool:
     """Return whether the tokens of a corpus are known not to give its text again."""
     return record is not None and record.lossless is False
+
+
+# ---- remarks for people -------------------------------------------------------------------------------------------
+
+
+def describe_words(record: DataRecord) -> str:
+    """Return what a word of adj val loss is, if the validation split has few of them; empty for text with spaces."""
+    words, unit, size = record.validation_words, "bytes", record.validation_bytes
+    if size is None:  # at least as many bytes as tokens, in all but exotic vocabularies
+        unit, size = "tokens", record.validation_tokens
+    if words is None or size is None or size <= MAX_WORD_SIZE * words:
+        return ""
+    found = "no word" if words == 0 else f"{words:,} word{'' if words == 1 else 's'} of {size / words:,.0f} {unit} each"
+    return (
+        f"adj val loss on {record.dataset} is per piece of text between white space, not per word of a language: "
+        f"its validation split has {found}; compare by val loss or nats per byte instead"
+    )
+
+
+def describe_lossy_tokenizer(record: DataRecord) -> str:
+    """Return what the tokens of a corpus lose; empty if they lose nothing, or it is not known."""
+    if not is_lossy(record):
+        return ""
+    share = record.unknown_share or 0.0
+    unknown = f"{100 * share:.2g} % of its tokens are unknown; " if share > 0 else ""
+    return f"{unknown}decoded, its tokens are another text: its losses do not compare with those of other tokenizers"

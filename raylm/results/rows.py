@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from raylm.config.trial import TrialConfig
 from raylm.errors import UserError, format_suggestion, safe_repr
-from raylm.results.data_record import CorpusData, CorpusKey, index_data
+from raylm.results.data_record import CorpusData, CorpusKey, DataRecord, bytes_factor, index_data
 from raylm.results.measures import Measure, choose_measure, corpus_key
 from raylm.results.progress import EvalMetrics, Progress
 from raylm.results.storage import Storage
@@ -105,12 +105,25 @@ class SweepRows:
                 keys[row.config.dataset].append(corpus_key(row.config))
         return {dataset: choose_measure(evaluated, self.data) for dataset, evaluated in keys.items()}
 
+    def measures_with(self, records: Iterable[DataRecord]) -> dict[str, Measure]:
+        """Return the measures if trials on these corpora join the rows."""
+        data = index_data([*self.data.values(), *records])
+        evaluated = [corpus_key(row.config) for row in self.rows if row.metrics is not None]
+        keys = list(dict.fromkeys([*evaluated, *data]))
+        datasets = dict.fromkeys([*(row.config.dataset for row in self.rows), *(dataset for dataset, _ in keys)])
+        return {name: choose_measure([key for key in keys if key[0] == name], data) for name in datasets}
+
     def ranked_loss(self, row: Row) -> float | None:
         """Return the loss that a row is ranked by, in nats; None if it has none, or none that compares."""
         measure = self.measures[row.config.dataset]
         if row.metrics is None or not measure.compares(row.config):
             return None
         return measure.compute(row.config, row.metrics)
+
+    def nats_per_byte(self, row: Row) -> float | None:
+        """Return a row's val loss in nats per byte of the original text; None if it or the bytes are not known."""
+        factor = bytes_factor(self.data.get(corpus_key(row.config)))
+        return None if row.metrics is None or factor is None else row.metrics.val_loss * factor
 
     def find_launch(self, row: Row) -> LaunchRecord | None:
         """Return the launch that evaluated a row's best epoch; None if its record is lost."""
@@ -154,11 +167,18 @@ class SweepRows:
     @property
     def best_by_dataset(self) -> dict[str, Row]:
         """Done row with the lowest loss of each dataset, by its measure; the first of equals."""
+        return self.find_best(self.measures)
+
+    def find_best(self, measures: Mapping[str, Measure]) -> dict[str, Row]:
+        """Return the done row with the lowest loss of each dataset, by these measures; the first of equals."""
         best: dict[str, Row] = {}
         lowest: dict[str, float] = {}
         for row in self.rows:
-            dataset, loss = row.config.dataset, self.ranked_loss(row)
-            if row.status == DONE and loss is not None and loss < lowest.get(dataset, math.inf):
+            dataset, metrics = row.config.dataset, row.metrics
+            if row.status != DONE or metrics is None or not measures[dataset].compares(row.config):
+                continue
+            loss = measures[dataset].compute(row.config, metrics)
+            if loss < lowest.get(dataset, math.inf):
                 best[dataset], lowest[dataset] = row, loss
         return best
 

@@ -63,6 +63,7 @@ COLUMNS = """
     epochs optimizer learning_rate lr_schedule warmup_ratio weight_decay max_grad_norm dropout seed pretrained
     max_train_tokens evals_per_epoch steps tokens_seen first_loss training_seconds estimated_seconds
     micro_batch_size recompute checkpoint going_up reference_train_loss reference_val_loss reference_adj_val_loss
+    nats_per_byte precision lossless
 """
 
 

@@ -1,0 +1,99 @@
+"""Notes on the numbers of a table: the loss that ranks rows, rows that do not compare, the precision. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from raylm.results.data_record import describe_lossy_tokenizer, describe_words
+from raylm.results.measures import ADJ_VAL_LOSS, corpus_key
+from raylm.results.rows import DONE, Row, SweepRows
+
+MAX_NAMED_RUNS = 3
+"""Maximum number of run names in one note."""
+LOSSY_MARK = "lossy tokenizer"
+"""Remark at the run name of a row whose tokenizer loses text."""
+
+
+def collect_notes(results: SweepRows, compared: Iterable[Row] = ()) -> list[str]:
+    """Return the notes on the numbers of a sweep.
+
+    Args:
+        results: rows of any status.
+        compared: rows beside a row of the reference.
+    """
+    notes = [*describe_measures(results), *_describe_search(results), *_describe_corpora(results)]
+    return [*notes, *_describe_precision(results, list(compared))]
+
+
+def describe_measures(results: SweepRows) -> list[str]:
+    """Return by which loss the best row of each dataset is found; nothing if no dataset has two rows to rank.
+
+    Results of versions before are ranked by adj val loss, and have no note.
+    """
+    texts: dict[str, list[str]] = {}
+    for dataset, measure in results.measures.items():
+        if measure.name == ADJ_VAL_LOSS:
+            continue
+        rows = [row for row in results.rows if row.config.dataset == dataset and row.status == DONE]
+        if sum(results.ranked_loss(row) is not None for row in rows) > 1:
+            text = f"{measure.name}, {measure.reason}" if measure.reason else measure.name
+            texts.setdefault(text, []).append(dataset)
+    if len(texts) == 1 and len(results.measures) == 1:
+        return [f"best by {text}" for text in texts]
+    return [f"best on {', '.join(datasets)} by {text}" for text, datasets in texts.items()]
+
+
+def lossy_rows(results: SweepRows) -> list[Row]:
+    """Return the rows whose tokenizer is known to lose text."""
+    return [row for row in results.rows if _find_lossy_note(results, row)]
+
+
+def _find_lossy_note(results: SweepRows, row: Row) -> str:
+    record = results.data.get(corpus_key(row.config))
+    return describe_lossy_tokenizer(record) if record else ""
+
+
+def _describe_search(results: SweepRows) -> list[str]:
+    """Return a note on a search that compares rows of different datasets."""
+    datasets = list(results.measures)
+    if len(datasets) < 2 or results.record is None or results.record.search is None:
+        return []
+    objective = results.record.objective or "adj val loss"
+    return [
+        f"the search compared rows of {', '.join(datasets)} with each other, by {objective}: it prefers the text "
+        "that is easier to predict, whatever the model; the best row is given for each dataset"
+    ]
+
+
+def _describe_corpora(results: SweepRows) -> list[str]:
+    """Return notes on tokenizers that lose text, and on texts without spaces."""
+    rows = [row for row in results.rows if row.metrics is not None]
+    lossy: dict[str, list[Row]] = {}
+    for row in rows:
+        if note := _find_lossy_note(results, row):
+            lossy.setdefault(note, []).append(row)
+    notes = []
+    for note, affected in lossy.items():
+        is_ranked = all(results.ranked_loss(row) is not None for row in affected)
+        notes.append(f"{_join_names(affected)}: {note}{'' if is_ranked else '; not ranked'}")
+    records = (results.data.get(corpus_key(row.config)) for row in rows)
+    by_dataset = {record.dataset: note for record in records if record and (note := describe_words(record))}
+    return [*notes, *by_dataset.values()]
+
+
+def _describe_precision(results: SweepRows, compared: Sequence[Row]) -> list[str]:
+    """Return a note on rows that were evaluated in bfloat16."""
+    precisions = {row.config.id: results.find_precision(row) for row in results.rows if row.metrics is not None}
+    rounded = [row for row in results.rows if precisions.get(row.config.id) == "bfloat16"]
+    if not rounded:
+        return []
+    subject = "all losses were" if len(rounded) == len(precisions) else f"losses of {_join_names(rounded)} were"
+    notes = [f"{subject} evaluated in bfloat16"]
+    if any(precisions.get(row.config.id) == "bfloat16" for row in compared):
+        notes.append("diff: includes the rounding of bfloat16, as docs/numbers.md describes it")
+    return notes
+
+
+def _join_names(rows: Sequence[Row]) -> str:
+    names = [row.config.run_name for row in rows[:MAX_NAMED_RUNS]]
+    return ", ".join(names) + (f" and {len(rows) - len(names)} more" if len(rows) > len(names) else "")
