@@ -220,18 +220,14 @@ class _Run:
     ) -> Iterator[TrialListener]:
         """Yield the listeners of a launch; the monitor comes first, because the others read it."""
 
-        def estimate_flops(trial: TrialConfig) -> float:
+        def count_flops(trial: TrialConfig) -> float:
             return _estimate_flops(trial, prepared)
 
         sweep, results = self._sweep, self._results
         num_trials, retry_failed = sweep.num_samples or len(results.rows), self._options.retry_failed
+        measures = results.measures_with(prepared.data_records())
         monitor = SweepMonitor(
-            sweep.name,
-            results,
-            num_trials,
-            estimate_flops,
-            retry_failed=retry_failed,
-            measures=results.measures_with(prepared.data_records()),
+            sweep.name, results, num_trials, count_flops, retry_failed=retry_failed, measures=measures
         )
         heartbeat.report(monitor.snapshot)
         with self._console.show_progress(monitor) as view:

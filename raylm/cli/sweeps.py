@@ -97,7 +97,7 @@ def plan(
     with exit_codes():
         from raylm.config.sweep_file import load_sweep
         from raylm.planning import throughput
-        from raylm.planning.plan import plan_trials, summary_lines
+        from raylm.planning.plan import describe_prepared_data, plan_trials, planned_trials, summary_lines
         from raylm.results.folder import find_results
         from raylm.runner import resolve_storage
 
@@ -115,7 +115,8 @@ def plan(
         from raylm.monitor.console import Console
 
         remaining = [plan for row, plan in zip(results.rows, plans, strict=True) if not row.is_finished]
-        Console().print_plan(results, plans, summary_lines(sweep, plans, remaining, placement, price_per_hour))
+        notes = summary_lines(sweep, plans, remaining, placement, price_per_hour)
+        Console().print_plan(results, plans, [*notes, *describe_prepared_data(planned_trials(sweep, results))])
 
 
 def ls() -> None:

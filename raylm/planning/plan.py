@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from raylm.config import search_space
 from raylm.config.catalog import DATASETS, ModelShape, find_shape
@@ -15,7 +16,9 @@ from raylm.config.trial import TrialConfig
 from raylm.data import preparation
 from raylm.planning.memory import MemoryModel, checkpoint_bytes
 from raylm.planning.throughput import Placement
+from raylm.results.data_record import DataRecord, describe_data
 from raylm.results.progress import MicroBatching, Progress
+from raylm.results.rows import SweepRows
 from raylm.units import GIB, format_duration, pluralize
 
 COST_FIELDS = ("dataset", "model", "context_length", "batch_size", "epochs", "max_train_tokens", "optimizer")
@@ -144,6 +147,17 @@ def _plan_known_size(config: TrialConfig, placement: Placement | None) -> TrialP
     return None
 
 
+def describe_prepared_data(configs: Sequence[TrialConfig]) -> list[str]:
+    """Return notes on corpora that are prepared on this machine: texts without spaces, tokenizers that lose text."""
+    records = []
+    for dataset, model in dict.fromkeys((config.dataset, config.model) for config in configs):
+        sizes = preparation.load_cached_sizes(dataset, model) or {}
+        names = {field.name for field in fields(DataRecord)} - {"dataset", "model"}
+        known: dict[str, Any] = {name: value for name, value in sizes.items() if name in names}
+        records.append(DataRecord(dataset, model, **known))
+    return describe_data(records)
+
+
 def _estimate_tokens(path: Path) -> int:
     """Return the estimated number of tokens of a local dataset's train split."""
     return (path / "train.txt" if path.is_dir() else path).stat().st_size // BYTES_PER_TOKEN
@@ -165,12 +179,17 @@ def estimate_seconds(config: TrialConfig, progress: Progress, placement: Placeme
 
 def representative_trials(sweep: Sweep) -> list[TrialConfig]:
     """Return trials that span a search's space: all choices and both ends of ranges; none if it is a function."""
-    if not isinstance(sweep.space, Mapping):
+    if sweep.search is None or not isinstance(sweep.space, Mapping):
         return []
     values = {name: search_space.list_values(value) for name, value in sweep.space.items()}
     axes = [options if name in COST_FIELDS else options[:1] for name, options in values.items()]
     points = itertools.islice(itertools.product(*axes), MAX_REPRESENTATIVE_TRIALS)
     return [TrialConfig(**dict(zip(values, point, strict=True))) for point in points]
+
+
+def planned_trials(sweep: Sweep, results: SweepRows) -> list[TrialConfig]:
+    """Return the trials of the rows, and those that span what a search may still suggest."""
+    return [*(row.config for row in results.rows), *representative_trials(sweep)]
 
 
 def summary_lines(

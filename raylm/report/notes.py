@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from raylm.results.data_record import describe_lossy_tokenizer, describe_words
+from raylm.results.data_record import describe_lossy_tokenizer, describe_mixed_search, describe_words
 from raylm.results.measures import ADJ_VAL_LOSS, corpus_key
 from raylm.results.rows import DONE, Row, SweepRows
 
@@ -55,14 +55,10 @@ def _find_lossy_note(results: SweepRows, row: Row) -> str:
 
 def _describe_search(results: SweepRows) -> list[str]:
     """Return a note on a search that compares rows of different datasets."""
-    datasets = list(results.measures)
-    if len(datasets) < 2 or results.record is None or results.record.search is None:
+    if results.record is None or results.record.search is None:
         return []
-    objective = results.record.objective or "adj val loss"
-    return [
-        f"the search compared rows of {', '.join(datasets)} with each other, by {objective}: it prefers the text "
-        "that is easier to predict, whatever the model; the best row is given for each dataset"
-    ]
+    note = describe_mixed_search(results.measures, results.record.objective or ADJ_VAL_LOSS)
+    return [f"{note}; the best row is given for each dataset"] if note else []
 
 
 def _describe_corpora(results: SweepRows) -> list[str]:

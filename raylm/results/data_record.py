@@ -92,3 +92,26 @@ def describe_lossy_tokenizer(record: DataRecord) -> str:
     share = record.unknown_share or 0.0
     unknown = f"{100 * share:.2g} % of its tokens are unknown; " if share > 0 else ""
     return f"{unknown}decoded, its tokens are another text: its losses do not compare with those of other tokenizers"
+
+
+def describe_data(records: Iterable[DataRecord]) -> list[str]:
+    """Return notes on texts without spaces, one a dataset, and on tokenizers that lose text."""
+    records = list(records)
+    words = {record.dataset: note for record in records if (note := describe_words(record))}
+    lossy = [
+        f"{record.model} on {record.dataset}: {note}"
+        for record in records
+        if (note := describe_lossy_tokenizer(record))
+    ]
+    return [*lossy, *words.values()]
+
+
+def describe_mixed_search(datasets: Iterable[str], objective: str) -> str:
+    """Return a note on a search that compares rows of several datasets; empty for one dataset."""
+    names = list(dict.fromkeys(datasets))
+    if len(names) < 2:
+        return ""
+    return (
+        f"the search compares rows of {', '.join(names)} with each other, by {objective}: it prefers the text that is "
+        "easier to predict, whatever the model"
+    )

@@ -21,7 +21,7 @@ from raylm.events import Notify, TrialListener
 from raylm.planning import throughput
 from raylm.planning.throughput import Placement
 from raylm.results import measures, sweep_record
-from raylm.results.data_record import index_data
+from raylm.results.data_record import describe_mixed_search, index_data
 from raylm.results.folder import count_unsuggested, find_results, next_launch_name, parse_launch_number
 from raylm.results.measures import Measure
 from raylm.results.rows import SweepRows
@@ -69,6 +69,9 @@ class Launch:
         self._placement: Placement | None = None
         self._runner: TuneRunner
         self._measure, self._is_old = _find_objective(sweep, prepared, results)
+        datasets = (dataset for dataset, _ in prepared.corpora)
+        if sweep.search is not None and (note := describe_mixed_search(datasets, self._measure.name)):
+            notify(note)
 
     @contextlib.contextmanager
     def connect(self) -> Iterator[None]:
