@@ -23,6 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from pydoc_data.topics import topics
 
+from raylm.config.dataset import DatasetSpec
 from raylm.units import GIB
 
 CASES = [
@@ -75,7 +76,7 @@ def measure(case: str, steps: int) -> dict[str, object]:
         )
         memory_model = placement.memory_model(shape, trial)
         micro_batching = memory_model.choose_micro_batching(placement.available_bytes)
-        corpus = prepare(folder, source.fetch_files(), model)
+        corpus = prepare(DatasetSpec(folder), source.fetch_files(), model)
         losses: list[float] = []
         times = [time.perf_counter()]
 

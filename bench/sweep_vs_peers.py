@@ -29,6 +29,7 @@ from typing import Any
 
 SWEEP = """
 from ray import tune
+from raylm.config.dataset import DatasetSpec
 from raylm import Resources, Sweep
 sweep = Sweep(name="bench", space={{
     "dataset": "pydocs", "model": "gpt2-nano", "context_length": {context}, "max_train_tokens": {tokens},
@@ -67,12 +68,13 @@ def build_trainer(tokens: int, folder: Path, threads: int) -> Any:
 
     from raylm import TrialConfig
     from raylm.config.catalog import MODELS
+    from raylm.config.dataset import DatasetSpec
     from raylm.data.corpus import Windows
     from raylm.data.preparation import prepare
 
     config = TrialConfig(dataset="pydocs", context_length=CONTEXT, batch_size=BATCH, max_train_tokens=tokens)
-    corpus, shape = prepare("pydocs", None, "gpt2-nano"), MODELS["gpt2-nano"].shape
-    validation = Windows(corpus.validation.tokens, CONTEXT, corpus.eos_token_id)
+    corpus, shape = prepare(DatasetSpec("pydocs"), None, "gpt2-nano"), MODELS["gpt2-nano"].shape
+    validation = Windows(corpus.validation.tokens, CONTEXT, corpus.start_token_id)
 
     def model_init() -> GPT2LMHeadModel:
         torch.set_num_threads(threads)
@@ -182,9 +184,10 @@ def main() -> None:
     if args.tool:
         print(json.dumps(TOOLS[args.tool](rates, args.tokens, args.folder)))
         return
+    from raylm.config.dataset import DatasetSpec
     from raylm.data.preparation import prepare
 
-    prepare("pydocs", None, "gpt2-nano")
+    prepare(DatasetSpec("pydocs"), None, "gpt2-nano")
     measured = {tool: time_tool(tool, args.trials, args.tokens) for tool in args.only}
     base = measured[args.only[0]][0]
     for tool, (seconds, losses) in measured.items():

@@ -42,7 +42,7 @@ class WindowDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
 
     def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
         inputs_1T, _ = self.windows.get_batch([self.order[number]])
-        inputs = np.full(self.windows.context_length, self.windows.eos_token_id)
+        inputs = np.full(self.windows.context_length, self.windows.start_token_id)
         labels = np.full(self.windows.context_length, IGNORE_INDEX)
         inputs[: inputs_1T.shape[1]] = labels[: inputs_1T.shape[1]] = inputs_1T[0]
         labels[0] = IGNORE_INDEX
@@ -135,7 +135,7 @@ def main() -> None:
         dropout=0.0,
         max_train_tokens=args.max_train_tokens,
     )
-    corpus = prepare(config.dataset, None, config.model)
+    corpus = prepare(config.dataset_spec, None, config.model)
     (ours, our_seconds), (theirs, their_seconds) = train_by_raylm(config, corpus), train_by_trainer(config, corpus)
     measured = {
         "raylm_val_loss": ours,

@@ -118,6 +118,11 @@ def format_suggestion(name: str, candidates: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+def unexpected_value(location: str, value: object, expected: str) -> Problem:
+    """Return the problem of a value that is not what its location takes."""
+    return Problem(location, f"got {safe_repr(value)}; expected {expected}")
+
+
 def unknown_name_problem(name: str, candidates: Iterable[str]) -> Problem:
     """Return the problem of a field or option that does not exist."""
     candidates = list(candidates)

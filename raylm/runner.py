@@ -176,9 +176,9 @@ class _Run:
             from raylm.tuning.prepare import prepare_inputs
         trials = self._representative_trials()
         prepared = prepare_inputs(trials, self._results, console.print_note, console.show_spinner)
-        for (dataset, model), corpus in prepared.corpora.items():
+        for (spec, model), corpus in prepared.corpora.items():
             sizes = [f"{name} {len(s.tokens):,} tokens, {s.num_words:,} words" for name, s in corpus.splits()]
-            console.print_note(f"{dataset} in {model}'s tokens: {'; '.join(sizes)}")
+            console.print_note(f"{spec} in {model}'s tokens: {'; '.join(sizes)}")
         if self._sweep.search is None:
             console.print_note(_format_work(self._unfinished, prepared))
         _check_disk_space(self._unfinished or trials, self._num_remaining, self._storage)
@@ -280,7 +280,7 @@ def _check_disk_space(trials: Sequence[TrialConfig], num_remaining: int, storage
 
 def _format_work(trials: Sequence[TrialConfig], prepared: PreparedInputs) -> str:
     """Return the training work of trials as one line."""
-    sizes = [len(prepared.corpora[trial.dataset, trial.model].train.tokens) for trial in trials]
+    sizes = [len(prepared.corpora[trial.corpus_key].train.tokens) for trial in trials]
     planned = [plan.plan_trial(trial, size) for trial, size in zip(trials, sizes, strict=True)]
     tokens, steps = sum(trial.tokens for trial in planned), sum(trial.steps for trial in planned)
     return f"to train on: {tokens:,} tokens in {steps:,} optimizer steps"
@@ -288,7 +288,7 @@ def _format_work(trials: Sequence[TrialConfig], prepared: PreparedInputs) -> str
 
 def _estimate_flops(trial: TrialConfig, prepared: PreparedInputs) -> float:
     """Return the training FLOPs of a trial: for a model of unknown shape those of gpt2, for unknown data 0."""
-    corpus = prepared.corpora.get((trial.dataset, trial.model))
+    corpus = prepared.corpora.get(trial.corpus_key)
     planned = plan.plan_trial(trial, len(corpus.train.tokens)) if corpus else plan.plan_trials([trial])[0]
     if planned is None:
         return 0.0

@@ -25,6 +25,7 @@ from distribution import (  # noqa: F401  (hooks)
 )
 
 from raylm import Sweep, load_results
+from raylm.config.dataset import DatasetSpec
 from raylm.report.analysis import Results
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def corpus(small_text: Path) -> Corpus:
     """`small_text`, tokenized for `gpt2-nano`. Not to be changed."""
     from raylm.data import preparation
 
-    return preparation.prepare(str(small_text), None, "gpt2-nano")
+    return preparation.prepare(DatasetSpec(str(small_text)), None, "gpt2-nano")
 
 
 @pytest.fixture(scope="session")

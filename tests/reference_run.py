@@ -45,7 +45,7 @@ def train_without_ray(sweep: Sweep, storage: Path, trials: Sequence[TrialConfig]
 def _train(folder: Folder, trial: TrialConfig, precision: str) -> sweep_record.DataRecord:
     """Train a trial and save a checkpoint after each evaluation; return what it was trained on."""
     source = models.resolve_model(trial.model, pretrained=trial.pretrained)
-    corpus = preparation.prepare(trial.dataset, source.fetch_files(), trial.model)
+    corpus = preparation.prepare(trial.dataset_spec, source.fetch_files(), trial.model)
     options = ExecutionOptions(precision=resolve_precision(precision, "cpu"))
     for number, evaluation in enumerate(finetune(trial, corpus, source, options=options)):
         checkpoint = folder.path / LAUNCH / trial.run_name / f"checkpoint_{number:06d}"

@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from raylm.config import validation
-from raylm.config.validation import unexpected_value
-from raylm.errors import Problem, format_suggestion, safe_repr
+from raylm.errors import Problem, format_suggestion, safe_repr, unexpected_value
 
 SEARCHES = ("optuna", "random")
 SCHEDULERS = ("asha",)

@@ -10,8 +10,7 @@ from typing import Any
 
 from raylm.config import search_space, validation
 from raylm.config.trial import Resources, TrialConfig
-from raylm.config.validation import unexpected_value
-from raylm.errors import Problem, SweepError, unknown_name_problem
+from raylm.errors import Problem, SweepError, unexpected_value, unknown_name_problem
 
 MAX_TRIALS = 10_000
 """Largest number of trials of a grid; more are taken for a mistake."""

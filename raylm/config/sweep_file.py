@@ -11,9 +11,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from raylm.config.overrides import parse_overrides
 from raylm.config.sweep import Sweep
 from raylm.config.trial import TrialConfig
-from raylm.config.validation import parse_overrides
 from raylm.errors import SweepError, UserError, format_suggestion, safe_repr
 from raylm.files import UnreadableTextError, read_utf8
 

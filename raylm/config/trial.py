@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from raylm.config import validation
+from raylm.config.dataset import DATASET_OPTIONS, CorpusKey, DatasetSpec
 from raylm.errors import SweepError
 
 
@@ -25,8 +26,9 @@ class TrialConfig:
 
     dataset: str = "pydocs"
     """Text to train on: `pydocs` (Python's own documentation), `wikitext2`, `wikitext103`, `imdb`, a Hub dataset
-    `owner/name` or `owner/name:config` with a `text` column, the path of a UTF-8 text file (its last tenth is the
-    validation split), or a folder with `train.txt` and `validation.txt`."""
+    `owner/name`, `owner/name:config` or `owner/name:config@revision`, or the path of a file, of a folder or of files
+    with `*`: `.txt`, `.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet`, also compressed, or what `save_to_disk` wrote. A
+    dataset without a validation split is validated on its last tenth."""
     model: str = "gpt2-nano"
     """Model to fine-tune: `gpt2-nano` (2 layers, random weights), `gpt2`, `gpt2-medium`, `gpt2-large`, `gpt2-xl`, a
     causal language model `owner/name` of the Hub, or a folder with `config.json`, tokenizer and weights."""
@@ -59,6 +61,19 @@ class TrialConfig:
     """Number of tokens used, from the start of the train split. None: all."""
     evals_per_epoch: int = 1
     """Evaluations per epoch, evenly spaced, the last at the end of the epoch. Each saves a checkpoint."""
+    text_column: str | None = None
+    """Column of a table that holds the text. None: `text`, else the only column of strings."""
+    documents: str | None = None
+    """Documents of text files, each followed by the end-of-text token: `line`, `blank-line` (paragraphs) or `file`.
+    None: a single file is one stream without documents; of several files each is a document."""
+    train_split: str | None = None
+    """Name of the split to train on. None: `train`."""
+    validation_split: str | None = None
+    """Name of the split to validate on. None: `validation`, `valid` or `dev`, else the last tenth of the train
+    split."""
+    max_documents: int | None = None
+    """Number of documents used, from the start of the train split, of which the last tenth is validated on if there is
+    no validation split. None: all."""
 
     def __post_init__(self) -> None:
         problems = []
@@ -73,6 +88,20 @@ class TrialConfig:
     def as_dict(self) -> dict[str, Any]:
         """Return the fields by name, in the order of their definition."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def as_record(self) -> dict[str, Any]:
+        """Return the fields by name as files hold them: without the parts of the dataset that are None."""
+        return {n: value for n, value in self.as_dict().items() if value is not None or n not in DATASET_OPTIONS}
+
+    @property
+    def dataset_spec(self) -> DatasetSpec:
+        """The fields that decide what the text is."""
+        return DatasetSpec(**{field.name: getattr(self, field.name) for field in fields(DatasetSpec)})
+
+    @property
+    def corpus_key(self) -> CorpusKey:
+        """The fields that decide what the tokens are."""
+        return self.dataset_spec, self.model
 
     @property
     def id(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import numbers
 import os
@@ -12,25 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from raylm.config.catalog import DATASETS, MODELS, max_positions, read_model_config
-from raylm.errors import Problem, SweepError, format_suggestion, safe_repr, unknown_name_problem
+from raylm.config.dataset import DATASET_ID_PATTERN, HUB_ID_PATTERN, is_path, local_paths
+from raylm.errors import Problem, format_suggestion, safe_repr, unexpected_value
 
-HUB_ID_PATTERN = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-DATASET_ID_PATTERN = re.compile(HUB_ID_PATTERN.pattern + r"(:[\w.-]+)?")
 BUCKET_URI_PATTERN = re.compile(r"(s3|gs)://[a-z0-9][a-z0-9._-]{1,61}[a-z0-9](/(?!\.\.?(/|$))[\w.=+-]+)*/?")
 """URI of a bucket, or of a prefix in it."""
 SWEEP_NAME_PATTERN = re.compile(r"[A-Za-z0-9](?!.*\.\.)[A-Za-z0-9._-]{0,63}")
 OPTIMIZERS = ("adafactor", "adamw")
+DOCUMENT_KINDS = ("line", "blank-line", "file")
 LR_SCHEDULES = ("linear", "cosine", "constant")
 PRECISIONS = ("auto", "float32", "bfloat16")
 MAX_SEEDS = 10_000
 """Largest number of seeds of a sweep; more are taken for a mistake."""
 MAX_GPUS = 1000
 """Largest number of GPUs per trial; more are taken for a mistake."""
-
-
-def unexpected_value(location: str, value: object, expected: str) -> Problem:
-    """Return the problem of a value that is not what its location takes."""
-    return Problem(location, f"got {safe_repr(value)}; expected {expected}")
 
 
 # ---- fields of a trial --------------------------------------------------------------------------------------------
@@ -49,6 +45,10 @@ class FieldRule:
     """True if None is valid too."""
 
 
+def _is_name(value: str) -> bool:
+    return bool(value.strip()) and _is_unicode(value)
+
+
 FIELD_RULES: dict[str, FieldRule] = {
     "context_length": FieldRule(int, "a whole number of tokens, at least 2", lambda v: 2 <= v <= 10**9),
     "batch_size": FieldRule(int, "a whole number from 1 to 1,000,000", lambda v: 1 <= v <= 1_000_000),
@@ -64,6 +64,15 @@ FIELD_RULES: dict[str, FieldRule] = {
         int, "a whole number of tokens, at least 1, or None", lambda v: 1 <= v <= 10**18, True
     ),
     "evals_per_epoch": FieldRule(int, "a whole number from 1 to 1,000", lambda v: 1 <= v <= 1000),
+    "text_column": FieldRule(str, "the name of a column, or None", _is_name, optional=True),
+    "documents": FieldRule(
+        str, f"one of {', '.join(DOCUMENT_KINDS)}, or None", lambda v: v in DOCUMENT_KINDS, optional=True
+    ),
+    "train_split": FieldRule(str, "the name of a split, or None", _is_name, optional=True),
+    "validation_split": FieldRule(str, "the name of a split, or None", _is_name, optional=True),
+    "max_documents": FieldRule(
+        int, "a whole number of documents, at least 2, or None", lambda v: 2 <= v <= 10**18, True
+    ),
 }
 FIELD_CHOICES: dict[str, tuple[str, ...]] = {"optimizer": OPTIMIZERS, "lr_schedule": LR_SCHEDULES}
 
@@ -95,12 +104,14 @@ def is_valid_field(name: str, value: object) -> bool:
 
 
 def coerce(target_type: type, value: object) -> Any:
-    """Return a value as a bool, int or float, or None if it is of another kind. Accepts NumPy's scalars.
+    """Return a value as a bool, int, float or str, or None if it is of another kind. Accepts NumPy's scalars.
 
     Integers are valid floats, but floats are not valid integers, and only bools are valid bools.
     """
     if (type(value).__module__, type(value).__name__) in (("numpy", "bool"), ("numpy", "bool_")):
         value = bool(value)
+    if target_type is str:
+        return value if isinstance(value, str) else None
     if target_type is bool or isinstance(value, bool):
         return value if target_type is bool and isinstance(value, bool) else None
     try:
@@ -122,15 +133,33 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> Problem 
 
 
 def _check_dataset(name: str) -> Problem | None:
-    if name in DATASETS or _is_file(name):
+    if name in DATASETS or local_paths(name):
         return None
-    if _is_folder(name):
-        missing = [file for file in ("train.txt", "validation.txt") if not _is_file(name, file)]
-        return Problem("dataset", f"the folder {name!r} has no {' and no '.join(missing)}") if missing else None
+    if is_path(name):
+        what = f"got {safe_repr(name)}; there is no such file in {_working_folder()}{_suggest_files(name)}"
+        return Problem("dataset", what)
     if DATASET_ID_PATTERN.fullmatch(name):
         return None
-    expected = f"one of {', '.join(DATASETS)}, a Hub id owner/name, a text file, or a folder with train.txt and"
-    return unexpected_value("dataset", name, f"{expected} validation.txt{format_suggestion(name, DATASETS)}")
+    expected = f"one of {', '.join(DATASETS)}, a Hub id owner/name, or the path of a file or folder"
+    return unexpected_value("dataset", name, f"{expected}{format_suggestion(name, DATASETS)}")
+
+
+def _working_folder() -> str:
+    try:
+        return str(Path.cwd())
+    except OSError:
+        return "the working folder, which is gone"
+
+
+def _suggest_files(name: str) -> str:
+    """Return `; did you mean 'X'?` for the most similar file of a path's folder, or an empty string."""
+    path = Path(name)
+    try:
+        names = {entry.name.lower(): entry.name for entry in path.expanduser().parent.iterdir()}
+    except (OSError, RuntimeError, ValueError):
+        return f", nor the folder {str(path.parent)!r}"
+    close = difflib.get_close_matches(path.name.lower(), names, n=1, cutoff=0.6)
+    return f"; did you mean {str(path.parent / names[close[0]])!r}?" if close else ""
 
 
 def _check_model(name: str) -> Problem | None:
@@ -254,41 +283,3 @@ def check_batch_sizes(location: str, batch_sizes: Iterable[int], gpus: float | s
         return None
     what = f"got {smallest}, but a trial uses {gpus:.0f} GPUs; expected at least {gpus:.0f}, or fewer resources.gpus"
     return Problem(location, what)
-
-
-# ---- overrides ----------------------------------------------------------------------------------------------------
-
-
-def parse_overrides(assignments: Iterable[str], field_names: Iterable[str]) -> dict[str, Any]:
-    """Return the values of `--set field=value` options, each converted to the type of its field.
-
-    Raises:
-        SweepError: If options have another form, an unknown field or an invalid value; lists all of them.
-    """
-    field_names, values, problems = list(field_names), {}, []
-    for assignment in assignments:
-        name, equals, text = assignment.partition("=")
-        if not equals:
-            problems.append(Problem(assignment, "expected field=value"))
-        elif name not in field_names:
-            problems.append(unknown_name_problem(name, field_names))
-        else:
-            values[name], problem = validate_field(name, _parse_value(FIELD_RULES.get(name), text))
-            problems += [problem] if problem else []
-    if problems:
-        raise SweepError([replace(p, location=f"--set {p.location}") for p in problems], "the command line")
-    return values
-
-
-def _parse_value(rule: FieldRule | None, text: str) -> object:
-    """Return the value that a text denotes under a field's rule, or the text itself if it denotes none."""
-    if rule is None:
-        return text
-    if rule.optional and text.lower() == "none":
-        return None
-    if rule.value_type is bool:
-        return {"true": True, "false": False}.get(text.lower(), text)
-    try:
-        return rule.value_type(text)
-    except ValueError:
-        return text

@@ -27,6 +27,8 @@ class TokenSplit:
     """Token ids, shape (N,), in the smallest unsigned integer type that holds the vocabulary."""
     num_words: int
     """Number of words of the original text."""
+    num_bytes: int = 0
+    """Number of bytes of the original text in UTF-8; 0: not counted."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,25 @@ class Corpus:
     validation: TokenSplit
     """Split to evaluate on."""
     eos_token_id: int
-    """Token that starts each window and ends each document."""
+    """Token that ends each document."""
     vocab_size: int
     """Number of different tokens."""
     tokenizer_files: dict[str, bytes]
+    """Files of the tokenizer by name."""
+    test: TokenSplit | None = None
+    """Split that is neither trained on nor used to choose anything; None: the dataset has none."""
+    own_start_token_id: int | None = None
+    """Token that starts each window, if the tokenizer has one that is not the end of a document."""
+    unknown_share: float = 0.0
+    """Part of the validation split's tokens, from 0 to 1, that stand for text that the tokenizer does not know."""
+    is_lossless: bool = True
+    """False if the tokens do not give the text again: losses are then those of another text, and are not compared with
+    those of other tokenizers."""
+
+    @property
+    def start_token_id(self) -> int:
+        """Token that starts each window: the tokenizer's own beginning of text, else the end of a document."""
+        return self.eos_token_id if self.own_start_token_id is None else self.own_start_token_id
 
     def splits(self) -> list[tuple[str, TokenSplit]]:
         """Return the names and splits, `train` first."""
@@ -58,12 +75,12 @@ class Corpus:
 class Windows:
     """A stream of N tokens as windows of T positions that predict every token exactly once.
 
-    Each window is the end-of-text token followed by the next T - 1 tokens of the stream. The last one may be shorter.
+    Each window is the start token followed by the next T - 1 tokens of the stream. The last one may be shorter.
     """
 
     tokens: Tokens
     context_length: int
-    eos_token_id: int
+    start_token_id: int
 
     def __len__(self) -> int:
         return -(-len(self.tokens) // (self.context_length - 1))
@@ -84,7 +101,7 @@ class Windows:
         stride = self.context_length - 1
         rows = [self.tokens[i * stride : (i + 1) * stride] for i in indices]
         shape = (max(1, len(rows)), max(map(len, rows), default=0) + 1)
-        inputs_BT = np.full(shape, self.eos_token_id, dtype=np.int64)
+        inputs_BT = np.full(shape, self.start_token_id, dtype=np.int64)
         targets_BT = np.full(shape, IGNORE_INDEX, dtype=np.int64)
         for b, row in enumerate(rows):
             inputs_BT[b, 1 : len(row) + 1] = row

@@ -32,33 +32,46 @@ CONNECTION_ERRORS = (ConnectionError, TimeoutError, socket.gaierror, ssl.SSLErro
 """Errors of the operating system below any HTTP client: refused, reset, timed out, unknown host, failed TLS."""
 
 
-def resolve_commit(repo_id: str, repo_type: str) -> str:
-    """Return the commit that `main` of a repository points to.
+def resolve_commit(repo_id: str, repo_type: str, revision: str | None = None) -> str:
+    """Return the commit that a branch or tag of a repository points to.
 
     If the Hub cannot be reached, return the commit that was current at the last successful request.
 
     Args:
         repo_id: `owner/name`.
         repo_type: `model` or `dataset`.
+        revision: branch, tag or commit; None: `main`.
 
     Raises:
         UserError: if there is no such repository, or the Hub cannot be reached and never was.
     """
     from huggingface_hub import HfApi
 
-    last_commit = cache.cache_dir("commits") / f"{repo_type}s--{repo_id.replace('/', '--')}"
+    name = f"{repo_id}@{revision}" if revision else repo_id
+    last_commit = cache.cache_dir("commits") / f"{repo_type}s--{name.replace('/', '--')}"
+    request = functools.partial(HfApi().repo_info, repo_id, repo_type=repo_type, timeout=TIMEOUT_SECONDS)
     try:
-        info = call_with_retries(
-            lambda: HfApi().repo_info(repo_id, repo_type=repo_type, timeout=TIMEOUT_SECONDS), f"{repo_type} {repo_id}"
-        )
+        info = call_with_retries(lambda: request(revision=revision), f"{repo_type} {name}")
     except HubUnreachableError:
         if not last_commit.exists():
             raise
-        log.warning("the hub cannot be reached; %s %s is used at its last known commit", repo_type, repo_id)
+        log.warning("the hub cannot be reached; %s %s is used at its last known commit", repo_type, name)
         return last_commit.read_text().strip()
     commit = str(info.sha)
     write_text_atomic(last_commit, commit)
     return commit
+
+
+def repository_bytes(repo_id: str, revision: str) -> int | None:
+    """Return the size of all files of a dataset's repository at a commit; None if the Hub does not tell it."""
+    from huggingface_hub import HfApi
+
+    request = functools.partial(HfApi().dataset_info, files_metadata=True, timeout=TIMEOUT_SECONDS)
+    try:
+        info = call_with_retries(lambda: request(repo_id, revision=revision), f"dataset {repo_id}")
+    except UserError:
+        return None
+    return sum(file.size or 0 for file in info.siblings or [])
 
 
 def check_connection() -> str:
@@ -200,7 +213,7 @@ def call_with_retries(request: Callable[[], T], subject: str) -> T:
                 log.info("%s: the hub answers %s; retrying in %s s", subject, status, wait)
                 time.sleep(wait)
                 continue
-            raise _to_user_error(error, subject) from error
+            raise to_user_error(error, subject) from error
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 
@@ -221,7 +234,7 @@ def _http_status(error: BaseException) -> int | None:
     return None
 
 
-def _to_user_error(error: Exception, subject: str) -> UserError:
+def to_user_error(error: Exception, subject: str) -> UserError:
     """Return the one message for an error of huggingface_hub or datasets."""
     from datasets.exceptions import DatasetNotFoundError
     from huggingface_hub import constants

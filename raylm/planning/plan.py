@@ -5,15 +5,14 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from raylm.config import search_space
 from raylm.config.catalog import DATASETS, ModelShape, find_shape
 from raylm.config.sweep import Sweep
 from raylm.config.trial import TrialConfig
-from raylm.data import preparation
+from raylm.data import local_files, preparation
 from raylm.planning.memory import MemoryModel, checkpoint_bytes
 from raylm.planning.throughput import Placement
 from raylm.results.data_record import DataRecord, describe_data
@@ -138,9 +137,9 @@ def plan_trials(configs: Sequence[TrialConfig], placement: Placement | None = No
 
 
 def _plan_known_size(config: TrialConfig, placement: Placement | None) -> TrialPlan | None:
-    if config.dataset not in DATASETS and Path(config.dataset).exists():
-        return plan_trial(config, _estimate_tokens(Path(config.dataset)), False, placement)
-    if sizes := preparation.load_cached_sizes(config.dataset, config.model):
+    if config.dataset not in DATASETS and (files := local_files.find(config.dataset_spec)):
+        return plan_trial(config, local_files.train_bytes(files) // BYTES_PER_TOKEN, False, placement)
+    if sizes := preparation.load_cached_sizes(config.dataset_spec, config.model):
         return plan_trial(config, sizes["train_tokens"], True, placement)
     if config.dataset in DATASETS:
         return plan_trial(config, DATASETS[config.dataset].approx_train_tokens, False, placement)
@@ -149,18 +148,12 @@ def _plan_known_size(config: TrialConfig, placement: Placement | None) -> TrialP
 
 def describe_prepared_data(configs: Sequence[TrialConfig]) -> list[str]:
     """Return notes on corpora that are prepared on this machine: texts without spaces, tokenizers that lose text."""
-    records = []
-    for dataset, model in dict.fromkeys((config.dataset, config.model) for config in configs):
-        sizes = preparation.load_cached_sizes(dataset, model) or {}
-        names = {field.name for field in fields(DataRecord)} - {"dataset", "model"}
+    records, names = [], {field.name for field in fields(DataRecord)}
+    for spec, model in dict.fromkeys(config.corpus_key for config in configs):
+        sizes = preparation.load_cached_sizes(spec, model) or {}
         known: dict[str, Any] = {name: value for name, value in sizes.items() if name in names}
-        records.append(DataRecord(dataset, model, **known))
+        records.append(DataRecord(model=model, **asdict(spec), **known))
     return describe_data(records)
-
-
-def _estimate_tokens(path: Path) -> int:
-    """Return the estimated number of tokens of a local dataset's train split."""
-    return (path / "train.txt" if path.is_dir() else path).stat().st_size // BYTES_PER_TOKEN
 
 
 def estimate_seconds(config: TrialConfig, progress: Progress, placement: Placement) -> float | None:

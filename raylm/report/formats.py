@@ -7,11 +7,11 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from raylm.config.dataset import DATASET_OPTIONS
 from raylm.planning import plan, throughput
 from raylm.report.reference import ReferenceTable, load_reference
 from raylm.report.table import build_table, sort_rows
 from raylm.results.folder import parse_launch_number
-from raylm.results.measures import corpus_key
 from raylm.results.progress import LOSS_NAMES
 from raylm.results.rows import DIVERGED, DONE, FAILED, STOPPED, Row, SweepRows
 from raylm.units import format_duration, pluralize
@@ -87,7 +87,9 @@ def build_record(
         "reason": row.reason or None,
         "trial_id": config.id,
     }
-    record |= {name: value for name, value in config.as_dict().items() if name not in record}
+    options = {name for other in results.rows for name in other.config.dataset_spec.options}
+    unused = {name for name in DATASET_OPTIONS if name not in options}
+    record |= {name: value for name, value in config.as_dict().items() if name not in record and name not in unused}
     record |= {
         "steps": progress.step if progress else None,
         "tokens_seen": progress.tokens_seen if progress else None,
@@ -103,7 +105,7 @@ def build_record(
     record |= {f"val_loss_at_{length}": row.length_evals.get(length) for length in lengths}
     reference_row = reference.find_row(config) if reference else None
     record |= {f"reference_{name}": getattr(reference_row, name, None) for name in LOSS_NAMES}
-    data = results.data.get(corpus_key(config))
+    data = results.data.get(config.corpus_key)
     return record | {
         "nats_per_byte": results.nats_per_byte(row),
         "precision": results.find_precision(row),

@@ -55,7 +55,7 @@ def format_plan_json(
         price_per_hour: price of a GPU-hour, or of a machine-hour on CPU.
     """
     rows: list[dict[str, Any]] = [
-        {"run": row.config.run_name, "status": row.status, "trial_id": row.config.id, **row.config.as_dict()}
+        {"run": row.config.run_name, "status": row.status, "trial_id": row.config.id, **row.config.as_record()}
         | _plan_fields(trial_plan)
         for row, trial_plan in zip(results.rows, plans, strict=True)
     ]

@@ -16,7 +16,6 @@ from raylm.report.reference import load_reference
 from raylm.report.table import build_table
 from raylm.results.data_record import describe_lossy_tokenizer, describe_words
 from raylm.results.folder import parse_launch_number
-from raylm.results.measures import corpus_key
 from raylm.results.rows import DONE, Row, SweepRows
 from raylm.results.sweep_record import LaunchRecord
 
@@ -84,12 +83,11 @@ def _model_origin(config: TrialConfig, launch: LaunchRecord | None) -> Origin:
 
 def _dataset_origin(config: TrialConfig, launch: LaunchRecord | None) -> Origin:
     datasets = launch.data if launch else []
-    key = (config.dataset, config.model)
-    revision = next((record.revision for record in datasets if (record.dataset, record.model) == key), None)
+    revision = next((record.revision for record in datasets if record.corpus_key == config.corpus_key), None)
     if config.dataset in DATASETS:
         return Origin(config.dataset, DATASETS[config.dataset].hub_id, revision, DATASETS[config.dataset].config_name)
     if _is_commit(revision):
-        hub_id, _, config_name = config.dataset.partition(":")
+        hub_id, _, config_name = config.dataset.partition("@")[0].partition(":")
         return Origin(config.dataset, hub_id, revision, config_name or None)
     return Origin(_basename(config.dataset), None, revision)
 
@@ -125,7 +123,7 @@ def render_card(results: SweepRows, row: Row, provenance: Provenance, license_id
         _render_table(results, row, provenance),
         _describe_losses(results, row),
         "## Settings",
-        _markdown_table("field", provenance.portable_config(row.config).as_dict()),
+        _markdown_table("field", provenance.portable_config(row.config).as_record()),
         "## Reproduce",
         f"With raylm installed, run `{SWEEP_FILE}` from this folder:",
         f"```sh\nraylm run {SWEEP_FILE}\n```",
@@ -149,7 +147,7 @@ def _describe_losses(results: SweepRows, row: Row) -> str:
     per_byte, precision = results.nats_per_byte(row), results.find_precision(row)
     text += "" if per_byte is None else f" Nats per byte of the original text: {per_byte:.4f}."
     text += "" if precision is None else f" Evaluated in {precision}."
-    record = results.data.get(corpus_key(row.config))
+    record = results.data.get(row.config.corpus_key)
     remarks = (describe_lossy_tokenizer(record), describe_words(record)) if record else ()
     return " ".join([text, *(f"{remark[0].upper()}{remark[1:]}." for remark in remarks if remark)])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from raylm.results.data_record import describe_lossy_tokenizer, describe_mixed_search, describe_words
-from raylm.results.measures import ADJ_VAL_LOSS, corpus_key
+from raylm.results.measures import ADJ_VAL_LOSS
 from raylm.results.rows import DONE, Row, SweepRows
 
 MAX_NAMED_RUNS = 3
@@ -49,7 +49,7 @@ def lossy_rows(results: SweepRows) -> list[Row]:
 
 
 def _find_lossy_note(results: SweepRows, row: Row) -> str:
-    record = results.data.get(corpus_key(row.config))
+    record = results.data.get(row.config.corpus_key)
     return describe_lossy_tokenizer(record) if record else ""
 
 
@@ -72,7 +72,7 @@ def _describe_corpora(results: SweepRows) -> list[str]:
     for note, affected in lossy.items():
         is_ranked = all(results.ranked_loss(row) is not None for row in affected)
         notes.append(f"{_join_names(affected)}: {note}{'' if is_ranked else '; not ranked'}")
-    records = (results.data.get(corpus_key(row.config)) for row in rows)
+    records = (results.data.get(row.config.corpus_key) for row in rows)
     by_dataset = {record.dataset: note for record in records if record and (note := describe_words(record))}
     return [*notes, *by_dataset.values()]
 

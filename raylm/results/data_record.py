@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+
+from raylm.config.dataset import CorpusKey, DatasetSpec
 
 OMIT_NONE = {"omit_none": True}
 """Metadata of fields that versions before do not have (`json_files.encode`)."""
@@ -34,11 +36,20 @@ class DataRecord:
     lossless: bool | None = field(default=None, metadata=OMIT_NONE)
     """True if the tokens, decoded, are the text again; None if it was not recorded."""
     unknown_share: float | None = field(default=None, metadata=OMIT_NONE)
-    """Fraction of the tokens that are the unknown token."""
+    """Fraction of the validation split's tokens, from 0 to 1, that stand for text that the tokenizer does not know."""
+    text_column: str | None = field(default=None, metadata=OMIT_NONE)
+    documents: str | None = field(default=None, metadata=OMIT_NONE)
+    train_split: str | None = field(default=None, metadata=OMIT_NONE)
+    validation_split: str | None = field(default=None, metadata=OMIT_NONE)
+    max_documents: int | None = field(default=None, metadata=OMIT_NONE)
+
+    @property
+    def corpus_key(self) -> CorpusKey:
+        """Dataset and model, as `TrialConfig.corpus_key`."""
+        spec = DatasetSpec(**{field.name: getattr(self, field.name) for field in fields(DatasetSpec)})
+        return spec, self.model
 
 
-CorpusKey = tuple[str, str]
-"""Dataset and model: the text and the tokenizer of a row."""
 CorpusData = Mapping[CorpusKey, DataRecord]
 """Recorded sizes of the corpora."""
 
@@ -47,7 +58,7 @@ def index_data(records: Iterable[DataRecord]) -> dict[CorpusKey, DataRecord]:
     """Return records by their keys; of several, the known values of the later ones."""
     indexed: dict[CorpusKey, DataRecord] = {}
     for record in records:
-        key = record.dataset, record.model
+        key = record.corpus_key
         known = {name: value for name, value in asdict(record).items() if value is not None}
         indexed[key] = replace(indexed[key], **known) if key in indexed else record
     return indexed

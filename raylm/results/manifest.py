@@ -56,7 +56,7 @@ def write(folder: Path, trial: TrialConfig, progress: Progress) -> None:
         path.relative_to(folder).as_posix(): FileRecord(path.stat().st_size, compute_sha256(path))
         for path in _list_files(folder)
     }
-    content = Manifest(FORMAT_VERSION, trial.id, trial.as_dict(), progress, files)
+    content = Manifest(FORMAT_VERSION, trial.id, trial.as_record(), progress, files)
     write_text_atomic(folder / MANIFEST_FILE, json_files.encode(content))
 
 

@@ -10,18 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from raylm.config.dataset import CorpusKey
 from raylm.config.trial import TrialConfig
-from raylm.results.data_record import CorpusData, CorpusKey, DataRecord, bytes_factor, is_lossy
+from raylm.results.data_record import CorpusData, DataRecord, bytes_factor, is_lossy
 from raylm.results.progress import EvalMetrics
 
 VAL_LOSS, NATS_PER_BYTE, ADJ_VAL_LOSS = "val loss", "nats per byte", "adj val loss"
 """Names of the measures: per token, per byte and per word of the original text."""
 MEASURES = (VAL_LOSS, NATS_PER_BYTE, ADJ_VAL_LOSS)
-
-
-def corpus_key(config: TrialConfig) -> CorpusKey:
-    """Return the key of a trial's corpus."""
-    return config.dataset, config.model
 
 
 @dataclass(frozen=True)
@@ -39,7 +35,7 @@ class Measure:
 
     def compares(self, config: TrialConfig) -> bool:
         """Return whether a trial's loss compares with those of the others."""
-        return corpus_key(config) not in self.excluded
+        return config.corpus_key not in self.excluded
 
     def compute(self, config: TrialConfig, metrics: EvalMetrics) -> float:
         """Return the measure of an evaluation of a trial, in nats."""
@@ -48,7 +44,7 @@ class Measure:
     def convert(self, config: TrialConfig, val_loss: float, adj_val_loss: float) -> float:
         """Return the measure of a trial's losses, in nats."""
         if self.name == NATS_PER_BYTE:
-            return val_loss * self.factors[corpus_key(config)]
+            return val_loss * self.factors[config.corpus_key]
         return val_loss if self.name == VAL_LOSS else adj_val_loss
 
     def format(self, value: float) -> str:

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from raylm.config.dataset import CorpusKey
 from raylm.config.trial import TrialConfig
 from raylm.errors import UserError, format_suggestion, safe_repr
-from raylm.results.data_record import CorpusData, CorpusKey, DataRecord, bytes_factor, index_data
-from raylm.results.measures import Measure, choose_measure, corpus_key
+from raylm.results.data_record import CorpusData, DataRecord, bytes_factor, index_data
+from raylm.results.measures import Measure, choose_measure
 from raylm.results.progress import EvalMetrics, Progress
 from raylm.results.storage import Storage
 from raylm.results.sweep_record import LaunchRecord, SweepRecord
@@ -102,16 +103,16 @@ class SweepRows:
         keys: dict[str, list[CorpusKey]] = {row.config.dataset: [] for row in self.rows}
         for row in self.rows:
             if row.metrics is not None:
-                keys[row.config.dataset].append(corpus_key(row.config))
+                keys[row.config.dataset].append(row.config.corpus_key)
         return {dataset: choose_measure(evaluated, self.data) for dataset, evaluated in keys.items()}
 
     def measures_with(self, records: Iterable[DataRecord]) -> dict[str, Measure]:
         """Return the measures if trials on these corpora join the rows."""
         data = index_data([*self.data.values(), *records])
-        evaluated = [corpus_key(row.config) for row in self.rows if row.metrics is not None]
+        evaluated = [row.config.corpus_key for row in self.rows if row.metrics is not None]
         keys = list(dict.fromkeys([*evaluated, *data]))
-        datasets = dict.fromkeys([*(row.config.dataset for row in self.rows), *(dataset for dataset, _ in keys)])
-        return {name: choose_measure([key for key in keys if key[0] == name], data) for name in datasets}
+        datasets = dict.fromkeys([*(row.config.dataset for row in self.rows), *(spec.dataset for spec, _ in keys)])
+        return {name: choose_measure([key for key in keys if key[0].dataset == name], data) for name in datasets}
 
     def ranked_loss(self, row: Row) -> float | None:
         """Return the loss that a row is ranked by, in nats; None if it has none, or none that compares."""
@@ -122,7 +123,7 @@ class SweepRows:
 
     def nats_per_byte(self, row: Row) -> float | None:
         """Return a row's val loss in nats per byte of the original text; None if it or the bytes are not known."""
-        factor = bytes_factor(self.data.get(corpus_key(row.config)))
+        factor = bytes_factor(self.data.get(row.config.corpus_key))
         return None if row.metrics is None or factor is None else row.metrics.val_loss * factor
 
     def find_launch(self, row: Row) -> LaunchRecord | None:

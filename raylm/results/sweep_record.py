@@ -218,7 +218,7 @@ def write(storage: Storage, record: SweepRecord) -> None:
             {
                 "id": trial.id,
                 "run": trial.run_name,
-                "config": trial.as_dict(),
+                "config": trial.as_record(),
                 **({"failed": True} if trial.id in record.failed_ids else {}),
             }
             for trial in record.trials

@@ -48,8 +48,8 @@ def gather_batch(windows: Windows, tokens_N: Tensor, indices: WindowIndices) -> 
     starts_B1 = _to_device(starts if len(starts) else torch.zeros(1, dtype=torch.int64), tokens_N.device).unsqueeze(-1)
     positions_BT = starts_B1 + torch.arange(length, device=tokens_N.device)
     tokens_BT = tokens_N[positions_BT.clamp(max=len(tokens_N) - 1)].long() & mask
-    valid_BT, eos_token_id = positions_BT < len(tokens_N), windows.eos_token_id
-    inputs_BT = nn.functional.pad(torch.where(valid_BT, tokens_BT, eos_token_id), (1, 0), value=eos_token_id)
+    valid_BT, start_token_id = positions_BT < len(tokens_N), windows.start_token_id
+    inputs_BT = nn.functional.pad(torch.where(valid_BT, tokens_BT, start_token_id), (1, 0), value=start_token_id)
     return inputs_BT, nn.functional.pad(torch.where(valid_BT, tokens_BT, IGNORE_INDEX), (0, 1), value=IGNORE_INDEX)
 
 

@@ -77,8 +77,8 @@ def _evaluate_row(results: SweepRows, row: Row, context_lengths: Sequence[int]) 
 def _load_corpus(results: SweepRows, config: TrialConfig) -> Corpus:
     """Load the corpus that a trial was trained on from the cache, or prepare it again and compare fingerprints."""
     records = [data for launch in results.launches for data in launch.data]
-    key = (config.dataset, config.model)
-    fingerprint = next((data.fingerprint for data in records if (data.dataset, data.model) == key), None)
+    key = config.corpus_key
+    fingerprint = next((data.fingerprint for data in records if data.corpus_key == key), None)
     if fingerprint is None:
         raise UserError(
             f"{results.storage.uri_of(RECORD_FILE)} has no launch on {config.dataset} with {config.model}, so that its "
@@ -88,7 +88,7 @@ def _load_corpus(results: SweepRows, config: TrialConfig) -> Corpus:
     if cached is not None:
         return cached
     source = models.resolve_model(config.model, pretrained=False)
-    corpus = prepare(config.dataset, source.fetch_files(), config.model)
+    corpus = prepare(config.dataset_spec, source.fetch_files(), config.model)
     if corpus.fingerprint != fingerprint:
         raise UserError(
             f"the text or the tokenizer of {config.dataset} with {config.model} has changed since the sweep"

@@ -52,7 +52,7 @@ def validation_loss(
         dist_context: the ranks that share the windows.
     """
     device = next(model.parameters()).device
-    windows = Windows(corpus.validation.tokens, context_length, corpus.eos_token_id)
+    windows = Windows(corpus.validation.tokens, context_length, corpus.start_token_id)
     batches = Batches(windows, device)
     size = max(micro_batch_size, MIN_EVAL_TOKENS // context_length)
     loss_fn, rank_indices = partial(summed_loss, model), dist_context.rank_windows(np.arange(len(windows)))
@@ -81,4 +81,4 @@ def autocast_loss(loss_fn: LossFn, inputs_BT: Tensor, targets_BT: Tensor, precis
 
 def build_training_windows(config: TrialConfig, corpus: Corpus) -> Windows:
     """Return the windows of the part of the train split that a trial uses."""
-    return Windows(corpus.train.tokens[: config.max_train_tokens], config.context_length, corpus.eos_token_id)
+    return Windows(corpus.train.tokens[: config.max_train_tokens], config.context_length, corpus.start_token_id)

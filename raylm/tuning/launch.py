@@ -69,7 +69,7 @@ class Launch:
         self._placement: Placement | None = None
         self._runner: TuneRunner
         self._measure, self._is_old = _find_objective(sweep, prepared, results)
-        datasets = (dataset for dataset, _ in prepared.corpora)
+        datasets = (spec.dataset for spec, _ in prepared.corpora)
         if sweep.search is not None and (note := describe_mixed_search(datasets, self._measure.name)):
             notify(note)
 
@@ -156,7 +156,7 @@ class Launch:
         grid = iter([] if suggester else sweep.trials())
 
         def count_epoch_tokens(trial: TrialConfig) -> int:
-            tokens = len(corpora[trial.dataset, trial.model].train.tokens)
+            tokens = len(corpora[trial.corpus_key].train.tokens)
             return min(tokens, trial.max_train_tokens or tokens)
 
         return TrialQueue(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raylm.config.catalog import ModelShape
+from raylm.config.dataset import CorpusKey
 from raylm.config.trial import TrialConfig
 from raylm.data import cache, hub, preparation
 from raylm.data.corpus import Corpus
@@ -30,8 +31,7 @@ from raylm.training.models import ModelSource
 class PreparedInputs:
     """Datasets and models of a launch's trials."""
 
-    corpora: Mapping[tuple[str, str], Corpus]
-    """Corpora by (dataset, model)."""
+    corpora: Mapping[CorpusKey, Corpus]
     sources: Mapping[tuple[str, bool], ModelSource]
     """Models by (model, pretrained)."""
     shapes: Mapping[tuple[str, bool], ModelShape | None]
@@ -41,7 +41,6 @@ class PreparedInputs:
         """Return the corpora as they are recorded in sweep.json."""
         return [
             DataRecord(
-                dataset=dataset,
                 model=model,
                 revision=corpus.revision,
                 fingerprint=corpus.fingerprint,
@@ -49,8 +48,13 @@ class PreparedInputs:
                 train_words=corpus.train.num_words,
                 validation_tokens=len(corpus.validation.tokens),
                 validation_words=corpus.validation.num_words,
+                train_bytes=corpus.train.num_bytes,
+                validation_bytes=corpus.validation.num_bytes,
+                unknown_share=corpus.unknown_share,
+                lossless=corpus.is_lossless,
+                **asdict(spec),
             )
-            for (dataset, model), corpus in self.corpora.items()
+            for (spec, model), corpus in self.corpora.items()
         ]
 
     def model_records(self) -> list[ModelRecord]:
@@ -74,9 +78,10 @@ def prepare_inputs(
     """
     sources: dict[tuple[str, bool], ModelSource] = {}
     shapes: dict[tuple[str, bool], ModelShape | None] = {}
-    corpora: dict[tuple[str, str], Corpus] = {}
+    corpora: dict[CorpusKey, Corpus] = {}
+    limits = _max_train_tokens(trials)
     for trial in trials:
-        model_key, corpus_key = (trial.model, trial.pretrained), (trial.dataset, trial.model)
+        model_key, corpus_key = (trial.model, trial.pretrained), trial.corpus_key
         if model_key not in sources:
             with show_progress(f"finding model {trial.model}"):
                 sources[model_key] = models.resolve_model(trial.model, pretrained=trial.pretrained)
@@ -84,15 +89,37 @@ def prepare_inputs(
         if corpus_key not in corpora:
             with show_progress(f"preparing dataset {trial.dataset} for {trial.model}"):
                 files = sources[model_key].fetch_files()
-                corpora[corpus_key] = preparation.prepare(trial.dataset, files, trial.model)
-            if np.array_equal(corpora[corpus_key].train.tokens, corpora[corpus_key].validation.tokens):
-                notify(f"warning: {trial.dataset} is validated on its training text")
+                corpora[corpus_key] = preparation.prepare(
+                    trial.dataset_spec, files, trial.model, max_train_tokens=limits[corpus_key]
+                )
+            _warn_about_corpus(trial, corpora[corpus_key], notify)
         _check_trial_fits(trial, shapes[model_key], corpora[corpus_key])
     prepared = PreparedInputs(corpora, sources, shapes)
     _check_inputs_unchanged(results, prepared)
     for note in describe_data(prepared.data_records()):
         notify(note)
     return prepared
+
+
+def _max_train_tokens(trials: Sequence[TrialConfig]) -> dict[CorpusKey, int | None]:
+    """Return the most tokens that trials use of each corpus; None: all."""
+    limits: dict[CorpusKey, list[int | None]] = {}
+    for trial in trials:
+        limits.setdefault(trial.corpus_key, []).append(trial.max_train_tokens)
+    return {
+        key: max((n for n in numbers if n is not None), default=None) if None not in numbers else None
+        for key, numbers in limits.items()
+    }
+
+
+def _warn_about_corpus(trial: TrialConfig, corpus: Corpus, notify: Notify) -> None:
+    """Show what makes the numbers of a corpus other than they look."""
+    if np.array_equal(corpus.train.tokens, corpus.validation.tokens):
+        notify(f"warning: {trial.dataset} is validated on its training text")
+    if not corpus.is_lossless:
+        unknown = f"{corpus.unknown_share:.0%} of the tokens are unknown, and " if corpus.unknown_share else ""
+        problem = f"{unknown}decoded, the tokens of {trial.model} give another text"
+        notify(f"warning: {trial.dataset}: {problem}: adj val loss does not compare")
 
 
 def _check_trial_fits(trial: TrialConfig, shape: ModelShape | None, corpus: Corpus) -> None:
@@ -121,12 +148,12 @@ def _check_inputs_unchanged(results: SweepRows, prepared: PreparedInputs) -> Non
         UserError: if any has changed.
     """
     for launch in results.launches:
-        fingerprints = {(data.dataset, data.model): data.fingerprint for data in launch.data if data.fingerprint}
+        fingerprints = {data.corpus_key: data.fingerprint for data in launch.data if data.fingerprint}
         revisions = {(model.model, model.pretrained): model.revision for model in launch.models}
         changed = [
-            f"the text or the tokenizer of {dataset} with {model}"
-            for (dataset, model), corpus in prepared.corpora.items()
-            if fingerprints.get((dataset, model), corpus.fingerprint) != corpus.fingerprint
+            f"the text or the tokenizer of {spec} with {model}"
+            for (spec, model), corpus in prepared.corpora.items()
+            if fingerprints.get((spec, model), corpus.fingerprint) != corpus.fingerprint
         ]
         changed += [
             f"the files of {model}"
@@ -154,8 +181,8 @@ class LaunchContext:
     """Results folder of the sweep."""
     launch_name: str
     """Name of the launch's folder in it."""
-    corpora: Mapping[tuple[str, str], Any]
-    """Ray references to corpora by (dataset, model): each node holds one copy, which its trials share."""
+    corpora: Mapping[CorpusKey, Any]
+    """Ray references to corpora: each node holds one copy, which its trials share."""
     sources: Mapping[tuple[str, bool], ModelSource]
     """Models by (model, pretrained)."""
     shapes: Mapping[tuple[str, bool], ModelShape | None]

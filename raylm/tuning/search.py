@@ -272,7 +272,7 @@ def _to_distributions(space: Any) -> Any:
 
 def _input_requirements(trial: TrialConfig) -> tuple[Any, ...]:
     """Return the fields that decide which inputs a trial needs."""
-    return trial.dataset, trial.model, trial.pretrained, trial.context_length, trial.max_train_tokens
+    return *trial.corpus_key, trial.pretrained, trial.context_length, trial.max_train_tokens
 
 
 def _build_sampler(sweep: Sweep) -> BaseSampler:

@@ -177,7 +177,7 @@ class _Attempt:
                 hooks=hooks,
                 resume_from=checkpoint,
             )
-            corpus = context.corpora[trial.dataset, trial.model]
+            corpus = context.corpora[trial.corpus_key]
             rank_context = partial(_rank_context, context, self._run_name)
             job = RankJob(self._run_name, train_fn, rank_context, context.world_size, context.device)
             record_error = partial(self._record_error, timeout=COORDINATOR_TIMEOUT_SECONDS)

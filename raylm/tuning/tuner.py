@@ -15,6 +15,7 @@ from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raylm.config.catalog import ModelShape
+from raylm.config.dataset import CorpusKey
 from raylm.config.sweep import Sweep
 from raylm.config.trial import TrialConfig
 from raylm.errors import PauseReason, WorkError
@@ -212,7 +213,7 @@ class TuneRunner:
         )
 
     @functools.cached_property
-    def _corpora(self) -> dict[tuple[str, str], Any]:
+    def _corpora(self) -> dict[CorpusKey, Any]:
         """Ray references to the corpora."""
         return {key: ray.put(corpus) for key, corpus in self.prepared.corpora.items()}
 

@@ -24,9 +24,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ray import tune
 
+from raylm.config.overrides import parse_overrides
 from raylm.config.sweep import Sweep
 from raylm.config.trial import Resources, TrialConfig
-from raylm.config.validation import parse_overrides
 from raylm.errors import SweepError, UserError
 
 pytestmark = pytest.mark.usefixtures("isolated")

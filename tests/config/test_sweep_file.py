@@ -261,6 +261,9 @@ VALID_VALUES: dict[str, st.SearchStrategy[Any]] = {
     **dict.fromkeys(("warmup_ratio", "weight_decay", "max_grad_norm", "dropout"), st.floats(0, 0.99)),
     **dict.fromkeys(("context_length", "batch_size", "epochs", "seed", "evals_per_epoch"), st.integers(2, 1000)),
     "max_train_tokens": st.none() | st.integers(1, 10**9),
+    "max_documents": st.none() | st.integers(2, 10**9),
+    "documents": st.none() | st.sampled_from(["line", "blank-line", "file"]),
+    **dict.fromkeys(("text_column", "train_split", "validation_split"), st.none() | st.just("name")),
 }
 GRIDS = {
     field: mostly_valid(valid | st.lists(mostly_valid(valid), max_size=4).map(lambda values: {"grid_search": values}))

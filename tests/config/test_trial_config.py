@@ -22,7 +22,16 @@ from raylm.config.trial import TrialConfig
 # ---- the fields of a trial ----------------------------------------------------------------------------------------
 
 VALID: dict[str, list[Any]] = {  # without the defaults
-    "dataset": ["wikitext2", "wikitext103", "imdb", "owner/name", "owner/name:part", "Owner-1/na.me_2"],
+    "dataset": [
+        "wikitext2",
+        "wikitext103",
+        "imdb",
+        "owner/name",
+        "owner/name:part",
+        "Owner-1/na.me_2",
+        "a/b:c@v1.0",
+        "a/b@refs/x",
+    ],
     "model": ["gpt2-medium", "gpt2-large", "gpt2-xl", "EleutherAI/pythia-70m"],
     "context_length": [2, 1023],
     "batch_size": [1, 1_000_000],
@@ -38,6 +47,11 @@ VALID: dict[str, list[Any]] = {  # without the defaults
     "pretrained": [False],
     "max_train_tokens": [1, 10**15],
     "evals_per_epoch": [2, 1000],
+    "text_column": ["body", "的"],
+    "documents": ["line", "blank-line", "file"],
+    "train_split": ["train[:1]", "all"],
+    "validation_split": ["test"],
+    "max_documents": [2, 10**15],
 }
 NOT_INTEGERS = [True, np.bool_(True), "8", b"8", 8.0, 1.5, math.nan, math.inf, -math.inf, [8], object()]
 NOT_NUMBERS = [True, np.bool_(True), "0.1", b"0.1", 1j, math.nan, math.inf, -math.inf, 10**400, [0.1], object()]
@@ -60,6 +74,11 @@ INVALID: dict[str, list[Any]] = {
     "pretrained": [None, 0, 1, "True", "false", []],
     "max_train_tokens": [*NOT_INTEGERS, 0, -1],
     "evals_per_epoch": [*NOT_INTEGERS, None, 0, 1001],
+    "text_column": [1, True, b"text", ["text"], "", " ", "\ud800"],
+    "documents": [1, "lines", "Line", ""],
+    "train_split": [1, ["train"], ""],
+    "validation_split": [1, ["test"], ""],
+    "max_documents": [*NOT_INTEGERS, 0, 1, -1],
 }
 
 
@@ -67,6 +86,7 @@ def test_defaults_of_a_trial() -> None:
     assert list(VALID) == list(INVALID) == [field.name for field in fields(TrialConfig)]
     assert list(TrialConfig().as_dict().values()) == (
         ["pydocs", "gpt2-nano", 1024, 8, 1, "adafactor", 5e-5, "linear", 0.1, 0.0, 1.0, None, 0, True, None, 1]
+        + [None] * 5
     )
 
 
@@ -79,7 +99,9 @@ def test_field_accepts_valid_values(field: str, value: Any) -> None:
 def test_field_rejects_invalid_values(field: str, value: Any) -> None:
     message = message_of(TrialConfig, **{field: value})
     assert list_locations(message) == [field]
-    assert any(words in message for words in ("expected", "has no train.txt", "has no config.json", "at most 1024"))
+    assert any(
+        words in message for words in ("expected", "there is no such file", "has no config.json", "at most 1024")
+    )
     assert len(message) < 400
 
 
@@ -115,18 +137,16 @@ def test_value_is_shown_in_one_line_of_a_message() -> None:
     assert len(message_of(TrialConfig, learning_rate=np.zeros((20, 20))).splitlines()) == 2
 
 
-@pytest.mark.parametrize("name", ["texts", "data/texts"], ids=["plain", "like a hub id"])
-@pytest.mark.parametrize("missing", ["train.txt", "validation.txt"])
-def test_dataset_folder_requires_both_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, missing: str
-) -> None:
+def test_dataset_may_be_a_file_a_folder_or_a_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Path(name).mkdir(parents=True)
-    for file in ("train.txt", "validation.txt"):
-        Path(name, file).write_text("some text\n")
-    assert TrialConfig(dataset=name).dataset == name
-    Path(name, missing).unlink()
-    assert f"no {missing}" in message_of(TrialConfig, dataset=name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "data" / "texts").mkdir(parents=True)
+    (tmp_path / "data" / "a.jsonl").write_text("{}")
+    for name in ("data/texts", "data/a.jsonl", "./data", "data/*.jsonl", "~/data/a.jsonl"):
+        assert TrialConfig(dataset=name).dataset == name
+    message = message_of(TrialConfig, dataset="data/A.jsonl")
+    assert f"there is no such file in {tmp_path}; did you mean 'data/a.jsonl'?" in message
+    assert "nor the folder 'dta'" in message_of(TrialConfig, dataset="dta/a.jsonl")
 
 
 def test_file_name_that_is_not_utf8_is_rejected(tmp_path: Path) -> None:

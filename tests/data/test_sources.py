@@ -14,8 +14,8 @@ from types import SimpleNamespace
 import pytest
 from conftest import HUB_DIR, serve_hub
 
-from raylm.data import hub, sources, tokenizer
-from raylm.data.sources import detokenize_wikitext
+from raylm.data import hub, sources, tokenizer, wikitext
+from raylm.data.text import Piece
 from raylm.errors import UserError
 
 PROGRAMS = Path(__file__).resolve().parents[1] / "programs"
@@ -35,38 +35,30 @@ PROGRAMS = Path(__file__).resolve().parents[1] / "programs"
     ],
 )
 def test_wikitext_is_detokenized(row: str, text: str) -> None:
-    assert detokenize_wikitext(row) == text
+    assert wikitext.detokenize(row) == text
 
 
 def test_wikitext_counts_one_word_per_line_end() -> None:
-    split = sources._build_wikitext_split(["", " = A = \n", " b , c \n"])
-    assert split.num_words == 6 + 3
-    assert "".join(split.pieces) == "\n= A =\nb, c\n"
+    split = wikitext.build_split(["", " = A = \n", " b , c \n"])
+    (piece,) = split.pieces
+    assert piece == Piece("\n= A =\nb, c\n", num_words=6 + 3, num_bytes=16)
     assert not split.is_documents
 
 
 def test_imdb_is_shuffled_and_split_nine_to_one() -> None:
     reviews = [f"review {number}" for number in range(50)]
-    train, validation = sources._build_imdb_splits(reviews)
-    assert (len(train.pieces), len(validation.pieces)) == (45, 5)
-    assert sorted([*train.pieces, *validation.pieces]) == sorted(reviews)
-    assert list(train.pieces) != reviews[:45]
-    assert sources._build_imdb_splits(reviews)[0].pieces == train.pieces
-
-
-def test_pieces_give_the_tokens_of_the_whole_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = "\n".join(topics[name] for name in sorted(topics)[:12])
-    bpe = tokenizer.train([text])
-    monkeypatch.setattr(sources, "MIN_PIECE_CHARACTERS", 500)
-    split = sources._build_line_split(text.split("\n"), num_words=0)
-    assert len(split.pieces) > 20
-    pieces = [token for ids in tokenizer.encode(bpe, list(split.pieces)) for token in ids]
-    assert pieces == tokenizer.encode(bpe, ["".join(split.pieces)])[0]
+    train, validation = ([piece.text for piece in split.pieces] for split in sources._split_imdb(reviews))
+    assert (len(train), len(validation)) == (45, 5)
+    assert sorted([*train, *validation]) == sorted(reviews)
+    assert train != reviews[:45]
+    assert [piece.text for piece in sources._split_imdb(reviews)[0].pieces] == train
 
 
 def test_training_a_tokenizer_is_deterministic() -> None:
     text = [topics[name] for name in sorted(topics)[:20]]
-    assert tokenizer.serialize_files(tokenizer.train(text)) == tokenizer.serialize_files(tokenizer.train(text))
+    first, second = tokenizer.train(text), tokenizer.train(text)
+    assert tokenizer.serialize_files(first[0]) == tokenizer.serialize_files(second[0])
+    assert not first[1], "no word is too long to be trained on"
 
 
 def run_program(name: str, *arguments: str, env: dict[str, str]) -> str:
@@ -79,11 +71,11 @@ def run_program(name: str, *arguments: str, env: dict[str, str]) -> str:
 
 def test_hub_corpora_have_the_token_word_ratio_of_the_reference_table(hub_env: dict[str, str]) -> None:
     sizes = json.loads(run_program("prepare_corpora.py", "wikitext2", "imdb", env=hub_env))
-    wikitext, imdb = sizes["wikitext2"], sizes["imdb"]
-    assert wikitext["validation_words"] == 217_646
-    assert wikitext["validation_tokens"] / wikitext["validation_words"] == pytest.approx(1.119, abs=0.003)
-    assert 2_250_000 < wikitext["train_tokens"] < 2_400_000
-    assert (wikitext["vocab_size"], wikitext["eos_token_id"]) == (50257, 50256)
+    wikitext2, imdb = sizes["wikitext2"], sizes["imdb"]
+    assert wikitext2["validation_words"] == 217_646
+    assert wikitext2["validation_tokens"] / wikitext2["validation_words"] == pytest.approx(1.119, abs=0.003)
+    assert 2_250_000 < wikitext2["train_tokens"] < 2_400_000
+    assert (wikitext2["vocab_size"], wikitext2["eos_token_id"]) == (50257, 50256)
     # of the stand-in's 7,500 reviews; 1.284 to 1.291 on all of them
     assert 1.27 < imdb["validation_tokens"] / imdb["validation_words"] < 1.30
 

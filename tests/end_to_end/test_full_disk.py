@@ -16,6 +16,7 @@ from oracle import read_stable_table, wait_for
 from ray_cluster import PROGRAMS
 from transformers import GPT2Config
 
+from raylm.config.dataset import DatasetSpec
 from raylm.data.preparation import prepare
 
 pytest_plugins = ["commands"]
@@ -60,7 +61,7 @@ def test_trial_too_large_for_the_memory_fails_alone(
 ) -> None:
     model = tmp_path / "model"
     model.mkdir()
-    corpus = prepare(long_text, None, "gpt2-nano")
+    corpus = prepare(DatasetSpec(long_text), None, "gpt2-nano")
     for name, content in corpus.tokenizer_files.items():
         (model / name).write_bytes(content)
     config = GPT2Config(vocab_size=corpus.vocab_size, bos_token_id=0, eos_token_id=0, **TOO_LARGE)
@@ -150,9 +151,9 @@ def test_full_cache_is_named_and_holds_no_partial_corpus(
     assert f"the disk of the cache {disk} is full" in command.read_output()
     assert "starting Ray" not in command.read_output()
 
-    expected = prepare(long_text, None, "gpt2-nano")
+    expected = prepare(DatasetSpec(long_text), None, "gpt2-nano")
     filler.unlink()
     monkeypatch.setenv("RAYLM_CACHE", str(disk))
-    made = prepare(long_text, None, "gpt2-nano")
+    made = prepare(DatasetSpec(long_text), None, "gpt2-nano")
     assert made.fingerprint == expected.fingerprint
     assert np.array_equal(made.train.tokens, expected.train.tokens)

@@ -17,6 +17,7 @@ from conftest import RunSweep
 from transformers import AutoModelForCausalLM
 
 from raylm import load_results
+from raylm.config.dataset import DatasetSpec
 from raylm.data.corpus import Windows
 from raylm.data.preparation import prepare
 from raylm.training.device import resolve_precision
@@ -53,8 +54,8 @@ def test_quickstart_learns_and_its_best_checkpoint_loads_in_transformers(tmp_pat
     assert str(folder / best["checkpoint"]) in printed
 
     model = AutoModelForCausalLM.from_pretrained(folder / best["checkpoint"], dtype=torch.float32).eval()
-    corpus = prepare("pydocs", None, "gpt2-nano")
-    windows = Windows(corpus.validation.tokens, int(best["context_length"]), corpus.eos_token_id)
+    corpus = prepare(DatasetSpec("pydocs"), None, "gpt2-nano")
+    windows = Windows(corpus.validation.tokens, int(best["context_length"]), corpus.start_token_id)
     (launch,) = load_results(folder).launches
     # evaluated in the trial's precision: bfloat16 alone moves the mean loss by 1e-4, the same products by 2e-6
     half = resolve_precision(launch.precision, "cpu") == "bfloat16"

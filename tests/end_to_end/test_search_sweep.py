@@ -54,7 +54,7 @@ class TrainedStorage(SimulatedStorage):
     """Rows of trials that are trained in this process until the queue stops them."""
 
     def finish_trial(self, queue: TrialQueue, trial: TrialConfig) -> None:
-        corpus = preparation.prepare(trial.dataset, None, trial.model)
+        corpus = preparation.prepare(trial.dataset_spec, None, trial.model)
         row = build_row(trial, INTERRUPTED)
         for evaluation in finetune(trial, corpus, models.resolve_model(trial.model, pretrained=True)):
             row = Row(trial, INTERRUPTED, "", SavedCheckpoint("", copy.deepcopy(evaluation.trainer.progress)), None)

@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 
 from raylm import Resources, Sweep, UserError
 from raylm.cli.app import app
+from raylm.config.dataset import DatasetSpec
 from raylm.config.sweep_file import load_sweep
 from raylm.data import preparation, tokenizer
 from raylm.report.analysis import load_results
@@ -214,7 +215,7 @@ def test_changed_text_is_not_mixed_with_the_old(tmp_path: Path, small_text: Path
     (text / "train.txt").write_text((text / "train.txt").read_text() + "more text\n")
     with pytest.raises(UserError, match="changed since launch 1"):
         run_here(small(text, seed=1))
-    preparation.prepare(str(text), None, "gpt2-nano")  # the text itself is fine
+    preparation.prepare(DatasetSpec(str(text)), None, "gpt2-nano")  # the text itself is fine
 
 
 # ---- killed and interrupted ---------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from reference_run import train_without_ray
 from s3 import set_environment
 
 from raylm import TrialConfig
+from raylm.config.dataset import DatasetSpec
 from raylm.config.sweep_file import load_sweep
 from raylm.data import preparation
 from raylm.training import models
@@ -57,7 +58,7 @@ def test_doctor_looks_at_each_node(nodes: TwoNodes, tmp_path: Path) -> None:
 def model(small_text: Path, tmp_path: Path) -> Path:
     """A folder with a trained model."""
     config = TrialConfig(dataset=str(small_text), context_length=32, max_train_tokens=300)
-    corpus = preparation.prepare(str(small_text), None, "gpt2-nano")
+    corpus = preparation.prepare(DatasetSpec(str(small_text)), None, "gpt2-nano")
     (last,) = finetune(config, corpus, models.resolve_model("gpt2-nano", pretrained=True))
     (tmp_path / "model").mkdir()
     last.save(tmp_path / "model")

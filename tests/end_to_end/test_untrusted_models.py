@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from raylm.config.catalog import NANO_MODEL
+from raylm.config.dataset import DatasetSpec
 from raylm.data import preparation, tokenizer
 from raylm.errors import UserError
 from raylm.training import models
@@ -120,7 +121,7 @@ def test_pickled_tokens_in_the_cache_are_refused_without_unpickling(
     tmp_path: Path, marker: Path, small_text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAYLM_CACHE", str(tmp_path / "cache"))
-    corpus = preparation.prepare(str(small_text), None, NANO_MODEL)
+    corpus = preparation.prepare(DatasetSpec(str(small_text)), None, NANO_MODEL)
     tokens = tmp_path / "cache" / "corpora" / corpus.fingerprint / "train.npy"
     np.save(tokens, np.array([MaliciousObject(marker)], dtype=object))
     with pytest.raises(ValueError, match=r"memory-mapped|allow_pickle"):

@@ -9,6 +9,7 @@ from ray import tune
 
 from raylm import Resources, Sweep, TrialConfig
 from raylm.config.catalog import MODELS, ModelShape
+from raylm.config.dataset import DatasetSpec
 from raylm.data.preparation import prepare
 from raylm.planning import throughput
 from raylm.planning.plan import plan_trial, plan_trials, summary_lines
@@ -19,7 +20,7 @@ from raylm.units import GIB, format_duration
 
 
 def test_plan_counts_tokens_and_steps_like_the_training_loop(small_text: Path) -> None:
-    corpus = prepare(str(small_text), None, "gpt2-nano")
+    corpus = prepare(DatasetSpec(str(small_text)), None, "gpt2-nano")
     config = TrialConfig(context_length=32, batch_size=8, epochs=2, max_train_tokens=777)
     planned = plan_trial(config, len(corpus.train.tokens))
     last = list(finetune(config, corpus, models.resolve_model("gpt2-nano", pretrained=True)))[-1]
@@ -30,7 +31,7 @@ def test_sizes_are_exact_once_the_corpus_is_prepared(tmp_path: Path, monkeypatch
     monkeypatch.setenv("RAYLM_CACHE", str(tmp_path))
     config = TrialConfig(context_length=64)
     (before,) = plan_trials([config])
-    corpus = prepare("pydocs", None, "gpt2-nano")
+    corpus = prepare(DatasetSpec("pydocs"), None, "gpt2-nano")
     (after,) = plan_trials([config])
     assert before is not None and after is not None
     assert not before.is_exact

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from raylm.config.dataset import DatasetSpec
 from raylm.data import preparation
 from raylm.training import models
 
 source = models.resolve_model("raylm-test/gpt2-tiny", pretrained=True)
-preparation.prepare("imdb", source.fetch_files(), source.name)
+preparation.prepare(DatasetSpec("imdb"), source.fetch_files(), source.name)

@@ -2,10 +2,11 @@
 
 import sys
 
+from raylm.config.dataset import DatasetSpec
 from raylm.data.preparation import prepare
 from raylm.errors import UserError
 
 try:
-    print(prepare(sys.argv[1], None, "gpt2-nano").fingerprint)
+    print(prepare(DatasetSpec(sys.argv[1]), None, "gpt2-nano").fingerprint)
 except UserError as error:
     print(error)

@@ -20,34 +20,39 @@ import numpy as np
 from tokenizers import ByteLevelBPETokenizer  # noqa: F401
 from transformers import PreTrainedTokenizerFast  # noqa: F401
 
+from raylm.config.dataset import DatasetSpec
 from raylm.data import preparation, sources
-from raylm.data.sources import Source, TextSplit
+from raylm.data.local_files import TextSplits
+from raylm.data.sources import Source
+from raylm.data.token_file import TokenFileWriter
 
 dataset, worker_file, seed, step = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 num_processes, num_kills, max_seconds_between = int(sys.argv[5]), int(sys.argv[6]), float(sys.argv[7])
-save, read_splits = np.save, sources.read_splits
+read_splits = sources.read_splits
 
 
-def slow_save(*args: Any, **kwargs: Any) -> None:
-    """Save an array and pause, so that the process can be killed while it writes."""
-    save(*args, **kwargs)
-    worker_file.write_text(str(os.getpid()))
-    time.sleep(0.3)
+class SlowTokenFileWriter(TokenFileWriter):
+    """Writer that pauses at the end, so that its process can be killed while it writes."""
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        worker_file.write_text(str(os.getpid()))
+        time.sleep(0.3)
 
 
-def noted_read(source: Source) -> tuple[TextSplit, TextSplit]:
+def noted_read(source: Source, *, is_partial: bool = False) -> TextSplits:
     """Note the process that fetches and reads the text while all others wait."""
     worker_file.write_text(str(os.getpid()))
-    return read_splits(source)
+    return read_splits(source, is_partial=is_partial)
 
 
 def prepare(answer_fd: int) -> None:
     """Prepare the dataset and write a description of the corpus."""
     if seed >= 0 and step == "write":
-        np.save = slow_save
+        preparation.TokenFileWriter = SlowTokenFileWriter  # type: ignore[attr-defined]
     elif seed >= 0:
         sources.read_splits = noted_read
-    prepared = preparation.prepare(dataset, None, "gpt2-nano")
+    prepared = preparation.prepare(DatasetSpec(dataset), None, "gpt2-nano")
     answer: dict[str, Any] = {
         "fingerprint": prepared.fingerprint,
         "files": sorted(prepared.tokenizer_files),

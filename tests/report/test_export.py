@@ -36,7 +36,7 @@ def test_exported_model_has_the_loss_of_its_row(trained_sweep: Results, row: Row
     assert {path.name for path in folder.iterdir()} == {*MODEL_FILES, "README.md", "sweep.py"}
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    corpus = prepare(row.config.dataset, None, "gpt2-nano")
+    corpus = prepare(row.config.dataset_spec, None, "gpt2-nano")
     assert row.metrics is not None
     loss = validation_loss(model, corpus, row.config.context_length, micro_batch_size=4, precision="float32")
     assert loss == pytest.approx(row.metrics.val_loss, rel=1e-6)

@@ -14,6 +14,7 @@ from transformers import GPT2LMHeadModel
 from transformers.optimization import Adafactor
 
 from raylm import TrialConfig
+from raylm.config.dataset import DatasetSpec
 from raylm.data.preparation import prepare
 from raylm.training import models, optim
 from raylm.training.options import TrainingHooks
@@ -47,7 +48,10 @@ def test_losses_of_200_steps_equal_transformers_in_eager_float32() -> None:
         dropout=0.0,
         max_train_tokens=200 * 4 * 63,
     )
-    corpus, source = prepare("pydocs", None, config.model), models.resolve_model(config.model, pretrained=True)
+    corpus, source = (
+        prepare(DatasetSpec("pydocs"), None, config.model),
+        models.resolve_model(config.model, pretrained=True),
+    )
     losses: list[float] = []
     hooks = TrainingHooks(on_step=lambda metrics: losses.append(metrics.loss))
     list(finetune(config, corpus, source, hooks=hooks))

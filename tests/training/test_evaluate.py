@@ -27,8 +27,8 @@ def reference_loss(results: SweepRows, context_length: int) -> float:
     best = results.rows[0].best_checkpoint
     assert best is not None
     model = AutoModelForCausalLM.from_pretrained(results.storage.uri_of(best.folder), dtype=torch.float32).eval()
-    corpus = prepare(results.rows[0].config.dataset, None, "gpt2-nano")
-    return mean_loss(model, Windows(corpus.validation.tokens, context_length, corpus.eos_token_id))
+    corpus = prepare(results.rows[0].config.dataset_spec, None, "gpt2-nano")
+    return mean_loss(model, Windows(corpus.validation.tokens, context_length, corpus.start_token_id))
 
 
 def test_values_are_those_of_the_checkpoint_and_computed_once(trained_sweep: SweepRows) -> None:

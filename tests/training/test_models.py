@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from raylm.config.catalog import MODELS, NANO_MODEL, ModelShape, find_shape
+from raylm.config.dataset import DatasetSpec
 from raylm.data.corpus import IGNORE_INDEX, Windows
 from raylm.data.preparation import prepare
 from raylm.errors import UserError
@@ -35,11 +36,11 @@ def load_model(folder: Path, vocab_size: int = 300, dropout: float | None = None
 
 
 def test_loss_equals_transformers(small_text: Path) -> None:
-    corpus = prepare(str(small_text), None, NANO_MODEL)
+    corpus = prepare(DatasetSpec(str(small_text)), None, NANO_MODEL)
     model = models.load_model(
         models.resolve_model(NANO_MODEL, pretrained=True), vocab_size=corpus.vocab_size, dropout=None, seed=0
     ).eval()
-    windows = Windows(corpus.train.tokens, 33, corpus.eos_token_id)
+    windows = Windows(corpus.train.tokens, 33, corpus.start_token_id)
     inputs_BT, targets_BT = (torch.from_numpy(array) for array in windows.get_batch([0, 3]))
     ours = summed_loss(model, inputs_BT, targets_BT) / (2 * 32)
     theirs = model(input_ids=inputs_BT, labels=inputs_BT).loss

@@ -49,7 +49,7 @@ def has_equal_weights(evaluation: Evaluation, expected: dict[str, Tensor]) -> bo
 
 
 def make_windows(corpus: Corpus, tokens: Tokens) -> Windows:
-    return Windows(tokens, 32, corpus.eos_token_id)
+    return Windows(tokens, 32, corpus.start_token_id)
 
 
 def test_training_lowers_both_losses(corpus: Corpus) -> None:

@@ -92,11 +92,11 @@ def test_diverged_and_failed_trials_are_ignored(status: str, counts: bool) -> No
 
 def test_trial_with_another_tokenizer_is_compared_by_bytes_or_not_at_all() -> None:
     other = peer(seed=1, model="gpt2")
-    factors = {(one.dataset, one.model): factor for one, factor in ((TRIAL, 0.5), (other, 0.25))}
+    factors = {one.corpus_key: factor for one, factor in ((TRIAL, 0.5), (other, 0.25))}
     rows = [build_row(other, DONE, [3.0])]
     per_byte = Measure(NATS_PER_BYTE, factors=factors)
     assert asha.compute_loss_limits(TRIAL, rows, 900, per_byte) == {100: 0.75}
-    lossy = replace(per_byte, excluded=frozenset([(other.dataset, other.model)]))
+    lossy = replace(per_byte, excluded=frozenset([other.corpus_key]))
     assert asha.compute_loss_limits(TRIAL, rows, 900, lossy) == {}
     assert asha.compute_loss_limits(other, [build_row(TRIAL, DONE, [3.0])], 900, lossy) == {}
 

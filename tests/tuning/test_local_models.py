@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from raylm import TrialConfig
+from raylm.config.dataset import DatasetSpec
 from raylm.data import cache, preparation
 from raylm.training import models
 from raylm.training.train import finetune
@@ -20,7 +21,7 @@ from raylm.tuning import prepare
 def folder(small_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that somebody has trained."""
     config = TrialConfig(dataset=str(small_text), context_length=32, max_train_tokens=300)
-    corpus = preparation.prepare(str(small_text), None, "gpt2-nano")
+    corpus = preparation.prepare(DatasetSpec(str(small_text)), None, "gpt2-nano")
     (last,) = finetune(config, corpus, models.resolve_model("gpt2-nano", pretrained=True))
     made = tmp_path_factory.mktemp("own") / "model"
     made.mkdir()

@@ -148,7 +148,7 @@ from raylm.training.options import TrainingHooks
 from raylm.training.train import finetune
 torch.set_num_threads(1)
 config = TrialConfig(context_length=256, batch_size=64, max_train_tokens=33_000, learning_rate=1e-3)
-corpus = prepare("pydocs", None, "gpt2-nano")
+corpus = prepare(DatasetSpec("pydocs"), None, "gpt2-nano")
 fits = []
 if sys.argv[1:]:  # so many MiB more than now
     pages = int(open("/proc/self/statm").read().split()[0])

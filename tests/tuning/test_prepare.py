@@ -10,7 +10,8 @@ import datasets
 import pytest
 
 from raylm import TrialConfig
-from raylm.data.sources import _read_text_column
+from raylm.config.dataset import DatasetSpec
+from raylm.data import tables
 from raylm.errors import UserError
 from raylm.results.rows import DIVERGED, FAILED, Row, SweepRows
 from raylm.results.storage import Folder
@@ -29,13 +30,13 @@ def test_dataset_too_small_for_one_window_is_rejected(small_text: Path, tmp_path
     with pytest.raises(UserError, match=r"has 100 training tokens; context_length 128 needs at least 127"):
         prepare([trial], SweepRows(Folder(tmp_path), []))
     fits = TrialConfig(dataset=str(small_text), max_train_tokens=127, context_length=128)
-    assert list(prepare([fits], SweepRows(Folder(tmp_path), [])).corpora) == [(str(small_text), "gpt2-nano")]
+    assert list(prepare([fits], SweepRows(Folder(tmp_path), [])).corpora) == [fits.corpus_key]
 
 
 def test_corpora_and_models_are_prepared_once_for_all_trials(small_text: Path, tmp_path: Path) -> None:
     trials = [TrialConfig(dataset=str(small_text), context_length=32, batch_size=size) for size in (1, 2, 4)]
     prepared = prepare(trials, SweepRows(Folder(tmp_path), []))
-    assert list(prepared.corpora) == [(str(small_text), "gpt2-nano")]
+    assert list(prepared.corpora) == [trials[0].corpus_key]
     assert list(prepared.sources) == [("gpt2-nano", True)]
 
 
@@ -62,14 +63,20 @@ def test_changed_weights_are_rejected_unless_all_rows_failed(small_text: Path, t
 @pytest.mark.parametrize(
     ("columns", "expected"),
     [
-        ({"body": ["a"], "label": [1]}, ["no column `text`", "body (string), label (int64)"]),
+        (
+            {"body": ["a"], "title": ["b"]},
+            ["several columns of strings", "text_column", "body (string), title (string)"],
+        ),
         ({"text": [1, 2]}, ["no column `text` of strings", "text (int64)"]),
         ({"text": ["a", None]}, ["row 1 of the train split has no text"]),
     ],
 )
 def test_rows_without_text_are_rejected(columns: dict[str, list[object]], expected: list[str]) -> None:
     with pytest.raises(UserError) as caught:
-        _read_text_column("dataset x/y", "train", datasets.Dataset.from_dict(columns))
+        train, validation, _ = tables.build_splits(
+            "dataset x/y", {"train": datasets.Dataset.from_dict(columns)}, DatasetSpec("x/y")
+        )
+        list(train.pieces) + list(validation.pieces)
     assert all(word in str(caught.value) for word in ["dataset x/y", *expected])
 
 

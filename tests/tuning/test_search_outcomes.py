@@ -14,6 +14,7 @@ from ray import tune
 from ray.tune.search import Searcher
 from simulated import SimulatedStorage, build_row
 
+from raylm.config.dataset import DatasetSpec
 from raylm.config.sweep import Sweep
 from raylm.config.trial import TrialConfig
 from raylm.results.measures import ADJ_VAL_LOSS, NATS_PER_BYTE, VAL_LOSS, Measure, choose_measure, restore_measure
@@ -24,10 +25,12 @@ from raylm.tuning.search import Suggester
 SPACE = {"learning_rate": tune.loguniform(1e-5, 1e-1), "warmup_ratio": tune.uniform(0.0, 0.5), "evals_per_epoch": 9}
 CHINESE_LOSS = 4e5
 """Adj val loss of a text with few words: nats per line."""
-FINE, LOSSY = ("pydocs", "gpt2"), ("pydocs", "owner/lossy")
+FINE, LOSSY = (DatasetSpec("pydocs"), "gpt2"), (DatasetSpec("pydocs"), "owner/lossy")
 DATA = {
-    FINE: DataRecord(*FINE, validation_tokens=100, validation_bytes=400, fingerprint="a", lossless=True),
-    LOSSY: DataRecord(*LOSSY, validation_tokens=50, validation_bytes=400, fingerprint="b", lossless=False),
+    FINE: DataRecord("pydocs", "gpt2", validation_tokens=100, validation_bytes=400, fingerprint="a", lossless=True),
+    LOSSY: DataRecord(
+        "pydocs", "owner/lossy", validation_tokens=50, validation_bytes=400, fingerprint="b", lossless=False
+    ),
 }
 
 
@@ -143,8 +146,11 @@ def test_search_is_not_decided_by_a_tokenizer_that_loses_text() -> None:
 
 
 def test_search_compares_tokenizers_by_bytes() -> None:
-    other = ("pydocs", "gpt2-nano")
-    data = {**DATA, other: DataRecord(*other, validation_tokens=200, validation_bytes=400, fingerprint="c")}
+    other = (DatasetSpec("pydocs"), "gpt2-nano")
+    data = {
+        **DATA,
+        other: DataRecord("pydocs", "gpt2-nano", validation_tokens=200, validation_bytes=400, fingerprint="c"),
+    }
     measure = choose_measure([FINE, other], data)
     assert measure.name == NATS_PER_BYTE and measure.reason == "as tokenizers differ"
     suggester = Suggester(
@@ -165,7 +171,7 @@ def test_resumed_search_keeps_the_measure_of_its_first_launch() -> None:
 
 @pytest.mark.parametrize("max_finished", [0, 3, 9])
 def test_resumed_search_per_byte_suggests_the_trials_of_an_uninterrupted_one(max_finished: int) -> None:
-    measure = Measure(NATS_PER_BYTE, "", {("pydocs", TrialConfig().model): 0.3})
+    measure = Measure(NATS_PER_BYTE, "", {TrialConfig().corpus_key: 0.3})
     sweep, number, delay = build_sweep(scheduler="asha"), 16, 3
 
     def run(storage: SimulatedStorage, **options: Any) -> list[TrialConfig]:

@@ -17,6 +17,7 @@ from transformers import GPT2Config
 
 from raylm import TrialConfig
 from raylm.config.catalog import MODELS
+from raylm.config.dataset import DatasetSpec
 from raylm.config.sweep import Sweep
 from raylm.data.corpus import Corpus
 from raylm.results.rows import DONE, PENDING, Row
@@ -142,7 +143,7 @@ def test_memory_of_an_unknown_precision_is_that_of_the_larger() -> None:
 
 
 def test_resource_request_is_pickled_without_corpora(tmp_path: Path) -> None:
-    corpora = {("imdb", "gpt2"): cast(Corpus, SimpleNamespace(tokens=np.zeros(1_000_000, np.int32)))}
+    corpora = {(DatasetSpec("imdb"), "gpt2"): cast(Corpus, SimpleNamespace(tokens=np.zeros(1_000_000, np.int32)))}
     sweep, resources = Sweep(name="s", space={"seed": 0}), {"cpu": 1, "gpu": 0.0}
     runner = TuneRunner(sweep, PreparedInputs(corpora, {}, {}), Folder(tmp_path), resources, "float32")
     request = runner.resource_request(cast(LaunchContext, SimpleNamespace()))

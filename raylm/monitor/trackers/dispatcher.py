@@ -134,7 +134,7 @@ class TrackerPool(TrialListener):
 
     def on_trial_start(self, trial: TrialConfig) -> None:
         """Send the trial with the id of its run."""
-        tracked = {"id": f"{trial.id}-{self.sweep_id}", "trial_id": trial.id, "config": trial.as_dict()}
+        tracked = {"id": f"{trial.id}-{self.sweep_id}", "trial_id": trial.id, "config": trial.as_record()}
         self._send("start", trial, {"trial": tracked})
 
     def on_step(self, trial: TrialConfig, step: StepMetrics) -> None:
