@@ -81,8 +81,17 @@ def generate_samples(
 def _encode_prompt(
     prompt: str, hf_tokenizer: PreTrainedTokenizerBase, run_name: str, max_length: int | None
 ) -> list[int]:
-    """Return the token ids of a prompt; raise UserError if it leaves no room for another token."""
-    ids: list[int] = hf_tokenizer(prompt, add_special_tokens=False)["input_ids"] or [hf_tokenizer.eos_token_id]
+    """Return the token ids of a prompt, behind the start token if the tokenizer has one of its own.
+
+    An empty prompt is the token that windows start with.
+
+    Raises:
+        UserError: if it leaves no room for another token.
+    """
+    own_start = tokenizer.own_start_token_id(hf_tokenizer)
+    ids: list[int] = [] if own_start is None else [own_start]
+    ids += hf_tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    ids = ids or [hf_tokenizer.eos_token_id]
     if max_length is not None and len(ids) >= max_length:
         limit = f"{run_name} takes at most {max_length:,} tokens, one of them to generate"
         raise UserError(f"the prompt has {len(ids):,} tokens; {limit}")
