@@ -22,9 +22,9 @@ PRECISIONS = ("float32", "bfloat16")
 
 def main(dataset: str, thread_counts: str) -> None:
     """Print {"capability": ..., "losses": {"PRECISION THREADS": [train, val and adj val loss]}}."""
-    corpus = preparation.prepare(dataset, None, "gpt2-nano")
     source = models.resolve_model("gpt2-nano", pretrained=True)
     config = TrialConfig(dataset=dataset, context_length=64, batch_size=8, learning_rate=1e-3, epochs=2)
+    corpus = preparation.prepare(config.dataset_spec, None, config.model)
     losses = {}
     for precision in PRECISIONS:
         for threads in map(int, thread_counts.split(",")):
