@@ -136,7 +136,7 @@ def _check_dataset(name: str) -> Problem | None:
     if name in DATASETS or local_paths(name):
         return None
     if is_path(name):
-        what = f"got {safe_repr(name)}; there is no such file in {_working_folder()}{_suggest_files(name)}"
+        what = f"got {safe_repr(name)}; there is no such file{_place(name)}{_suggest_files(name)}"
         return Problem("dataset", what)
     if DATASET_ID_PATTERN.fullmatch(name):
         return None
@@ -144,11 +144,14 @@ def _check_dataset(name: str) -> Problem | None:
     return unexpected_value("dataset", name, f"{expected}{format_suggestion(name, DATASETS)}")
 
 
-def _working_folder() -> str:
+def _place(name: str) -> str:
+    """Return the folder that a relative path is looked up in, for messages."""
+    if Path(name).is_absolute() or name.startswith("~"):
+        return ""
     try:
-        return str(Path.cwd())
+        return f" in {Path.cwd()}"
     except OSError:
-        return "the working folder, which is gone"
+        return " in the working folder, which is gone"
 
 
 def _suggest_files(name: str) -> str:

@@ -8,15 +8,14 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import socket
-import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 from raylm.data import cache
-from raylm.errors import UserError, is_disk_full, one_line
+from raylm.data.hub_errors import HubUnreachableError, check_endpoint, http_status, is_busy, to_user_error
+from raylm.errors import UserError, one_line
 from raylm.files import write_text_atomic
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read when huggingface_hub is imported
@@ -28,8 +27,6 @@ RETRY_DELAYS_SECONDS = (1, 2, 4, 8)
 """Waits between attempts while the Hub is busy or broken (HTTP status 429 or 5xx)."""
 TIMEOUT_SECONDS = 10.0
 """Timeout of one request for metadata."""
-CONNECTION_ERRORS = (ConnectionError, TimeoutError, socket.gaierror, ssl.SSLError)
-"""Errors of the operating system below any HTTP client: refused, reset, timed out, unknown host, failed TLS."""
 
 
 def resolve_commit(repo_id: str, repo_type: str, revision: str | None = None) -> str:
@@ -81,6 +78,7 @@ def check_connection() -> str:
     if constants.HF_HUB_OFFLINE:
         return ""
     try:
+        check_endpoint()
         get_session().head(constants.ENDPOINT, timeout=TIMEOUT_SECONDS, follow_redirects=True)
     except Exception as error:  # type depends on the library's HTTP client
         return f"{constants.ENDPOINT} does not answer: {' '.join(str(error).split())[:200]}"
@@ -187,11 +185,7 @@ def _call_with_write_access(request: Callable[[], T], subject: str) -> T:
             401: f"{hub} requires a valid token; log in with `hf auth login`, or set HF_TOKEN",
             403: f"your token has no write access; create one that has at {hub}/settings/tokens",
         }
-        raise UserError(f"{subject}: {messages.get(_http_status(error) or 0, one_line(cause))}") from cause
-
-
-class HubUnreachableError(UserError):
-    """No connection to the Hub, or only server errors."""
+        raise UserError(f"{subject}: {messages.get(http_status(error) or 0, one_line(cause))}") from cause
 
 
 def call_with_retries(request: Callable[[], T], subject: str) -> T:
@@ -204,71 +198,15 @@ def call_with_retries(request: Callable[[], T], subject: str) -> T:
     Raises:
         UserError: with a reason of one line, for every failure of the client libraries.
     """
+    check_endpoint()
     for wait in (*RETRY_DELAYS_SECONDS, None):
         try:
             return request()
         except Exception as error:
-            status = _http_status(error)
-            if wait is not None and status is not None and _is_busy(status):
+            status = http_status(error)
+            if wait is not None and status is not None and is_busy(status):
                 log.info("%s: the hub answers %s; retrying in %s s", subject, status, wait)
                 time.sleep(wait)
                 continue
             raise to_user_error(error, subject) from error
     raise AssertionError("unreachable: the last attempt returns or raises")
-
-
-def _exception_chain(error: BaseException) -> list[BaseException]:
-    """Return an error and those it was raised from, in order."""
-    chain = [error]
-    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
-        chain.append(cause)
-    return chain
-
-
-def _http_status(error: BaseException) -> int | None:
-    """Return the HTTP status behind an error, or None."""
-    for link in _exception_chain(error):
-        status = getattr(getattr(link, "response", None), "status_code", None)
-        if isinstance(status, int):
-            return status
-    return None
-
-
-def to_user_error(error: Exception, subject: str) -> UserError:
-    """Return the one message for an error of huggingface_hub or datasets."""
-    from datasets.exceptions import DatasetNotFoundError
-    from huggingface_hub import constants
-    from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
-    from pyarrow.lib import ArrowInvalid
-
-    if isinstance(error, UserError):
-        return error
-    chain, status, hub = _exception_chain(error), _http_status(error), constants.ENDPOINT
-
-    def is_caused_by(*kinds: type[BaseException]) -> bool:
-        return any(isinstance(link, kinds) for link in chain)
-
-    if any(map(is_disk_full, chain)):
-        problem = f"the disk of {constants.HF_HOME} is full; free some space, or set HF_HOME to another"
-    elif is_caused_by(GatedRepoError):
-        problem = f"access is restricted; request it on {hub} and log in with `hf auth login`"
-    elif is_caused_by(RepositoryNotFoundError, DatasetNotFoundError) and status != 503:
-        problem = f"not found on {hub}; check the spelling, or log in with `hf auth login` if it is private"
-    elif is_caused_by(OfflineModeIsEnabled) or (status is None and is_caused_by(*CONNECTION_ERRORS)):
-        reason = "HF_HUB_OFFLINE is set" if is_caused_by(OfflineModeIsEnabled) else "no connection"
-        problem = f"{hub} cannot be reached ({reason}); check the network and HF_ENDPOINT, then try again"
-        return HubUnreachableError(f"{subject}: {problem}")
-    elif status is not None and _is_busy(status):
-        problem = f"{hub} answers {status}, {len(RETRY_DELAYS_SECONDS) + 1} times in a row; try again later"
-        return HubUnreachableError(f"{subject}: {problem}")
-    elif is_caused_by(ArrowInvalid):
-        advice = f"delete it from {constants.HF_HUB_CACHE} to fetch it again"
-        problem = f"a file of it is damaged or truncated ({one_line(error)}); {advice}"
-    else:
-        problem = f"cannot be loaded: {one_line(error)}"
-    return UserError(f"{subject}: {problem}")
-
-
-def _is_busy(status: int) -> bool:
-    """Return whether an HTTP status means that a later request may succeed."""
-    return status == 429 or status >= 500

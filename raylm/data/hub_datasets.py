@@ -9,6 +9,8 @@ from typing import Any
 
 from raylm.config.catalog import DATASETS
 from raylm.data import hub
+from raylm.data.hub_errors import is_cast_error, to_user_error
+from raylm.data.table_files import import_datasets
 from raylm.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -48,16 +50,27 @@ def load_tables(
     Raises:
         UserError: if it cannot be loaded.
     """
-    import datasets
-
-    datasets.disable_progress_bars()
+    datasets = import_datasets()
     streaming = is_partial and (hub.repository_bytes(repo_id, revision) or 0) > MIN_STREAMED_BYTES
 
     def load() -> Mapping[str, Any]:
-        loaded: Mapping[str, Any] = datasets.load_dataset(repo_id, config_name, revision=revision, streaming=streaming)
-        return loaded
+        try:
+            return dict(datasets.load_dataset(repo_id, config_name, revision=revision, streaming=streaming))
+        except datasets.exceptions.DatasetGenerationError as error:
+            if not is_cast_error(error):
+                raise
+            return _load_each_split(repo_id, config_name, revision)
 
     return hub.call_with_retries(load, subject)
+
+
+def _load_each_split(repo_id: str, config_name: str | None, revision: str) -> Mapping[str, Any]:
+    """Return the tables of a dataset whose splits have different columns, which `datasets` loads one by one only."""
+    datasets = import_datasets()
+    builder = datasets.load_dataset_builder(repo_id, config_name, revision=revision)
+    files = builder.config.data_files or {}
+    form = type(builder).__module__.rpartition(".")[2]
+    return {name: datasets.load_dataset(form, data_files={name: list(files[name])}, split=name) for name in files}
 
 
 def guard(subject: str) -> Any:
@@ -69,6 +82,6 @@ def guard(subject: str) -> Any:
         except UserError:
             raise
         except Exception as error:  # of a stream: the client libraries raise their own
-            raise hub.to_user_error(error, subject) from error
+            raise to_user_error(error, subject) from error
 
     return iterate

@@ -6,15 +6,24 @@ import codecs
 import hashlib
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from raylm.config.dataset import COMPRESSED_SUFFIXES, DatasetSpec, local_paths, strip_compression
-from raylm.data import tables
-from raylm.data.text import BLOCK_BYTES, OLD_LINE_ENDS, Lazy, Piece, TextFile, TextSplit, last_tenth_start
-from raylm.errors import UserError, one_line
+from raylm.data import table_files, tables
+from raylm.data.table_files import TableFiles
+from raylm.data.text import (
+    BLOCK_BYTES,
+    OLD_LINE_ENDS,
+    Lazy,
+    Piece,
+    TextFile,
+    TextSplit,
+    check_compression,
+    last_tenth_start,
+)
+from raylm.errors import UserError
 
 FORMS = {
     ".jsonl": "json",
@@ -60,6 +69,8 @@ def find(spec: DatasetSpec) -> LocalFiles | None:
     paths = local_paths(spec.dataset)
     if not paths:
         return None
+    for path in paths:
+        check_compression(path)
     if len(paths) == 1 and paths[0].is_file():
         return LocalFiles(spec, _find_form(paths[0]) or "text", {"train": paths})
     if paths[0].is_dir():
@@ -72,9 +83,10 @@ def find(spec: DatasetSpec) -> LocalFiles | None:
         splits = {"train": paths}
     forms = {_find_form(path) or "text" for files in splits.values() for path in files}
     if len(forms) != 1:
-        expected = f"files that end in {', '.join(FORMS)}, or these with {', '.join(COMPRESSED_SUFFIXES)}"
         found = f"files of several forms: {', '.join(sorted(forms))}" if forms else "no files to read"
-        raise UserError(f"dataset {spec.dataset} has {found}; expected {expected}")
+        expected = f"files that end in {', '.join(FORMS)}, or these with {', '.join(COMPRESSED_SUFFIXES)}"
+        advice = f"or name text files by a pattern, as {str(paths[0] / '*.md')!r}"
+        raise UserError(f"dataset {spec.dataset} has {found}; expected {expected}, {advice}")
     return LocalFiles(spec, forms.pop(), splits)
 
 
@@ -90,15 +102,15 @@ def _find_splits(folder: Path) -> dict[str, list[Path]]:
     for path in files:
         if match := SPLIT_NAME.match(path.relative_to(folder).parts[0]):
             splits.setdefault(match[1].lower(), []).append(path)
-    if "train" not in splits:
-        return {"train": files} if files else {}
+    if "train" not in splits and sum(map(len, splits.values())) < len(files):
+        return {"train": files}
     return {name: splits[name] for name in ("train", *sorted(splits, reverse=True)) if name in splits}
 
 
-def compute_revision(files: LocalFiles) -> str:
-    """Return the hash of the bytes of all files. Reads each file once, in blocks."""
+def compute_revision(files: LocalFiles, names: Collection[str]) -> str:
+    """Return the hash of the bytes of all files of some splits. Reads each file once, in blocks."""
     digest = hashlib.sha256()
-    for path in itertools.chain.from_iterable(files.splits.values()):
+    for path in itertools.chain.from_iterable(paths for name, paths in files.splits.items() if name in names):
         try:
             digest.update(path.stat().st_size.to_bytes(8, "big"))
             with path.open("rb") as file:
@@ -109,23 +121,34 @@ def compute_revision(files: LocalFiles) -> str:
     return digest.hexdigest()
 
 
+def describe_reading(files: LocalFiles) -> str:
+    """Return how the bytes of the files become text; an empty string if as in earlier versions of raylm.
+
+    Files of equal bytes give other text under other names: rows of a table or lines, one split or another.
+    """
+    if _reads_as_before(files):
+        return ""
+    return ", ".join([files.form, *(f"{len(paths)} of {name}" for name, paths in files.splits.items())])
+
+
 def train_bytes(files: LocalFiles) -> int:
     """Return the size of the files of the train split."""
     names = files.splits.get(files.spec.train_split or "train", [])
     return sum(path.stat().st_size for path in names)
 
 
-def reads_as_before(files: LocalFiles) -> bool:
+def _reads_as_before(files: LocalFiles) -> bool:
     """Return whether text files give the text that earlier versions of raylm read from them.
 
     They replaced all line ends of `str.splitlines` by line feeds, added one at the end, and read a byte order mark as
     text. Tables, and folders and options that they did not know, have no earlier reading.
     """
-    known = list(files.splits) in (["train"], ["train", "validation"]) and not files.spec.options
-    paths = list(itertools.chain.from_iterable(files.splits.values()))
-    if files.form != "text" or not known or any(len(paths) != 1 for paths in files.splits.values()):
+    known_splits = [name for name in files.splits if name != "test"] in (["train"], ["train", "validation"])
+    if files.form != "text" or not known_splits or files.spec.options:
         return False
-    return all(_has_only_line_feeds(path) for path in paths)
+    if any(len(paths) != 1 for paths in files.splits.values()):
+        return False
+    return all(_has_only_line_feeds(paths[0]) for name, paths in files.splits.items() if name != "test")
 
 
 def _has_only_line_feeds(path: Path) -> bool:
@@ -147,8 +170,11 @@ def read_splits(files: LocalFiles) -> TextSplits:
     """
     if files.form == "text":
         return _read_texts(files)
-    splits = _load_saved(files) if files.form == "saved" else _load_tables(files)
-    return tables.build_splits(files.subject, splits, files.spec, _Guard(files))
+    if files.form == "saved":
+        folder = local_paths(files.spec.dataset)[0]
+        return tables.build_splits(files.subject, table_files.load_saved(files.subject, folder), files.spec)
+    table = TableFiles(files.subject, files.form, files.splits)
+    return tables.build_splits(files.subject, table.open(), files.spec, table.guard)
 
 
 # ---- text ---------------------------------------------------------------------------------------------------------
@@ -220,49 +246,3 @@ def _iter_paragraphs(file: TextFile, *, is_line: bool) -> Iterator[str]:
             lines = []
     if lines:
         yield "".join(lines).rstrip("\r\n")
-
-
-# ---- tables -------------------------------------------------------------------------------------------------------
-
-
-def _load_saved(files: LocalFiles) -> Mapping[str, Any]:
-    import datasets
-
-    folder = str(local_paths(files.spec.dataset)[0])
-    try:
-        loaded = datasets.load_from_disk(folder)
-    except Exception as error:  # datasets, pyarrow and json each raise their own
-        raise UserError(f"{files.subject} cannot be opened as saved by save_to_disk: {one_line(error)}") from error
-    return loaded if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
-
-
-def _load_tables(files: LocalFiles) -> Mapping[str, Any]:
-    """Return the tables of each split as streams, which are read from the files by each iteration."""
-    import datasets
-
-    options: dict[str, Any] = {}
-    if files.form in ("csv", "tsv"):  # an empty cell is an empty text, and "NA" is a text
-        options = {"keep_default_na": False, "sep": "\t" if files.form == "tsv" else ","}
-    builder = "csv" if files.form == "tsv" else files.form
-    paths = {name: [str(path) for path in split] for name, split in files.splits.items()}
-    try:
-        loaded: Mapping[str, Any] = datasets.load_dataset(builder, data_files=paths, streaming=True, **options)
-    except Exception as error:  # datasets, fsspec and pyarrow each raise their own
-        raise UserError(f"{files.subject} cannot be read as {files.form}: {one_line(error)}") from error
-    return loaded
-
-
-@dataclass(frozen=True)
-class _Guard:
-    """Iteration over the texts of files, with one message for each error of the libraries that read them."""
-
-    files: LocalFiles
-
-    def __call__(self, texts: Iterator[str]) -> Iterator[str]:
-        try:
-            yield from texts
-        except UserError:
-            raise
-        except Exception as error:  # datasets, pandas and pyarrow each raise their own
-            cause = error.__cause__ or error
-            raise UserError(f"{self.files.subject} cannot be read as {self.files.form}: {one_line(cause)}") from error

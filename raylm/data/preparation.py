@@ -56,7 +56,7 @@ def prepare(
     source = sources.resolve_source(spec)
     pretrained = None if model_folder is None else tokenizer.load(model_folder, model)
     fingerprint = _compute_fingerprint(source, pretrained)
-    name = _folder_name(fingerprint)
+    name = _folder_name(fingerprint) + (f"-{source.test_revision[:10]}" if source.test_revision else "")
     if max_train_tokens is not None and source.kind == "hub" and source.name not in DATASETS:
         name += "" if (cache.root_dir() / "corpora" / name).exists() else f"-{max_train_tokens}"
     else:

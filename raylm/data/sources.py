@@ -11,7 +11,7 @@ import numpy as np
 from raylm.config.dataset import DatasetSpec
 from raylm.data import hub, hub_datasets, local_files, tables, wikitext
 from raylm.data.hub_datasets import HubName
-from raylm.data.local_files import TextSplits
+from raylm.data.local_files import LocalFiles, TextSplits
 from raylm.data.tables import TableTexts
 from raylm.data.text import TextSplit, last_tenth_start
 from raylm.errors import UserError
@@ -39,6 +39,8 @@ class Source:
     """Configuration ("subset") of the repository."""
     reading: str = ""
     """Way in which the text is read, if the same revision was read in another way before; part of the fingerprint."""
+    test_revision: str = ""
+    """Hash of the test split's files, where earlier versions of raylm, whose fingerprints are kept, ignored them."""
 
     @property
     def name(self) -> str:
@@ -65,11 +67,18 @@ def resolve_source(spec: DatasetSpec) -> Source:
         return Source(spec, "pydocs", _hash_texts(_load_pydocs_topics()))
     files = None if dataset in FIXED_DATASETS else local_files.find(spec)
     if files is not None:
-        reading = "" if local_files.reads_as_before(files) else "as it is"
-        return Source(spec, "file", local_files.compute_revision(files), reading=reading)
+        return _resolve_local_source(spec, files)
     name = HubName.parse(dataset)
     commit = hub.resolve_commit(name.repo_id, "dataset", name.revision)
     return Source(spec, "hub", commit, name.repo_id, name.config_name)
+
+
+def _resolve_local_source(spec: DatasetSpec, files: LocalFiles) -> Source:
+    reading, names = local_files.describe_reading(files), set(files.splits)
+    if reading or "test" not in names:
+        return Source(spec, "file", local_files.compute_revision(files, names), reading=reading)
+    revision = local_files.compute_revision(files, names - {"test"})
+    return Source(spec, "file", revision, test_revision=local_files.compute_revision(files, {"test"}))
 
 
 def read_splits(source: Source, *, is_partial: bool = False) -> TextSplits:

@@ -12,10 +12,22 @@ from raylm.data.text import TextSplit, last_tenth_start
 from raylm.errors import UserError
 
 ROWS_PER_BATCH = 1_000
-"""Rows whose columns are looked up at a time; their texts are read one by one."""
+"""Rows of a memory-mapped table that are looked up at a time; their texts are read one by one."""
+STREAMED_ROWS_PER_BATCH = 32
+"""Rows of a stream that are looked up at a time, and in memory."""
 VALIDATION_SPLITS = ("validation", "valid", "val", "dev")
 """Names of the validation split, in order of preference."""
 STRING_TYPES = ("string", "large_string", "string_view")
+
+
+@dataclass(frozen=True)
+class FileRows:
+    """Rows of local files, which are read anew for the column that is used."""
+
+    types: Mapping[str, str]
+    """Types of the columns by name."""
+    open_column: Callable[[str], Any]
+    """Function that returns a `datasets.IterableDataset` with a column, and maybe others."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +38,7 @@ class TableTexts:
     """Beginning of error messages, as `dataset me/texts`."""
     split: str
     rows: Any
-    """A `datasets.Dataset` or `datasets.IterableDataset`."""
+    """A `datasets.Dataset`, a `datasets.IterableDataset` or a `FileRows`."""
     column: str
     start: int = 0
     stop: int | None = None
@@ -42,6 +54,11 @@ class TableTexts:
             if value is None:
                 advice = f"remove such rows, as by `dataset.filter(lambda row: row[{self.column!r}] is not None)`"
                 raise UserError(f"{self.subject}: row {number:,} of the {self.split} split has no text; {advice}")
+            if not isinstance(value, str):
+                expected = f"expected a string in column {self.column}"
+                raise UserError(
+                    f"{self.subject}: row {number:,} of the {self.split} split is {value!r:.40}; {expected}"
+                )
             yield value
             number += 1
 
@@ -59,10 +76,13 @@ class TableTexts:
         return None if self._is_indexed else self.stop
 
     def _iter_values(self) -> Iterator[Any]:
-        rows = self.rows
+        rows, batch_size = self.rows, STREAMED_ROWS_PER_BATCH
+        if isinstance(rows, FileRows):
+            rows = rows.open_column(self.column)
         if self._is_indexed:
             rows = rows.select_columns([self.column]).select(range(self.start, self._stop()))
-        for table in rows.with_format("arrow").iter(batch_size=ROWS_PER_BATCH):
+            batch_size = ROWS_PER_BATCH
+        for table in rows.with_format("arrow").iter(batch_size=batch_size):
             for value in table[self.column]:
                 yield value.as_py()
 
@@ -170,6 +190,8 @@ def _check_columns(subject: str, column: str, splits: Mapping[str, Any]) -> None
 
 def column_types(rows: Any) -> dict[str, str]:
     """Return the types of a table's columns by name; of a stream, those of its first row."""
+    if isinstance(rows, FileRows):
+        return dict(rows.types)
     if rows.features is not None:
         return {name: str(getattr(feature, "dtype", "nested")) for name, feature in rows.features.items()}
     table = next(iter(rows.with_format("arrow").iter(batch_size=1)), None)

@@ -15,6 +15,7 @@ from typing import IO, Any, Generic, TypeVar
 import fsspec
 import fsspec.utils
 
+from raylm.config.dataset import strip_compression
 from raylm.errors import UserError, one_line
 
 T = TypeVar("T")
@@ -28,6 +29,7 @@ BYTE_ORDER_MARKS = {
     codecs.BOM_UTF16_BE: "UTF-16",
 }
 """First bytes of files in other encodings; the longer ones first."""
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".7z", ".rar")
 GZIP_MAGIC, ZSTD_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 LINE_END, LINE_END_BYTES = re.compile(r"\r\n|\r|\n"), re.compile(rb"\r\n|\r|\n")
 """Line ends. Form feed, U+0085, U+2028 and others of `str.splitlines` are part of a line."""
@@ -181,16 +183,25 @@ class TextFile:
 
     def iter_lines(self) -> Iterator[str]:
         """Yield the lines with their ends."""
-        rest = ""
-        for block in self.read_text():
-            text, start = rest + block, 0
-            stop = len(text) - text.endswith("\r")  # its line feed may follow
-            for match in LINE_END.finditer(text, 0, stop):
-                yield text[start : match.end()]
-                start = match.end()
-            rest = text[start:]
-        if rest:
-            yield rest
+        begun: list[str] = []  # parts of the line that is not complete
+        for block in self._read_whole_line_ends():
+            start = 0
+            for match in LINE_END.finditer(block):
+                yield "".join([*begun, block[start : match.end()]])
+                begun, start = [], match.end()
+            if start < len(block):
+                begun.append(block[start:])
+        if begun:
+            yield "".join(begun)
+
+    def _read_whole_line_ends(self) -> Iterator[str]:
+        """Yield the text in blocks that do not divide a carriage return from its line feed."""
+        held = ""
+        for text in self.read_text():
+            block = held + text
+            held = "\r" if block.endswith("\r") else ""
+            yield block[: len(block) - len(held)]
+        yield held
 
     def split_last_tenth(self) -> tuple[TextFile, TextFile]:
         """Return the part before and the part of the last tenth of the lines, at least one.
@@ -198,6 +209,7 @@ class TextFile:
         Raises:
             UserError: if there are fewer than two lines.
         """
+        next(self.read_text(), "")  # is it text at all
         number = sum(1 for _ in self._line_starts())
         if number < 2:
             found = "1 line" if number else "no lines"
@@ -226,8 +238,7 @@ def _read_file(path: Path) -> Iterator[bytes]:
     Raises:
         UserError: if it cannot be read or decompressed.
     """
-    if path.suffix == ".zst" and fsspec.utils.infer_compression(path.name) is None:
-        raise UserError(f"dataset {path} is compressed with zstandard; install its package: `pip install zstandard`")
+    check_compression(path)
     try:
         with fsspec.open(str(path), "rb", compression="infer") as opened:
             file: IO[bytes] = opened
@@ -237,3 +248,16 @@ def _read_file(path: Path) -> Iterator[bytes]:
         raise UserError(
             f"dataset {path} cannot be read: {getattr(error, 'strerror', None) or one_line(error)}"
         ) from error
+
+
+def check_compression(path: Path) -> None:
+    """Check that a file is not an archive, and that its compression can be read.
+
+    Raises:
+        UserError: if that does not hold.
+    """
+    name = path.name.lower()
+    if strip_compression(name).endswith(ARCHIVE_SUFFIXES) or name.endswith(".tgz"):
+        raise UserError(f"dataset {path} is an archive; unpack it into a folder, and name that")
+    if name.endswith(".zst") and "zst" not in fsspec.utils.compressions:
+        raise UserError(f"dataset {path} is compressed with zstandard; install its package: `pip install zstandard`")

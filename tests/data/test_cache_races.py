@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from conftest import SMALL_HUB_DATASET, serve_hub, write_small_hub
 
+from raylm.data import preparation
+
 PROCESSES = 16
 KILLS = 10
 MAX_SECONDS_BETWEEN_KILLS = 0.6
@@ -76,7 +78,7 @@ def assert_survivors_answer(answers: list[tuple[int, str]], expected: dict[str, 
 
 def assert_cached_once(cache: Path, expected: dict[str, Any]) -> None:
     """Assert that the cache holds the whole corpus and nothing of an interrupted attempt."""
-    entry = expected["fingerprint"]
+    entry = f"{expected['fingerprint']}-v{preparation.FORMAT_VERSION}"
     names = {path.name for path in (cache / "corpora").iterdir()}
     assert names - {f"{entry}.lock"} == {entry}
     files = {str(path.relative_to(cache / "corpora" / entry)) for path in (cache / "corpora" / entry).rglob("*.*")}

@@ -147,7 +147,7 @@ def test_request_is_retried_while_the_hub_is_busy(monkeypatch: pytest.MonkeyPatc
 
     assert hub.call_with_retries(request, "dataset x") == "text"
     refusals = [RefusedError(status)] * 3
-    with pytest.raises(UserError, match=f"answers {status}, 3 times in a row"):
+    with pytest.raises(UserError, match=f"answers {status} to each attempt"):
         hub.call_with_retries(request, "dataset x")
 
 

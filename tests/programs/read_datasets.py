@@ -1,0 +1,24 @@
+"""Read datasets; print the texts of each split, or the message of the user error, as JSON.
+
+Argument: a JSON list of the fields of `DatasetSpec`, a dict for each dataset.
+"""
+
+import json
+import sys
+from typing import Any
+
+from raylm.config.trial import TrialConfig
+from raylm.data import sources
+from raylm.errors import UserError
+
+
+def read(fields: dict[str, Any]) -> Any:
+    """Return the texts of the splits, or the message of the user error."""
+    try:
+        splits = sources.read_splits(sources.resolve_source(TrialConfig(**fields).dataset_spec))
+        return [split and ["".join(piece.text for piece in text) for text in split.texts] for split in splits]
+    except UserError as error:
+        return str(error)
+
+
+print(json.dumps([read(fields) for fields in json.loads(sys.argv[1])]))
