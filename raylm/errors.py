@@ -88,14 +88,22 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its type's name if the message is empty."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    """Return an error's whole message in one line of at most 500 characters, or its type's name if it is empty."""
+    return _join_lines(str(error)) or type(error).__name__
 
 
 def summarize(error: BaseException) -> str:
-    """Return an error's type and its whole message in one line, at most 500 characters long."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:MAX_SUMMARY_CHARS]
+    """Return an error's type and its whole message in one line of at most 500 characters."""
+    return _join_lines(f"{type(error).__name__}: {error}")
+
+
+def _join_lines(text: str) -> str:
+    """Return a text in one line; of a long one the beginning and the end, which have the problem and the advice."""
+    text = " ".join(text.split())
+    if len(text) <= MAX_SUMMARY_CHARS:
+        return text
+    half = (MAX_SUMMARY_CHARS - 5) // 2
+    return f"{text[:half]} ... {text[-half:]}"
 
 
 def escape_control_chars(text: str) -> str:

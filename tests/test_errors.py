@@ -15,10 +15,13 @@ def test_error_without_a_message_is_named_by_its_type(message: str) -> None:
     assert summarize(ValueError(message)) == "ValueError:"
 
 
-def test_only_the_first_line_of_a_message_is_kept() -> None:
-    assert one_line(OSError("\n disk is gone\nmore")) == "disk is gone"
+def test_lines_of_a_message_are_joined_and_a_long_one_keeps_its_end() -> None:
+    assert one_line(OSError("\n disk is gone\n\nuse another")) == "disk is gone use another"
     assert summarize(ValueError("a\n b")) == "ValueError: a b"
-    assert len(summarize(ValueError("x" * 10_000))) == 500
+    backtrace = "no backend: \n(1) " + "a file, " * 200 + "\nyou need to have sentencepiece installed"
+    for text in (one_line(ValueError(backtrace)), summarize(ValueError(backtrace))):
+        assert len(text) <= 500
+        assert "no backend: (1) a file" in text and text.endswith("you need to have sentencepiece installed")
 
 
 def test_control_characters_cannot_reach_a_terminal() -> None:

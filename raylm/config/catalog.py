@@ -46,8 +46,10 @@ class ModelShape:
         return cls(*known) if len(known) == len(SHAPE_KEYS) else None
 
 
-POSITION_KEYS = ("n_positions", "max_position_embeddings")
-"""Keys of the longest context in a config.json: GPT-2's, and that of newer model families."""
+POSITION_KEYS = ("n_positions", "max_position_embeddings", "max_seq_len", "n_ctx", "max_sequence_length")
+"""Keys of the longest context in a config.json: GPT-2's, that of newer model families, and of MPT and others."""
+TEXT_KEYS = ("text_config", "llm_config", "language_config")
+"""Keys of the part of a config.json that describes the language model of a model of several kinds of input."""
 SHAPE_KEYS = (
     ("n_layer", "num_hidden_layers"),
     ("n_embd", "hidden_size"),
@@ -80,7 +82,8 @@ def find_shape(model: str | Path) -> ModelShape | None:
 
 
 def _find_int(config: Mapping[str, Any], keys: tuple[str, ...]) -> int | None:
-    return next((config[key] for key in keys if isinstance(config.get(key), int)), None)
+    parts = [config, *(config[key] for key in TEXT_KEYS if isinstance(config.get(key), dict))]
+    return next((part[key] for part in parts for key in keys if isinstance(part.get(key), int)), None)
 
 
 @dataclass(frozen=True)

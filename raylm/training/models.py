@@ -97,7 +97,7 @@ def load_shape(source: ModelSource) -> ModelShape | None:
 
 def max_context_length(model: PreTrainedModel) -> int | None:
     """Return the longest context of a model in tokens, or None if its configuration does not limit it."""
-    return max_positions(model.config.to_dict())
+    return max_positions(model.config.get_text_config().to_dict())
 
 
 def load_model(source: ModelSource, *, vocab_size: int, dropout: float | None, seed: int) -> PreTrainedModel:
@@ -115,8 +115,8 @@ def load_model(source: ModelSource, *, vocab_size: int, dropout: float | None, s
     """
     from transformers import AutoModelForCausalLM
 
-    config = _load_config(source, vocab_size)
-    _set_dropout(config, dropout, source.name)
+    config = load_config(source, vocab_size)
+    set_dropout(config, dropout, source.name)
     folder = source.fetch_files()
     if source.pretrained and folder is not None:
         return load_pretrained(folder, source.name, config)
@@ -159,7 +159,12 @@ def load_pretrained(folder: Path, name: str, config: PretrainedConfig | None = N
     return layers.patch_layers(model)
 
 
-def _load_config(source: ModelSource, vocab_size: int) -> PretrainedConfig:
+def load_config(source: ModelSource, vocab_size: int) -> PretrainedConfig:
+    """Return the configuration of a model.
+
+    Raises:
+        UserError: if it cannot be used, or its vocabulary is smaller than the tokenizer's `vocab_size`.
+    """
     from transformers import AutoConfig, GPT2Config
 
     if source.folder is None:
@@ -180,16 +185,23 @@ def _load_config(source: ModelSource, vocab_size: int) -> PretrainedConfig:
         config: PretrainedConfig = AutoConfig.from_pretrained(source.fetch_files(), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"model {source.name}: its config.json cannot be used: {one_line(error)}") from error
-    if config.vocab_size < vocab_size:
-        raise UserError(
-            f"model {source.name}: its tokenizer has {vocab_size:,} tokens, the model only {config.vocab_size:,}"
-        )
+    model_size = getattr(config.get_text_config(), "vocab_size", None)
+    if model_size is None:
+        raise UserError(f"model {source.name}: its config.json has no vocab_size; expected a causal language model")
+    if model_size < vocab_size:
+        raise UserError(f"model {source.name}: its tokenizer has {vocab_size:,} tokens, the model only {model_size:,}")
     return config
 
 
-def _set_dropout(config: PretrainedConfig, dropout: float | None, model_name: str) -> None:
+def set_dropout(config: PretrainedConfig, dropout: float | None, model_name: str) -> None:
+    """Set all dropout probabilities of a configuration; None leaves them.
+
+    Raises:
+        UserError: if it has none.
+    """
     if dropout is None:
         return
+    config = config.get_text_config()
     keys = [key for key in config.to_dict() if key.endswith(("pdrop", "dropout"))]
     if not keys:
         raise UserError(f"model {model_name}: has no dropout in its config.json; leave dropout at None")

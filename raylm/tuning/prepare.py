@@ -23,7 +23,7 @@ from raylm.results.data_record import describe_data
 from raylm.results.rows import FAILED, SweepRows
 from raylm.results.storage import Storage
 from raylm.results.sweep_record import DataRecord, ModelRecord
-from raylm.training import models
+from raylm.training import model_check, models
 from raylm.training.models import ModelSource
 
 
@@ -79,7 +79,7 @@ def prepare_inputs(
     sources: dict[tuple[str, bool], ModelSource] = {}
     shapes: dict[tuple[str, bool], ModelShape | None] = {}
     corpora: dict[CorpusKey, Corpus] = {}
-    limits = _max_train_tokens(trials)
+    limits, checked = _max_train_tokens(trials), set[tuple[Any, ...]]()
     for trial in trials:
         model_key, corpus_key = (trial.model, trial.pretrained), trial.corpus_key
         if model_key not in sources:
@@ -93,6 +93,12 @@ def prepare_inputs(
                     trial.dataset_spec, files, trial.model, max_train_tokens=limits[corpus_key]
                 )
             _warn_about_corpus(trial, corpora[corpus_key], notify)
+        check_key = (*model_key, trial.dropout, corpora[corpus_key].vocab_size)
+        if check_key not in checked:
+            checked.add(check_key)
+            model_check.check_model(
+                sources[model_key], vocab_size=corpora[corpus_key].vocab_size, dropout=trial.dropout
+            )
         _check_trial_fits(trial, shapes[model_key], corpora[corpus_key])
     prepared = PreparedInputs(corpora, sources, shapes)
     _check_inputs_unchanged(results, prepared)
