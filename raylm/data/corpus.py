@@ -5,6 +5,7 @@ B is the batch size, T the context length, N the number of tokens of a split.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,14 @@ class TokenSplit:
     """Number of words of the original text."""
     num_bytes: int = 0
     """Number of bytes of the original text in UTF-8; 0: not counted."""
+
+    def per_word(self, loss: float) -> float:
+        """Return a loss per token as one per word; a split without a word counts as one of one word."""
+        return loss * len(self.tokens) / max(1, self.num_words)
+
+    def per_byte(self, loss: float) -> float:
+        """Return a loss per token as one per byte; NaN if bytes were not counted."""
+        return loss * len(self.tokens) / self.num_bytes if self.num_bytes else math.nan
 
 
 @dataclass(frozen=True)

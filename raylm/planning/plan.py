@@ -152,6 +152,7 @@ def describe_prepared_data(configs: Sequence[TrialConfig]) -> list[str]:
     for spec, model in dict.fromkeys(config.corpus_key for config in configs):
         sizes = preparation.load_cached_sizes(spec, model) or {}
         known: dict[str, Any] = {name: value for name, value in sizes.items() if name in names}
+        known |= {"lossless": bool(sizes["is_lossless"])} if "is_lossless" in sizes else {}
         records.append(DataRecord(model=model, **asdict(spec), **known))
     return describe_data(records)
 

@@ -65,13 +65,10 @@ def index_data(records: Iterable[DataRecord]) -> dict[CorpusKey, DataRecord]:
 
 
 def bytes_factor(record: DataRecord | None) -> float | None:
-    """Return tokens per byte of the validation split, which turn nats per token into nats per byte; None if unknown.
-
-    A split without a byte counts as one of one byte.
-    """
-    if record is None or record.validation_tokens is None or record.validation_bytes is None:
+    """Return tokens per byte of the validation split, which turn nats per token into nats per byte; None if unknown."""
+    if record is None or record.validation_tokens is None or not record.validation_bytes:
         return None
-    return record.validation_tokens / max(1, record.validation_bytes)
+    return record.validation_tokens / record.validation_bytes
 
 
 def is_lossy(record: DataRecord | None) -> bool:

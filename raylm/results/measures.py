@@ -71,8 +71,7 @@ def choose_measure(keys: Iterable[CorpusKey], data: CorpusData) -> Measure:
         return Measure(ADJ_VAL_LOSS, excluded=excluded)
     if _count_corpora(compared) == 1:
         return Measure(VAL_LOSS, excluded=excluded)
-    has_datasets = len({dataset for dataset, _ in compared}) > 1
-    return Measure(NATS_PER_BYTE, f"as {'datasets' if has_datasets else 'tokenizers'} differ", factors, excluded)
+    return Measure(NATS_PER_BYTE, _find_difference(compared), factors, excluded)
 
 
 def restore_measure(name: str, keys: Iterable[CorpusKey], data: CorpusData) -> Measure:
@@ -89,10 +88,16 @@ def _bytes_factors(records: Mapping[CorpusKey, DataRecord | None]) -> dict[Corpu
     return {key: factor for key, record in records.items() if (factor := bytes_factor(record)) is not None}
 
 
+def _find_difference(records: Mapping[CorpusKey, DataRecord | None]) -> str:
+    """Return the reason why val loss does not compare different corpora."""
+    if len({spec.dataset for spec, _ in records}) > 1:
+        return "as datasets differ"
+    texts = {(record.validation_bytes, record.validation_words) for record in records.values() if record}
+    if len(texts) > 1:
+        return "as validation texts differ, so that rows compare only roughly"
+    return "as tokenizers differ" if len({model for _, model in records}) > 1 else "as training texts differ"
+
+
 def _count_corpora(records: Mapping[CorpusKey, DataRecord | None]) -> int:
     """Return the number of different corpora; models with one tokenizer share them, as their fingerprints show."""
-    corpora = {
-        (dataset, record.fingerprint) if record and record.fingerprint else (dataset, model)
-        for (dataset, model), record in records.items()
-    }
-    return len(corpora)
+    return len({record.fingerprint if record and record.fingerprint else key for key, record in records.items()})

@@ -57,6 +57,7 @@ class Evaluation:
         best, progress = self.trainer.progress.best_metrics, self.trainer.progress
         values = {
             **dataclasses.asdict(self.eval_metrics),
+            "nats_per_byte": self.trainer.corpus.validation.per_byte(self.eval_metrics.val_loss),
             "best_train_loss": best.train_loss if best else math.nan,
             "best_val_loss": best.val_loss if best else math.nan,
             "best_adj_val_loss": best.adj_val_loss if best else math.nan,
@@ -181,9 +182,8 @@ class Trainer:
         """Return the current losses, in an epoch counted from 0."""
         length, size, precision = self.config.context_length, self.progress.micro_batch_size, self.options.precision
         val_loss = validation_loss(self.model, self.corpus, length, size, precision, self.dist_context)
-        split, progress = self.corpus.validation, self.progress
-        adj_val_loss = val_loss * len(split.tokens) / max(1, split.num_words)
-        losses = progress.train_loss, val_loss, adj_val_loss
+        progress = self.progress
+        losses = progress.train_loss, val_loss, self.corpus.validation.per_word(val_loss)
         return EvalMetrics(epoch + 1, progress.step, progress.tokens_seen, *losses, precision)
 
 
