@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from raylm.cli.common import ResultsFolderArgument, exit_codes
-from raylm.errors import UserError, safe_repr
+from raylm.errors import UserError, WorkError, one_line, safe_repr
+from raylm.units import pluralize
 
 if TYPE_CHECKING:
+    from raylm.monitor.console import Console
     from raylm.results.rows import Row
 
 
@@ -83,6 +87,7 @@ def evaluate(
         from raylm.report import formats
         from raylm.report.analysis import load_results
         from raylm.report.reference import load_reference
+        from raylm.results.rows import DONE
 
         lengths = [int(text) if text.strip().isdecimal() else 0 for text in context_lengths.split(",")]
         if min(lengths) < 2:
@@ -91,13 +96,49 @@ def evaluate(
         with console.show_spinner("loading torch and transformers"):
             from raylm.report import html
             from raylm.training.evaluate import evaluate_lengths
-        for evaluation in evaluate_lengths(results, lengths):
-            run_name, length = evaluation.config.run_name, evaluation.context_length
-            console.print_note(f"{run_name}  at {length}: val loss {evaluation.val_loss:.3f}")
+        rows = [row for row in results.rows if row.status == DONE]
+        failures = _RowFailures(console, len(rows))
+        for row in rows:
+            with failures.catch(row):
+                for evaluation in evaluate_lengths(results, lengths, [row]):
+                    loss = f"val loss {evaluation.val_loss:.3f}"
+                    console.print_note(f"{row.config.run_name}  at {evaluation.context_length}: {loss}")
         results, reference_table = load_results(results_folder), load_reference()
         formats.write_tables(results)
         html.write_html(results, reference_table)
         console.print_table(results, reference_table)
+        failures.raise_if_any()
+
+
+class _RowFailures:
+    """Rows whose best checkpoint could not be used: each is reported in a line, and the others are not affected."""
+
+    def __init__(self, console: Console, num_rows: int) -> None:
+        self._console, self._num_rows = console, num_rows
+        self._errors: list[Exception] = []
+
+    @contextlib.contextmanager
+    def catch(self, row: Row) -> Iterator[None]:
+        """Report an error of a row instead of raising it; the error of an only row is raised."""
+        try:
+            yield
+        except (UserError, WorkError, RuntimeError, ValueError) as error:  # RuntimeError, ValueError: of the model
+            if self._num_rows == 1 and isinstance(error, (UserError, WorkError)):
+                raise
+            self._errors.append(error)
+            self._console.print_error(f"{row.config.run_name}: {one_line(error)}")
+
+    def raise_if_any(self) -> None:
+        """Raise the failure of the command.
+
+        Raises:
+            UserError: if every row has failed because of the request.
+            WorkError: if a row has failed otherwise.
+        """
+        if self._errors:
+            message = f"{len(self._errors)} of {pluralize(self._num_rows, 'row')} failed"
+            is_request = len(self._errors) == self._num_rows and all(isinstance(e, UserError) for e in self._errors)
+            raise UserError(message) if is_request else WorkError(message)
 
 
 def generate(
@@ -131,10 +172,17 @@ def generate(
                 raise UserError(f"{row.config.run_name} ({row.status}) has no evaluated epoch yet")
         with console.show_spinner("loading torch and transformers"):
             from raylm.training.generate import generate_samples
-        samples = generate_samples(
-            results, rows, prompt, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
-        )
-        console.print_samples((_sample_heading(row) for row in rows), (sample.full_text for sample in samples))
+        failures = _RowFailures(console, len(rows))
+
+        def sample(row: Row) -> str:
+            options = {"max_new_tokens": max_new_tokens, "seed": seed}
+            with failures.catch(row):
+                (result,) = generate_samples(results, [row], prompt, temperature=temperature, **options)
+                return result.full_text
+            return "(failed)"
+
+        console.print_samples((_sample_heading(row) for row in rows), map(sample, rows))
+        failures.raise_if_any()
 
 
 def _sample_heading(row: Row) -> str:

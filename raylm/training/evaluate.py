@@ -30,7 +30,9 @@ class LengthEval:
     """Nats per token."""
 
 
-def evaluate_lengths(results: SweepRows, context_lengths: Sequence[int]) -> Iterator[LengthEval]:
+def evaluate_lengths(
+    results: SweepRows, context_lengths: Sequence[int], rows: Sequence[Row] | None = None
+) -> Iterator[LengthEval]:
     """Evaluate each best checkpoint at other context lengths; stored values are not computed again.
 
     Every value is written to the results folder before the next one is computed.
@@ -38,6 +40,7 @@ def evaluate_lengths(results: SweepRows, context_lengths: Sequence[int]) -> Iter
     Args:
         results: a results folder; only its finished trials are evaluated.
         context_lengths: lengths in tokens; those above the maximum of a model are skipped for it.
+        rows: rows of `results` to evaluate; None: all.
 
     Yields:
         Each new value when it has been written.
@@ -46,7 +49,7 @@ def evaluate_lengths(results: SweepRows, context_lengths: Sequence[int]) -> Iter
         UserError: if a checkpoint is damaged, or its dataset has changed since.
     """
     losses_by_weights = dict(load_length_evals(results.storage))
-    for row in results.rows:
+    for row in results.rows if rows is None else rows:
         if row.status != DONE or row.best_checkpoint is None:
             continue
         losses = dict(losses_by_weights.get(row.best_checkpoint.weights_hash, {}))

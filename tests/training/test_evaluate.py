@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from reference_loss import FLOAT32_ROUNDING, mean_loss
+from reference_run import train_without_ray
 from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
-from raylm import TrialConfig, UserError, load_results
+from raylm import Sweep, TrialConfig, UserError, load_results
+from raylm.cli.app import app
 from raylm.data.corpus import Windows
 from raylm.data.preparation import prepare
 from raylm.report import formats
@@ -98,3 +101,28 @@ def test_corpus_missing_from_the_cache_is_prepared_and_compared(
 def test_unfinished_trials_are_skipped(trained_sweep: SweepRows) -> None:
     assert [length_eval.config.seed for length_eval in evaluate_lengths(trained_sweep, [16])] == [0]
     assert load_rows(trained_sweep.storage, [trained_sweep.rows[1].config]).rows[0].length_evals == {}
+
+
+@pytest.fixture
+def two_done_rows(small_text: Path, tmp_path: Path) -> SweepRows:
+    """Results folder with two finished trials."""
+    fields = {"dataset": str(small_text), "context_length": 32, "max_train_tokens": 300}
+    return load_results(train_without_ray(Sweep(name="two", space=fields, seeds=(0, 1)), tmp_path))
+
+
+def test_row_that_fails_is_reported_and_the_others_are_evaluated(
+    two_done_rows: SweepRows,
+) -> None:
+    broken, whole = two_done_rows.rows
+    assert broken.best_checkpoint is not None
+    weights = Path(two_done_rows.storage.uri_of(broken.best_checkpoint.folder), "model.safetensors")
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(bytes(content))
+    uri = two_done_rows.storage.uri
+    for arguments in (["evaluate", uri, "--context-lengths", "16"], ["generate", uri, "--prompt", "a"]):
+        done = CliRunner().invoke(app, arguments)
+        assert done.exit_code == 1, done.output
+        assert f"{broken.config.run_name}: " in done.output and "is damaged" in done.output
+        assert "1 of 2 rows failed" in done.output
+    assert load_results(uri).get_row(whole.config.run_name).length_evals.keys() == {16}
