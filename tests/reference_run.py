@@ -19,6 +19,7 @@ from raylm.training import models
 from raylm.training.device import resolve_precision
 from raylm.training.options import ExecutionOptions
 from raylm.training.train import finetune
+from raylm.tuning.prepare import PreparedInputs
 
 LAUNCH = "launch-001"
 
@@ -55,4 +56,4 @@ def _train(folder: Folder, trial: TrialConfig, precision: str) -> sweep_record.D
         else:
             checkpoint.mkdir(parents=True)
             evaluation.save(checkpoint)
-    return sweep_record.DataRecord(trial.dataset, trial.model, fingerprint=corpus.fingerprint)
+    return PreparedInputs({trial.corpus_key: corpus}, {}, {}).data_records()[0]

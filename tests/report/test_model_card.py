@@ -34,7 +34,9 @@ def test_card_has_the_losses_with_their_dataset(trained_sweep: Results, row: Row
         (Path(row.config.dataset).name, "val loss (nats per token)", losses.val_loss),
         (Path(row.config.dataset).name, "adj val loss (nats per word)", losses.adj_val_loss),
         (Path(row.config.dataset).name, "perplexity per token", math.exp(losses.val_loss)),
+        (Path(row.config.dataset).name, "nats per byte of the original text", trained_sweep.nats_per_byte(row)),
     ]
+    assert "Nats per byte of the original text: " in card.text and "Evaluated in float32." in card.text
     assert f"| {losses.train_loss:.2f} | {losses.val_loss:.2f} | {losses.adj_val_loss:.2f} |" in card.text
     assert "gpt2-nano trained from random weights on" in card.text
     assert "License of these weights: unknown. Set one with `raylm export --license`." in card.text
