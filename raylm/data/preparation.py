@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from raylm.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+
+log = logging.getLogger(__name__)
 
 FINGERPRINT_VERSION = "2"
 """Part of every fingerprint; a new one would make the corpora of all earlier launches look changed."""
@@ -149,7 +152,13 @@ class _CorpusBuilder:
         }
         for name, split in splits.items():
             max_tokens = self.max_train_tokens if name == "train" else None
-            sizes = self._write_split(name, split, hf_tokenizer, max_tokens)
+            try:
+                sizes = self._write_split(name, split, hf_tokenizer, max_tokens)
+            except UserError as error:
+                if name != "test":
+                    raise
+                log.warning("%s; it has no test split then", error)  # often published without text
+                continue
             meta |= {f"{name}_{key}": size for key, size in sizes.items()}
         tokens = np.load(self.folder / "validation.npy", mmap_mode="r")
         sample = next((piece.text for piece in validation.pieces if piece.text.strip()), "")[:SAMPLE_CHARACTERS]

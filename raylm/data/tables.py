@@ -118,8 +118,10 @@ def build_splits(
     if spec.documents is not None:
         raise UserError(f"{subject}: documents={spec.documents!r} is for text files; each row of a table is a document")
     train_name, validation_name, test_name = choose_splits(subject, list(splits), spec)
-    names = [name for name in (train_name, validation_name, test_name) if name is not None]
     column = choose_column(subject, train_name, splits[train_name], spec.text_column)
+    if test_name is not None and column_types(splits[test_name]).get(column) not in STRING_TYPES:
+        test_name = None  # often published without text
+    names = [name for name in (train_name, validation_name, test_name) if name is not None]
     _check_columns(subject, column, {name: splits[name] for name in names})
     texts = {name: TableTexts(subject, name, splits[name], column, guard=guard) for name in names}
     train = texts[train_name].between(0, spec.max_documents)
@@ -172,8 +174,7 @@ def choose_column(subject: str, split: str, rows: Any, text_column: str | None) 
         problem = f"its {split} split has several columns of strings; name the one to train on in text_column"
     else:
         problem = f"its {split} split has no column `text` of strings"
-    existing = ", ".join(f"{name} ({kind})" for name, kind in types.items())
-    raise UserError(f"{subject}: {problem}; it has {existing or 'no columns'}")
+    raise UserError(f"{subject}: {problem}; it has {format_columns(types) or 'no columns'}")
 
 
 def _check_columns(subject: str, column: str, splits: Mapping[str, Any]) -> None:
@@ -184,8 +185,13 @@ def _check_columns(subject: str, column: str, splits: Mapping[str, Any]) -> None
     """
     types = {name: column_types(rows) for name, rows in splits.items()}
     if any(kinds.get(column) not in STRING_TYPES for kinds in types.values()):
-        existing = "; ".join(f"{name} {', '.join(kinds)}" for name, kinds in types.items())
-        raise UserError(f"{subject}: its splits have different columns: {existing}; expected {column} in each")
+        existing = "; ".join(f"{name} {format_columns(kinds)}" for name, kinds in types.items())
+        raise UserError(f"{subject}: its splits have different columns: {existing}; expected strings in {column}")
+
+
+def format_columns(types: Mapping[str, str]) -> str:
+    """Return the columns of a table with their types, for messages."""
+    return ", ".join(f"{name} ({kind})" for name, kind in types.items())
 
 
 def column_types(rows: Any) -> dict[str, str]:

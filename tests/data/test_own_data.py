@@ -266,6 +266,22 @@ def test_only_column_of_strings_is_the_text(tmp_path: Path) -> None:
     assert "column n of its train split is not of strings" in error_of(tmp_path / "a.jsonl", text_column="n")
 
 
+@pytest.mark.parametrize("texts", [["", " ", "\n"] * 5, [None, None]])
+def test_only_the_test_split_may_have_no_text(tmp_path: Path, texts: list[str | None]) -> None:
+    for name in ("train", "validation", "test"):
+        write_parquet(tmp_path / f"{name}.parquet", TEXTS)
+    spec = TrialConfig(dataset=str(tmp_path)).dataset_spec
+    assert prepare(spec, None, "gpt2-nano").test is not None
+    write_parquet(tmp_path / "test.parquet", texts)
+    assert prepare(spec, None, "gpt2-nano").test is None
+    for name in ("validation", "train"):
+        write_parquet(tmp_path / f"{name}.parquet", texts)
+        expected = f"its {name} split has no text" if None not in texts else f"{name} (split|id).*text"
+        with pytest.raises(UserError, match=expected):
+            prepare(spec, None, "gpt2-nano")
+        write_parquet(tmp_path / f"{name}.parquet", TEXTS)
+
+
 # ---- folders and patterns -----------------------------------------------------------------------------------------
 
 
