@@ -97,7 +97,8 @@ def run(
         WorkError: if Ray fails. The table is shown, and everything saved so far is kept.
     """
     options = RunOptions(retry_failed, max_concurrent, address, verbose)
-    return _Run(sweep, resolve_storage(sweep, storage), options, trackers or resolve(), Console(quiet=quiet)).execute()
+    console = Console(quiet=quiet, keeps_working=True)
+    return _Run(sweep, resolve_storage(sweep, storage), options, trackers or resolve(), console).execute()
 
 
 def resolve_storage(sweep: Sweep, uri: str | None) -> Storage:
@@ -238,11 +239,12 @@ class _Run:
     def _report(self, pause_reason: PauseReason | None) -> RunResult:
         """Show the table, and write the results' files if rows have changed."""
         results, console = self._results, self._console
+        has_changed = formats.write_tables(results)
         console.print_table(results)
         console.print_note(formats.format_summary(results))
         for text in build_advice(results):
             console.print_note(f"next: {text}")
-        if formats.write_tables(results) or "report.html" not in results.storage.list_entries(recursive=False):
+        if has_changed or "report.html" not in results.storage.list_entries(recursive=False):
             with console.show_spinner("drawing the report"):
                 from raylm.report import html
 

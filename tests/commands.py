@@ -84,6 +84,10 @@ class Command:
         """Send SIGINT to its process group, as Ctrl-C does."""
         os.killpg(self.process.pid, signal.SIGINT)
 
+    def hang_up(self) -> None:
+        """Send SIGHUP to its process group, as a terminal that is closed does."""
+        os.killpg(self.process.pid, signal.SIGHUP)
+
     def kill(self) -> None:
         """Kill the command; Ray's processes must end by themselves."""
         self.refresh_processes()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,19 +21,27 @@ atexit.register(gc.freeze)  # else the interpreter spends 1.6 s at exit on colle
 def exit_codes(interrupt_note: str = "run the same command to resume") -> Iterator[None]:
     """Turn exceptions into one message and an exit code: user errors 2, failures of the work 1, Ctrl-C 130.
 
+    Output whose reader has left, as by `| head`, ends the command in silence with exit code 0.
+
     Args:
         interrupt_note: printed after `interrupted; ` on Ctrl-C.
     """
     from raylm.monitor.console import Console
+    from raylm.monitor.screen import discard_output, prepare_streams
 
+    prepare_streams()
     try:
         yield
+        sys.stdout.flush()
     except UserError as error:
         Console().print_error(str(error))
         raise typer.Exit(2) from None
     except WorkError as error:
         Console().print_error(str(error))
         raise typer.Exit(1) from None
+    except BrokenPipeError:  # as by `| head`: nobody reads on
+        discard_output(sys.stdout)
+        raise typer.Exit(0) from None
     except OSError as error:
         path = f" ({error.filename})" if error.filename else ""
         if is_disk_full(error):

@@ -6,20 +6,19 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from rich.console import Console as RichConsole
-from rich.console import JustifyMethod
 from rich.live import Live
 from rich.markup import escape
-from rich.segment import SegmentLines
 from rich.table import Table
 
 from raylm.errors import escape_control_chars
 from raylm.events import TrialListener
+from raylm.monitor.fitted_table import render_table
 from raylm.monitor.progress_view import LiveView, PlainView, render_state
+from raylm.monitor.screen import open_console
 from raylm.monitor.state import SweepMonitor, SweepState
 from raylm.planning.plan import TrialPlan
 from raylm.report.reference import ReferenceTable
-from raylm.report.table import Column, build_table
-from raylm.report.table import Table as ResultsTable
+from raylm.report.table import RUN_COLUMN, Column, build_table
 from raylm.results.rows import PENDING, SweepRows
 from raylm.units import GIB, format_duration
 
@@ -33,8 +32,17 @@ PLAN_HEADINGS = ("params", "tokens", "steps", "PFLOPs", "micro", "GiB", "disk", 
 class Console:
     """Output for the user. A quiet console prints results and errors, but no notes and no progress."""
 
-    def __init__(self, *, quiet: bool = False, rich_console: RichConsole | None = None) -> None:
-        self.rich_console = rich_console or RichConsole(highlight=False, soft_wrap=True)
+    def __init__(
+        self, *, quiet: bool = False, keeps_working: bool = False, rich_console: RichConsole | None = None
+    ) -> None:
+        """Create the console.
+
+        Args:
+            quiet: print results and errors only.
+            keeps_working: discard what cannot be written, as to a terminal that is gone, instead of ending the command.
+            rich_console: console to write to; None: standard output.
+        """
+        self.rich_console = rich_console or open_console(keeps_working=keeps_working)
         if not self.rich_console.is_terminal:
             self.rich_console.width = PLAIN_WIDTH
         self.quiet = quiet
@@ -65,7 +73,7 @@ class Console:
 
     def print_error(self, text: str) -> None:
         """Print an error to standard error, quiet or not."""
-        RichConsole(stderr=True, highlight=False, soft_wrap=True).print(escape(f"raylm: {text}"))
+        open_console(keeps_working=True, stderr=True).print(escape(f"raylm: {text}"))
 
     @contextlib.contextmanager
     def show_spinner(self, text: str) -> Iterator[None]:
@@ -80,48 +88,27 @@ class Console:
             yield
 
     def print_table(self, results: SweepRows, reference: ReferenceTable | None = None) -> None:
-        """Print the rows in the columns of the reference table; with a reference, its values and the differences."""
+        """Print the rows in the columns of the reference table; with a reference, its values and the differences.
+
+        On a narrow terminal numbers stay whole (`fitted_table`).
+        """
         built = build_table(results, reference)
-        table = _to_rich_table(built.columns, built.rows)
-        if self._fits(table):
-            self.rich_console.print(table, soft_wrap=False)
-        else:
-            self._print_narrow_table(built)
+        self._print_fitted(built.columns, built.rows)
         for note in built.notes:
             self.print_note(note)
 
-    def _fits(self, table: Table) -> bool:
-        """Return whether no line of a table is longer than a line of the console."""
-        unlimited = self.rich_console.options.update(width=PLAIN_WIDTH)
-        return self.rich_console.measure(table, options=unlimited).maximum <= self.rich_console.width
-
-    def _print_narrow_table(self, built: ResultsTable) -> None:
-        """Print headings on two lines, and, if rows do not fit either, each run name on a line below its numbers."""
-        columns = [Column("\n".join(column.name.rsplit(" ", 1)), column.is_numeric) for column in built.columns]
-        table = _to_rich_table(columns, built.rows)
-        if self._fits(table):
-            self.rich_console.print(table, soft_wrap=False)
-            return
-        table = _to_rich_table(columns[:-1], [cells[:-1] for cells in built.rows])
-        unlimited = self.rich_console.options.update(width=PLAIN_WIDTH)
-        lines = self.rich_console.render_lines(table, unlimited, pad=False)
-        num_headings = len(lines) - len(built.rows)
-        self.rich_console.print(SegmentLines(lines[:num_headings], new_lines=True))
-        for line, cells in zip(lines[num_headings:], built.rows, strict=True):
-            self.rich_console.print(SegmentLines([line], new_lines=True))
-            self.rich_console.print(f"  {escape(cells[-1])}")
+    def _print_fitted(self, columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
+        for line in render_table(columns, rows, self.rich_console.width):
+            self.rich_console.print(line)
 
     def print_plan(self, results: SweepRows, plans: Sequence[TrialPlan | None], notes: Sequence[str]) -> None:
         """Print the cost of each trial, then notes about all of them."""
-        table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-        for heading in PLAN_HEADINGS:
-            table.add_column(heading, justify="right", no_wrap=True)
-        table.add_column("run", overflow="fold")
+        rows = []
         for row, plan in zip(results.rows, plans, strict=True):
             name = row.config.run_name + ("" if row.status == PENDING else f" ({row.status})")
-            table.add_row(*_format_plan_cells(plan), escape(name), style="dim" if row.is_finished else None)
-        if results.rows:
-            self.rich_console.print(table, soft_wrap=False)
+            rows.append([*_format_plan_cells(plan), name])
+        if rows:
+            self._print_fitted([*map(Column, PLAN_HEADINGS), RUN_COLUMN], rows)
         for note in notes:
             self.print_note(note)
 
@@ -163,17 +150,6 @@ class Console:
 def _escape_lines(text: str) -> str:
     """Return a text of several lines without markup and control characters."""
     return escape("\n".join(map(escape_control_chars, text.splitlines())))
-
-
-def _to_rich_table(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> Table:
-    """Return a table whose lines are never wrapped."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        justify: JustifyMethod = "right" if column.is_numeric else "left"
-        table.add_column(column.name, justify=justify, no_wrap=True, vertical="bottom")
-    for cells in rows:
-        table.add_row(*map(escape, cells))
-    return table
 
 
 def _format_plan_cells(plan: TrialPlan | None) -> list[str]:

@@ -36,8 +36,8 @@ MAX_REASON_CHARS = 500
 class LaunchCallback(tune.Callback):
     """Tune callback that forwards events to a listener, records final statuses in storage, and pauses the launch.
 
-    A first SIGINT (Ctrl-C) or SIGTERM, a full disk and a used-up time budget pause it: running trials save a checkpoint
-    and end. A second SIGINT ends the command at once.
+    A first SIGINT (Ctrl-C), SIGTERM or SIGHUP (the terminal is closed), a full disk and a used-up time budget pause it:
+    running trials save a checkpoint and end. A second SIGINT ends the command at once.
     """
 
     def __init__(
@@ -78,6 +78,8 @@ class LaunchCallback(tune.Callback):
         if self._tune_sigint_handler is None and threading.current_thread() is threading.main_thread():
             self._tune_sigint_handler = signal.signal(signal.SIGINT, self._on_signal)
             signal.signal(signal.SIGTERM, self._on_signal)
+            if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as `nohup` sets it
+                signal.signal(signal.SIGHUP, self._on_signal)
         if self._deadline and time.monotonic() > self._deadline:
             self.pause(PauseReason.BUDGET_USED)
         if self.deferred and not self.running and not self._queue.all_dispatched:
@@ -188,11 +190,11 @@ def read_failure_reason(trial: Trial) -> str:
 
 @contextlib.contextmanager
 def restore_signal_handlers() -> Iterator[None]:
-    """Restore the handlers of SIGINT and SIGTERM that Tune and `LaunchCallback` replace."""
+    """Restore the handlers of the signals that Tune and `LaunchCallback` replace."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = [signal.getsignal(number) for number in numbers]
     try:
         yield

@@ -59,12 +59,13 @@ def connect_ray(address: str | None, verbose: bool) -> Iterator[str | None]:
     if is_local:
         _create_auth_token()
     try:
-        context = ray.init(
-            address,
-            include_dashboard=True if is_local else None,
-            log_to_driver=verbose,
-            logging_level=logging.INFO if verbose else logging.ERROR,
-        )
+        with ray_private.ignore_hangup():
+            context = ray.init(
+                address,
+                include_dashboard=True if is_local else None,
+                log_to_driver=verbose,
+                logging_level=logging.INFO if verbose else logging.ERROR,
+            )
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UserError(
             f"cannot reach Ray at {address}: {one_line(error)}; run `raylm doctor` for a diagnosis, or use "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -99,3 +100,16 @@ class _RayletMessageFilter(io.TextIOBase):
     def encoding(self) -> str:  # type: ignore[override]
         """Encoding of the stream."""
         return self._stream.encoding
+
+
+@contextlib.contextmanager
+def ignore_hangup() -> Iterator[None]:
+    """Start processes that a closed terminal does not end: trials need them to save their checkpoints."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -14,6 +14,27 @@ pytest_plugins = ["commands"]
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(3000)]
 
 
+def find_saved_steps(folder: Path) -> list[tuple[int, int]]:
+    """Return steps and total steps of all checkpoints in a results folder."""
+    contents = [content for path in folder.glob("launch-*/*/checkpoint_*") if (content := manifest.verify(path))]
+    return [(content.progress.step, content.progress.total_steps) for content in contents]
+
+
+@pytest.mark.nightly
+def test_closed_terminal_saves_the_trials(grid: Uninterrupted, start: Start, ray_address: str, tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "chaos"
+    command = start(grid[0], "--address", "local")
+    wait_until_training(command)
+    command.refresh_processes()
+    command.hang_up()
+    assert command.wait() == 130
+    wait_for(lambda: not command.living_processes(), 60)
+    assert any(0 < step < total for step, total in find_saved_steps(folder))
+    assert (folder / "results.csv").exists() and (folder / "report.html").exists()
+    assert start(grid[0], "--address", ray_address).wait() == 0
+    assert_same(folder, grid[1])
+
+
 def test_ctrl_c_saves_the_trials_and_leaves_no_process(
     grid: Uninterrupted, start: Start, ray_address: str, tmp_path: Path
 ) -> None:

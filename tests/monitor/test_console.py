@@ -58,7 +58,7 @@ def test_table_on_a_narrow_terminal_has_headings_on_two_lines() -> None:
     assert lines[1].endswith(f"  {TRIALS[1].run_name} (failed)") and max(map(len, lines[:2])) <= 110
 
 
-@pytest.mark.parametrize("width", [40, 80])
+@pytest.mark.parametrize("width", [60, 80])
 def test_table_on_a_narrower_terminal_has_run_names_below_their_numbers(width: int) -> None:
     console, file = build_console(width)
     console.print_table(build_results())
