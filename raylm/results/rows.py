@@ -10,7 +10,7 @@ from functools import cached_property
 from raylm.config.dataset import CorpusKey
 from raylm.config.trial import TrialConfig
 from raylm.errors import UserError, format_suggestion, safe_repr
-from raylm.results.data_record import CorpusData, DataRecord, bytes_factor, index_data
+from raylm.results.data_record import CorpusData, DataRecord, bytes_factor, index_data, is_lossy
 from raylm.results.measures import Measure, choose_measure
 from raylm.results.progress import EvalMetrics, Progress
 from raylm.results.storage import Storage
@@ -122,8 +122,12 @@ class SweepRows:
         return measure.compute(row.config, row.metrics)
 
     def nats_per_byte(self, row: Row) -> float | None:
-        """Return a row's val loss in nats per byte of the original text; None if it or the bytes are not known."""
-        factor = bytes_factor(self.data.get(row.config.corpus_key))
+        """Return a row's val loss in nats per byte of the original text; None if it or the bytes are not known.
+
+        A tokenizer that loses text has none: its loss is that of another text.
+        """
+        record = self.data.get(row.config.corpus_key)
+        factor = None if is_lossy(record) else bytes_factor(record)
         return None if row.metrics is None or factor is None else row.metrics.val_loss * factor
 
     def find_launch(self, row: Row) -> LaunchRecord | None:

@@ -19,7 +19,7 @@ from raylm.errors import UserError
 from raylm.events import Notify, ShowProgress
 from raylm.planning.devices import Device
 from raylm.planning.throughput import gpu_fraction
-from raylm.results.data_record import describe_data
+from raylm.results.data_record import describe_words
 from raylm.results.rows import FAILED, SweepRows
 from raylm.results.storage import Storage
 from raylm.results.sweep_record import DataRecord, ModelRecord
@@ -102,8 +102,9 @@ def prepare_inputs(
         _check_trial_fits(trial, shapes[model_key], corpora[corpus_key])
     prepared = PreparedInputs(corpora, sources, shapes)
     _check_inputs_unchanged(results, prepared)
-    for note in describe_data(prepared.data_records()):
-        notify(note)
+    for note in dict.fromkeys(map(describe_words, prepared.data_records())):
+        if note:
+            notify(note)
     return prepared
 
 
