@@ -14,6 +14,7 @@ from simulated import SimulatedStorage, build_row
 
 from raylm import Resources, Sweep, TrialConfig
 from raylm.data import preparation
+from raylm.results.measures import VAL_LOSS, Measure
 from raylm.results.rows import DONE, INTERRUPTED, STOPPED, Row, SavedCheckpoint
 from raylm.training import models
 from raylm.training.train import finetune
@@ -72,7 +73,10 @@ def test_search_with_early_stopping_is_the_same_with_and_without_ray(sweep: Swee
     assert done.exit_code == 0, done.output
 
     expected = TrainedStorage()
-    queue = expected.build_queue(Suggester(sweep), NUM_TRIALS, delay=4, asha=True)  # twice the concurrent trials
+    measure = Measure(VAL_LOSS)  # all trials share a tokenizer; the delay is twice the concurrent trials
+    queue = expected.build_queue(
+        Suggester(sweep, measure), NUM_TRIALS, delay=4, asha=True, measure=measure
+    )  # twice the concurrent trials
     expected.run_launch(queue, max_concurrent=2)
     with (done.folder / "results.csv").open() as file:
         table = {row["run"]: row for row in csv.DictReader(file)}
