@@ -195,7 +195,7 @@ def export(
     results_folder: ResultsFolderArgument,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to create; may exist if it is empty.")],
     run: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Run to export; default: the one with the lowest adj val loss.")
+        str | None, typer.Option(metavar="NAME", help="Run to export; default: the best one.")
     ] = None,
     dataset: Annotated[
         str | None,
