@@ -194,9 +194,7 @@ def _sample_heading(row: Row) -> str:
 def export(
     results_folder: ResultsFolderArgument,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to create; may exist if it is empty.")],
-    run: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Run to export; default: the best one.")
-    ] = None,
+    run: Annotated[str | None, typer.Option(metavar="NAME", help="Run to export; default: the best one.")] = None,
     dataset: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Dataset to take the best trial from, if the sweep has several."),
