@@ -12,16 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from raylm.config.dataset import COMPRESSED_SUFFIXES
-from raylm.data.tables import FileRows, column_types
-from raylm.data.text import TextFile
+from raylm.data.tables import STREAMED_ROWS_PER_BATCH, FileRows, column_types, iter_tables
+from raylm.data.text import BLOCK_BYTES, TextFile
 from raylm.errors import UserError, one_line
 from raylm.units import pluralize
 
 CHUNK_BYTES = 8 * 2**20
 """Approximate bytes of CSV that are parsed at a time."""
 MAX_CHUNK_ROWS = 1_000
-PARQUET_BATCH_ROWS = 64
-MAX_ARRAY_BYTES = 100 * 2**20
+MAX_ARRAY_BYTES = 64 * 2**20
 """Largest file that is a single JSON array, which `datasets` reads whole into memory."""
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
@@ -80,20 +79,19 @@ class TableFiles:
         rows = load()
         types = column_types(rows)
         if self.form in ("csv", "tsv"):
-            return FileRows(types, lambda column: load(all_strings=list(types)))
+            return FileRows(types, lambda column: iter_tables(load(all_strings=list(types))))
         if self.form == "parquet":
-            return FileRows(types, lambda column: load(columns=[column], batch_size=PARQUET_BATCH_ROWS))
-        return FileRows(types, lambda column: rows)
+            return FileRows(types, partial(_read_parquet, self.splits[name]))
+        return FileRows(types, lambda column: iter_tables(rows))
 
-    def _load(self, name: str, *, all_strings: Sequence[str] = (), **options: Any) -> Any:
+    def _load(self, name: str, *, all_strings: Sequence[str] = ()) -> Any:
         """Return the rows of a split as a stream.
 
         Args:
             name: name of the split.
             all_strings: names of the columns of a CSV file, whose cells are then read as they are.
-            options: options of the builder in `datasets`.
         """
-        datasets = import_datasets()
+        datasets, options = import_datasets(), dict[str, Any]()
         if self.form in ("csv", "tsv"):  # an empty cell is an empty text, and "NA" is a text
             options |= {"keep_default_na": False, "index_col": False, "sep": self._separator}
             options["chunksize"] = min(map(_rows_per_chunk, self.splits[name]))
@@ -173,6 +171,15 @@ def _rows_per_chunk(path: Path) -> int:
     text = next(TextFile(path).read_text(), "")
     num_rows = sum(part.count("\n") for part in text.split('"')[::2])  # without line breaks in quotes
     return max(1, min(MAX_CHUNK_ROWS, CHUNK_BYTES * num_rows // max(1, len(text))))
+
+
+def _read_parquet(paths: Sequence[Path], column: str) -> Iterator[Any]:
+    """Yield a column as Arrow record batches; `datasets` would hold a row group in memory, which may be the file."""
+    from pyarrow.parquet import ParquetFile
+
+    for path in paths:
+        with ParquetFile(path, buffer_size=BLOCK_BYTES, pre_buffer=False) as file:
+            yield from file.iter_batches(batch_size=STREAMED_ROWS_PER_BATCH, columns=[column], use_threads=False)
 
 
 def load_saved(subject: str, folder: Path) -> dict[str, Any]:

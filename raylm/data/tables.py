@@ -13,7 +13,7 @@ from raylm.errors import UserError
 
 ROWS_PER_BATCH = 1_000
 """Rows of a memory-mapped table that are looked up at a time; their texts are read one by one."""
-STREAMED_ROWS_PER_BATCH = 32
+STREAMED_ROWS_PER_BATCH = 16
 """Rows of a stream that are looked up at a time, and in memory."""
 VALIDATION_SPLITS = ("validation", "valid", "val", "dev")
 """Names of the validation split, in order of preference."""
@@ -26,8 +26,8 @@ class FileRows:
 
     types: Mapping[str, str]
     """Types of the columns by name."""
-    open_column: Callable[[str], Any]
-    """Function that returns a `datasets.IterableDataset` with a column, and maybe others."""
+    read_column: Callable[[str], Iterator[Any]]
+    """Function that yields Arrow tables of a few rows each with a column, and maybe others."""
 
 
 @dataclass(frozen=True)
@@ -76,15 +76,17 @@ class TableTexts:
         return None if self._is_indexed else self.stop
 
     def _iter_values(self) -> Iterator[Any]:
-        rows, batch_size = self.rows, STREAMED_ROWS_PER_BATCH
-        if isinstance(rows, FileRows):
-            rows = rows.open_column(self.column)
-        if self._is_indexed:
-            rows = rows.select_columns([self.column]).select(range(self.start, self._stop()))
-            batch_size = ROWS_PER_BATCH
-        for table in rows.with_format("arrow").iter(batch_size=batch_size):
+        for table in self._iter_tables():
             for value in table[self.column]:
                 yield value.as_py()
+
+    def _iter_tables(self) -> Iterator[Any]:
+        if isinstance(self.rows, FileRows):
+            return self.rows.read_column(self.column)
+        if self._is_indexed:
+            rows = self.rows.select_columns([self.column]).select(range(self.start, self._stop()))
+            return iter_tables(rows, ROWS_PER_BATCH)
+        return iter_tables(self.rows)
 
     def _stop(self) -> int:
         return len(self.rows) if self.stop is None else min(self.stop, len(self.rows))
@@ -187,6 +189,12 @@ def _check_columns(subject: str, column: str, splits: Mapping[str, Any]) -> None
     if any(kinds.get(column) not in STRING_TYPES for kinds in types.values()):
         existing = "; ".join(f"{name} {format_columns(kinds)}" for name, kinds in types.items())
         raise UserError(f"{subject}: its splits have different columns: {existing}; expected strings in {column}")
+
+
+def iter_tables(rows: Any, batch_size: int = STREAMED_ROWS_PER_BATCH) -> Iterator[Any]:
+    """Yield a `datasets.Dataset` or `datasets.IterableDataset` as Arrow tables."""
+    tables: Iterator[Any] = rows.with_format("arrow").iter(batch_size=batch_size)
+    return tables
 
 
 def format_columns(types: Mapping[str, str]) -> str:

@@ -101,19 +101,28 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
 ]
 
 
+def run_program(folder: Path, endpoint: str, fields: Sequence[Mapping[str, Any]], *arguments: str) -> list[Any]:
+    """Return the splits or messages of datasets, read by one process with empty caches."""
+    variables = {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0"}
+    caches = {"HF_HOME": str(folder / "hf"), "RAYLM_CACHE": str(folder / "raylm")}
+    command = [sys.executable, str(PROGRAM), json.dumps(fields), *arguments]
+    env = {**os.environ, **variables, **caches}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=env, timeout=300)
+    answers: list[Any] = json.loads(done.stdout)
+    return answers
+
+
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Any]]:
-    """Splits or messages of all datasets above, read by one process."""
-    folder = tmp_path_factory.mktemp("hub")
-    with serve_hub("--root", str(write_hub(folder / "root"))) as endpoint:
-        variables = {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0"}
-        caches = {"HF_HOME": str(folder / "hf"), "RAYLM_CACHE": str(folder / "raylm")}
-        fields = json.dumps([fields for fields, _ in (*READ, *REFUSED)])
-        command = [sys.executable, str(PROGRAM), fields]
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=True, env={**os.environ, **variables, **caches}, timeout=300
-        )
-    yield json.loads(done.stdout)
+def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a stand-in for the Hub with the datasets above."""
+    with serve_hub("--root", str(write_hub(tmp_path_factory.mktemp("hub")))) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def answers(endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """Splits or messages of all datasets above."""
+    return run_program(tmp_path_factory.mktemp("caches"), endpoint, [fields for fields, _ in (*READ, *REFUSED)])
 
 
 def test_columns_splits_subsets_and_revisions_are_read(answers: list[Any]) -> None:
@@ -126,6 +135,13 @@ def test_refused_datasets_are_told_in_one_line_with_what_to_do(answers: list[Any
         assert isinstance(answer, str), fields
         assert len(answer.splitlines()) == 1, answer
         assert all(word in answer for word in [fields["dataset"].partition(":")[0], *words]), answer
+
+
+def test_streamed_datasets_have_the_same_texts(endpoint: str, tmp_path: Path) -> None:
+    expected = [(fields, splits) for fields, splits in READ if "max_documents" in fields]
+    answers = run_program(tmp_path, endpoint, [fields for fields, _ in expected], "0")
+    assert answers == [splits for _, splits in expected]
+    assert not list((tmp_path / "hf").rglob("*.arrow")), "nothing is downloaded whole"
 
 
 class RefusedError(Exception):

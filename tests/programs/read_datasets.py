@@ -1,6 +1,7 @@
 """Read datasets; print the texts of each split, or the message of the user error, as JSON.
 
-Argument: a JSON list of the fields of `DatasetSpec`, a dict for each dataset.
+Arguments: a JSON list of the fields of `DatasetSpec`, a dict for each dataset; optionally the size in bytes from which
+a repository is streamed.
 """
 
 import json
@@ -8,7 +9,7 @@ import sys
 from typing import Any
 
 from raylm.config.trial import TrialConfig
-from raylm.data import sources
+from raylm.data import hub_datasets, sources
 from raylm.errors import UserError
 
 
@@ -21,4 +22,6 @@ def read(fields: dict[str, Any]) -> Any:
         return str(error)
 
 
+if len(sys.argv) > 2:
+    hub_datasets.MIN_STREAMED_BYTES = int(sys.argv[2])
 print(json.dumps([read(fields) for fields in json.loads(sys.argv[1])]))
