@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from raylm import shadowing
+
+shadowing.exit_if_shadowed()  # before anything is imported that may be shadowed
+
 import importlib
 from typing import TYPE_CHECKING, Any
 

@@ -23,7 +23,8 @@ PATHS = {
 """File of each module, by dotted name."""
 
 LAYERS = (
-    {"errors", "files", "numerics", "units"},
+    {"errors", "files", "numerics", "shadowing", "units"},
+    {"machine"},
     {"config"},
     {"results", "data"},
     {"events", "planning", "training", "spot_notices"},

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from raylm import shadowing
 from raylm.config.overrides import parse_overrides
 from raylm.config.sweep import Sweep
 from raylm.config.trial import TrialConfig
@@ -69,6 +70,7 @@ def _read_source(path: Path) -> str:
 
 def _run_file(path: Path, source: str) -> Mapping[str, Any]:
     """Run a sweep file, with its folder on `sys.path` as under `python FILE`, and return its global names."""
+    _check_shadowing(path)
     module = ModuleType("raylm_sweep_file")
     module.__file__ = str(path)
     original_sys_path = list(sys.path)
@@ -82,6 +84,17 @@ def _run_file(path: Path, source: str) -> Mapping[str, Any]:
     finally:
         sys.path = original_sys_path
     return vars(module)
+
+
+def _check_shadowing(path: Path) -> None:
+    """Check that no file beside a sweep file, or in the working folder, is imported instead of a package.
+
+    Raises:
+        UserError: if one is: of the processes that Ray and the trackers start, some look there first.
+    """
+    for folder in dict.fromkeys((str(path.parent), ".")):
+        if message := shadowing.describe_shadowing(folder):
+            raise UserError(message)
 
 
 def _describe_exception(path: Path, error: BaseException) -> str:

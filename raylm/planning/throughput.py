@@ -5,7 +5,6 @@ The time is an estimate: that of the arithmetic and of the memory traffic at the
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from dataclasses import dataclass, replace
 from raylm.config.catalog import ModelShape
 from raylm.config.trial import Resources, TrialConfig
 from raylm.errors import UserError, format_suggestion, safe_repr
+from raylm.machine import allowed_cpus
 from raylm.planning.devices import DEVICES, Device, find_device, list_gpu_names, measure_cpu, resolve_precision
 from raylm.planning.memory import MemoryModel
 from raylm.results.progress import MicroBatching
@@ -169,7 +169,7 @@ def find_placement(resources: Resources, precision: str, gpu: str | None = None)
         UserError: if `gpu` is unknown, or trials cannot run on it.
     """
     if gpu is None and is_cpu_only(resources):
-        cpu, cores = measure_cpu(), os.cpu_count() or 1
+        cpu, cores = measure_cpu(), allowed_cpus()
         cpu_fraction = min(1.0, resources.cpus / cores)
         return Placement(cpu, cpu_fraction, max(1, cores // resources.cpus), resolve_precision(precision, cpu))
     per_trial = resources.gpus if isinstance(resources.gpus, float) and resources.gpus else 1.0
@@ -183,7 +183,7 @@ def find_placement(resources: Resources, precision: str, gpu: str | None = None)
         if known is None or per_trial > len(names):
             return None
         device, count = known, len(names)
-        max_trials = min(MAX_TRIALS_PER_GPU, (os.cpu_count() or 1) // count // resources.cpus)
+        max_trials = min(MAX_TRIALS_PER_GPU, allowed_cpus() // count // resources.cpus)
     return Placement(
         device,
         per_trial,

@@ -7,7 +7,6 @@ import contextlib
 import io
 import logging
 import os
-import secrets
 import shlex
 import shutil
 import socket
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 import yaml
 
+from raylm import machine
 from raylm.config.trial import Resources
 from raylm.errors import UserError, one_line
 from raylm.planning.devices import Device, find_device
@@ -34,6 +34,8 @@ GPU_MEMORY_RESOURCE = "gpu_gib"
 ACCELERATOR_TYPE_PREFIX = "accelerator_type:"
 """Prefix of the resource with which Ray names the type of a node's GPUs."""
 CONNECT_TIMEOUT_SECONDS = 2.0
+START_TIMEOUT_SECONDS = 120.0
+"""Time for Ray to start on this machine, which takes 4 s on a quiet one."""
 UNKNOWN_EXIT_CODE = 1
 """Exit code of a job that ended without one."""
 
@@ -50,23 +52,25 @@ def connect_ray(address: str | None, verbose: bool) -> Iterator[str | None]:
         verbose: show Ray's log messages.
 
     Raises:
-        UserError: if the cluster cannot be reached.
+        UserError: if the cluster cannot be reached, or Ray cannot start on this machine.
     """
     address = resolve_address(address)
     is_local = address == "local"
     logging.getLogger("ray.tune").setLevel(logging.INFO if verbose else logging.CRITICAL)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else tokenizers warns when Ray forks this process
+    options: dict[str, Any] = {"log_to_driver": verbose, "logging_level": logging.INFO if verbose else logging.ERROR}
     if is_local:
-        _create_auth_token()
+        options |= {"include_dashboard": True, "num_cpus": machine.allowed_cpus()}
+        if obstacle := machine.find_ray_obstacle():
+            raise UserError(f"Ray cannot start: {obstacle}")
+        machine.create_ray_token()
     try:
-        with ray_private.ignore_hangup():
-            context = ray.init(
-                address,
-                include_dashboard=True if is_local else None,
-                log_to_driver=verbose,
-                logging_level=logging.INFO if verbose else logging.ERROR,
-            )
-    except (ConnectionError, ValueError, RuntimeError) as error:
+        with ray_private.ignore_hangup(), ray_private.end_hanging_start(START_TIMEOUT_SECONDS) as has_hung:
+            context = ray.init(address, **options)
+    except Exception as error:  # Ray raises errors of many classes while it starts
+        if is_local:
+            cause = f"has not started within {START_TIMEOUT_SECONDS:.0f} s" if has_hung() else "cannot start"
+            raise UserError(f"Ray {cause}: {one_line(error)}; {machine.advise_on_ray_start()}") from error
         raise UserError(
             f"cannot reach Ray at {address}: {one_line(error)}; run `raylm doctor` for a diagnosis, or use "
             "--address local to start Ray on this machine"
@@ -279,16 +283,3 @@ async def _stream_logs(client: JobSubmissionClient, job_id: str, write: Callable
 
 
 # ---- authentication token -----------------------------------------------------------------------------------------
-
-
-def _create_auth_token() -> None:
-    """Create the token of a local Ray as Ray itself would, but readable by its owner only."""
-    file = Path.home() / ".ray" / "auth_token"
-    if file.exists():
-        file.chmod(0o600)
-    elif not any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        temporary = file.with_name(f".auth_token.{os.getpid()}")
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as opened:
-            opened.write(secrets.token_hex(32))
-        temporary.replace(file)  # atomic: readers never see a part of it

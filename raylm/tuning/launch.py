@@ -6,7 +6,6 @@ import contextlib
 import datetime
 import importlib.metadata
 import math
-import os
 import platform
 import subprocess
 import time
@@ -18,6 +17,7 @@ from raylm.config.sweep import Sweep
 from raylm.config.trial import Resources, TrialConfig
 from raylm.errors import PauseReason
 from raylm.events import Notify, TrialListener
+from raylm.machine import allowed_cpus
 from raylm.planning import throughput
 from raylm.planning.throughput import Placement
 from raylm.results import measures, sweep_record
@@ -194,7 +194,7 @@ class Launch:
             hardware=HardwareRecord(
                 machine=platform.machine(),
                 system=platform.platform(),
-                cpus=os.cpu_count(),
+                cpus=allowed_cpus(),
                 trials_on=placement.device.name if placement else None,
             ),
             precision=self._runner.precision,

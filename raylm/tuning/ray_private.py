@@ -8,11 +8,12 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TextIO
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when Ray is started
 
+import psutil
 from ray._private.services import find_bootstrap_address
 from ray._private.state import state
 
@@ -113,3 +114,32 @@ def ignore_hangup() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@contextlib.contextmanager
+def end_hanging_start(seconds: float) -> Iterator[Callable[[], bool]]:
+    """End the processes that Ray starts if it has not started after a time, so that `ray.init` raises.
+
+    If it does not even then, this command ends with exit code 2: no trial runs yet.
+
+    Yields:
+        Function that returns whether the time was used up.
+    """
+    has_started, has_hung = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        if has_started.wait(seconds):
+            return
+        has_hung.set()
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        if not has_started.wait(seconds / 4):
+            sys.stderr.write(f"raylm: Ray has not started within {seconds:.0f} s, and does not react\n")
+            os._exit(2)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield has_hung.is_set
+    finally:
+        has_started.set()

@@ -1,0 +1,144 @@
+"""Machine that a command runs on: cores that it may use, and what keeps Ray from starting. Without Ray and torch."""
+
+from __future__ import annotations
+
+import math
+import os
+import resource
+import secrets
+import socket
+import tempfile
+from pathlib import Path
+
+from raylm.errors import UserError
+from raylm.files import write_private_file
+
+CGROUP_ROOT = Path("/sys/fs/cgroup")
+MAX_SOCKET_PATH_BYTES = 107
+"""Longest path of a Unix socket on Linux."""
+RAY_SOCKET_SUFFIX = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+"""Path of Ray's longest socket below its temporary folder."""
+LOOPBACK = "127.0.0.1"
+RAY_NEEDS = {"RLIMIT_AS": ("v", 64 * 2**30), "RLIMIT_NPROC": ("u", 4096), "RLIMIT_NOFILE": ("n", 1024)}
+"""Limits of a process, with the option of `ulimit`, and values that Ray is known to start with."""
+
+
+def allowed_cpus() -> int:
+    """Return the number of cores that this process may use: by its affinity, its control group, and SLURM's allocation.
+
+    `os.cpu_count` returns those that exist.
+    """
+    limits = [float(os.cpu_count() or 1)]
+    if hasattr(os, "sched_getaffinity"):
+        limits.append(len(os.sched_getaffinity(0)))
+    limits += [quota for quota in (_cgroup_quota(),) if quota is not None]
+    slurm = os.environ.get("SLURM_CPUS_ON_NODE", "")
+    if slurm.isdecimal() and "SLURM_JOB_ID" in os.environ:
+        limits.append(int(slurm))
+    return max(1, math.floor(min(limits)))
+
+
+def _cgroup_quota() -> float | None:
+    """Return the cores of this process's control group, version 2 or 1, or None if it is not limited."""
+    try:
+        lines = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    except OSError:
+        return None
+    groups = [CGROUP_ROOT / path.lstrip("/") for _, controllers, path in lines if not controllers]
+    for folder in (*groups, CGROUP_ROOT):
+        quota = _parse_quota(folder / "cpu.max")
+        if quota is not None:
+            return quota
+    for folder in (CGROUP_ROOT / "cpu", CGROUP_ROOT / "cpu,cpuacct"):
+        try:
+            microseconds = int((folder / "cpu.cfs_quota_us").read_text())
+            period = int((folder / "cpu.cfs_period_us").read_text())
+        except (OSError, ValueError):
+            continue
+        if microseconds > 0 and period > 0:
+            return microseconds / period
+    return None
+
+
+def _parse_quota(file: Path) -> float | None:
+    """Return the cores in a `cpu.max`, or None if it is missing or says `max`."""
+    try:
+        quota, period = file.read_text().split()
+        return int(quota) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+
+
+def find_ray_obstacle() -> str | None:
+    """Return what keeps Ray from starting on this machine, with what to change, or None if nothing is known to."""
+    return _check_temporary_folder() or _check_loopback()
+
+
+def describe_limits() -> str:
+    """Return the limits of this process that are lower than Ray may need, in one line; an empty string if none is."""
+    found = []
+    for name, (flag, needed) in RAY_NEEDS.items():
+        soft, _ = resource.getrlimit(getattr(resource, name))
+        if soft not in (-1, resource.RLIM_INFINITY) and soft < needed:
+            found.append(f"`ulimit -{flag}` is {soft // 1024 if flag == 'v' else soft:,}")
+    return f"{' and '.join(found)}, which may be too low" if found else ""
+
+
+def ray_temporary_folder() -> str:
+    """Return the folder that Ray puts its sockets and logs under."""
+    return os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+
+
+def _check_temporary_folder() -> str | None:
+    folder = ray_temporary_folder()
+    length = len(os.fsencode(os.path.realpath(folder) + RAY_SOCKET_SUFFIX))
+    if length > MAX_SOCKET_PATH_BYTES:
+        return (
+            f"its socket's path in {folder} would have {length} bytes, {MAX_SOCKET_PATH_BYTES} are the most; "
+            "set RAY_TMPDIR to a shorter folder, such as /tmp"
+        )
+    try:
+        os.makedirs(folder, exist_ok=True)  # noqa: PTH103
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return f"its folder {folder} cannot be written: {error.strerror}; set RAY_TMPDIR to another folder"
+
+
+def _check_loopback() -> str | None:
+    """Return a message if this machine cannot connect to itself, as in a namespace without any network."""
+    try:
+        with socket.create_server((LOOPBACK, 0)) as server, socket.create_connection(server.getsockname(), timeout=5):
+            return None
+    except OSError as error:
+        what = f"this machine cannot connect to itself at {LOOPBACK}: {error.strerror or error}"
+        return f"{what}; bring up the loopback interface, as by `ip link set lo up`"
+
+
+def advise_on_ray_start() -> str:
+    """Return what to look at if Ray does not start, with this process's limits that are low."""
+    limits = describe_limits()
+    logs = f"see the logs in {ray_temporary_folder()}/ray/session_latest/logs"
+    return f"{limits}; {logs}" if limits else logs
+
+
+def create_ray_token() -> None:
+    """Create the token of a local Ray as Ray itself would, but readable by its owner only.
+
+    Raises:
+        UserError: if its folder cannot be written.
+    """
+    if any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
+        return
+    try:
+        file = Path.home() / ".ray" / "auth_token"
+        if file.exists():
+            file.chmod(0o600)
+            return
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_private_file(file, secrets.token_hex(32))
+    except (OSError, RuntimeError) as error:  # RuntimeError: no home
+        home = os.environ.get("HOME", "not set")
+        reason = getattr(error, "strerror", None) or error
+        advice = "set HOME to a folder that can be written, or RAY_AUTH_TOKEN to any secret text"
+        raise UserError(f"Ray cannot start: ~/.ray cannot be written (HOME is {home}): {reason}; {advice}") from error
