@@ -10,10 +10,13 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from rich.console import Console as RichConsole
 
 from raylm.config.trial import TrialConfig
 from raylm.events import DEFERRED, PAUSED
+from raylm.monitor.progress_view import render_state
 from raylm.monitor.state import CURVE_POINTS, SweepMonitor, SweepState
+from raylm.results.measures import NATS_PER_BYTE, Measure
 from raylm.results.progress import Progress, StepMetrics
 from raylm.results.rows import (
     DIVERGED,
@@ -199,6 +202,28 @@ def test_best_trial_has_the_lowest_adj_val_loss_of_its_dataset() -> None:
     assert {dataset: (trial.run_name, trial.adj_val_loss) for dataset, trial in best.items()} == (
         {"pydocs": (RUNS[1], 8.0)}
     )
+
+
+def test_best_trial_goes_by_the_measure_of_its_dataset() -> None:
+    nano, gpt2, lossy = (TrialConfig(model=model) for model in ("gpt2-nano", "gpt2", "owner/lossy"))
+    factors = {nano.corpus_key: 0.5, gpt2.corpus_key: 0.25}
+    measure = Measure(NATS_PER_BYTE, "", factors, frozenset([lossy.corpus_key]))
+    results = SweepRows(Folder(Path("/nowhere")), [])
+    monitor = SweepMonitor("s", results, 3, lambda trial: 1.0, measures={"pydocs": measure})
+    for trial, loss in ((nano, 3.0), (gpt2, 4.0), (lossy, 0.1)):
+        monitor.on_evaluate(trial, {"step": 1, "val_loss": loss, "adj_val_loss": 2 * loss})
+    state = monitor.snapshot()
+    assert str(state.best["pydocs"]) == "nats per byte 1.0000" and state.best["pydocs"].run_name == gpt2.run_name
+    assert msgspec.convert(msgspec.to_builtins(state), SweepState) == state
+    assert any("best on pydocs: nats per byte 1.0000, pydocs-gpt2" in line for line in render_lines(state))
+
+
+def render_lines(state: SweepState) -> list[str]:
+    """Return the lines of a state on a terminal."""
+    console = RichConsole(width=200)
+    with console.capture() as captured:
+        console.print(render_state(state, 200))
+    return captured.get().splitlines()
 
 
 def test_curve_of_a_running_trial_is_thinned_out() -> None:

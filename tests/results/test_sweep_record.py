@@ -65,6 +65,15 @@ def test_record_survives_its_file(tmp_path: Path) -> None:
         assert load_results(tmp_path).record == record
 
 
+def test_record_keeps_the_measure_of_a_search_and_what_compares(tmp_path: Path) -> None:
+    data = DataRecord("pydocs", "gpt2", validation_bytes=60_000, lossless=False, unknown_share=0.25)
+    record = SweepRecord("s", [TRIAL], "optuna", launches=[LaunchRecord(1, data=[data])], objective="nats per byte")
+    sweep_record.write(Folder(tmp_path), record)
+    assert sweep_record.load(Folder(tmp_path)) == record
+    text = (tmp_path / sweep_record.RECORD_FILE).read_text()
+    assert "train_bytes" not in text and '"validation_bytes": 60000' in text, "unknown values are left out, as before"
+
+
 def test_record_without_search_fields_is_of_a_grid(tmp_path: Path) -> None:
     trials = [{"id": TRIAL.id, "run": TRIAL.run_name, "config": TRIAL.as_dict()}]
     content = {"version": sweep_record.FORMAT_VERSION, "name": "old", "trials": trials, "launches": [{"number": 1}]}

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from raylm import TrialConfig
-from raylm.data.corpus import Corpus, Tokens, Windows
+from raylm.data.corpus import Corpus, Tokens, TokenSplit, Windows
 from raylm.errors import WorkError
 from raylm.results import manifest
 from raylm.results.progress import MicroBatching
@@ -151,6 +151,22 @@ def test_checkpoint_opens_in_transformers_with_its_val_loss(corpus: Corpus, tmp_
     assert tokenizer.eos_token_id == corpus.eos_token_id
     assert tokenizer.decode(tokenizer("for every x")["input_ids"]) == "for every x"
     assert not (tmp_path / "README.md").exists()  # export writes the model card
+
+
+def test_evaluation_has_its_precision_and_its_loss_in_each_unit(corpus: Corpus, tmp_path: Path) -> None:
+    (last,) = train(make_config(max_train_tokens=500), corpus, precision="bfloat16")
+    last.save(tmp_path)
+    saved = manifest.verify(tmp_path)
+    assert saved is not None and saved.progress.evaluations == [last.eval_metrics]
+    assert last.eval_metrics.precision == "bfloat16" and "precision" not in last.metrics()
+    split, metrics = corpus.validation, last.eval_metrics
+    assert metrics.adj_val_loss == metrics.val_loss * len(split.tokens) / split.num_words
+    assert last.metrics()["nats_per_byte"] == metrics.val_loss * len(split.tokens) / split.num_bytes
+
+
+def test_split_without_a_word_or_a_byte_divides_by_nothing() -> None:
+    empty = TokenSplit(np.arange(4, dtype=np.uint16), num_words=0, num_bytes=0)
+    assert empty.per_word(2.0) == 8.0 and math.isnan(empty.per_byte(2.0))
 
 
 def test_infinite_loss_ends_the_trial_immediately(corpus: Corpus) -> None:

@@ -5,22 +5,29 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 from ray import tune
+from ray.tune.schedulers import AsyncHyperBandScheduler
 from ray.tune.search import Searcher
 from simulated import SimulatedStorage, build_row
 
 from raylm.config.dataset import DatasetSpec
 from raylm.config.sweep import Sweep
 from raylm.config.trial import TrialConfig
+from raylm.data.corpus import Corpus
 from raylm.results.measures import ADJ_VAL_LOSS, NATS_PER_BYTE, VAL_LOSS, Measure, choose_measure, restore_measure
-from raylm.results.rows import DIVERGED, DONE, FAILED, STOPPED
-from raylm.results.sweep_record import DataRecord
+from raylm.results.rows import DIVERGED, DONE, FAILED, STOPPED, SweepRows
+from raylm.results.storage import Folder
+from raylm.results.sweep_record import DataRecord, LaunchRecord, SweepRecord
+from raylm.tuning.launch import _find_objective
+from raylm.tuning.prepare import PreparedInputs
 from raylm.tuning.search import Suggester
+from raylm.tuning.searcher import default_metric
 
 SPACE = {"learning_rate": tune.loguniform(1e-5, 1e-1), "warmup_ratio": tune.uniform(0.0, 0.5), "evals_per_epoch": 9}
 CHINESE_LOSS = 4e5
@@ -161,6 +168,29 @@ def test_search_compares_tokenizers_by_bytes() -> None:
     suggester.report_outcomes([(0, build_row(trial, DONE, [3.0]))])
     assert suggester._study is not None
     assert suggester._study.best_value == 3.0 * (0.25 if trial.model == "gpt2" else 0.5)
+
+
+def test_scheduler_of_ray_compares_by_the_measure_unless_it_has_a_metric() -> None:
+    scheduler = AsyncHyperBandScheduler()
+    assert default_metric(scheduler, choose_measure([FINE], DATA)) == {"metric": "val_loss", "mode": "min"}
+    assert default_metric(scheduler, Measure(NATS_PER_BYTE))["metric"] == "nats_per_byte"
+    assert default_metric(scheduler, Measure())["metric"] == "adj_val_loss"
+    assert default_metric(AsyncHyperBandScheduler(metric="train_loss", mode="min"), Measure()) == {}
+
+
+def test_launch_keeps_to_the_objective_of_earlier_ones(corpus: Corpus) -> None:
+    trial, storage = TrialConfig(), Folder(Path("/nowhere"))
+    prepared = PreparedInputs({trial.corpus_key: corpus}, {}, {})
+
+    def find(**fields: Any) -> tuple[str, bool]:
+        record = SweepRecord("s", [], "optuna", **fields)
+        measure, is_old = _find_objective(build_sweep(), prepared, SweepRows(storage, [], record))
+        return measure.name, is_old
+
+    assert find() == (VAL_LOSS, False)
+    assert find(launches=[LaunchRecord(1)]) == (ADJ_VAL_LOSS, True)
+    for name in (VAL_LOSS, NATS_PER_BYTE, ADJ_VAL_LOSS):
+        assert find(launches=[LaunchRecord(1)], objective=name) == (name, False)
 
 
 def test_resumed_search_keeps_the_measure_of_its_first_launch() -> None:
