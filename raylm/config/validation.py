@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from raylm.config.catalog import DATASETS, MODELS, max_positions, read_model_config
-from raylm.config.dataset import DATASET_ID_PATTERN, HUB_ID_PATTERN, is_path, local_paths
+from raylm.config.dataset import DATASET_ID_PATTERN, DATASET_OPTIONS, HUB_ID_PATTERN, is_path, local_paths
 from raylm.errors import Problem, format_suggestion, safe_repr, unexpected_value
 
 BUCKET_URI_PATTERN = re.compile(r"(s3|gs)://[a-z0-9][a-z0-9._-]{1,61}[a-z0-9](/(?!\.\.?(/|$))[\w.=+-]+)*/?")
@@ -200,11 +200,16 @@ def _is_folder(name: str) -> bool:
 
 def check_combination(point: Mapping[str, Any]) -> list[Problem]:
     """Return the problems of a combination of fields, each valid by itself."""
-    model = point["model"]
+    model, dataset, problems = point["model"], point["dataset"], []
     longest = MODELS[model].shape.max_positions if model in MODELS else max_positions(read_model_config(model) or {})
-    if longest is None or point["context_length"] <= longest:  # None: known only to the Hub
-        return []
-    return [Problem("context_length", f"got {point['context_length']}; {model} takes at most {longest} tokens")]
+    if longest is not None and point["context_length"] > longest:  # None: known only to the Hub
+        problems.append(
+            Problem("context_length", f"got {point['context_length']}; {model} takes at most {longest} tokens")
+        )
+    for name in DATASET_OPTIONS if dataset in DATASETS else ():
+        if point.get(name) is not None:
+            problems.append(Problem(name, f"got {point[name]!r}; the text of {dataset} is fixed, expected None"))
+    return problems
 
 
 # ---- options of a sweep -------------------------------------------------------------------------------------------

@@ -64,12 +64,14 @@ def find(spec: DatasetSpec) -> LocalFiles | None:
     """Return the files of a dataset, or None if there are none of its name.
 
     Raises:
-        UserError: if a folder has no files to read, or files of several forms.
+        UserError: if a folder has no files to read, or files of several forms, or the name is not that of a file.
     """
     paths = local_paths(spec.dataset)
     if not paths:
         return None
     for path in paths:
+        if not (path.is_file() or path.is_dir()):  # a pipe can be read only once
+            raise UserError(f"dataset {path} is not a file; write what it gives to a file, and name that")
         check_compression(path)
     if len(paths) == 1 and paths[0].is_file():
         return LocalFiles(spec, _find_form(paths[0]) or "text", {"train": paths})

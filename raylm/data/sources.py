@@ -57,19 +57,21 @@ def resolve_source(spec: DatasetSpec) -> Source:
     """Return the source of a dataset. From the Hub, only the commit is requested.
 
     Raises:
-        UserError: if the dataset cannot be found or read, or has fields that it does not take.
+        UserError: if the dataset cannot be found or read.
     """
     dataset = spec.dataset
-    if dataset in FIXED_DATASETS and spec.options:
-        advice = "leave them at None, or name a dataset of the Hub or files"
-        raise UserError(f"dataset {dataset} does not take {', '.join(spec.options)}: its text is fixed; {advice}")
     if dataset == "pydocs":
         return Source(spec, "pydocs", _hash_texts(_load_pydocs_topics()))
     files = None if dataset in FIXED_DATASETS else local_files.find(spec)
     if files is not None:
         return _resolve_local_source(spec, files)
     name = HubName.parse(dataset)
-    commit = hub.resolve_commit(name.repo_id, "dataset", name.revision)
+    try:
+        commit = hub.resolve_commit(name.repo_id, "dataset", name.revision)
+    except UserError as error:
+        if dataset in FIXED_DATASETS:
+            raise
+        raise type(error)(f"{error}; there is no file or folder of this name either") from error
     return Source(spec, "hub", commit, name.repo_id, name.config_name)
 
 

@@ -68,7 +68,7 @@ def find_rung_evaluation(evaluations: Iterable[EvalMetrics], rung: int) -> EvalM
 
 def _is_comparable(row: Row, trial: TrialConfig, measure: Measure) -> bool:
     """Return whether a row's losses can be compared with a trial's."""
-    same = (row.config.dataset, row.config.context_length) == (trial.dataset, trial.context_length)
+    same = (row.config.dataset_spec, row.config.context_length) == (trial.dataset_spec, trial.context_length)
     return same and measure.compares(row.config) and measure.compares(trial) and row.status not in (DIVERGED, FAILED)
 
 

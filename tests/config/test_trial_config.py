@@ -17,6 +17,7 @@ from config_problems import list_locations, message_of, to_params
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raylm.config.dataset import DATASET_OPTIONS
 from raylm.config.trial import TrialConfig
 
 # ---- the fields of a trial ----------------------------------------------------------------------------------------
@@ -90,9 +91,15 @@ def test_defaults_of_a_trial() -> None:
     )
 
 
+def with_value(field: str, value: Any) -> dict[str, Any]:
+    """Return fields of a trial with a value, and with a dataset that takes it: the text of `pydocs` is fixed."""
+    dataset = {"dataset": "me/texts"} if field in DATASET_OPTIONS and value is not None else {}
+    return {"model": "gpt2", **dataset, field: value}
+
+
 @pytest.mark.parametrize(("field", "value"), to_params(VALID))
 def test_field_accepts_valid_values(field: str, value: Any) -> None:
-    assert getattr(TrialConfig(**{"model": "gpt2", field: value}), field) == value
+    assert getattr(TrialConfig(**with_value(field, value)), field) == value
 
 
 @pytest.mark.parametrize(("field", "value"), to_params(INVALID))
@@ -195,8 +202,8 @@ def test_id_ignores_the_order_of_fields_and_fields_that_are_none() -> None:
 
 
 def test_every_field_changes_the_id() -> None:
-    configs = [TrialConfig(**{"model": "gpt2", field: value}) for field, values in VALID.items() for value in values]
-    configs += [TrialConfig(), TrialConfig(model="gpt2")]
+    configs = [TrialConfig(**with_value(field, value)) for field, values in VALID.items() for value in values]
+    configs += [TrialConfig(), TrialConfig(model="gpt2"), TrialConfig(model="gpt2", dataset="me/texts")]
     assert len({config.id for config in configs}) == len({config.run_name for config in configs}) == len(configs)
 
 

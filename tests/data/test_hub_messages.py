@@ -96,7 +96,7 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"dataset": "me/numbers"}, ["no column `text` of strings", "text (int64)"]),
     ({"dataset": "me/script"}, ["me/script"]),
     ({"dataset": "me/empty"}, ["no data files that can be read"]),
-    ({"dataset": "me/nothing"}, ["not found", "check the spelling"]),
+    ({"dataset": "me/nothing"}, ["not found", "check the spelling", "no file or folder of this name either"]),
     ({"dataset": "me/lines", "documents": "line"}, ["documents='line' is for text files"]),
 ]
 

@@ -7,6 +7,7 @@ import csv
 import gzip
 import json
 import lzma
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -325,6 +326,18 @@ def test_folder_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     assert "no train split; it has validation" in error_of(tmp_path)
     write_csv(tmp_path / "train.csv", TEXTS)
     assert "several forms: csv, text" in error_of(tmp_path)
+
+
+def test_pipe_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.txt")
+    assert "is not a file" in error_of(tmp_path / "pipe.txt")
+
+
+def test_options_of_a_dataset_with_a_fixed_text_are_refused() -> None:
+    with pytest.raises(SweepError) as caught:
+        TrialConfig(dataset="imdb", text_column="text", max_documents=10)
+    assert [problem.location for problem in caught.value.problems] == ["text_column", "max_documents"]
+    assert "the text of imdb is fixed" in str(caught.value)
 
 
 def test_datasets_of_save_to_disk(tmp_path: Path) -> None:

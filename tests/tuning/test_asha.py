@@ -84,6 +84,12 @@ def test_trial_is_compared_within_its_dataset_and_context_length(fields: dict[st
     assert found == ({100: 3.0, 300: 1.0} if compared else {})
 
 
+def test_trial_is_compared_within_its_splits() -> None:
+    trial, other = (TrialConfig(dataset="me/texts", validation_split=split) for split in ("test", "dev"))
+    for row, compared in ((trial, True), (other, False)):
+        assert bool(asha.compute_loss_limits(trial, [build_row(row, DONE, [3.0, 2.0, 1.0])], 900)) == compared
+
+
 @pytest.mark.parametrize(("status", "counts"), [(DONE, True), (STOPPED, True), (DIVERGED, False), (FAILED, False)])
 def test_diverged_and_failed_trials_are_ignored(status: str, counts: bool) -> None:
     earlier_rows = [build_row(peer(seed=1), DONE, [3.0]), build_row(peer(seed=2), status, [1.5])]
