@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -101,9 +102,10 @@ def read_splits(source: Source, *, is_partial: bool = False) -> TextSplits:
             raise UserError(f"{subject} is no longer there")
         return local_files.read_splits(files)
     is_partial = (is_partial or spec.max_documents is not None) and source.name not in FIXED_DATASETS
-    splits = hub_datasets.load_tables(
-        subject, source.hub_id, source.config_name, source.revision, is_partial=is_partial
-    )
+    load = partial(hub_datasets.load_tables, subject, source.hub_id, source.config_name, source.revision)
+    splits = load(is_partial=is_partial)
+    if is_partial and spec.max_documents is None and tables.choose_splits(subject, list(splits), spec)[1] is None:
+        splits = load(is_partial=False)  # the last tenth of the rows is needed
     guard = hub_datasets.guard(subject)
     if source.name not in FIXED_DATASETS:
         return tables.build_splits(subject, splits, spec, guard)

@@ -139,9 +139,13 @@ def test_refused_datasets_are_told_in_one_line_with_what_to_do(answers: list[Any
 
 def test_streamed_datasets_have_the_same_texts(endpoint: str, tmp_path: Path) -> None:
     expected = [(fields, splits) for fields, splits in READ if "max_documents" in fields]
+    for name in ("splits", "column"):
+        splits = next(splits for fields, splits in READ if fields == {"dataset": f"me/{name}"})
+        expected.append(({"dataset": f"me/{name}", "max_train_tokens": 10}, splits))
     answers = run_program(tmp_path, endpoint, [fields for fields, _ in expected], "0")
     assert answers == [splits for _, splits in expected]
-    assert not list((tmp_path / "hf").rglob("*.arrow")), "nothing is downloaded whole"
+    downloaded = {file.relative_to(tmp_path / "hf" / "datasets").parts[0] for file in tmp_path.rglob("*.arrow")}
+    assert downloaded == {"me___column"}, "whose last tenth is validation"
 
 
 class RefusedError(Exception):

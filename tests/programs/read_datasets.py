@@ -1,6 +1,6 @@
 """Read datasets; print the texts of each split, or the message of the user error, as JSON.
 
-Arguments: a JSON list of the fields of `DatasetSpec`, a dict for each dataset; optionally the size in bytes from which
+Arguments: a JSON list of the fields of a trial, a dict for each dataset; optionally the size in bytes from which
 a repository is streamed.
 """
 
@@ -16,7 +16,8 @@ from raylm.errors import UserError
 def read(fields: dict[str, Any]) -> Any:
     """Return the texts of the splits, or the message of the user error."""
     try:
-        splits = sources.read_splits(sources.resolve_source(TrialConfig(**fields).dataset_spec))
+        source = sources.resolve_source(TrialConfig(**fields).dataset_spec)
+        splits = sources.read_splits(source, is_partial="max_train_tokens" in fields)
         return [split and ["".join(piece.text for piece in text) for text in split.texts] for split in splits]
     except UserError as error:
         return str(error)
