@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import glob
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ CHUNK_BYTES = 8 * 2**20
 MAX_CHUNK_ROWS = 1_000
 MAX_ARRAY_BYTES = 64 * 2**20
 """Largest file that is a single JSON array, which `datasets` reads whole into memory."""
+_HIGH, _LOW = r"\\u[dD][89abAB][0-9a-fA-F][0-9a-fA-F]", r"\\u[dD][c-fC-F]"
+HALF_SURROGATE_PAIR = re.compile(rf"(?<!\\)(?:\\\\)*(?:{_HIGH}(?!{_LOW})|(?<!{_HIGH}){_LOW})")
+"""Escape in JSON of half a character, behind an even number of backslashes."""
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
 
@@ -72,7 +76,7 @@ class TableFiles:
         if self.form != "json":
             _check_csv(path, self._separator)
         elif first.startswith("["):
-            _check_array_size(path)
+            _check_array(path)
 
     def _open_split(self, name: str) -> FileRows:
         load = partial(self._load, name)
@@ -127,14 +131,26 @@ class TableFiles:
         return UserError(f"{self.subject} cannot be read as {form}: {one_line(cause)}")
 
 
-def _check_array_size(path: Path) -> None:
-    size = 0
-    for block in TextFile(path).read_blocks():
+def _check_array(path: Path) -> None:
+    """Check that a JSON array can be read: `datasets` holds it in memory, and drops halves of surrogate pairs.
+
+    Raises:
+        UserError: if it is too large, or has an escape that is no character.
+    """
+    size, blocks = 0, list[str]()
+    for block in TextFile(path).read_text():
+        blocks.append(block)
         size += len(block)
         if size > MAX_ARRAY_BYTES:
             limit = f"more than {MAX_ARRAY_BYTES // 2**20} MiB in one JSON array, which must be in memory whole"
             advice = f"write each element on a line, as by `jq -c '.[]' {path.name} > {path.stem}.jsonl`"
             raise UserError(f"dataset {path} has {limit}; {advice}")
+    text = "".join(blocks)
+    if match := HALF_SURROGATE_PAIR.search(text):
+        byte = len(text[: match.end()].encode())
+        raise UserError(
+            f"dataset {path}: the escape before byte {byte:,} is half a surrogate pair; expected both halves"
+        )
 
 
 def _check_csv(path: Path, separator: str) -> None:

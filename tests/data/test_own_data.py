@@ -192,6 +192,23 @@ def test_each_row_of_a_table_is_a_document(tmp_path: Path, suffix: str) -> None:
     assert "documents='line' is for text files" in error_of(tmp_path / f"rows{suffix}", documents="line")
 
 
+def test_escapes_of_whole_characters_are_read(tmp_path: Path) -> None:
+    texts = ["\U0001f600 \U0001f680", "\\ud83d \\\\ude00", "\ue000"]
+    (tmp_path / "a.json").write_text(json.dumps([{"text": text} for text in texts]))
+    assert read(tmp_path / "a.json") == [texts[:2], texts[2:], None]
+
+
+def test_equal_rows_have_equal_tokens_in_every_form(tmp_path: Path) -> None:
+    found = []
+    for suffix, write in WRITERS.items():
+        write(tmp_path / f"rows{suffix}", TEXTS)
+        corpus = prepare(TrialConfig(dataset=str(tmp_path / f"rows{suffix}")).dataset_spec, None, "gpt2-nano")
+        assert corpus.validation.num_words == sum(len(text.split()) for text in TEXTS[18:])
+        assert corpus.validation.num_bytes == sum(len(text.encode()) for text in TEXTS[18:])
+        found.append((corpus.train.tokens.tolist(), corpus.validation.tokens.tolist()))
+    assert found == [found[0]] * len(WRITERS)
+
+
 @pytest.mark.parametrize("suffix", WRITERS)
 def test_rows_without_text_and_tables_of_one_row_are_refused(tmp_path: Path, suffix: str) -> None:
     file = tmp_path / f"rows{suffix}"
@@ -227,6 +244,8 @@ def test_compressed_files_are_read(tmp_path: Path, compress: Callable[[bytes], b
         ("a.jsonl", b'{"text": {"a": "b"}}\n' * 3, ["no column `text` of strings", "text (nested)"]),
         ("a.jsonl", b'{"title": "a", "body": "b"}\n' * 3, ["text_column", "title (string), body (string)"]),
         ("a.jsonl", gzip.compress(b'{"text": "a"}\n'), ["gzip", ".gz"]),
+        ("a.json", b'[{"text": "x \\ud83d y"}, {"text": "b"}]', ["byte 19", "half a surrogate pair"]),
+        ("a.json", b'[{"text": "x \\\\\\ude00"}, {"text": "b"}]', ["half a surrogate pair"]),
         ("a.json", b'{"data": [{"text": "a"}]}', ["no column `text` of strings", "data (nested)"]),
         ("a.csv", b"id,text\n", ["has no columns"]),
         ("a.csv", b"id;text\n1;a\n2;b\n", ["separated by semicolons", "commas"]),
