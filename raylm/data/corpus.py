@@ -69,6 +69,9 @@ class Corpus:
     is_lossless: bool = True
     """False if the tokens do not give the text again: losses are then those of another text, and are not compared with
     those of other tokenizers."""
+    spaceless_percent: int | None = None
+    """Percentage of the letters of a sample of the validation split that are of scripts without spaces between words;
+    None: not counted."""
 
     @property
     def start_token_id(self) -> int:

@@ -17,7 +17,7 @@ from raylm.config.dataset import DatasetSpec
 from raylm.data import cache, encoding, sources, tokenizer
 from raylm.data.corpus import Corpus, TokenSplit
 from raylm.data.sources import Source
-from raylm.data.text import Piece, TextSplit
+from raylm.data.text import Piece, TextSplit, spaceless_percent
 from raylm.data.token_file import TokenFileWriter
 from raylm.errors import UserError
 
@@ -164,6 +164,7 @@ class _CorpusBuilder:
         sample = next((piece.text for piece in validation.pieces if piece.text.strip()), "")[:SAMPLE_CHARACTERS]
         meta["unknown_share"] = tokenizer.unknown_share(hf_tokenizer, tokens)
         meta["is_lossless"] = tokenizer.is_lossless(hf_tokenizer, sample)
+        meta["spaceless_percent"] = spaceless_percent(sample)
         (self.folder / "tokenizer").mkdir()
         for file, content in tokenizer.serialize_files(hf_tokenizer).items():
             (self.folder / "tokenizer" / file).write_bytes(content)
@@ -219,5 +220,6 @@ def _load_corpus(folder: Path) -> Corpus:
         vocab_size=meta["vocabulary"],
         unknown_share=meta["unknown_share"],
         is_lossless=meta["is_lossless"],
+        spaceless_percent=meta.get("spaceless_percent"),
         tokenizer_files={path.name: path.read_bytes() for path in sorted((folder / "tokenizer").iterdir())},
     )

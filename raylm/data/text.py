@@ -36,6 +36,17 @@ LINE_END, LINE_END_BYTES = re.compile(r"\r\n|\r|\n"), re.compile(rb"\r\n|\r|\n")
 OLD_LINE_ENDS = re.compile(rb"[\r\x0b\x0c\x1c-\x1e]|\xc2\x85|\xe2\x80[\xa8\xa9]")
 """UTF-8 of what ended a line, and was replaced by a line feed, before raylm 0.2."""
 
+SPACELESS_LETTER = re.compile(
+    "[\u0e00-\u0eff\u0f00-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+"""Letters of scripts without spaces between words: Thai, Lao, Tibetan, Burmese, Khmer, Japanese and Chinese."""
+
+
+def spaceless_percent(text: str) -> int:
+    """Return the percentage of the letters of a text that are of scripts without spaces between words."""
+    letters = sum(map(str.isalpha, text))
+    return round(100 * min(1.0, len(SPACELESS_LETTER.findall(text)) / letters)) if letters else 0
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:

@@ -14,6 +14,10 @@ MAX_WORD_SIZE = 25
 """Bytes per word, between white space, above which a text counts as one without spaces: English has 6, Russian 12,
 Chinese, Thai, DNA and base64 have dozens to thousands."""
 
+MAX_SPACELESS_PERCENT = 50
+"""Percentage of letters of scripts without spaces between words, such as Chinese, above which a text counts as one
+without spaces, however short its lines are."""
+
 
 @dataclass(frozen=True)
 class DataRecord:
@@ -37,6 +41,8 @@ class DataRecord:
     """True if the tokens, decoded, are the text again; None if it was not recorded."""
     unknown_share: float | None = field(default=None, metadata=OMIT_NONE)
     """Fraction of the validation split's tokens, from 0 to 1, that stand for text that the tokenizer does not know."""
+    spaceless_percent: int | None = field(default=None, metadata=OMIT_NONE)
+    """Percentage of the letters of the validation split that are of scripts without spaces between words."""
     text_column: str | None = field(default=None, metadata=OMIT_NONE)
     documents: str | None = field(default=None, metadata=OMIT_NONE)
     train_split: str | None = field(default=None, metadata=OMIT_NONE)
@@ -84,7 +90,8 @@ def describe_words(record: DataRecord) -> str:
     words, unit, size = record.validation_words, "bytes", record.validation_bytes
     if size is None:  # at least as many bytes as tokens, in all but exotic vocabularies
         unit, size = "tokens", record.validation_tokens
-    if words is None or size is None or size <= MAX_WORD_SIZE * words:
+    is_spaceless = (record.spaceless_percent or 0) > MAX_SPACELESS_PERCENT
+    if words is None or size is None or (size <= MAX_WORD_SIZE * words and not is_spaceless):
         return ""
     found = "no word" if words == 0 else f"{words:,} word{'' if words == 1 else 's'} of {size / words:,.0f} {unit} each"
     return (

@@ -52,6 +52,7 @@ class PreparedInputs:
                 validation_bytes=corpus.validation.num_bytes or None,
                 unknown_share=corpus.unknown_share,
                 lossless=corpus.is_lossless,
+                spaceless_percent=corpus.spaceless_percent,
                 **asdict(spec),
             )
             for (spec, model), corpus in self.corpora.items()

@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from raylm import Sweep, load_results
 from raylm.data import preparation
+from raylm.data.text import spaceless_percent
 from raylm.report.advice import build_advice
 from raylm.results.data_record import describe_data
 from raylm.tuning.prepare import PreparedInputs
@@ -63,3 +64,17 @@ def test_adj_val_loss_of_chinese_text_is_said_to_be_per_line(tmp_path: Path) -> 
     assert corpus.validation.num_words == 4 and corpus.validation.num_bytes == 4 * len(TAO.encode())
     (note,) = describe_data(PreparedInputs({trial.corpus_key: corpus}, {}, {}).data_records())
     assert "its validation split has 4 words of 136 bytes each" in note
+    assert corpus.spaceless_percent == 100
+
+
+def test_scripts_without_spaces_are_recognized() -> None:
+    texts = {
+        "ภาษาไทยไม่มีช่องว่าง": 100,
+        "日本語のテキスト": 100,
+        "한국어는 띄어쓰기가 있다": 0,
+        "Привет, мир": 0,
+        "": 0,
+        "12 + 3": 0,
+    }
+    assert {text: spaceless_percent(text) for text in texts} == texts
+    assert 0 < spaceless_percent("the word 道 in English") < 10

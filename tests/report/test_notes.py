@@ -169,6 +169,12 @@ def test_words_of_text_without_spaces_are_described(words: int, size: int, found
     assert found is None or (f"its validation split has {found};" in texts[0] and "adj val loss on pydocs" in texts[0])
 
 
+def test_short_lines_of_a_script_without_spaces_are_no_words() -> None:
+    lines = data(validation_words=200, validation_bytes=3_800, spaceless_percent=98)
+    assert "200 words of 19 bytes each" in describe_data([lines])[0]
+    assert describe_data([replace(lines, spaceless_percent=2)]) == []
+
+
 def test_note_on_words_is_in_every_form_of_the_report(tmp_path: Path) -> None:
     record = data(validation_words=12, validation_bytes=99_600)
     results = replace(sweep(NANO, records=[record]), storage=Folder(tmp_path))
