@@ -12,6 +12,7 @@ from pathlib import Path
 
 from raylm.errors import UserError
 from raylm.files import write_private_file
+from raylm.units import GIB
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 MAX_SOCKET_PATH_BYTES = 107
@@ -19,6 +20,8 @@ MAX_SOCKET_PATH_BYTES = 107
 RAY_SOCKET_SUFFIX = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 """Path of Ray's longest socket below its temporary folder."""
 LOOPBACK = "127.0.0.1"
+MIN_ADDRESS_SPACE_BYTES = 15 * GIB
+"""Virtual memory that Ray starts with (measured: 16 GB suffice, with 12 GB a process dies, with 8 GB all wait)."""
 RAY_NEEDS = {"RLIMIT_AS": ("v", 64 * 2**30), "RLIMIT_NPROC": ("u", 4096), "RLIMIT_NOFILE": ("n", 1024)}
 """Limits of a process, with the option of `ulimit`, and values that Ray is known to start with."""
 
@@ -71,7 +74,7 @@ def _parse_quota(file: Path) -> float | None:
 
 def find_ray_obstacle() -> str | None:
     """Return what keeps Ray from starting on this machine, with what to change, or None if nothing is known to."""
-    return _check_temporary_folder() or _check_loopback()
+    return _check_temporary_folder() or _check_loopback() or _check_address_space()
 
 
 def describe_limits() -> str:
@@ -103,6 +106,15 @@ def _check_temporary_folder() -> str | None:
             return None
     except OSError as error:
         return f"its folder {folder} cannot be written: {error.strerror}; set RAY_TMPDIR to another folder"
+
+
+def _check_address_space() -> str | None:
+    """Return a message if the limit of virtual memory is so low that Ray's processes die or hang without a word."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if soft == resource.RLIM_INFINITY or soft >= MIN_ADDRESS_SPACE_BYTES:
+        return None
+    needed = f"Ray needs {MIN_ADDRESS_SPACE_BYTES / GIB:.0f} GiB"
+    return f"the limit of virtual memory is {soft / GIB:.1f} GiB and {needed}; raise it with `ulimit -v unlimited`"
 
 
 def _check_loopback() -> str | None:

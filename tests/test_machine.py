@@ -91,6 +91,12 @@ def test_low_limits_are_described() -> None:
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] != 200
 
 
+def test_low_limit_of_virtual_memory_is_told() -> None:
+    code = "import resource; resource.setrlimit(resource.RLIMIT_AS, (12 * 10**9, 12 * 10**9)); " + OBSTACLE
+    message = run_python(code)
+    assert "the limit of virtual memory is 11.2 GiB and Ray needs 15 GiB" in message and "ulimit -v" in message
+
+
 def test_home_that_cannot_be_written_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)

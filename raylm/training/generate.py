@@ -60,7 +60,8 @@ def generate_samples(
         with open_best_checkpoint(results, row) as folder:
             model = models.load_pretrained(folder, row.config.run_name)
             hf_tokenizer = tokenizer.load(folder, row.config.run_name)
-        model.set_attn_implementation("sdpa")  # raylm's attention does not support a key-value cache
+        if model.config.model_type == "gpt2":
+            model.set_attn_implementation("sdpa")  # raylm's attention does not support a key-value cache
         model.to(device).eval()
         max_length = _max_length(row.config, models.max_context_length(model))
         ids = _encode_prompt(prompt, hf_tokenizer, row.config.run_name, max_length)
