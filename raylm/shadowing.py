@@ -67,8 +67,8 @@ def describe_shadowing(folder: str) -> str | None:
 def exit_if_shadowed() -> None:
     """End `python -m raylm...` with exit code 2 if a file of the working folder is in the way.
 
-    Python looks there first; under the command `raylm` it does not.
+    Python looks there first; under the command `raylm`, and with `python -P`, it does not.
     """
-    if sys.argv[:1] == ["-m"] and (message := describe_shadowing(sys.path[0] or ".")):
+    if sys.argv[:1] == ["-m"] and not sys.flags.safe_path and (message := describe_shadowing(sys.path[0] or ".")):
         sys.stderr.write(f"raylm: {message}\n")
         raise SystemExit(2)

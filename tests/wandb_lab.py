@@ -33,6 +33,7 @@ class WandbServer(http.server.ThreadingHTTPServer):
         self.runs: dict[str, dict[str, Any]] = {}
         self.groups: dict[str, str] = {}
         self.history: dict[str, dict[int, dict[str, Any]]] = {}
+        self.requests: list[str] = []
         self.closing = threading.Event()
 
     @property
@@ -47,6 +48,7 @@ class WandbHandler(http.server.BaseHTTPRequestHandler):
     server: WandbServer
 
     def handle_request(self) -> None:
+        self.server.requests.append(self.path)
         body = self.rfile.read(int(self.headers.get("content-length") or 0))
         if self.server.behavior == "stall":
             self.server.closing.wait()

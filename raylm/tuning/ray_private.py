@@ -11,7 +11,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TextIO
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when Ray is started
+if os.environ.get("RAY_USAGE_STATS_ENABLED") != "1":
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # read when Ray is started, which fails with "false"
 
 import psutil
 from ray._private.services import find_bootstrap_address

@@ -41,6 +41,12 @@ WORKER_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 """Settings of libraries in the processes of trials; those of the process's own environment take precedence."""
+LAUNCHER_VARIABLES = (
+    *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"),
+    *("ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING", "ACCELERATE_USE_DEEPSPEED"),
+)
+"""Variables that torchrun or Accelerate may have left. With those of FSDP, ranks would load no weights
+(transformers/distributed/fsdp.py). raylm passes ranks as arguments."""
 INTERMEDIATE_CHECKPOINT_SCORE = 1e9
 """Score of a checkpoint between two evaluations: Tune keeps it beside the one of the best evaluation."""
 COORDINATOR_TIMEOUT_SECONDS = 5
@@ -72,11 +78,18 @@ def train_gpt2(config: dict[str, Any], context: LaunchContext) -> None:
 
 def _capture_output(context: LaunchContext, run_name: str, rank: int) -> contextlib.AbstractContextManager[None]:
     """Return a context in which the output of this process goes to its log file."""
-    for name, value in WORKER_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    set_worker_environment()
     disable_progress_bars()
     log_file = f"{context.launch_name}/{run_name}/{trial_process.log_file_name(rank)}"
     return trial_process.capture_output(context.storage, log_file)
+
+
+def set_worker_environment() -> None:
+    """Set `WORKER_ENVIRONMENT` and remove `LAUNCHER_VARIABLES` in this process."""
+    for name, value in WORKER_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    for name in LAUNCHER_VARIABLES:
+        os.environ.pop(name, None)
 
 
 @contextlib.contextmanager

@@ -125,9 +125,11 @@ def test_token_of_ray_is_in_one_file_that_only_its_owner_can_read(finished: Swee
     assert mode & 0o077 == 0, f"{finished.token_path} has mode {mode & 0o777:o}"
 
 
-def test_ray_and_the_hubs_client_send_no_telemetry() -> None:
+@pytest.mark.parametrize("usage_stats", [None, "false"])
+def test_ray_and_the_hubs_client_send_no_telemetry(usage_stats: str | None) -> None:
     names = ("HF_HUB_DISABLE_TELEMETRY", "RAY_USAGE_STATS_ENABLED")  # variables of the user take precedence
     env = {name: value for name, value in os.environ.items() if name not in names}
+    env |= {"RAY_USAGE_STATS_ENABLED": usage_stats} if usage_stats else {}
     command = [sys.executable, str(PROGRAMS / "telemetry.py")]
     process = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
     assert process.stdout.split() == ["True", "False"]

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 from raylm.cli.app import app
 from raylm.errors import UserError
-from raylm.monitor.trackers.options import has_wandb_login, resolve
+from raylm.monitor.trackers.options import resolve
+from raylm.monitor.trackers.wandb_settings import has_login
 
 
 def test_wandb_is_online_if_it_is_logged_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,7 +37,7 @@ def test_login_to_another_host_is_found(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     (tmp_path / "settings").write_text("[default]\nbase_url = https://wandb.example.org\n")
     (tmp_path / "netrc").write_text(f"machine wandb.example.org\n  login user\n  password {API_KEY}\n")
-    assert has_wandb_login()
+    assert has_login()
 
 
 @pytest.mark.parametrize(

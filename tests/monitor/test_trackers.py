@@ -118,7 +118,11 @@ def test_tensorboard_has_losses_by_step_and_fields_with_the_best_losses(tmp_path
         assert "_hparams_/session_end_info" in contents
 
 
-def test_mlflow_has_a_run_per_trial_and_resumes_it(tmp_path: Path) -> None:
+def test_mlflow_has_a_run_per_trial_and_resumes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0123456789abcdef0123456789abcdef")  # as in the process of another run
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "other")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_LOGGING", "true")
     options = TrackerOptions("disabled", str(tmp_path / "mlflow"), None)
     track_launch(tmp_path / "small", options, last_step=20)
     track_launch(tmp_path / "small", options, rows=rows_after(20))

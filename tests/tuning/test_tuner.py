@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from raylm.tuning import cluster
 from raylm.tuning.callbacks import read_failure_reason
 from raylm.tuning.prepare import LaunchContext, PreparedInputs
 from raylm.tuning.searcher import QueueSearcher
+from raylm.tuning.trainable import set_worker_environment
 from raylm.tuning.trial_queue import SuggestFn, TrialQueue
 from raylm.tuning.tuner import TuneRunner, build_placement_group, estimate_gpu_memory_gib, resolve_precision
 
@@ -173,3 +175,15 @@ def test_failure_reason_is_one_line_of_the_last_failure(tmp_path: Path, failures
     if failures:  # as Tune writes it
         file.write_text("".join(f"Failure # {n + 1} (occurred at x)\n{text}\n" for n, text in enumerate(failures)))
     assert read_failure_reason(cast(Any, SimpleNamespace(error_file=str(file)))) == reason
+
+
+def test_variables_that_a_launcher_left_do_not_reach_a_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With FSDP's variables, Transformers loads weights on the first local rank only, which raylm does not name."""
+    left = {"RANK": "3", "WORLD_SIZE": "8", "ACCELERATE_USE_FSDP": "1", "FSDP_CPU_RAM_EFFICIENT_LOADING": "1"}
+    monkeypatch.setattr(os, "environ", {**left, "PATH": "/bin", "TOKENIZERS_PARALLELISM": "true"})
+    set_worker_environment()
+    assert dict(os.environ) == {
+        "PATH": "/bin",
+        "TOKENIZERS_PARALLELISM": "true",
+        "TUNE_FUNCTION_THREAD_TIMEOUT_S": "3600",
+    }

@@ -166,7 +166,6 @@ class MLflowTracker:
     def __init__(self, setup: TrackerSetup, notify: Notify) -> None:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", f"{REQUEST_TIMEOUT_SECONDS:.0f}")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         from mlflow import MlflowClient, entities
 
         self._entities, self._sweep, uri = entities, setup.sweep, setup.destination

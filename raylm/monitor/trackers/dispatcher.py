@@ -25,6 +25,7 @@ from raylm.config.trial import TrialConfig
 from raylm.data import cache
 from raylm.events import TrialListener
 from raylm.monitor.trackers.clients import TrackerSetup
+from raylm.monitor.trackers.environment import tracker_environment
 from raylm.monitor.trackers.options import TrackerOptions
 from raylm.results.progress import LOSS_NAMES, StepMetrics
 from raylm.results.rows import Row
@@ -65,6 +66,7 @@ class TrackerPool(TrialListener):
         self._folder = (
             storage.path.resolve() if isinstance(storage, Folder) else _local_tracker_folder(storage, sweep_id)
         )
+        self._option_notes = options.notes
         self._setups = _build_setups(options, storage.name, str(self._folder))
         self._last_evals = {
             row.config.run_name: (row.evaluations[-1].step, _row_best(row)) for row in rows if row.metrics
@@ -79,6 +81,8 @@ class TrackerPool(TrialListener):
 
     def __enter__(self) -> TrackerPool:
         """Start the processes of the trackers."""
+        for note in self._option_notes:
+            self._notify(note)
         if self._is_remote:
             self._notify(f"trackers write their files on this machine, in {self._folder}")
         for name, setup in self._setups.items():
@@ -134,7 +138,7 @@ class TrackerPool(TrialListener):
 
     def on_trial_start(self, trial: TrialConfig) -> None:
         """Send the trial with the id of its run."""
-        tracked = {"id": f"{trial.id}-{self.sweep_id}", "trial_id": trial.id, "config": trial.as_record()}
+        tracked = {"id": f"{trial.id}-{self.sweep_id}", "trial_id": trial.id, "config": trial.as_dict()}
         self._send("start", trial, {"trial": tracked})
 
     def on_step(self, trial: TrialConfig, step: StepMetrics) -> None:
@@ -230,6 +234,7 @@ class TrackerProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr_file,
+            env=tracker_environment(),
             start_new_session=True,  # Ctrl-C is for the command
         )
         self.put(json.dumps(asdict(setup)).encode() + b"\n")

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import configparser
-import contextlib
 import importlib.util
-import netrc
 import os
 import urllib.parse
 from dataclasses import dataclass
-from pathlib import Path
 
-from raylm.errors import UserError, format_suggestion, safe_repr
+from raylm.errors import UserError
+from raylm.monitor.trackers import wandb_settings
 
-WANDB_MODES = ("online", "offline", "disabled")
+OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+"""Variables that keep the hub's client from sending anything, which trackio's own client does not read."""
 
 
 @dataclass(frozen=True)
@@ -26,58 +24,64 @@ class TrackerOptions:
     """URI or folder; None: disabled."""
     trackio: str | None
     """Project; None: disabled."""
+    notes: tuple[str, ...] = ()
+    """Lines for the user: trackers that are off or offline, each with the setting that says so."""
 
 
 def resolve(wandb: str | None = None, mlflow: str | None = None, trackio: str | None = None) -> TrackerOptions:
     """Return the trackers of a launch.
 
     Args:
-        wandb: mode; None: `$WANDB_MODE`, else `online` if this machine is logged in.
+        wandb: mode; None: the one of `$WANDB_MODE` or W&B's settings files, else `online` if this machine is logged in.
         mlflow: URI or folder of MLflow.
         trackio: project of trackio.
 
     Raises:
-        UserError: if a value is invalid, a package is not installed, or there is no login.
+        UserError: if a value is invalid, a package is not installed, there is no login, or W&B is to be online although
+            a setting turns it off.
     """
-    mode, source = (wandb, "--wandb") if wandb else (os.environ.get("WANDB_MODE"), "WANDB_MODE")
-    if mode and mode not in WANDB_MODES:
-        hint = format_suggestion(mode, WANDB_MODES)
-        raise UserError(f"{source}: got {safe_repr(mode)}; expected one of {', '.join(WANDB_MODES)}{hint}")
-    if mode == "online" and not has_wandb_login():
-        raise UserError(
-            f"{source}=online: no API key for {_wandb_host()}; run `wandb login`, set WANDB_API_KEY, "
-            "or use --wandb offline"
-        )
+    mode, notes = _resolve_wandb(wandb)
     for package, flag, value in (("mlflow", "--mlflow", mlflow), ("trackio", "--trackio", trackio)):
-        if value is not None and importlib.util.find_spec(package) is None:
+        if value is not None and not _is_installed(package):
             raise UserError(f"{flag}: {package} is not installed; pip install 'raylm[{package}]'")
     if mlflow and "@" in urllib.parse.urlsplit(mlflow).netloc:
         raise UserError(
             "--mlflow: the URI contains a password, which would appear in logs; "
             "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         )
-    return TrackerOptions(mode or ("online" if has_wandb_login() else "disabled"), mlflow, trackio)
+    if trackio is not None and (offline := find_offline_variable()) and os.environ.get("TRACKIO_SPACE_ID"):
+        notes.append(f"trackio: offline because of {offline}; runs are not sent to the Space of TRACKIO_SPACE_ID")
+    return TrackerOptions(mode, mlflow, trackio, tuple(notes))
 
 
-def has_wandb_login() -> bool:
-    """Return whether wandb has a key for its server, without a request and without importing wandb (seconds)."""
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
-    files = [os.environ.get("NETRC"), "~/.netrc", "~/_netrc"]
-    for file in (Path(name).expanduser() for name in files if name):
-        with contextlib.suppress(OSError, netrc.NetrcParseError, UnicodeDecodeError):
-            if _wandb_host() in netrc.netrc(file).hosts:
-                return True
-    return False
+def _resolve_wandb(flag: str | None) -> tuple[str, list[str]]:
+    """Return the mode of W&B and notes."""
+    given = wandb_settings.parse_flag(flag) if flag else None
+    if given in ("offline", "disabled"):  # nothing is sent, whatever the settings are
+        return given, []
+    mode, setting = wandb_settings.find_mode()
+    if given and mode in ("offline", "disabled"):
+        raise UserError(f"--wandb online: W&B is {mode} because of {setting}; remove the flag or that setting")
+    is_required = given is not None or setting.startswith("WANDB_MODE=")
+    if is_required and mode in ("", "online") and not wandb_settings.has_login():
+        raise UserError(
+            f"{'--wandb' if given else 'WANDB_MODE'}=online: no API key for {wandb_settings.find_host()}; run "
+            "`wandb login`, set WANDB_API_KEY, or use --wandb offline"
+        )
+    if mode in ("offline", "disabled"):
+        return mode, [f"wandb: {mode} because of {setting}"]
+    return "online" if wandb_settings.has_login() else "disabled", []
 
 
-def _wandb_host() -> str:
-    """Return the host of wandb's server: of `$WANDB_BASE_URL`, else of `wandb login --host`, else wandb's own."""
-    url = os.environ.get("WANDB_BASE_URL")
-    if not url:
-        folder = os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb"
-        settings = configparser.ConfigParser(interpolation=None)
-        with contextlib.suppress(OSError, configparser.Error, UnicodeDecodeError):
-            settings.read(Path(folder).expanduser() / "settings")
-        url = settings.get("default", "base_url", fallback="https://api.wandb.ai")
-    return urllib.parse.urlsplit(url).hostname or url
+def find_offline_variable() -> str | None:
+    """Return the variable that keeps the hub's client offline, with its value, or None."""
+    for name in OFFLINE_VARIABLES:
+        if os.environ.get(name, "").strip().upper() in ("1", "ON", "YES", "TRUE"):  # huggingface_hub/constants.py
+            return f"{name}={os.environ[name]}"
+    return None
+
+
+def _is_installed(package: str) -> bool:
+    """Return whether a package is installed. A folder of its name without modules, such as its data, is none."""
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None

@@ -29,7 +29,6 @@ class WandbTracker:
     """Logs a run per trial, in the group of its sweep. If the server is unreachable or refuses, runs go offline."""
 
     def __init__(self, setup: TrackerSetup, notify: Notify) -> None:
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
         wandb.setup()  # start its service before trials need the processors
