@@ -148,7 +148,7 @@ class _CorpusBuilder:
             "fingerprint": fingerprint,
             "end_of_text": hf_tokenizer.eos_token_id,
             "own_start_token": tokenizer.own_start_token_id(hf_tokenizer),
-            "vocabulary": len(hf_tokenizer),
+            "vocabulary": tokenizer.vocab_size(hf_tokenizer),
         }
         for name, split in splits.items():
             max_tokens = self.max_train_tokens if name == "train" else None
@@ -188,7 +188,7 @@ class _CorpusBuilder:
 
         eos_token_id = hf_tokenizer.eos_token_id if split.is_documents else None
         assert eos_token_id is None or isinstance(eos_token_id, int)
-        dtype = np.min_scalar_type(len(hf_tokenizer) - 1)
+        dtype = np.min_scalar_type(tokenizer.vocab_size(hf_tokenizer) - 1)
         with TokenFileWriter(self.folder / f"{name}.npy", dtype) as file:
             for ids in encoding.encode_texts(hf_tokenizer, map(count, split.texts), eos_token_id):
                 file.append(ids)

@@ -156,16 +156,26 @@ def _check_array(path: Path) -> None:
 def _check_csv(path: Path, separator: str) -> None:
     """Check that each record of a CSV file has the cells of its header, and that quotes enclose whole cells.
 
-    pandas shifts the columns of longer records, fills shorter ones with empty cells and drops quotes within a cell.
+    pandas shifts the columns of longer records, fills shorter ones with empty cells, drops quotes within a cell, and
+    skips the records of a single column that are white space.
 
     Raises:
         UserError: if one of these does not hold.
     """
     csv.field_size_limit(sys.maxsize)  # of this process: a cell may be a book
-    reader = csv.reader(TextFile(path).iter_lines(), delimiter=separator, strict=True)
+    last_line = ""
+
+    def iter_lines() -> Iterator[str]:
+        nonlocal last_line
+        for line in TextFile(path).iter_lines():
+            last_line = line
+            yield line
+
+    reader = csv.reader(iter_lines(), delimiter=separator, strict=True)
     try:
         header = next(reader)
-        found = [label for other, label in SEPARATORS.items() if len(header) == 1 and other in header[0]]
+        others = {other: label for other, label in SEPARATORS.items() if other != separator}
+        found = [label for other, label in others.items() if len(header) == 1 and other in header[0]]
         if found:
             suffix = ".tsv" if separator == "	" else ".csv"
             expected = f"{SEPARATORS[separator]}, as its name ends in {suffix}"
@@ -177,6 +187,9 @@ def _check_csv(path: Path, separator: str) -> None:
                 place = f"the record that ends on line {reader.line_num:,} has {pluralize(len(record), 'cell')}"
                 advice = "quote cells that contain a separator or a line break"
                 raise UserError(f"dataset {path}: {place}, its header {len(header)}; {advice}")
+            if len(record) == 1 and not last_line.strip():
+                problem = f"line {reader.line_num:,} is a cell of white space without quotes"
+                raise UserError(f"dataset {path}: {problem}; enclose it in quotes, or remove it")
     except csv.Error as error:
         advice = "enclose cells with quotes in quotes, and double the quotes in them"
         raise UserError(f"dataset {path}: line {reader.line_num:,}: {error}; {advice}") from None

@@ -9,7 +9,7 @@ import tempfile
 import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -58,10 +58,18 @@ def load(folder: Path, model: str) -> PreTrainedTokenizerBase:
     if not ids:
         advice = "copy the tokenizer files of the model it was trained from into it"
         raise UserError(f"model {model}: its tokenizer has no tokens for {PROBE_TEXT!r}; {advice}")
+    _remove_dropout(tokenizer)
     _set_end_of_text(tokenizer, folder)
     if tokenizer.eos_token_id is None:
         raise UserError(f"model {model}: its tokenizer has no end-of-text token; expected one in tokenizer_config.json")
     return tokenizer
+
+
+def _remove_dropout(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Remove the dropout of a BPE, with which the same text has other tokens each time."""
+    bpe: Any = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    if getattr(bpe, "dropout", None) is not None:
+        bpe.dropout = None
 
 
 def _missing_package(folder: Path) -> str:
@@ -77,6 +85,11 @@ def _set_end_of_text(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     number = (read_model_config(folder) or {}).get("eos_token_id")
     if tokenizer.eos_token_id is None and isinstance(number, int) and 0 <= number < len(tokenizer):
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(number)
+
+
+def vocab_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the number of embeddings that a model needs for all tokens: ids may have gaps."""
+    return max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=0))
 
 
 def own_start_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:

@@ -122,11 +122,13 @@ def build_records(results: SweepRows, reference: ReferenceTable | None = None) -
 def format_csv(results: SweepRows, reference: ReferenceTable | None = None) -> str:
     """Return the records as CSV with numbers in full precision; missing values are empty."""
     records = build_records(results, reference)
+    return "".join(map(_format_csv_row, [list(records[0]), *(list(record.values()) for record in records)]))
+
+
+def _format_csv_row(values: Sequence[Any]) -> str:
     out = io.StringIO()
-    writer = csv.DictWriter(out, fieldnames=list(records[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return out.getvalue()
+    csv.writer(out, lineterminator="\r\n").writerow(values)  # which quotes carriage returns; "\n" does not
+    return out.getvalue().removesuffix("\r\n") + "\n"
 
 
 def write_tables(results: SweepRows) -> bool:

@@ -256,6 +256,7 @@ def test_compressed_files_are_read(tmp_path: Path, compress: Callable[[bytes], b
         ("a.csv", b'id,text\n1,"a\n2,c\n', ["unexpected end", "quotes"]),
         ("a.csv", b"text,text\na,b\nc,d\n", ["two columns 'text'"]),
         ("a.csv", b"text,n\ncaf\xe9,1\nb,2\n", ["UTF-8", "byte 10"]),
+        ("a.csv", b"text\na\n \nb\n", ["line 3", "white space without quotes"]),
         ("a.csv", b"text,n\na\0b,1\nb,2\n", ["byte 8 is NUL"]),
         ("a.csv", b"text\n1\n2\n", ["no column `text` of strings", "text (int64)"]),
         ("a.parquet", b"no table", ["cannot be read as Parquet"]),
@@ -270,6 +271,14 @@ def test_table_that_cannot_be_read_is_refused_by_name(
     (tmp_path / name).write_bytes(content)
     message = error_of(tmp_path / name)
     assert all(word in message for word in words), message
+
+
+def test_cells_of_white_space_in_quotes_and_separators_in_a_name_are_read_as_written(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text('"text,"\na\n" "\n\nb\n')
+    train, validation, _ = read(tmp_path / "rows.csv")
+    assert (train, validation) == (["a", " "], ["b"])
+    (tmp_path / "rows.tsv").write_text("text\tbody\na\tb\n\t\nc\td\n")
+    assert read(tmp_path / "rows.tsv")[:2] == [["a", ""], ["c"]]
 
 
 def test_numbers_in_later_rows_of_a_csv_file_are_text_as_written(tmp_path: Path) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,6 +47,35 @@ def test_sentence_piece_model_names_the_package_to_install(tmp_path: Path, monke
 def test_end_of_text_is_taken_from_the_models_config(tmp_path: Path) -> None:
     save_llama(tmp_path, PreTrainedTokenizerFast(tokenizer_object=byte_level().backend_tokenizer))
     assert tokenizer.load(tmp_path, "x").eos_token_id == 2
+
+
+def change_tokenizer_file(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change the model in a folder's tokenizer.json."""
+    file = folder / "tokenizer.json"
+    content = json.loads(file.read_text())
+    change(content["model"])
+    file.write_text(json.dumps(content))
+
+
+def test_gaps_between_ids_are_part_of_the_vocabulary(small_text: Path, tmp_path: Path) -> None:
+    save_llama(tmp_path, word_level())
+
+    def move_last_token(model: dict[str, Any]) -> None:
+        model["vocab"][max(model["vocab"], key=model["vocab"].get)] = 1_000
+        model["vocab"]["the"], model["vocab"]["<last>"] = 1_001, model["vocab"]["the"]
+
+    change_tokenizer_file(tmp_path, move_last_token)
+    corpus = prepare(DatasetSpec(str(small_text)), tmp_path, "x")
+    assert corpus.vocab_size == 1_002
+    assert (corpus.train.tokens == 1_001).sum() > 50
+
+
+def test_dropout_of_a_tokenizer_changes_no_token(small_text: Path, tmp_path: Path) -> None:
+    save_llama(tmp_path / "a", byte_level())
+    save_llama(tmp_path / "b", byte_level())
+    change_tokenizer_file(tmp_path / "b", lambda model: model.update(dropout=0.5))
+    expected, found = (prepare(DatasetSpec(str(small_text)), tmp_path / name, "x") for name in "ab")
+    assert np.array_equal(found.train.tokens, expected.train.tokens)
 
 
 @pytest.mark.parametrize(

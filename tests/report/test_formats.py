@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import json
 import re
 from pathlib import Path
 
 import pytest
 from sample_folder import DONE, INTERRUPTED, write_sample_folder
+from sample_rows import FOLDER, sample_row
 
 from raylm import Resources, load_results
 from raylm.config.catalog import MODELS
@@ -22,6 +24,7 @@ from raylm.results import sweep_record
 from raylm.results.folder import load_rows, write_final_status
 from raylm.results.progress import MicroBatching
 from raylm.results.rows import STOPPED, SweepRows
+from raylm.results.storage import Folder
 
 
 @pytest.fixture
@@ -78,6 +81,13 @@ def test_csv_has_every_column_in_order_and_numbers_in_full(results: SweepRows) -
     assert (done["steps"], done["tokens_seen"], done["micro_batch_size"]) == ("20", "10000", "4")
     assert (done["first_loss"], done["training_seconds"]) == ("4.75", "12.5")
     assert done["checkpoint"] == f"launch-001/{DONE.run_name}/checkpoint_000000"
+
+
+def test_csv_quotes_line_ends_of_all_kinds() -> None:
+    name = 'a\rb\nc\r\nd,"e"'
+    text = formats.format_csv(SweepRows(Folder(FOLDER), [sample_row(dataset=name)]))
+    (row,) = csv.DictReader(io.StringIO(text, newline=""))
+    assert row["dataset"] == name
 
 
 def test_csv_of_unfinished_rows(results: SweepRows) -> None:
