@@ -103,7 +103,7 @@ def test_placement_on_the_gpus_of_this_machine(tmp_path: Path, monkeypatch: pyte
 
 def test_cpu_is_measured_and_shared_by_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(throughput, "list_gpu_names", list)
-    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr(throughput, "allowed_cpus", lambda: 8)
     placement = throughput.find_placement(Resources(cpus=2), "auto")
     assert placement is not None
     assert (placement.devices_per_trial, placement.concurrent_trials) == (0.25, 4)

@@ -142,6 +142,7 @@ def test_where_nothing_is_less_the_error_is_raised(corpus: Corpus) -> None:
 REAL = """
 import json, resource, sys, torch
 from raylm import Resources, Sweep, TrialConfig
+from raylm.config.dataset import DatasetSpec
 from raylm.data.preparation import prepare
 from raylm.training import models
 from raylm.training.options import TrainingHooks
