@@ -184,10 +184,14 @@ def _submit_job(address: str, file: Path, context: typer.Context) -> NoReturn:
     """Run the same command as a job on a cluster, with all its options except the address."""
     with exit_codes("the sweep continues on the cluster"):
         from raylm.monitor.console import Console
+        from raylm.monitor.trackers.options import find_wandb_opt_out
 
         if not file.is_file():
             raise UserError(f"{file}: no such file; expected a Python file that ends in `sweep = Sweep(...)`")
         arguments = _format_options(context)
+        if opt_out := find_wandb_opt_out(context.params["wandb"]):  # the settings of this machine, not of the head
+            arguments.append(f"--wandb={opt_out[0]}")
+            print(opt_out[1])
         with Console().show_spinner("loading Ray"):
             from raylm.tuning.cluster import submit_job
         raise typer.Exit(submit_job(address, file, arguments, functools.partial(print, end="", flush=True)))

@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import cast
 
 import pytest
 from tracked_trials import API_KEY, SWEEP_ID, TRIALS, track_launch
@@ -147,7 +149,7 @@ def test_tracker_starts_beside_files_that_are_named_like_modules(login: Path, mo
 def test_folder_of_a_packages_data_is_not_the_package(login: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (login / "mlflow").mkdir()  # as of `--mlflow mlflow`
     monkeypatch.setattr(sys, "path", [str(login)])
-    monkeypatch.delitem(sys.modules, "mlflow")
+    monkeypatch.delitem(sys.modules, "mlflow", raising=False)
     with pytest.raises(UserError, match="mlflow is not installed"):
         resolve("disabled", mlflow="mlflow")
 
@@ -160,3 +162,22 @@ def test_trackers_report_nothing_on_themselves(login: Path, monkeypatch: pytest.
     assert env["HF_HUB_DISABLE_TELEMETRY"] == "1" and env["GRADIO_ANALYTICS_ENABLED"] == "False"
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "true")
     assert tracker_environment()["WANDB_ERROR_REPORTING"] == "true"
+
+
+def test_job_on_a_cluster_obeys_the_settings_of_the_machine_that_submits_it(
+    login: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitted: list[list[str]] = []
+
+    def submit_job(address: str, file: Path, arguments: list[str], write: object) -> int:
+        submitted.append(arguments)
+        return 0
+
+    monkeypatch.setitem(sys.modules, "raylm.tuning.cluster", cast("ModuleType", SimpleNamespace(submit_job=submit_job)))
+    command = ["run", str(Path(__file__).parents[2] / "sweeps" / "quickstart.py"), "--address", "http://head:8265"]
+    write_settings(login / "wandb", "disabled")
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0 and "wandb: disabled because of `mode = disabled`" in result.output
+    assert CliRunner().invoke(app, [*command, "--wandb", "offline"]).exit_code == 0
+    assert submitted == [["--wandb=disabled"], ["--wandb=offline"]]
+    assert CliRunner().invoke(app, [*command, "--wandb", "online"]).exit_code == 2

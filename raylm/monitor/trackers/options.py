@@ -54,23 +54,40 @@ def resolve(wandb: str | None = None, mlflow: str | None = None, trackio: str | 
     return TrackerOptions(mode, mlflow, trackio, tuple(notes))
 
 
+def find_wandb_opt_out(flag: str | None) -> tuple[str, str] | None:
+    """Return the mode that a setting of this machine turns W&B to and a note on it; None if it may be online.
+
+    Args:
+        flag: mode given to the command. `offline` and `disabled` take precedence over settings: nothing is sent.
+
+    Raises:
+        UserError: if a mode is invalid, or the flag is `online` although a setting turns W&B off.
+    """
+    given = wandb_settings.parse_flag(flag) if flag else None
+    if given in ("offline", "disabled"):
+        return None
+    mode, setting = wandb_settings.find_mode()
+    if mode not in ("offline", "disabled"):
+        return None
+    if given:
+        raise UserError(f"--wandb online: W&B is {mode} because of {setting}; remove the flag or that setting")
+    return mode, f"wandb: {mode} because of {setting}"
+
+
 def _resolve_wandb(flag: str | None) -> tuple[str, list[str]]:
     """Return the mode of W&B and notes."""
-    given = wandb_settings.parse_flag(flag) if flag else None
-    if given in ("offline", "disabled"):  # nothing is sent, whatever the settings are
-        return given, []
-    mode, setting = wandb_settings.find_mode()
-    if given and mode in ("offline", "disabled"):
-        raise UserError(f"--wandb online: W&B is {mode} because of {setting}; remove the flag or that setting")
-    is_required = given is not None or setting.startswith("WANDB_MODE=")
-    if is_required and mode in ("", "online") and not wandb_settings.has_login():
+    if opt_out := find_wandb_opt_out(flag):
+        return opt_out[0], [opt_out[1]]
+    if flag in ("offline", "disabled"):
+        return flag, []
+    has_login = wandb_settings.has_login()
+    is_variable = wandb_settings.find_mode()[1].startswith("WANDB_MODE=")
+    if (flag or is_variable) and not has_login:
         raise UserError(
-            f"{'--wandb' if given else 'WANDB_MODE'}=online: no API key for {wandb_settings.find_host()}; run "
+            f"{'--wandb' if flag else 'WANDB_MODE'}=online: no API key for {wandb_settings.find_host()}; run "
             "`wandb login`, set WANDB_API_KEY, or use --wandb offline"
         )
-    if mode in ("offline", "disabled"):
-        return mode, [f"wandb: {mode} because of {setting}"]
-    return "online" if wandb_settings.has_login() else "disabled", []
+    return "online" if has_login else "disabled", []
 
 
 def find_offline_variable() -> str | None:
