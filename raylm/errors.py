@@ -73,15 +73,37 @@ class SweepError(UserError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether torch ran out of memory: on a GPU the error has a type of its own, on a CPU only a text."""
-    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    """Return whether memory ran out: torch's error on a GPU has a type of its own, on a CPU only a text."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return any(words in str(error) for words in ("can't allocate memory", "std::bad_alloc"))
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Return whether an error means a full disk or quota, also where a library wrapped the system's error as text."""
+    """Return whether an error means a full disk, quota, or limit on the size of files (`ulimit -f`).
+
+    Libraries wrap the system's error as text.
+    """
     number, text = getattr(error, "errno", None), str(error)
     in_words = os.strerror(errno.ENOSPC) in text or re.fullmatch(r"\d+ requested and \d+ written", text)  # NumPy's
-    return number in (errno.ENOSPC, errno.EDQUOT) or bool(in_words)
+    return number in (errno.ENOSPC, errno.EDQUOT) or bool(in_words) or is_file_limit(error)
+
+
+def is_file_limit(error: BaseException) -> bool:
+    """Return whether a file would have become larger than `ulimit -f` or the file system allows."""
+    return getattr(error, "errno", None) == errno.EFBIG or os.strerror(errno.EFBIG) in str(error)
+
+
+def describe_full_disk(error: BaseException) -> tuple[str, str]:
+    """Return the cause of an error for which `is_disk_full` holds, and what to do about it."""
+    if is_file_limit(error):
+        return "a file would be larger than this process may write", "raise the limit with `ulimit -f unlimited`"
+    return "the disk is full", "free some space"
+
+
+def is_not_writable(error: OSError) -> bool:
+    """Return whether a file or folder may not be written: permissions, a read-only disk, or a folder such as /proc."""
+    return error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
 
 
 # ---- text of messages ---------------------------------------------------------------------------------------------

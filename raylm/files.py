@@ -1,10 +1,17 @@
-"""Text files: UTF-8 reads, atomic writes, content hashes."""
+"""Files: UTF-8 reads, atomic writes, content hashes, locks."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+UNSUPPORTED_LOCK_ERRORS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM)
+"""Numbers of errors with which `flock` fails where locks are not supported."""
 
 
 class UnreadableTextError(Exception):
@@ -48,6 +55,39 @@ def write_private_file(path: Path, text: str) -> None:
     with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(text)
     temporary.replace(path)  # atomic: readers never see a part of it
+
+
+class LocksUnsupportedError(OSError):
+    """File system without locks, as some network file systems are."""
+
+
+@contextmanager
+def lock_file(path: Path, *, wait: bool) -> Iterator[None]:
+    """Lock a file, which is created if missing. The lock ends with the context or the process.
+
+    Args:
+        path: File to lock; its content stays.
+        wait: Wait while another process has the lock.
+
+    Raises:
+        BlockingIOError: If another process has the lock and `wait` is false.
+        LocksUnsupportedError: If the file system has no locks.
+        OSError: If the file cannot be opened.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError as error:
+            if error.errno in UNSUPPORTED_LOCK_ERRORS:
+                raise LocksUnsupportedError(error.errno, os.strerror(error.errno), str(path)) from None
+            raise
+        try:
+            yield
+        finally:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # a child that was forked meanwhile has the descriptor too
+    finally:
+        os.close(descriptor)
 
 
 def compute_sha256(path: Path) -> str:

@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -123,7 +124,11 @@ def _log(message: str) -> None:
 
 def main() -> None:
     """Poll for notices, unless another process on this machine does."""
-    lock = FileLock(Path.home() / ".raylm_notices.lock")
+    try:
+        folder = Path.home()
+    except RuntimeError:  # no HOME, and a user who is not in /etc/passwd
+        folder = Path(tempfile.gettempdir())
+    lock = FileLock(folder / ".raylm_notices.lock")
     try:
         with lock.acquire(timeout=0):
             watch_notices()

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from raylm.errors import UserError, WorkError, is_disk_full
+from raylm.errors import UserError, WorkError, describe_full_disk, is_disk_full
 
 atexit.register(gc.freeze)  # else the interpreter spends 1.6 s at exit on collecting the objects of torch and Ray
 
@@ -45,7 +45,8 @@ def exit_codes(interrupt_note: str = "run the same command to resume") -> Iterat
     except OSError as error:
         path = f" ({error.filename})" if error.filename else ""
         if is_disk_full(error):
-            Console().print_error(f"the disk is full{path}; free some space, then run the same command to resume")
+            cause, advice = describe_full_disk(error)
+            Console().print_error(f"{cause}{path}; {advice}, then run the same command to resume")
         else:
             message = f"{error.strerror or error}{path}; finished trials are saved"
             Console().print_error(f"{message}. Run the same command to resume")

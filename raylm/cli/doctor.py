@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from raylm import machine
 from raylm.data import cache, hub
 from raylm.errors import UserError
 from raylm.results.storage import Storage
+from raylm.shadowing import describe_shadowing
 from raylm.tuning import cluster
 from raylm.tuning.nodes import find_storage_problems, run_on_nodes
 from raylm.units import GIB
@@ -51,10 +53,12 @@ def run_checks(address: str | None, storage: Storage | None) -> Iterator[CheckRe
     own = collect_facts()
     yield from _check_machine("here", own, own)
     yield _check_token()
+    yield from _check_process()
     if storage is not None:
         yield _check_storage(storage)
     address = cluster.resolve_address(address)
     if address == "local":
+        yield from _check_ray_start()
         yield CheckResult("here", "cluster", "none; a sweep starts Ray on this machine")
         return
     try:
@@ -151,11 +155,34 @@ def _check_gpus(host: str, num_ray_gpus: float, facts: dict[str, Any]) -> CheckR
     return CheckResult(host, "GPUs", ", ".join(gpus) or "none")
 
 
+def _check_process() -> Iterator[CheckResult]:
+    """Yield the results for what a command may use here: cores, the cache, packages that are found."""
+    exist, allowed = os.cpu_count() or 1, machine.allowed_cpus()
+    restricted = "" if allowed == exist else f"; {exist} exist (affinity, control group or SLURM)"
+    yield CheckResult("here", "cores", f"{allowed} allowed{restricted}")
+    problem = cache.find_problem()
+    yield CheckResult("here", "cache", "cannot be written" if problem else "written and removed", problem or "")
+    shadowing = describe_shadowing(str(Path.cwd()))
+    yield CheckResult("here", "working folder", "shadows a package" if shadowing else "shadows none", shadowing or "")
+
+
+def _check_ray_start() -> Iterator[CheckResult]:
+    """Yield the results for what Ray needs to start on this machine."""
+    obstacle = machine.find_ray_obstacle()
+    status = "cannot start" if obstacle else f"temporary folder {machine.ray_temporary_folder()}, loopback answers"
+    yield CheckResult("here", "Ray's start", status, obstacle or "")
+    limits = machine.describe_limits()
+    yield CheckResult("here", "limits", "low" if limits else "high enough", limits)
+
+
 def _check_token() -> CheckResult:
     """Return the state of Ray's auth token on this machine."""
     if os.environ.get("RAY_AUTH_TOKEN"):
         return CheckResult("here", "Ray's token", "in RAY_AUTH_TOKEN")
-    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+    try:
+        file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+    except RuntimeError:
+        return CheckResult("here", "Ray's token", "no home folder", "set HOME, or RAY_AUTH_TOKEN to any secret text")
     if not file.exists():
         return CheckResult("here", "Ray's token", "none yet; it is created when Ray is started here")
     mode = stat.S_IMODE(file.stat().st_mode)

@@ -2,22 +2,47 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from filelock import FileLock
+from raylm.errors import UserError, describe_full_disk, is_disk_full, is_file_limit, is_not_writable
+from raylm.files import LocksUnsupportedError, lock_file
 
-from raylm.errors import UserError, is_disk_full
+log = logging.getLogger(__name__)
+
+ADVICE = "choose another folder with the environment variable RAYLM_CACHE"
 
 
 def root_dir() -> Path:
-    """Return the cache folder: `$RAYLM_CACHE`, else `raylm` in the user's cache folder."""
-    if override := os.environ.get("RAYLM_CACHE"):
-        return Path(override).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "raylm"
+    """Return the cache folder: `$RAYLM_CACHE`, else `raylm` in the user's cache folder.
+
+    Raises:
+        UserError: if it is in the home of a user who has none.
+    """
+    override = os.environ.get("RAYLM_CACHE")
+    try:
+        if override:
+            return Path(override).expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "raylm"
+    except RuntimeError:
+        user = f"user {os.getuid()} has no home: HOME is not set, and the user is not in /etc/passwd"
+        raise UserError(f"{user}; set HOME to a folder that can be written, or RAYLM_CACHE") from None
+
+
+def find_problem() -> str | None:
+    """Return why the cache cannot be written, or None if it can; it is created if missing."""
+    try:
+        with tempfile.TemporaryFile(dir=cache_dir("")):
+            return None
+    except UserError as error:
+        return str(error)
+    except OSError as error:
+        return f"cannot be written: {error.strerror}; {ADVICE}"
 
 
 def cache_dir(subfolder: str) -> Path:
@@ -31,7 +56,7 @@ def cache_dir(subfolder: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         problem = f"the cache {folder} cannot be created: {error.strerror}"
-        raise UserError(f"{problem}; choose another folder with the environment variable RAYLM_CACHE") from None
+        raise UserError(f"{problem}; {ADVICE}") from None
     return folder
 
 
@@ -39,7 +64,8 @@ def get_or_build(subfolder: str, key: str, build: Callable[[Path], None]) -> Pat
     """Return an entry of the cache, built now if missing.
 
     The entry is built in a temporary folder and then renamed, so that an incomplete one is never visible. If several
-    processes need the same entry, one builds it and the others wait.
+    processes need the same entry, one builds it and the others wait; on a file system without locks each builds it.
+    An entry that exists is also found in a cache that cannot be written.
 
     Args:
         subfolder: subfolder of the cache.
@@ -47,27 +73,50 @@ def get_or_build(subfolder: str, key: str, build: Callable[[Path], None]) -> Pat
         build: function that writes all files into an empty folder.
 
     Raises:
-        UserError: if the disk is full or the cache cannot be created.
+        UserError: if the disk is full, or the cache cannot be created or written.
     """
     folder = cache_dir(subfolder) / key
-    if not folder.exists():
-        with FileLock(folder.with_suffix(".lock")):
+    with _explain_access(folder.parent):
+        if folder.exists():
+            return folder
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(lock_file(folder.with_suffix(".lock"), wait=True))
+                for stale in folder.parent.glob(f".{folder.name}-*"):  # of a process that died: it held the lock
+                    shutil.rmtree(stale)
+            except LocksUnsupportedError:
+                log.info("%s has no locks: %s is built without one", folder.parent, key)
             if not folder.exists():
                 _build_folder(folder, build)
     return folder
 
 
+@contextmanager
+def _explain_access(folder: Path) -> Iterator[None]:
+    """Raise a UserError for an error about access to a file of a folder of the cache."""
+    try:
+        yield
+    except OSError as error:
+        name = str(error.filename or "")
+        if not is_not_writable(error) or not Path(name).is_relative_to(folder):
+            raise
+        raise UserError(f"the cache {folder} cannot be used: {error.strerror} ({name}); {ADVICE}") from error
+
+
 def _build_folder(folder: Path, build: Callable[[Path], None]) -> None:
-    for stale in folder.parent.glob(f".{folder.name}-*"):  # left by a process that died: this one holds the lock
-        shutil.rmtree(stale)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
         build(temporary)
-        temporary.rename(folder)
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if not folder.exists():  # else another process has built it, without a lock
+                raise
     except OSError as error:
         if not is_disk_full(error):
             raise
-        advice = "free some space, or choose another folder with the environment variable RAYLM_CACHE"
-        raise UserError(f"the disk of the cache {root_dir()} is full; {advice}") from error
+        cause, advice = describe_full_disk(error)
+        problem = cause if is_file_limit(error) else f"the disk of the cache {root_dir()} is full"
+        raise UserError(f"{problem}; {advice}, or {ADVICE}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import socket
 import ssl
+from pathlib import Path
 
-from raylm.errors import UserError, is_disk_full, one_line
+from raylm.errors import UserError, is_disk_full, is_not_writable, one_line
 
 CONNECTION_ERRORS = (ConnectionError, TimeoutError, socket.gaierror, ssl.SSLError)
 """Errors of the operating system below any HTTP client: refused, reset, timed out, unknown host, failed TLS."""
@@ -104,6 +106,8 @@ def _explain_access(error: Exception) -> str | None:
     status, hub = http_status(error), constants.ENDPOINT
     if any(map(is_disk_full, exception_chain(error))):
         return f"the disk of {constants.HF_HOME} is full; free some space, or set HF_HOME to another"
+    if problem := next(filter(None, map(_explain_cache, exception_chain(error))), None):
+        return problem
     if _is_caused_by(error, GatedRepoError):
         return f"access is restricted; request it on {hub} and log in with `hf auth login`"
     if status == 401 and get_token():
@@ -115,6 +119,22 @@ def _explain_access(error: Exception) -> str | None:
     if status == 403:
         return f"{hub} gives no access to it; log in with `hf auth login`, with a token that may read it"
     return None
+
+
+def _explain_cache(error: BaseException) -> str | None:
+    """Return why a file of the Hub's cache cannot be written or locked, or None if an error is another."""
+    from datasets import config
+    from huggingface_hub import constants
+
+    if not isinstance(error, OSError):
+        return None
+    if error.errno == errno.ENOLCK:
+        return f"{constants.HF_HOME} is on a file system without locks; set HF_HOME to a folder of a local disk"
+    name = str(error.filename or "")
+    caches = (constants.HF_HOME, constants.HF_HUB_CACHE, str(config.HF_DATASETS_CACHE))
+    if not is_not_writable(error) or not name or not any(Path(name).is_relative_to(cache) for cache in caches):
+        return None
+    return f"the cache cannot be written: {error.strerror} ({name}); set HF_HOME to a folder that can be written"
 
 
 def _explain_content(error: Exception, subject: str) -> str:

@@ -6,6 +6,7 @@ from the manifests of the checkpoints, and from `status.json` for trials that en
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,6 +25,8 @@ from raylm.results.json_files import DamagedFileError
 from raylm.results.rows import DONE, INTERRUPTED, PENDING, Row, SavedCheckpoint, SweepRows
 from raylm.results.storage import Storage
 from raylm.results.sweep_record import SweepRecord
+
+log = logging.getLogger(__name__)
 
 STATUS_FILE = "status.json"
 LENGTH_EVALS_FILE = "other-context-lengths.json"
@@ -202,7 +205,10 @@ def prune_checkpoints(results: SweepRows) -> None:
         if row.is_finished and row.latest_checkpoint is not None:
             for name, size in _list_trial_entries(results.storage, row.config).items():
                 if size is None and CHECKPOINT_PATTERN.fullmatch(name.rpartition("/")[2]) and name not in kept:
-                    results.storage.remove(name)
+                    try:
+                        results.storage.remove(name)
+                    except OSError as error:  # as of another user's launch: no reason to lose the table
+                        log.warning("%s cannot be removed: %s", results.storage.uri_of(name), error.strerror or error)
 
 
 # ---- evaluations at other context lengths -------------------------------------------------------------------------

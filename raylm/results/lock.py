@@ -1,7 +1,7 @@
 """Lock of a results folder: one command at a time.
 
-In a directory the operating system locks a file, and releases it when the process dies. Buckets have no locks; there a
-process holds the lock as long as its heartbeat is alive, and takes it in three steps:
+In a directory the operating system locks a file, and releases it when the process dies. Buckets and some network file
+systems have no locks; there a process holds the lock as long as its heartbeat is alive, and takes it in three steps:
 
 1. It writes a claim, a file of its own in `.running/`.
 2. It waits until there is no other claim and no live heartbeat. It gives up if there is a live heartbeat, or a live
@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from raylm.errors import UserError
+from raylm.files import LocksUnsupportedError, lock_file
 from raylm.results import heartbeat as heartbeats
 from raylm.results import json_files
 from raylm.results.heartbeat import HEARTBEAT_FILE, Heartbeat, Owner, ProcessIdentity, format_heartbeat, parse_owner
@@ -41,8 +42,7 @@ def lock(storage: Storage) -> Iterator[Heartbeat]:
         UserError: if another process holds the lock, naming it, or the folder cannot be locked.
     """
     with ExitStack() as stack:
-        if isinstance(storage, Folder):
-            stack.enter_context(_lock_file(storage))
+        if isinstance(storage, Folder) and _lock_folder(storage, stack):
             heartbeat = stack.enter_context(Heartbeat(storage))
         else:
             with _claim(storage):
@@ -50,19 +50,18 @@ def lock(storage: Storage) -> Iterator[Heartbeat]:
         yield heartbeat
 
 
-@contextmanager
-def _lock_file(folder: Folder) -> Iterator[None]:
-    from filelock import FileLock, Timeout
-
+def _lock_folder(folder: Folder, stack: ExitStack) -> bool:
+    """Lock a folder's file until the stack ends, and return True; return False if its file system has no locks."""
     try:
-        file_lock = FileLock(folder.path / LOCK_FILE).acquire(timeout=0)
-    except Timeout:
+        stack.enter_context(lock_file(folder.path / LOCK_FILE, wait=False))
+    except BlockingIOError:
         owner = json_files.load_or_none(folder, HEARTBEAT_FILE, Owner)
         raise _in_use_error(folder, owner.holder if owner else None) from None
+    except LocksUnsupportedError:
+        return False
     except OSError as error:
         raise UserError(f"{folder.path} cannot be locked: {error.strerror}; {STORAGE_HINT}") from None
-    with file_lock:
-        yield
+    return True
 
 
 def _in_use_error(storage: Storage, owner: ProcessIdentity | None) -> UserError:
@@ -71,7 +70,7 @@ def _in_use_error(storage: Storage, owner: ProcessIdentity | None) -> UserError:
 
 @contextmanager
 def _claim(storage: Storage) -> Iterator[None]:
-    """Wait until no other process uses a bucket, which none can begin to do during the `with` block."""
+    """Wait until no other process uses a storage without locks, which none can begin to do during the `with` block."""
     claim = _Claim(storage)
     claim.write()
     try:
@@ -83,7 +82,7 @@ def _claim(storage: Storage) -> Iterator[None]:
 
 
 class _Claim:
-    """Claim of this process to the lock of a bucket."""
+    """Claim of this process to the lock of a storage without locks."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage, self._holder = storage, ProcessIdentity.current()

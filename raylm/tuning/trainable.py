@@ -18,7 +18,7 @@ from ray import tune
 
 from raylm.config import validation
 from raylm.config.trial import TrialConfig
-from raylm.errors import PauseReason, RestartError, UserError, is_disk_full, summarize
+from raylm.errors import PauseReason, RestartError, UserError, describe_full_disk, is_disk_full, summarize
 from raylm.events import format_evaluation
 from raylm.numerics import windows_per_rank
 from raylm.planning.devices import machine_memory
@@ -159,7 +159,9 @@ class _Attempt:
             with contextlib.suppress(OSError):
                 traceback.print_exc()
             if is_disk_full(error):  # does not count towards max_failures
-                _report_end({"paused": PauseReason.DISK_FULL, "detail": summarize(error)})
+                _report_end(
+                    {"paused": PauseReason.DISK_FULL, "detail": f"{summarize(error)}; {describe_full_disk(error)[1]}"}
+                )
             elif self._record_error(error) > self._context.max_failures:
                 _report_end({"reason": summarize(error)})
             else:

@@ -19,11 +19,13 @@ def doctor(home: Path, *arguments: str, **more: str) -> subprocess.CompletedProc
 
 
 def test_a_machine_without_a_cluster(tmp_path: Path) -> None:
-    done = doctor(tmp_path, "--address", "local", "--storage", str(tmp_path / "runs"))
+    done = doctor(tmp_path, "--address", "local", "--storage", str(tmp_path / "runs"), RAY_TMPDIR="/tmp")
     lines = done.stdout.splitlines()
     assert any(line.startswith("ok  here  versions: python 3.") and "torch 2." in line for line in lines)
     assert any(line.startswith("ok  here  storage: ") and "written and removed" in line for line in lines)
     assert any("none; a sweep starts Ray on this machine" in line for line in lines)
+    for check in ("cores: ", "cache: written and removed", "Ray's start: temporary folder ", "limits: "):
+        assert any(f"  here  {check}" in line for line in lines), check
     assert list((tmp_path / "runs").iterdir()) == []
     assert "Traceback" not in done.stderr
 
@@ -60,3 +62,19 @@ def test_a_cluster_that_has_died_is_not_waited_for(tmp_path: Path) -> None:
     (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:9")
     done = doctor(tmp_path)
     assert "none; a sweep starts Ray on this machine" in done.stdout
+
+
+def test_obstacles_to_a_sweep_are_problems(tmp_path: Path) -> None:
+    (tmp_path / "datasets.py").write_text("")
+    environment = {**os.environ, "HOME": "/proc", "RAYLM_CACHE": "/proc/cache", "RAY_TMPDIR": "/tmp/" + "long-" * 20}
+    command = [RAYLM, "doctor", "--address", "local"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=300, env=environment, cwd=tmp_path
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    for problem in (
+        "RAYLM_CACHE",
+        "set RAY_TMPDIR to a shorter folder",
+        "datasets.py stands in the way of the package",
+    ):
+        assert problem in done.stdout

@@ -19,11 +19,12 @@ import pytest
 from oracle import wait_for
 
 from raylm.errors import UserError
+from raylm.files import lock_file
 from raylm.results import heartbeat as heartbeats
 from raylm.results import lock as locks
 from raylm.results.bucket import Bucket
 from raylm.results.heartbeat import HEARTBEAT_FILE, Heartbeat, ProcessIdentity, format_heartbeat, parse_owner
-from raylm.results.lock import CLAIM_FOLDER, lock
+from raylm.results.lock import CLAIM_FOLDER, LOCK_FILE, lock
 from raylm.results.storage import Folder, Storage
 
 pytest_plugins = ["storages"]
@@ -203,7 +204,7 @@ def test_damaged_heartbeat_is_replaced(tmp_path: Path, content: bytes) -> None:
 @pytest.mark.usefixtures("short_heartbeats")
 @pytest.mark.parametrize("content", [None, b"[]", b"\xff"])
 def test_owner_of_a_locked_folder_may_be_unknown(tmp_path: Path, content: bytes | None) -> None:
-    with locks._lock_file(Folder(tmp_path)):
+    with lock_file(tmp_path / LOCK_FILE, wait=False):
         if content is not None:
             (tmp_path / HEARTBEAT_FILE).write_bytes(content)
         with pytest.raises(UserError, match="in use by another process"), lock(Folder(tmp_path)):

@@ -1,0 +1,165 @@
+"""Folders and limits of machines as people have them: read-only, of another user, without locks, without a home."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = Path(__file__).parent / "programs" / "without_locks.py"
+OTHER_USER = ("unshare", "--user", "--map-user=12345")
+"""Prefix of a command that runs as a user without an entry in /etc/passwd, who has no rights of root's."""
+
+BUILD = """
+import sys
+from pathlib import Path
+from raylm.data import cache
+from raylm.errors import UserError
+try:
+    print(cache.get_or_build("texts", "key", lambda folder: (folder / "file").write_text(sys.argv[1]) and None))
+except UserError as error:
+    print(error)
+"""
+LOCK = """
+import sys, time
+from pathlib import Path
+from raylm.errors import UserError
+from raylm.results.lock import lock
+from raylm.results.storage import Folder
+try:
+    with lock(Folder(Path(sys.argv[1]))):
+        print("locked", flush=True)
+        sys.stdin.readline()
+except UserError as error:
+    print(error)
+"""
+
+
+def run_python(*arguments: str, prefix: tuple[str, ...] = (), **variables: str | None) -> str:
+    """Return what a program prints; a variable that is None is unset."""
+    env = {name: value for name, value in {**os.environ, **variables}.items() if value is not None}
+    command = [*prefix, sys.executable, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env, timeout=60)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    if done.stdout.startswith("skip: "):
+        pytest.skip(done.stdout)
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def other_user() -> tuple[str, ...]:
+    """Prefix of a command of another user."""
+    if (
+        not shutil.which("unshare")
+        or subprocess.run([*OTHER_USER, sys.executable, "-c", ""], check=False, capture_output=True).returncode
+    ):
+        pytest.skip("needs unshare and user namespaces")
+    return OTHER_USER
+
+
+# ---- caches -------------------------------------------------------------------------------------------------------
+
+
+def test_cache_that_cannot_be_written_is_named_in_one_line(tmp_path: Path, other_user: tuple[str, ...]) -> None:
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    texts.chmod(0o555)
+    message = run_python("-c", BUILD, "text", prefix=other_user, RAYLM_CACHE=str(tmp_path))
+    assert message.startswith(f"the cache {texts} cannot be used: Permission denied")
+    assert message.endswith("choose another folder with the environment variable RAYLM_CACHE")
+    assert "\n" not in message
+
+
+def test_entry_of_a_cache_that_cannot_be_written_is_used(tmp_path: Path, other_user: tuple[str, ...]) -> None:
+    entry = tmp_path / "texts" / "key"
+    entry.mkdir(parents=True)
+    entry.parent.chmod(0o555)
+    assert run_python("-c", BUILD, "text", prefix=other_user, RAYLM_CACHE=str(tmp_path)) == str(entry)
+
+
+def test_cache_on_a_file_system_without_locks_is_built(tmp_path: Path) -> None:
+    entry = tmp_path / "texts" / "key"
+    for text in ("first", "second"):
+        assert run_python(str(PROGRAM), BUILD, text, RAYLM_CACHE=str(tmp_path)) == str(entry)
+    assert (entry / "file").read_text() == "first"
+
+
+def test_user_without_a_home_is_told_what_to_set(other_user: tuple[str, ...]) -> None:
+    unset = dict.fromkeys(("HOME", "RAYLM_CACHE", "XDG_CACHE_HOME"))
+    message = run_python("-c", BUILD, "text", prefix=other_user, **unset)
+    assert message.startswith("user 12345 has no home: HOME is not set")
+    assert "set HOME to a folder that can be written, or RAYLM_CACHE" in message
+
+
+def test_hub_cache_that_cannot_be_written_is_named() -> None:
+    code = (
+        "from raylm.data.hub_errors import to_user_error; from huggingface_hub import constants; import os\n"
+        "try: os.makedirs(constants.HF_HUB_CACHE)\n"
+        "except OSError as error: print(to_user_error(error, 'model gpt2'))"
+    )
+    message = run_python("-c", code, HF_HOME="/proc/cache", HF_HUB_CACHE=None, HF_DATASETS_CACHE=None)
+    assert message.startswith("model gpt2: the cache cannot be written: ")
+    assert message.endswith("set HF_HOME to a folder that can be written")
+
+
+# ---- results ------------------------------------------------------------------------------------------------------
+
+
+def test_results_folder_without_locks_is_locked_by_its_heartbeat(tmp_path: Path) -> None:
+    command = [sys.executable, str(PROGRAM), LOCK, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdin is not None and first.stdout is not None
+        line = first.stdout.readline()
+        if line.startswith("skip: "):
+            pytest.skip(line)
+        assert line == "locked\n"
+        message = run_python(str(PROGRAM), LOCK, str(tmp_path))
+        assert f"in use by process {first.pid} on " in message
+        first.kill()
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as second:
+        assert second.communicate("\n", timeout=60)[0] == "locked\n", "the killed process keeps nobody away"
+
+
+def test_read_only_results_folder_of_another_user_is_refused(tmp_path: Path, other_user: tuple[str, ...]) -> None:
+    code = (
+        "import sys; from pathlib import Path; from raylm.errors import UserError\n"
+        "from raylm.results.storage import Folder\n"
+        "try: Folder(Path(sys.argv[1])).create()\n"
+        "except UserError as error: print(error)"
+    )
+    tmp_path.chmod(0o555)
+    for folder in (tmp_path, tmp_path / "sweep"):
+        message = run_python("-c", code, str(folder), prefix=other_user)
+        assert (
+            message == f"results cannot be written to {folder}: Permission denied; choose another place with --storage"
+        )
+
+
+# ---- limits -------------------------------------------------------------------------------------------------------
+
+
+def test_file_limit_is_handled_like_a_full_disk(tmp_path: Path) -> None:
+    code = (
+        "import resource, sys; from pathlib import Path; import numpy as np; from safetensors.numpy import save_file\n"
+        "from raylm.errors import describe_full_disk, is_disk_full\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "for write in (Path(sys.argv[1]).write_bytes, lambda data: save_file({'a': np.zeros(5000)}, sys.argv[1])):\n"
+        "    try: write(bytes(5000))\n"
+        "    except Exception as error: print(is_disk_full(error), *describe_full_disk(error))"
+    )
+    line = "True a file would be larger than this process may write raise the limit with `ulimit -f unlimited`"
+    assert run_python("-c", code, str(tmp_path / "file")) == f"{line}\n{line}"
+
+
+def test_memory_limit_is_recognized(tmp_path: Path) -> None:
+    code = (
+        "import resource; from raylm.errors import is_out_of_memory\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (2 * 10**9, 2 * 10**9))\n"
+        "try: bytearray(4 * 10**9)\n"
+        "except MemoryError as error: print(is_out_of_memory(error))"
+    )
+    assert run_python("-c", code) == "True"
