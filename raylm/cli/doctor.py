@@ -162,7 +162,7 @@ def _check_process() -> Iterator[CheckResult]:
     yield CheckResult("here", "cores", f"{allowed} allowed{restricted}")
     problem = cache.find_problem()
     yield CheckResult("here", "cache", "cannot be written" if problem else "written and removed", problem or "")
-    shadowing = describe_shadowing(str(Path.cwd()))
+    shadowing = describe_shadowing(".")
     yield CheckResult("here", "working folder", "shadows a package" if shadowing else "shadows none", shadowing or "")
 
 
