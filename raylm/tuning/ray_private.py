@@ -13,6 +13,10 @@ from typing import TYPE_CHECKING, TextIO
 
 if os.environ.get("RAY_USAGE_STATS_ENABLED") != "1":
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # read when Ray is started, which fails with "false"
+os.environ.pop("TUNE_RESULT_DIR", None)  # Tune refuses to run with this or the next, neither of which it reads
+os.environ.pop("RAY_AIR_LOCAL_CACHE_DIR", None)
+if "error" in os.environ.get("PYTHONWARNINGS", ""):
+    del os.environ["PYTHONWARNINGS"]  # Ray's processes would end at the deprecations of their own packages
 
 import psutil
 from ray._private.services import find_bootstrap_address

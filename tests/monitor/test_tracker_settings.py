@@ -33,6 +33,7 @@ AGENT_VARIABLES = {
     "WANDB_CONFIG_PATHS": "/nowhere/defaults.yaml",
     "WANDB_SERVICE": "3-1-tcp-localhost-9",
     "WANDB_DIR": "/nowhere",
+    "PYTHONWARNINGS": "error",
 }
 """Variables as in a process of `wandb agent`, or left over from another run."""
 

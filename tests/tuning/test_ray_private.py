@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import os
 import subprocess
@@ -66,3 +67,11 @@ def test_usage_statistics_import_no_trackers() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "\n"
+
+
+def test_variables_that_keep_ray_or_tune_from_running_are_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = {"TUNE_RESULT_DIR": "/x", "RAY_AIR_LOCAL_CACHE_DIR": "/x", "PYTHONWARNINGS": "error"}
+    monkeypatch.setattr(os, "environ", {**os.environ, **left, "RAY_USAGE_STATS_ENABLED": "false"})
+    importlib.reload(ray_private)
+    assert not set(left) & set(os.environ)
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"

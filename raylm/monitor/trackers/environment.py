@@ -16,9 +16,11 @@ RUN_VARIABLES = frozenset(
         *(f"WANDB_{name}" for name in ("LAUNCH", "LAUNCH_CONFIG_PATH", "DISABLED", "MAGIC", "INITED", "DESCRIPTION")),
         *(f"MLFLOW_{name}" for name in ("RUN_ID", "EXPERIMENT_ID", "EXPERIMENT_NAME", "RUN_CONTEXT")),
         "MLFLOW_ENABLE_ASYNC_LOGGING",  # the process would end before the metrics are sent
+        "PYTHONWARNINGS",  # with "error", clients fail at the deprecations of packages
     }
 )
-"""Variables that name one run, its sweep or its service, as in an agent's process: trials have runs of their own."""
+"""Variables that name one run, its sweep or its service, as in an agent's process, where trials have runs of their own;
+and two that make clients fail."""
 SPACE_VARIABLES = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "TRACKIO_BUCKET_ID", "TRACKIO_DATASET_ID")
 """Destinations of trackio if it has a Space; the server's address is unused then."""
 FIXED_VARIABLES = {
