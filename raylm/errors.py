@@ -106,6 +106,13 @@ def is_not_writable(error: OSError) -> bool:
     return error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
 
 
+def describe_os_error(error: OSError) -> str:
+    """Return the problem that the system reports, the file it is about, and advice if there is any, for a message."""
+    cause, advice = describe_full_disk(error) if is_disk_full(error) else (error.strerror or str(error), "")
+    path = f" ({error.filename})" if error.filename else ""
+    return escape_control_chars(f"{cause}{path}" + (f"; {advice}" if advice else ""))
+
+
 # ---- text of messages ---------------------------------------------------------------------------------------------
 
 

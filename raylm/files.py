@@ -7,11 +7,12 @@ import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 UNSUPPORTED_LOCK_ERRORS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM)
 """Numbers of errors with which `flock` fails where locks are not supported."""
+WORKING_FOLDER_GONE = "the working folder no longer exists; change to one that does, as by `cd`"
 
 
 class UnreadableTextError(Exception):
@@ -37,7 +38,11 @@ def read_utf8(path: Path, *, encoding: str = "utf-8") -> str:
 
 
 def write_text_atomic(path: Path, text: str) -> None:
-    """Write a UTF-8 file completely or not at all: write a temporary file beside it, then rename that."""
+    """Write a UTF-8 file completely or not at all: write a temporary file beside it, then rename that.
+
+    Raises:
+        OSError: if it cannot be written; its filename is that of the file, not of the temporary one.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("w", encoding="utf-8") as file:
@@ -45,8 +50,21 @@ def write_text_atomic(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        error.filename, error.filename2 = os.fspath(path), None
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # it may not have been created
+            temporary.unlink(missing_ok=True)
+
+
+def is_working_folder_gone() -> bool:
+    """Return whether the working folder has been removed: relative paths have no meaning then."""
+    try:
+        os.getcwd()  # noqa: PTH109 (Path.cwd is the same)
+    except OSError:
+        return True
+    return False
 
 
 def write_private_file(path: Path, text: str) -> None:

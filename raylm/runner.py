@@ -5,23 +5,23 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raylm.config.catalog import MODELS
 from raylm.config.options import RunOptions
 from raylm.config.sweep import Sweep
 from raylm.config.trial import TrialConfig
-from raylm.errors import PauseReason, UserError, WorkError
+from raylm.errors import PauseReason, UserError, WorkError, describe_os_error
 from raylm.events import Listeners, TrialListener
+from raylm.files import WORKING_FOLDER_GONE, is_working_folder_gone
 from raylm.monitor.console import Console
 from raylm.monitor.state import SweepMonitor
 from raylm.monitor.trackers.dispatcher import TrackerPool
 from raylm.monitor.trackers.options import TrackerOptions, resolve
 from raylm.planning import plan
+from raylm.planning.disk_space import check_disk_space
 from raylm.report import formats
 from raylm.report.advice import build_advice
 from raylm.report.analysis import Results
@@ -31,8 +31,8 @@ from raylm.results.heartbeat import Heartbeat
 from raylm.results.lock import lock
 from raylm.results.open_storage import open_first_given, open_storage
 from raylm.results.rows import DONE, FAILED, SweepRows
-from raylm.results.storage import Folder, Storage
-from raylm.units import GIB, pluralize
+from raylm.results.storage import Storage
+from raylm.units import pluralize
 
 if TYPE_CHECKING:
     from raylm.tuning.prepare import PreparedInputs
@@ -49,16 +49,18 @@ class RunResult:
     """Rows of the sweep after the run."""
     pause_reason: PauseReason | None
     """Reason for which trials are left unfinished; None if the run was not paused."""
+    unwritten: tuple[str, ...] = ()
+    """Problems with files that are missing after the trials of this run, such as results.csv; the rows are saved."""
 
     @property
     def exit_code(self) -> int:
-        """Exit code of the command: 130 if interrupted, 1 if the disk is full, a row failed or none is done, else 0.
+        """Exit code of the command: 130 if interrupted, 1 if a row failed, none is done, or a file is missing, else 0.
 
         A used-up time budget is no failure, even if no row is done.
         """
         if self.pause_reason in (PauseReason.INTERRUPTED, PauseReason.DISK_FULL):
             return 130 if self.pause_reason is PauseReason.INTERRUPTED else 1
-        failed = self.results.count(FAILED) or not (self.pause_reason or self.results.count(DONE))
+        failed = self.unwritten or self.results.count(FAILED) or not (self.pause_reason or self.results.count(DONE))
         return 1 if failed else 0
 
 
@@ -97,6 +99,8 @@ def run(
         WorkError: if Ray fails. The table is shown, and everything saved so far is kept.
     """
     options = RunOptions(retry_failed, max_concurrent, address, verbose)
+    if is_working_folder_gone():
+        raise UserError(WORKING_FOLDER_GONE)  # Ray, trackers and trials have paths relative to it
     console = Console(quiet=quiet, keeps_working=True)
     return _Run(sweep, resolve_storage(sweep, storage), options, trackers or resolve(), console).execute()
 
@@ -120,6 +124,8 @@ class _Run:
     ) -> None:
         self._sweep, self._storage, self._options = sweep, storage, options
         self._trackers, self._console = trackers, console
+        self._has_started = False
+        self._unwritten: list[str] = []
         self._load(results_folder.find_results(sweep, storage))
 
     def _load(self, results: SweepRows) -> None:
@@ -130,9 +136,18 @@ class _Run:
         self._num_remaining = len(self._unfinished) + results_folder.count_unsuggested(self._sweep, results)
 
     def execute(self) -> RunResult:
-        """Run what is unfinished, then report."""
+        """Run what is unfinished, then report; raise a UserError if no trial could start."""
+        try:
+            return self._execute()
+        except OSError as error:
+            if self._has_started:
+                raise
+            raise UserError(f"no trial was started: {describe_os_error(error)}") from error
+
+    def _execute(self) -> RunResult:
         if not self._num_remaining:
-            self._update_record()
+            with self._note_unwritten("sweep.json"):
+                self._update_record()
             return self._report(None)
         self._storage.create()
         with lock(self._storage) as heartbeat:
@@ -143,7 +158,8 @@ class _Run:
             self._print_summary()
             pause_reason = self._launch(heartbeat)
             self._results = results_folder.find_results(self._sweep, self._storage)
-            results_folder.prune_checkpoints(self._results)
+            with self._note_unwritten("removing superseded checkpoints"):
+                results_folder.prune_checkpoints(self._results)
         return self._report(pause_reason)
 
     # ---- before the launch ----------------------------------------------------------------------------------------
@@ -178,11 +194,12 @@ class _Run:
         trials = self._representative_trials()
         prepared = prepare_inputs(trials, self._results, console.print_note, console.show_spinner)
         for (spec, model), corpus in prepared.corpora.items():
-            sizes = [f"{name} {len(s.tokens):,} tokens, {s.num_words:,} words" for name, s in corpus.splits()]
-            console.print_note(f"{spec} in {model}'s tokens: {'; '.join(sizes)}")
+            splits = [f"{name} {len(s.tokens):,} tokens, {s.num_words:,} words" for name, s in corpus.splits()]
+            console.print_note(f"{spec} in {model}'s tokens: {'; '.join(splits)}")
         if self._sweep.search is None:
-            console.print_note(_format_work(self._unfinished, prepared))
-        _check_disk_space(self._unfinished or trials, self._num_remaining, self._storage)
+            sizes = [len(prepared.corpora[trial.corpus_key].train.tokens) for trial in self._unfinished]
+            console.print_note(plan.format_work(self._unfinished, sizes))
+        check_disk_space(self._unfinished or trials, self._num_remaining, self._storage)
         return prepared
 
     def _representative_trials(self) -> list[TrialConfig]:
@@ -208,10 +225,12 @@ class _Run:
                 launch = Launch(self._sweep, prepared, self._results, self._options, sweep_id, console.print_note)
                 with launch.connect():
                     with self._open_listeners(prepared, trackers, heartbeat) as listener:
+                        self._has_started = True
                         pause_reason = launch.run(listener)
                     trackers.close()  # trackers finish while Ray stops
             except (WorkError, OSError):
-                console.print_table(results_folder.find_results(self._sweep, self._storage))
+                if self._has_started:
+                    console.print_table(results_folder.find_results(self._sweep, self._storage))
                 raise
         return pause_reason
 
@@ -225,21 +244,28 @@ class _Run:
             return _estimate_flops(trial, prepared)
 
         sweep, results = self._sweep, self._results
-        num_trials, retry_failed = sweep.num_samples or len(results.rows), self._options.retry_failed
+        num_trials, retry = sweep.num_samples or len(results.rows), self._options.retry_failed
         measures = results.measures_with(prepared.data_records())
-        monitor = SweepMonitor(
-            sweep.name, results, num_trials, count_flops, retry_failed=retry_failed, measures=measures
-        )
+        monitor = SweepMonitor(sweep.name, results, num_trials, count_flops, retry_failed=retry, measures=measures)
         heartbeat.report(monitor.snapshot)
         with self._console.show_progress(monitor) as view:
             yield Listeners([monitor, view, trackers])
 
     # ---- after the launch -----------------------------------------------------------------------------------------
 
+    @contextlib.contextmanager
+    def _note_unwritten(self, what: str) -> Iterator[None]:
+        """Keep an error of the system for the end, so that nothing else remains undone because of it."""
+        try:
+            yield
+        except OSError as error:
+            self._unwritten.append(f"{what}: {describe_os_error(error)}")
+
     def _report(self, pause_reason: PauseReason | None) -> RunResult:
         """Show the table, and write the results' files if rows have changed."""
-        results, console = self._results, self._console
-        has_changed = formats.write_tables(results)
+        results, console, has_changed = self._results, self._console, False
+        with self._note_unwritten("results.md and results.csv are not up to date"):
+            has_changed = formats.write_tables(results)
         console.print_table(results)
         console.print_note(formats.format_summary(results))
         for text in build_advice(results):
@@ -248,44 +274,18 @@ class _Run:
             with console.show_spinner("drawing the report"):
                 from raylm.report import html
 
-                html.write_html(results)
+                with self._note_unwritten("report.html is not up to date"):
+                    html.write_html(results)
         for output in formats.list_outputs(results):
             console.print_note(output)
         if pause_reason:
             console.print_note(f"{pause_reason}: run the same command to resume")
         elif results.count(FAILED) and not self._options.retry_failed:
             console.print_note("run with --retry-failed to run the failed rows again")
-        return RunResult(Results.from_rows(results), pause_reason)
-
-
-def _check_disk_space(trials: Sequence[TrialConfig], num_remaining: int, storage: Storage) -> None:
-    """Check that the checkpoints fit: those kept of all trials, and one that is being written.
-
-    Args:
-        trials: trials that will run, or that represent them.
-
-    Raises:
-        UserError: if the storage or the temporary folder is too small.
-    """
-    sizes = [plan.estimate_checkpoint_bytes(trial) or 0 for trial in trials]
-    largest = max(sizes)
-    kept = sum(sizes) if num_remaining <= len(sizes) else largest * num_remaining
-    temporary = Folder(Path(tempfile.gettempdir()))
-    for target, needed, setting in ((storage, kept + largest, "--storage"), (temporary, largest, "TMPDIR")):
-        free = target.free_bytes()
-        if free is not None and needed > free:
-            raise UserError(
-                f"the checkpoints of {pluralize(num_remaining, 'trial')} need {needed / GIB:.1f} GiB in {target.uri}, "
-                f"which has {free / GIB:.1f} GiB free; free some space, use another {setting}, or run fewer trials"
-            )
-
-
-def _format_work(trials: Sequence[TrialConfig], prepared: PreparedInputs) -> str:
-    """Return the training work of trials as one line."""
-    sizes = [len(prepared.corpora[trial.corpus_key].train.tokens) for trial in trials]
-    planned = [plan.plan_trial(trial, size) for trial, size in zip(trials, sizes, strict=True)]
-    tokens, steps = sum(trial.tokens for trial in planned), sum(trial.steps for trial in planned)
-    return f"to train on: {tokens:,} tokens in {steps:,} optimizer steps"
+        for problem in self._unwritten:
+            console.print_error(problem)
+        unwritten = tuple(self._unwritten) if self._has_started else ()
+        return RunResult(Results.from_rows(results), pause_reason, unwritten)
 
 
 def _estimate_flops(trial: TrialConfig, prepared: PreparedInputs) -> float:

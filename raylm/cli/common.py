@@ -12,19 +12,21 @@ from typing import Annotated
 
 import typer
 
-from raylm.errors import UserError, WorkError, describe_full_disk, is_disk_full
+from raylm.errors import UserError, WorkError, describe_os_error
+from raylm.files import WORKING_FOLDER_GONE, is_working_folder_gone
 
 atexit.register(gc.freeze)  # else the interpreter spends 1.6 s at exit on collecting the objects of torch and Ray
 
 
 @contextmanager
-def exit_codes(interrupt_note: str = "run the same command to resume") -> Iterator[None]:
+def exit_codes(interrupt_note: str = "", failure_note: str = "") -> Iterator[None]:
     """Turn exceptions into one message and an exit code: user errors 2, failures of the work 1, Ctrl-C 130.
 
     Output whose reader has left, as by `| head`, ends the command in silence with exit code 0.
 
     Args:
         interrupt_note: printed after `interrupted; ` on Ctrl-C.
+        failure_note: printed after an error of the system, if part of the work is saved.
     """
     from raylm.monitor.console import Console
     from raylm.monitor.screen import discard_output, prepare_streams
@@ -34,7 +36,8 @@ def exit_codes(interrupt_note: str = "run the same command to resume") -> Iterat
         yield
         sys.stdout.flush()
     except UserError as error:
-        Console().print_error(str(error))
+        gone = f"; {WORKING_FOLDER_GONE}" if is_working_folder_gone() and WORKING_FOLDER_GONE not in str(error) else ""
+        Console().print_error(f"{error}{gone}")
         raise typer.Exit(2) from None
     except WorkError as error:
         Console().print_error(str(error))
@@ -43,16 +46,13 @@ def exit_codes(interrupt_note: str = "run the same command to resume") -> Iterat
         discard_output(sys.stdout)
         raise typer.Exit(0) from None
     except OSError as error:
-        path = f" ({error.filename})" if error.filename else ""
-        if is_disk_full(error):
-            cause, advice = describe_full_disk(error)
-            Console().print_error(f"{cause}{path}; {advice}, then run the same command to resume")
-        else:
-            message = f"{error.strerror or error}{path}; finished trials are saved"
-            Console().print_error(f"{message}. Run the same command to resume")
+        if not failure_note and is_working_folder_gone():
+            Console().print_error(WORKING_FOLDER_GONE)
+            raise typer.Exit(2) from None
+        Console().print_error("; ".join(filter(None, [describe_os_error(error), failure_note])))
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        Console().print_error(f"interrupted; {interrupt_note}")
+        Console().print_error("; ".join(filter(None, ["interrupted", interrupt_note])))
         raise typer.Exit(130) from None
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from raylm.cli.common import ResultsFolderArgument, exit_codes
-from raylm.errors import UserError, WorkError, one_line, safe_repr
+from raylm.errors import UserError, WorkError, describe_os_error, one_line, safe_repr
 from raylm.units import pluralize
 
 if TYPE_CHECKING:
@@ -65,7 +65,13 @@ def report(
         elif output_format == "html":
             from raylm.report import html
 
-            print(html.write_html(results, reference_table))
+            try:
+                print(html.write_html(results, reference_table))
+            except OSError as error:
+                problem = f"report.html is not written: {describe_os_error(error)}"
+                raise UserError(
+                    f"{problem}; leave out --format html, or make the report of a copy of the folder"
+                ) from None
         else:
             print(texts[output_format](results, reference_table), end="")
 
@@ -82,7 +88,7 @@ def evaluate(
 
     Known values are not computed again.
     """
-    with exit_codes():
+    with exit_codes("run the same command to resume", "values so far are saved; run the same command to resume"):
         from raylm.monitor.console import Console
         from raylm.report import formats
         from raylm.report.analysis import load_results
@@ -93,6 +99,7 @@ def evaluate(
         if min(lengths) < 2:
             raise UserError(f"--context-lengths: got {context_lengths!r}; expected tokens, at least 2, as in 256,512")
         console, results = Console(), load_results(results_folder)
+        results.storage.create("evaluate a copy of the folder")
         with console.show_spinner("loading torch and transformers"):
             from raylm.report import html
             from raylm.training.evaluate import evaluate_lengths
@@ -187,8 +194,7 @@ def generate(
 
 def _sample_heading(row: Row) -> str:
     """Return the heading of a row's sample: its run name and val loss."""
-    assert row.metrics is not None
-    return f"{row.config.run_name}  val loss {row.metrics.val_loss:.2f}"
+    return row.config.run_name + (f"  val loss {row.metrics.val_loss:.2f}" if row.metrics else "")
 
 
 def export(

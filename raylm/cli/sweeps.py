@@ -55,7 +55,7 @@ def run(
         return
     if address and address.startswith(("http://", "https://")):
         _submit_job(address, file, context)
-    with exit_codes():
+    with exit_codes("run the same command to resume", "finished trials are saved; run the same command to resume"):
         from raylm import runner
         from raylm.config.sweep_file import load_sweep
         from raylm.monitor.trackers.options import resolve

@@ -279,3 +279,15 @@ def _sum_or_none(plans: Sequence[TrialPlan | None], key: Callable[[TrialPlan], f
     """Return the sum over all plans, or None if any value is unknown."""
     values = [key(plan) if plan is not None else None for plan in plans]
     return None if None in values else sum(value for value in values if value is not None)
+
+
+def format_work(trials: Sequence[TrialConfig], train_tokens: Sequence[int]) -> str:
+    """Return the training work of trials as one line.
+
+    Args:
+        trials: trials that will run.
+        train_tokens: size of each one's train split, in tokens.
+    """
+    planned = [plan_trial(trial, size) for trial, size in zip(trials, train_tokens, strict=True)]
+    tokens, steps = sum(trial.tokens for trial in planned), sum(trial.steps for trial in planned)
+    return f"to train on: {tokens:,} tokens in {steps:,} optimizer steps"

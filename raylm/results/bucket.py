@@ -86,14 +86,14 @@ class Bucket(Storage):
         """Return the same bucket with requests that fail soon."""
         return Bucket(self.uri, retries=False)
 
-    def create(self) -> None:
+    def create(self, advice: str = STORAGE_HINT) -> None:
         """Check that the bucket is writable; folders need not be created."""
         try:
             self.without_retries().write(".writable", "")
             self.without_retries().remove(".writable")
         except OSError as error:
             problem = f"results cannot be written to {self.uri}: {self.describe_error(error)}"
-            raise UserError(f"{problem}; {STORAGE_HINT}") from None
+            raise UserError(f"{problem}; {advice}") from None
 
     def list_entries(self, folder: str = "", *, recursive: bool = True) -> dict[str, int | None]:
         """Return what a folder contains, from one listing.

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from raylm.results.storage import Storage
+from raylm.errors import UserError
+from raylm.results.storage import NO_PERMISSION, Storage
 
 T = TypeVar("T")
 
@@ -67,11 +68,14 @@ def read_text(storage: Storage, name: str) -> str | None:
 
     Raises:
         DamagedFileError: if it cannot be read, or is not UTF-8.
+        UserError: if this user may not read it. Without it, finished rows would look unfinished.
     """
     try:
         return storage.read(name)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except PermissionError:
+        raise UserError(f"{storage.uri_of(name)} cannot be read: {NO_PERMISSION}") from None
     except (OSError, ValueError) as error:
         raise DamagedFileError(str(error)) from error
 

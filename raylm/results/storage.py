@@ -20,6 +20,7 @@ from raylm.files import write_text_atomic
 
 MAX_DEPTH = 8
 """Maximum depth of listed folders: more than a results folder has, and few enough to end in circles of links."""
+NO_PERMISSION = "permission denied; ask its owner for permission to read the results folder"
 STORAGE_HINT = "choose another place with --storage"
 
 
@@ -43,8 +44,11 @@ class Storage(abc.ABC):
         """Return a folder in this storage as a storage of its own."""
 
     @abc.abstractmethod
-    def create(self) -> None:
+    def create(self, advice: str = STORAGE_HINT) -> None:
         """Create the folder if it does not exist, and check that it is writable.
+
+        Args:
+            advice: end of the message if it is not writable.
 
         Raises:
             UserError: if it is not writable.
@@ -119,23 +123,29 @@ class Folder(Storage):
         """Return a subdirectory."""
         return Folder(self.path / name)
 
-    def create(self) -> None:
+    def create(self, advice: str = STORAGE_HINT) -> None:
         """Create the directory if it does not exist, and check that it is writable."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.write(".writable", "")
             self.remove(".writable")
         except OSError as error:
-            raise UserError(f"results cannot be written to {self.path}: {error.strerror}; {STORAGE_HINT}") from None
+            raise UserError(f"results cannot be written to {self.path}: {error.strerror}; {advice}") from None
 
     def list_entries(self, folder: str = "", *, recursive: bool = True) -> dict[str, int | None]:
-        """Return the content of a folder; links are followed."""
+        """Return the content of a folder; links are followed.
+
+        Raises:
+            UserError: if this user may not read it. Without it, finished rows would look unfinished.
+        """
         entries: dict[str, int | None] = {}
 
         def scan(path: Path, prefix: str, depth: int) -> None:
             try:
                 children = sorted(os.scandir(path), key=lambda child: child.name)
-            except (OSError, ValueError):  # missing, not a folder, not readable, or not a valid name
+            except PermissionError:
+                raise UserError(f"{path} cannot be read: {NO_PERMISSION}") from None
+            except (OSError, ValueError):  # missing, not a folder, or not a valid name
                 return
             for child in children:
                 try:
