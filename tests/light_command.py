@@ -49,10 +49,10 @@ def run_raylm(arguments: Sequence[str], environment: Mapping[str, str | None] | 
     """Run `raylm` in this process, with the modules that there are; raise what a user would see as a traceback."""
     from raylm.cli.app import app
 
-    settings = {"RAYLM_CACHE": str(Path.cwd() / "cache"), "COLUMNS": "120", "NO_COLOR": "1", "TERM": "dumb"}
-    result = CliRunner().invoke(
-        app, list(arguments), env={"FORCE_COLOR": None, **settings, **(environment or {})}, prog_name="raylm"
-    )
+    settings = {"FORCE_COLOR": None, "COLUMNS": "120", "NO_COLOR": "1", "TERM": "dumb", **(environment or {})}
+    if "RAYLM_CACHE" not in settings:
+        settings["RAYLM_CACHE"] = str(Path.cwd() / "cache")
+    result = CliRunner().invoke(app, list(arguments), env=settings, prog_name="raylm")
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     return Finished(result.exit_code, result.stdout, result.stderr)

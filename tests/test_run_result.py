@@ -33,3 +33,8 @@ from raylm.runner import RunResult
 def test_a_command_ends_with(statuses: list[str], paused: PauseReason | None, code: int) -> None:
     rows = [build_row(TrialConfig(seed=seed), status) for seed, status in enumerate(statuses)]
     assert RunResult(Results(Folder(Path()), rows), paused).exit_code == code
+
+
+def test_a_command_that_could_not_write_its_results_files_has_failed() -> None:
+    results = Results(Folder(Path()), [build_row(TrialConfig(), DONE)])
+    assert RunResult(results, None, ("report.html is not up to date: Permission denied",)).exit_code == 1
