@@ -116,11 +116,13 @@ def test_trials_have_runs_of_their_own_in_the_process_of_an_agent(login: Path, m
         monkeypatch.setenv(name, value)
     with serve_wandb("keep") as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        write_settings(login / "wandb", "disabled\nsweep_id = other-sweep\nrun_id = other-run")
         track_launch(login / "small", resolve("offline"))
         assert server.requests == []
         runs = {run.id: (run.name, run.group, run.project) for run in load_offline_runs(login / "small")}
         assert runs == {f"{trial.id}-{SWEEP_ID}": (trial.run_name, "small", "raylm") for trial in TRIALS}
         monkeypatch.setenv("WANDB_PROJECT", "mine")
+        monkeypatch.setenv("WANDB_MODE", "online")
         notes = track_launch(login / "small", resolve())
         assert notes[0] == f"wandb: {server.url}/me/mine/groups/small"
         assert server.groups == dict.fromkeys(RUN_IDS, "small")

@@ -31,7 +31,8 @@ class WandbTracker:
     def __init__(self, setup: TrackerSetup, notify: Notify) -> None:
         import wandb
 
-        wandb.setup()  # start its service before trials need the processors
+        settings = wandb.setup().settings  # start its service before trials need the processors
+        settings.sweep_id = None  # of a settings file; all trials would be the run of its agent
         self._wandb, self._notify = wandb, notify
         self._sweep, self._folder, self._is_online = setup.sweep, setup.folder, setup.destination == "online"
         self._has_shown_url = False
