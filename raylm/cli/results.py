@@ -78,15 +78,18 @@ def report(
 
 def evaluate(
     results_folder: ResultsFolderArgument,
-    context_lengths: Annotated[str, typer.Option(metavar="N,N,...", help="Tokens, such as 256,512,1024.")],
+    context_lengths: Annotated[str, typer.Option(metavar="N,N,...", help="Tokens, such as 256,512,1024.")] = "",
+    split: Annotated[str, typer.Option(help="validation, or test: at the context length of each row.")] = "validation",
 ) -> None:
-    """Evaluate each best checkpoint at other context lengths, and add the columns to the table.
+    """Evaluate each best checkpoint at other context lengths or on the test split, and add the columns to the table.
 
     raylm evaluate runs/quickstart --context-lengths 64,128,256
 
     raylm evaluate s3://bucket/raylm/imdb-grid --context-lengths 512,1024
 
-    Known values are not computed again.
+    raylm evaluate runs/own-data --split test
+
+    Known values at other context lengths are not computed again.
     """
     with exit_codes("run the same command to resume", "values so far are saved; run the same command to resume"):
         from raylm.monitor.console import Console
@@ -95,18 +98,19 @@ def evaluate(
         from raylm.report.reference import load_reference
         from raylm.results.rows import DONE
 
-        lengths = [int(text) if text.strip().isdecimal() else 0 for text in context_lengths.split(",")]
-        if min(lengths) < 2:
-            raise UserError(f"--context-lengths: got {context_lengths!r}; expected tokens, at least 2, as in 256,512")
+        lengths = _parse_context_lengths(context_lengths, split)
         console, results = Console(), load_results(results_folder)
         results.storage.create("evaluate a copy of the folder")
         with console.show_spinner("loading torch and transformers"):
             from raylm.report import html
-            from raylm.training.evaluate import evaluate_lengths
+            from raylm.training.evaluate import evaluate_lengths, evaluate_test_split
         rows = [row for row in results.rows if row.status == DONE]
         failures = _RowFailures(console, len(rows))
         for row in rows:
             with failures.catch(row):
+                if split == "test":
+                    loss = f"test loss {evaluate_test_split(results, row):.3f}"
+                    console.print_note(f"{row.config.run_name}  at {row.config.context_length}: {loss}")
                 for evaluation in evaluate_lengths(results, lengths, [row]):
                     loss = f"val loss {evaluation.val_loss:.3f}"
                     console.print_note(f"{row.config.run_name}  at {evaluation.context_length}: {loss}")
@@ -115,6 +119,24 @@ def evaluate(
         html.write_html(results, reference_table)
         console.print_table(results, reference_table)
         failures.raise_if_any()
+
+
+def _parse_context_lengths(text: str, split: str) -> list[int]:
+    """Return the context lengths to evaluate at, in tokens; empty for the test split.
+
+    Raises:
+        UserError: if an option has another value than expected, or they exclude each other.
+    """
+    if split not in ("validation", "test"):
+        raise UserError(f"--split: got {split!r}; expected validation or test")
+    if split == "test":
+        if text:
+            raise UserError("--split test and --context-lengths exclude each other; expected one of them")
+        return []
+    lengths = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
+    if min(lengths) < 2:
+        raise UserError(f"--context-lengths: got {text!r}; expected tokens, at least 2, as in 256,512")
+    return lengths
 
 
 class _RowFailures:

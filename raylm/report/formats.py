@@ -103,6 +103,8 @@ def build_record(
     }
     lengths = sorted({length for other in results.rows for length in other.length_evals})
     record |= {f"val_loss_at_{length}": row.length_evals.get(length) for length in lengths}
+    if any(other.test_loss is not None for other in results.rows):
+        record["test_loss"] = row.test_loss
     reference_row = reference.find_row(config) if reference else None
     record |= {f"reference_{name}": getattr(reference_row, name, None) for name in LOSS_NAMES}
     data = results.data.get(config.corpus_key)

@@ -116,6 +116,7 @@ def build_table(results: SweepRows, reference: ReferenceTable | None = None) -> 
         columns += [column, Column("ref"), Column("diff")] if layout.has_reference else [column]
     columns += [BYTES_COLUMN] if layout.nats_per_byte is not None else []
     columns += [Column(f"val at {length}") for length in layout.context_lengths]
+    columns += [Column("test loss")] if layout.has_test_loss else []
     columns += [BEST_EPOCH_COLUMN, *([Column("n")] if layout.has_seeds else []), RUN_COLUMN]
     compared = [row for group, reference_row in layout.lines if reference_row for row in group.rows]
     notes = _collect_notes(layout, reference if layout.has_reference else None)
@@ -133,6 +134,7 @@ class _Layout:
     has_seeds: bool
     context_lengths: list[int]
     """Other context lengths with evaluations, in tokens, ascending."""
+    has_test_loss: bool
     nats_per_byte: dict[str, float] | None
     """Nats per byte by trial id, of rows with a loss that compares; None if no dataset is ranked by them."""
     lossy_ids: frozenset[str]
@@ -153,6 +155,7 @@ class _Layout:
             has_reference=any(row is not None for _, row in lines),
             has_seeds=any(len(group.rows) > 1 for group in groups),
             context_lengths=sorted(lengths),
+            has_test_loss=any(row.test_loss is not None for group in groups for row in group.rows),
             nats_per_byte=per_byte,
             lossy_ids=frozenset(row.config.id for row in lossy_rows(results)),
         )
@@ -183,6 +186,8 @@ def _format_cells(layout: _Layout, group: SeedGroup, reference_row: ReferenceRow
         yield format_mean_interval(
             own or [row.length_evals[length] for row in group.rows if length in row.length_evals]
         )
+    if layout.has_test_loss:
+        yield format_mean_interval([row.test_loss for row in group.rows if row.test_loss is not None])
     yield ", ".join(str(epoch) for epoch in sorted({evaluation.epoch for evaluation in metrics})) or MISSING
     if layout.has_seeds:
         yield str(len(metrics))

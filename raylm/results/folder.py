@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 STATUS_FILE = "status.json"
 LENGTH_EVALS_FILE = "other-context-lengths.json"
+TEST_LOSSES_FILE = "test-losses.json"
 
 LAUNCH_PATTERN, CHECKPOINT_PATTERN = re.compile(r"launch-\d+"), re.compile(r"checkpoint_.*")
 """Names of the folders of launches and checkpoints."""
@@ -38,6 +39,8 @@ Entries = Mapping[str, int | None]
 """Files and folders by name relative to the results folder: bytes of a file, None for a folder."""
 LengthEvals = dict[str, dict[int, float]]
 """Val losses in nats per token by hash of the weights and by context length in tokens."""
+TestLosses = dict[str, float]
+"""Losses on the test split in nats per token by hash of the weights."""
 
 
 @dataclass(frozen=True)
@@ -73,22 +76,24 @@ def count_unsuggested(sweep: Sweep, results: SweepRows) -> int:
 
 def load_rows(storage: Storage, trials: Iterable[TrialConfig], record: SweepRecord | None = None) -> SweepRows:
     """Return the rows of these trials, with the record of their sweep."""
-    length_evals = load_length_evals(storage)
+    length_evals, test_losses = load_length_evals(storage), load_test_losses(storage)
     by_run: dict[str, dict[str, int | None]] = {}
     for name, size in storage.list_entries().items():
         launch, _, below = name.partition("/")
         if below and LAUNCH_PATTERN.fullmatch(launch):
             by_run.setdefault(below.split("/")[0], {})[name] = size
-    rows = [_build_row(storage, trial, by_run.get(trial.run_name, {}), length_evals) for trial in trials]
+    rows = [_build_row(storage, trial, by_run.get(trial.run_name, {}), length_evals, test_losses) for trial in trials]
     return SweepRows(storage, rows, record)
 
 
 def load_row(storage: Storage, trial: TrialConfig) -> Row:
-    """Return the row of one trial, without evaluations at other context lengths."""
-    return _build_row(storage, trial, _list_trial_entries(storage, trial), {})
+    """Return the row of one trial, without the values of `raylm evaluate`."""
+    return _build_row(storage, trial, _list_trial_entries(storage, trial), {}, {})
 
 
-def _build_row(storage: Storage, trial: TrialConfig, entries: Entries, length_evals: LengthEvals) -> Row:
+def _build_row(
+    storage: Storage, trial: TrialConfig, entries: Entries, length_evals: LengthEvals, test_losses: TestLosses
+) -> Row:
     checkpoints = list(_find_checkpoints(storage, trial, entries))
     latest = max(checkpoints, key=lambda checkpoint: checkpoint.progress.step, default=None)
     best = None
@@ -96,7 +101,8 @@ def _build_row(storage: Storage, trial: TrialConfig, entries: Entries, length_ev
         best_step = latest.progress.best_metrics.step
         best = next((checkpoint for checkpoint in checkpoints if checkpoint.progress.step == best_step), None)
     if latest is not None and latest.progress.is_complete:
-        return Row(trial, DONE, "", latest, best, length_evals.get(best.weights_hash, {}) if best else {})
+        weights = best.weights_hash if best else ""
+        return Row(trial, DONE, "", latest, best, length_evals.get(weights, {}), test_losses.get(weights))
     launches = sorted({name.split("/")[0] for name in entries}, key=parse_launch_number)
     if not launches:
         return Row(trial, PENDING, "", latest, best)
@@ -226,3 +232,14 @@ def write_length_evals(storage: Storage, length_evals: LengthEvals) -> None:
         for weights, losses in length_evals.items()
     }
     storage.write(LENGTH_EVALS_FILE, json_files.encode(finite))
+
+
+def load_test_losses(storage: Storage) -> TestLosses:
+    """Return the recorded losses on test splits; empty if there are none or the file is damaged."""
+    return json_files.load_or_none(storage, TEST_LOSSES_FILE, TestLosses) or {}
+
+
+def write_test_losses(storage: Storage, test_losses: TestLosses) -> None:
+    """Write losses on test splits; those that are not finite are left out."""
+    finite = {weights: loss for weights, loss in test_losses.items() if math.isfinite(loss)}
+    storage.write(TEST_LOSSES_FILE, json_files.encode(finite))

@@ -52,6 +52,8 @@ class Row:
     """Checkpoint of the best epoch."""
     length_evals: Mapping[int, float] = field(default_factory=dict)
     """Val loss of the best checkpoint in nats per token by context length in tokens, from `raylm evaluate`."""
+    test_loss: float | None = None
+    """Loss of the best checkpoint on the test split in nats per token, from `raylm evaluate --split test`."""
 
     @property
     def metrics(self) -> EvalMetrics | None:

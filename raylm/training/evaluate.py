@@ -1,9 +1,10 @@
-"""Evaluation of best checkpoints at context lengths other than that of their training. Does not depend on Ray."""
+"""Evaluation of best checkpoints at other context lengths and on test splits. Does not depend on Ray."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -11,12 +12,21 @@ from raylm.config.trial import TrialConfig
 from raylm.data.corpus import Corpus
 from raylm.data.preparation import load_cached, prepare
 from raylm.errors import UserError
-from raylm.results.folder import load_length_evals, open_best_checkpoint, write_length_evals
+from raylm.results.folder import (
+    load_length_evals,
+    load_test_losses,
+    open_best_checkpoint,
+    write_length_evals,
+    write_test_losses,
+)
 from raylm.results.rows import DONE, Row, SweepRows
 from raylm.results.sweep_record import RECORD_FILE
 from raylm.training import models
 from raylm.training.device import resolve_precision
 from raylm.training.validation import validation_loss
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -61,23 +71,55 @@ def evaluate_lengths(
             yield LengthEval(row.config, length, loss)
 
 
+def evaluate_test_split(results: SweepRows, row: Row) -> float:
+    """Return the loss of a row's best checkpoint on the test split of its dataset, and write it to the results folder.
+
+    The context length is that of the training. The value is computed again if it is known, since the fingerprint of a
+    dataset does not cover its test split.
+
+    Returns:
+        Nats per token.
+
+    Raises:
+        UserError: if the row is not finished, its checkpoint is damaged, or its dataset has changed or has no test
+            split.
+    """
+    name = row.config.run_name
+    if row.status != DONE or row.best_checkpoint is None:
+        raise UserError(f"{name} is not finished ({row.status}); expected a finished row")
+    corpus = _load_corpus(results, row.config, with_test=True)
+    if corpus.test is None:
+        raise UserError(f"dataset {row.config.dataset}: has no test split; expected a split named `test`")
+    model, precision = _load_best(results, row)
+    test_corpus = replace(corpus, validation=corpus.test)
+    loss = validation_loss(model, test_corpus, row.config.context_length, micro_batch_size=1, precision=precision)
+    weights = row.best_checkpoint.weights_hash
+    write_test_losses(results.storage, {**load_test_losses(results.storage), weights: loss})
+    return loss
+
+
 def _evaluate_row(results: SweepRows, row: Row, context_lengths: Sequence[int]) -> Iterator[tuple[int, float]]:
     if not context_lengths or row.best_checkpoint is None:
         return
     corpus = _load_corpus(results, row.config)
-    with open_best_checkpoint(results, row) as folder:
-        model = models.load_pretrained(folder, row.config.run_name)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model.to(device)
+    model, precision = _load_best(results, row)
     max_length = models.max_context_length(model)
-    requested = results.launches[-1].precision if results.launches else "auto"
-    precision = resolve_precision("float32" if requested == "float32" else "auto", device)  # may lack bfloat16
     for length in context_lengths:
         if max_length is None or length <= max_length:
             yield length, validation_loss(model, corpus, length, micro_batch_size=1, precision=precision)
 
 
-def _load_corpus(results: SweepRows, config: TrialConfig) -> Corpus:
+def _load_best(results: SweepRows, row: Row) -> tuple[PreTrainedModel, str]:
+    """Return the best checkpoint's model on this machine's device, and the precision to evaluate it in."""
+    with open_best_checkpoint(results, row) as folder:
+        model = models.load_pretrained(folder, row.config.run_name)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device)
+    requested = results.launches[-1].precision if results.launches else "auto"
+    return model, resolve_precision("float32" if requested == "float32" else "auto", device)  # may lack bfloat16
+
+
+def _load_corpus(results: SweepRows, config: TrialConfig, *, with_test: bool = False) -> Corpus:
     """Load the corpus that a trial was trained on from the cache, or prepare it again and compare fingerprints."""
     records = [data for launch in results.launches for data in launch.data]
     key = config.corpus_key
@@ -87,11 +129,13 @@ def _load_corpus(results: SweepRows, config: TrialConfig) -> Corpus:
             f"{results.storage.uri_of(RECORD_FILE)} has no launch on {config.dataset} with {config.model}, so that its "
             "text cannot be compared; run the sweep again"
         )
-    cached = load_cached(fingerprint)
+    cached = None if with_test else load_cached(fingerprint)  # possibly from before the dataset had a test split
     if cached is not None:
         return cached
     source = models.resolve_model(config.model, pretrained=False)
-    corpus = prepare(config.dataset_spec, source.fetch_files(), config.model)
+    limits = [row.config.max_train_tokens for row in results.rows if row.config.corpus_key == key]
+    limit = None if None in limits else max((n for n in limits if n is not None), default=None)
+    corpus = prepare(config.dataset_spec, source.fetch_files(), config.model, max_train_tokens=limit)
     if corpus.fingerprint != fingerprint:
         raise UserError(
             f"the text or the tokenizer of {config.dataset} with {config.model} has changed since the sweep"
