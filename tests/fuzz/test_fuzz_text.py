@@ -186,6 +186,8 @@ def test_text_is_trained_on_as_it_is(data: bytes, suffix: str, fields: dict[str,
 @fuzz(80)
 @given(data=OTHER_BYTES, suffix=st.sampled_from(sorted(PACKERS)), fields=FIELDS)
 def test_file_of_any_bytes_is_trained_on_as_it_is_or_refused(data: bytes, suffix: str, fields: dict[str, Any]) -> None:
+    if decode(data) is None:  # no more of a file is read than max_documents needs
+        fields = {name: value for name, value in fields.items() if name != "max_documents"}
     with temporary_folder() as folder, blocks_of(64):
         path = folder / f"data{suffix}"
         path.write_bytes(PACKERS[suffix](data))
