@@ -139,7 +139,9 @@ def test_mlflow_has_a_run_per_trial_and_resumes_it(tmp_path: Path, monkeypatch: 
         assert sorted(steps) == list(range(1, 31))
 
 
-def test_trackio_has_a_run_per_trial_and_resumes_it(tmp_path: Path) -> None:
+def test_trackio_has_a_run_per_trial_and_resumes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("TRACKIO_SPACE_ID", "me/space")  # not used while the hub is offline
     options = TrackerOptions("disabled", None, "mine")
     track_launch(tmp_path / "small", options, last_step=20)
     track_launch(tmp_path / "small", options, rows=rows_after(20))
