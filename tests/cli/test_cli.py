@@ -183,7 +183,7 @@ RUN_FLAGS = (
         (["run"], RUN_FLAGS),
         (["plan"], "--storage --set --gpu --price-per-hour --json --help"),
         (["report"], "--format --reference --json --help"),
-        (["evaluate"], "--context-lengths --help"),
+        (["evaluate"], "--context-lengths --split --help"),
         (["generate"], "--prompt --run --max-new-tokens --temperature --seed --help"),
         (["export"], "--run --dataset --license --push --public --help"),
     ],
