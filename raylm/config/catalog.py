@@ -81,6 +81,12 @@ def find_shape(model: str | Path) -> ModelShape | None:
     return ModelShape.from_config(read_model_config(model) or {})
 
 
+def find_gpt2_shape(model: str | Path) -> ModelShape | None:
+    """Return the shape of a model with GPT-2's layers, whose size and cost follow from it; None for other families."""
+    is_other = model not in MODELS and (read_model_config(model) or {}).get("model_type", "gpt2") != "gpt2"
+    return None if is_other else find_shape(model)
+
+
 def _find_int(config: Mapping[str, Any], keys: tuple[str, ...]) -> int | None:
     parts = [config, *(config[key] for key in TEXT_KEYS if isinstance(config.get(key), dict))]
     return next((part[key] for part in parts for key in keys if isinstance(part.get(key), int)), None)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from raylm.config import search_space
-from raylm.config.catalog import DATASETS, ModelShape, find_shape
+from raylm.config.catalog import DATASETS, ModelShape, find_gpt2_shape, find_shape
 from raylm.config.sweep import Sweep
 from raylm.config.trial import TrialConfig
 from raylm.data import local_files, preparation
@@ -58,7 +58,7 @@ class TrialPlan:
     @property
     def checkpoint_bytes(self) -> int | None:
         """Disk space of the trial's best and latest checkpoint; None if unknown."""
-        return estimate_checkpoint_bytes(self.config, self.shape)
+        return estimate_checkpoint_bytes(self.config, self.shape) if self.shape else None
 
     @property
     def memory_model(self) -> MemoryModel | None:
@@ -125,7 +125,7 @@ def plan_trial(
     tokens = min(train_tokens, config.max_train_tokens or train_tokens)
     windows = -(-tokens // (config.context_length - 1))
     steps = -(-windows // config.batch_size)
-    shape = find_shape(config.model)
+    shape = find_gpt2_shape(config.model)
     if placement and shape:
         placement = placement.with_sharing(placement.memory_model(shape, config))
     return TrialPlan(config, tokens * config.epochs, steps * config.epochs, is_exact, shape, placement)
@@ -159,7 +159,7 @@ def describe_prepared_data(configs: Sequence[TrialConfig]) -> list[str]:
 
 def estimate_seconds(config: TrialConfig, progress: Progress, placement: Placement) -> float | None:
     """Return the time that `raylm plan` estimates for the steps a trial has done; None if the shape is unknown."""
-    shape = find_shape(config.model)
+    shape = find_gpt2_shape(config.model)
     if shape is None:
         return None
     memory_model = MemoryModel(shape, config, placement.device.type, placement.precision, progress.ranks)

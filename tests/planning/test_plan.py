@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,16 @@ def test_shape_is_read_from_the_config_of_any_family() -> None:
     sizes = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 99}
     assert ModelShape.from_config({**sizes, "max_position_embeddings": 77}) == ModelShape(2, 64, 4, 99, 77)
     assert ModelShape.from_config(sizes) is None
+
+
+def test_plan_leaves_open_the_size_of_layers_that_are_not_those_of_gpt2(tmp_path: Path) -> None:
+    sizes = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 99}
+    for family, is_known in (("llama", False), ("qwen2", False), ("gpt2", True)):
+        config = {**sizes, "max_position_embeddings": 77, "model_type": family}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        plan = plan_trial(TrialConfig(model=str(tmp_path), context_length=32), 1000, placement=place_on("h100"))
+        numbers = (plan.shape, plan.flops, plan.peak_bytes, plan.checkpoint_bytes, plan.micro_batching, plan.seconds)
+        assert [number is not None for number in numbers] == [is_known] * 6, family
 
 
 def place_on(gpu: str) -> Placement:
