@@ -92,7 +92,7 @@ def lock_file(path: Path, *, wait: bool) -> Iterator[None]:
         LocksUnsupportedError: If the file system has no locks.
         OSError: If the file cannot be opened.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
