@@ -134,8 +134,8 @@ class _CorpusBuilder:
         """Read, tokenize and write all splits and the tokenizer's files."""
         train, validation, test = sources.read_splits(self.source, is_partial=self.max_train_tokens is not None)
         if pretrained is None:
-            texts = (piece.text for piece in train.pieces)
-            hf_tokenizer, is_limited = tokenizer.train(texts if train.is_documents else tokenizer.divide_stream(texts))
+            texts = ((piece.text for piece in text) for text in train.texts)
+            hf_tokenizer, is_limited = tokenizer.train(texts)
             fingerprint = _hash_parts([fingerprint, "limited"]) if is_limited else fingerprint
         else:
             hf_tokenizer = pretrained

@@ -28,10 +28,12 @@ MAX_TRAIN_CHARACTERS = 20_000_000
 MAX_DISTINCT_CHARACTERS = 8_000_000
 """Most characters of different words that it is trained on, which its time depends on: a text has a fifth of it."""
 PART_CHARACTERS = 100_000
-"""Characters after which a stream is divided for training."""
-_LINE_FEED_AFTER_WORD = re.compile(r"(?<=\S)\n")
-_LONG_WORD = re.compile(r"\w{1000}")
-"""Run of letters and digits, as in DNA, that it is trained on in parts."""
+"""Characters after which a text is divided for training."""
+MAX_PART_CHARACTERS = 1_000_000
+"""Longest part, if a text has no place to divide it."""
+_BEFORE_SPACE = re.compile(r"(?<=\S)(?=\s)")
+_AFTER_LETTERS = re.compile(r"(?<=[^\W\d])(?=[\W\d])|(?<=\d)(?=\D)")
+"""Places between two words of the byte-level BPE, whose words have letters, digits or others."""
 FILE_PATTERNS = ("tokenizer.json", "*.model", "vocab.*", "merges.txt", "vocab-*", "*.tiktoken", "tekken.json")
 """Names of files that hold the tokens of a tokenizer."""
 PROBE_TEXT = "The tokens of a text give the text again."
@@ -125,25 +127,11 @@ def _normalize(text: str) -> str:
 # ---- training -----------------------------------------------------------------------------------------------------
 
 
-def divide_stream(texts: Iterable[str]) -> Iterator[str]:
-    """Yield the parts of a stream that a tokenizer is trained on, of `PART_CHARACTERS` or more.
+def train(texts: Iterable[Iterable[str]]) -> tuple[PreTrainedTokenizerBase, bool]:
+    """Train a byte-level BPE like GPT-2's, with 4,096 tokens (fewer on a tiny corpus).
 
-    Each but the first begins with a line feed that follows a word. (Merges depend on it: other parts would change the
-    tokenizers of earlier sweeps.)
-    """
-    text, size = "", PART_CHARACTERS
-    for piece in texts:
-        text += piece
-        start = 0
-        while match := _LINE_FEED_AFTER_WORD.search(text, start + size, max(len(text) - 1, 0)):
-            yield text[start : match.start()]
-            start, size = match.start(), PART_CHARACTERS + 1
-        text = text[start:]
-    yield text
-
-
-def train(texts: Iterable[str]) -> tuple[PreTrainedTokenizerBase, bool]:
-    """Train a byte-level BPE like GPT-2's, with 4,096 tokens (fewer on a tiny corpus), on texts.
+    Args:
+        texts: documents or a stream, each in parts.
 
     Returns:
         The tokenizer, and whether words were left out or divided to bound its time.
@@ -164,7 +152,7 @@ def train(texts: Iterable[str]) -> tuple[PreTrainedTokenizerBase, bool]:
 
 
 class _TextLimiter:
-    """Beginning of a text that a tokenizer is trained on in bounded time."""
+    """Beginning of texts that a tokenizer is trained on in bounded time and memory."""
 
     def __init__(self) -> None:
         self.has_limited_words = False
@@ -172,27 +160,46 @@ class _TextLimiter:
         self._words: set[str] = set()
         self._distinct_characters = 0
 
-    def limit(self, texts: Iterable[str]) -> Iterator[str]:
-        """Yield texts up to the limits, long words in parts."""
+    def limit(self, texts: Iterable[Iterable[str]]) -> Iterator[str]:
+        """Yield parts of texts up to the limits."""
         remaining = MAX_TRAIN_CHARACTERS
-        for text in texts:
-            for part in self._divide(text[:remaining]):
-                if not self._has_room(part):
-                    self.has_limited_words = True
-                    return
-                yield part
-            remaining -= len(text)
+        for part in (part for text in texts for part in self._divide(text)):
             if remaining <= 0:
                 return
+            if not self._has_room(part):
+                self.has_limited_words = True
+                return
+            yield part[:remaining]
+            remaining -= len(part)
 
-    def _divide(self, text: str) -> Iterator[str]:
-        """Yield a text in parts that end within long words; a text without such words as it is."""
-        start = 0
-        for match in _LONG_WORD.finditer(text):
-            self.has_limited_words = True
-            yield text[start : match.end()]
-            start = match.end()
-        yield text[start:]
+    def _divide(self, pieces: Iterable[str]) -> Iterator[str]:
+        """Yield a text in parts of about `PART_CHARACTERS`.
+
+        It is cut between words, which changes no count of a word, so that a tokenizer is that of the whole text; or, if
+        it has none, within a word.
+        """
+        text = ""
+        for piece in pieces:
+            text += piece
+            start = 0
+            while len(text) - start > PART_CHARACTERS + 1:
+                end = self._find_end(text, start)
+                if end is None:
+                    break
+                yield text[start:end]
+                start = end
+            text = text[start:]
+        yield text
+
+    def _find_end(self, text: str, start: int) -> int | None:
+        """Return the end of the part that begins at a position; None if more text is needed to find it."""
+        for pattern in (_BEFORE_SPACE, _AFTER_LETTERS):
+            if match := pattern.search(text, start + PART_CHARACTERS, len(text) - 1):
+                return match.start()
+        if len(text) - start < MAX_PART_CHARACTERS:
+            return None
+        self.has_limited_words = True
+        return start + MAX_PART_CHARACTERS
 
     def _has_room(self, text: str) -> bool:
         """Count the characters of the words that are new; return False once they are too many."""

@@ -55,7 +55,7 @@ def test_imdb_is_shuffled_and_split_nine_to_one() -> None:
 
 
 def test_training_a_tokenizer_is_deterministic() -> None:
-    text = [topics[name] for name in sorted(topics)[:20]]
+    text = [[topics[name]] for name in sorted(topics)[:20]]
     first, second = tokenizer.train(text), tokenizer.train(text)
     assert tokenizer.serialize_files(first[0]) == tokenizer.serialize_files(second[0])
     assert not first[1], "no word is too long to be trained on"

@@ -125,17 +125,20 @@ def test_number_of_bytes_and_words_is_that_of_the_original_text(tmp_path: Path) 
 def test_text_of_long_words_is_limited_for_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizer, "MAX_DISTINCT_CHARACTERS", 50_000)
     letters = random.Random(0)
-    texts = ("".join(letters.choices("ACGT", k=10_000)) for _ in itertools.count())  # without end
+    texts = (["".join(letters.choices("ACGT", k=10_000))] for _ in itertools.count())  # without end
     trained, is_limited = tokenizer.train(texts)
     assert is_limited
     assert 300 < len(trained) <= 4096
 
 
-def test_stream_is_divided_for_training_before_line_feeds_only() -> None:
-    lines = [f"word{number}" if number % 3 else "  " for number in range(60_000)]
-    text = "\n".join(lines) + "\n"
-    parts = list(tokenizer.divide_stream(text[start : start + 777] for start in range(0, len(text), 777)))
+@pytest.mark.parametrize("text", ["a line of words \n", "a line\n\n  of words", "0123abc+/", "don't", "中文，"])
+def test_tokenizer_of_a_divided_text_is_that_of_the_whole(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "".join(f"{text}{number}" for number in range(3_000))
+    whole = tokenizer.serialize_files(tokenizer.train([[text]])[0])
+    monkeypatch.setattr(tokenizer, "PART_CHARACTERS", 1_000)
+    limiter = tokenizer._TextLimiter()
+    parts = list(limiter.limit([[text[start : start + 777] for start in range(0, len(text), 777)]]))
     assert "".join(parts) == text
-    assert len(parts) == 5
-    assert all(part.startswith("\n") for part in parts[1:])
-    assert all(len(part) >= tokenizer.PART_CHARACTERS and not part[-1].isspace() for part in parts[:-1])
+    assert len(parts) > 10 and max(map(len, parts)) < 2_000
+    assert tokenizer.serialize_files(tokenizer.train([[text]])[0]) == whole
+    assert not limiter.has_limited_words

@@ -162,7 +162,7 @@ def test_failing_trial_stops_no_other_and_can_be_retried(
 ) -> None:
     monkeypatch.setattr(model_check, "MAX_CHECKED_PARAMETERS", 0)  # as of a model whose weights are not loaded before
     model = tmp_path / "model"
-    trained, _ = tokenizer.train([(small_text / "train.txt").read_text()])
+    trained, _ = tokenizer.train([[(small_text / "train.txt").read_text()]])
     assert isinstance(trained, PreTrainedTokenizerFast)
     trained.save_pretrained(model)
     config = GPT2Config(vocab_size=len(trained), n_positions=32, n_embd=16, n_layer=1, n_head=2)

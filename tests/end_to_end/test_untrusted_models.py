@@ -45,7 +45,7 @@ def model(tmp_path: Path, marker: Path) -> Path:
     """Folder of a small GPT-2 with its tokenizer, and Python code that creates `marker`."""
     folder = tmp_path / "model"
     torch.manual_seed(0)
-    trained, _ = tokenizer.train(["some words to train on, some more words to train on\n" * 20])
+    trained, _ = tokenizer.train([["some words to train on, some more words to train on\n" * 20]])
     assert isinstance(trained, PreTrainedTokenizerFast)
     trained.save_pretrained(folder)
     config = GPT2Config(vocab_size=len(trained), n_positions=32, n_embd=16, n_layer=1, n_head=2)
@@ -122,7 +122,7 @@ def test_pickled_tokens_in_the_cache_are_refused_without_unpickling(
 ) -> None:
     monkeypatch.setenv("RAYLM_CACHE", str(tmp_path / "cache"))
     corpus = preparation.prepare(DatasetSpec(str(small_text)), None, NANO_MODEL)
-    tokens = tmp_path / "cache" / "corpora" / corpus.fingerprint / "train.npy"
+    (tokens,) = (tmp_path / "cache" / "corpora").glob("*/train.npy")
     np.save(tokens, np.array([MaliciousObject(marker)], dtype=object))
     with pytest.raises(ValueError, match=r"memory-mapped|allow_pickle"):
         preparation.load_cached(corpus.fingerprint)
