@@ -41,7 +41,18 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "documents": st.none() | st.sampled_from(["line", "blank-line", "file"]),
     "max_documents": st.none() | st.integers(2, 10**18),
 }
-SOME_FIELDS = st.fixed_dictionaries({}, optional=FIELDS)
+OPTIONS = ("text_column", "documents", "max_documents")
+FIXED = ("wikitext2", "imdb")
+
+
+def _fit_dataset(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return fields with a dataset that takes their options: the text of known ones is fixed."""
+    has_options = any(fields.get(name) is not None for name in OPTIONS)
+    is_fixed = fields.get("dataset", FIXED[0]) in FIXED
+    return {**fields, "dataset": "owner/name"} if has_options and is_fixed else fields
+
+
+SOME_FIELDS = st.fixed_dictionaries({}, optional=FIELDS).map(_fit_dataset)
 
 
 @fuzz(150)

@@ -112,7 +112,7 @@ def test_tensorboard_has_losses_by_step_and_fields_with_the_best_losses(tmp_path
         experiment = HParamsPluginData.FromString(contents["_hparams_/experiment"]).experiment
         start = HParamsPluginData.FromString(contents["_hparams_/session_start_info"]).session_start_info
         assert {info.name.tag for info in experiment.metric_infos} == {f"best/{name}" for name in LOSS_NAMES}
-        assert set(start.hparams) == {info.name for info in experiment.hparam_infos} == set(trial.as_record())
+        assert set(start.hparams) == {info.name for info in experiment.hparam_infos} == set(trial.as_dict())
         assert start.hparams["seed"].number_value == trial.seed
         assert start.hparams["model"].string_value == trial.model
         assert "_hparams_/session_end_info" in contents
@@ -132,7 +132,7 @@ def test_mlflow_has_a_run_per_trial_and_resumes_it(tmp_path: Path, monkeypatch: 
     assert set(runs) == {trial.run_name for trial in TRIALS}
     for trial in TRIALS:
         run = runs[trial.run_name]
-        assert run.data.params == {name: str(value) for name, value in trial.as_record().items()}
+        assert run.data.params == {name: str(value) for name, value in trial.as_dict().items()}
         assert (run.info.status, run.data.tags["raylm.status"]) == ("FINISHED", "done")
         assert (run.data.metrics["best_val_loss"], run.data.metrics["best_epoch"]) == (5.2, 2)
         steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "loss")]
