@@ -31,6 +31,8 @@ PART_CHARACTERS = 100_000
 """Characters after which a text is divided for training."""
 MAX_PART_CHARACTERS = 1_000_000
 """Longest part, if a text has no place to divide it."""
+_LONG_WORD = re.compile(r"\w{1000}|[^\w\s]{10000}")
+"""Run of letters and digits, as in DNA, or of signs, that is trained on in parts."""
 _BEFORE_SPACE = re.compile(r"(?<=\S)(?=\s)")
 _AFTER_LETTERS = re.compile(r"(?<=[^\W\d])(?=[\W\d])|(?<=\d)(?=\D)")
 """Places between two words of the byte-level BPE, whose words have letters, digits or others."""
@@ -163,7 +165,7 @@ class _TextLimiter:
     def limit(self, texts: Iterable[Iterable[str]]) -> Iterator[str]:
         """Yield parts of texts up to the limits."""
         remaining = MAX_TRAIN_CHARACTERS
-        for part in (part for text in texts for part in self._divide(text)):
+        for part in (part for text in texts for part in self._divide_words(self._divide(text))):
             if remaining <= 0:
                 return
             if not self._has_room(part):
@@ -191,6 +193,16 @@ class _TextLimiter:
             text = text[start:]
         yield text
 
+    def _divide_words(self, parts: Iterable[str]) -> Iterator[str]:
+        """Yield parts, divided within their long words: the time of training grows with the length of a word."""
+        for part in parts:
+            start = 0
+            for match in _LONG_WORD.finditer(part):
+                self.has_limited_words = True
+                yield part[start : match.end()]
+                start = match.end()
+            yield part[start:]
+
     def _find_end(self, text: str, start: int) -> int | None:
         """Return the end of the part that begins at a position; None if more text is needed to find it."""
         for pattern in (_BEFORE_SPACE, _AFTER_LETTERS):
@@ -198,8 +210,7 @@ class _TextLimiter:
                 return match.start()
         if len(text) - start < MAX_PART_CHARACTERS:
             return None
-        self.has_limited_words = True
-        return start + MAX_PART_CHARACTERS
+        return start + MAX_PART_CHARACTERS  # within a long word, or a long run of signs
 
     def _has_room(self, text: str) -> bool:
         """Count the characters of the words that are new; return False once they are too many."""
