@@ -29,6 +29,8 @@ CHUNK_BYTES = 64 * 2**20
 UPLOAD_SECONDS = 10.0
 """Interval between uploads of a file that is being appended to."""
 MAX_MESSAGE_CHARS = 300
+MAX_REPLACED_READS = 5
+"""Times that a file is read again because it was replaced while it was read."""
 
 
 @dataclass(frozen=True)
@@ -113,13 +115,23 @@ class Bucket(Storage):
         return {name: size for name, size in entries.items() if name.count("/") == depth}
 
     def read(self, name: str) -> str:
-        """Return the text of a file."""
+        """Return the text of a file.
+
+        A client asks for the size first, and reads no more than that: of a file that is replaced by a longer one
+        meanwhile, it would return a part. The files at the top of a results folder are replaced, those below are not.
+        """
 
         def read() -> bytes:
             with self._filesystem.open_input_stream(self._path_to(name)) as stream:
                 return bytes(stream.read())
 
-        return self._with_retries(read).decode()
+        content = self._with_retries(read)
+        for _ in range(0 if "/" in name else MAX_REPLACED_READS):
+            info = self._with_retries(lambda: self._filesystem.get_file_info(self._path_to(name)))
+            if info.size == len(content):
+                break
+            content = self._with_retries(read)
+        return content.decode()
 
     def write(self, name: str, text: str) -> None:
         """Write a file; objects of a bucket are atomic."""

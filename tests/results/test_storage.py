@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -187,3 +188,25 @@ def test_requests_to_a_busy_bucket_are_retried(s3: S3Server, bucket: Bucket) -> 
         storage.remove("folder")
         assert storage.list_entries("folder") == {}
     assert proxy.num_refused >= 10
+
+
+def test_file_that_is_replaced_by_a_longer_one_is_read_whole(bucket: Bucket) -> None:
+    bucket.write("live.json", "1 a")
+    is_done = threading.Event()
+
+    def replace() -> None:
+        writer = Bucket(bucket.uri)
+        for number in range(2, 10_000):
+            writer.write("live.json", f"{number} {'a' * number}")
+            if is_done.wait(0.01):
+                return
+
+    thread = threading.Thread(target=replace)
+    thread.start()
+    try:
+        for _ in range(200):
+            number, letters = bucket.read("live.json").split()
+            assert len(letters) == int(number)
+    finally:
+        is_done.set()
+        thread.join()
