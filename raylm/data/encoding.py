@@ -30,7 +30,7 @@ MAX_CUTS_TRIED = 50
 MAX_UNBROKEN_CHARACTERS = 4_000_000
 """Longest text without a place to cut; a longer one is refused, since it would take 600 MB and more."""
 
-_WORD_STARTS = re.compile(r"(?<=\S)(?=\s)")
+WORD_STARTS = re.compile(r"(?<=\S)(?=\s)")
 """Places before white space: no tokenizer in use has a token that goes on there."""
 _KIND_CHANGES = re.compile(r"(?<=[^\W\d])(?=[\W\d])|(?<=\d)(?=\D)|(?<=\W)(?=\w)")
 """Places between letters, digits and others, for texts without spaces."""
@@ -141,7 +141,7 @@ class _Cut:
 
 def _find_cut(tokenizer: PreTrainedTokenizerBase, text: str, first: int) -> _Cut | None:
     """Return a place to cut at or behind a position, or None if there is none up to the last characters."""
-    for pattern in (_WORD_STARTS, _KIND_CHANGES):
+    for pattern in (WORD_STARTS, _KIND_CHANGES):
         places = pattern.finditer(text, first, len(text) - CONTEXT_CHARACTERS)
         for match in itertools.islice(places, MAX_CUTS_TRIED):
             position = match.start()
@@ -157,5 +157,5 @@ def _find_cut(tokenizer: PreTrainedTokenizerBase, text: str, first: int) -> _Cut
 def _context_before(text: str, position: int) -> str:
     """Return the characters before a position, from the beginning of a word if there is one."""
     begin = max(0, position - CONTEXT_CHARACTERS)
-    word = _WORD_STARTS.search(text, begin, position) if begin else None
+    word = WORD_STARTS.search(text, begin, position) if begin else None
     return text[word.start() if word else begin : position]

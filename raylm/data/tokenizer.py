@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raylm.config.catalog import NANO_VOCAB_SIZE, read_model_config
+from raylm.data.encoding import WORD_STARTS
 from raylm.errors import UserError, one_line
 
 if TYPE_CHECKING:
@@ -33,9 +34,8 @@ MAX_PART_CHARACTERS = 1_000_000
 """Longest part, if a text has no place to divide it."""
 _LONG_WORD = re.compile(r"\w{1000}|[^\w\s]{10000}")
 """Run of letters and digits, as in DNA, or of signs, that is trained on in parts."""
-_BEFORE_SPACE = re.compile(r"(?<=\S)(?=\s)")
 _AFTER_LETTERS = re.compile(r"(?<=[^\W\d])(?=[\W\d])|(?<=\d)(?=\D)")
-"""Places between two words of the byte-level BPE, whose words have letters, digits or others."""
+"""Places between two words of the byte-level BPE that no space divides: its words have letters, digits or others."""
 FILE_PATTERNS = ("tokenizer.json", "*.model", "vocab.*", "merges.txt", "vocab-*", "*.tiktoken", "tekken.json")
 """Names of files that hold the tokens of a tokenizer."""
 PROBE_TEXT = "The tokens of a text give the text again."
@@ -205,7 +205,7 @@ class _TextLimiter:
 
     def _find_end(self, text: str, start: int) -> int | None:
         """Return the end of the part that begins at a position; None if more text is needed to find it."""
-        for pattern in (_BEFORE_SPACE, _AFTER_LETTERS):
+        for pattern in (WORD_STARTS, _AFTER_LETTERS):
             if match := pattern.search(text, start + PART_CHARACTERS, len(text) - 1):
                 return match.start()
         if len(text) - start < MAX_PART_CHARACTERS:
