@@ -56,8 +56,7 @@ def check_model(source: ModelSource, *, vocab_size: int, dropout: float | None) 
     import transformers
 
     transformers.logging.set_verbosity_error()  # its warnings are errors here
-    config = models.load_config(source, vocab_size)
-    models.set_dropout(config, dropout, source.name)
+    config = check_config(source, vocab_size=vocab_size, dropout=dropout)
     if source.name in MODELS:
         return
     if _count_parameters(config, source.name) <= MAX_CHECKED_PARAMETERS:
@@ -66,6 +65,17 @@ def check_model(source: ModelSource, *, vocab_size: int, dropout: float | None) 
         model = next(_build_relatives(config), None)
     if model is not None:
         check_causality(model, source.name)
+
+
+def check_config(source: ModelSource, *, vocab_size: int, dropout: float | None) -> PretrainedConfig:
+    """Check that a model's configuration takes a tokenizer and a dropout, and return it with them.
+
+    Raises:
+        UserError: if its vocabulary is smaller than the tokenizer's, or it has no dropout to set.
+    """
+    config = models.load_config(source, vocab_size)
+    models.set_dropout(config, dropout, source.name)
+    return config
 
 
 def _count_parameters(config: PretrainedConfig, name: str) -> int:

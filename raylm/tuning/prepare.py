@@ -94,12 +94,12 @@ def prepare_inputs(
                     trial.dataset_spec, files, trial.model, max_train_tokens=limits[corpus_key]
                 )
             _warn_about_corpus(trial, corpora[corpus_key], notify)
-        check_key = (*model_key, trial.dropout, corpora[corpus_key].vocab_size)
-        if check_key not in checked:
-            checked.add(check_key)
-            model_check.check_model(
-                sources[model_key], vocab_size=corpora[corpus_key].vocab_size, dropout=trial.dropout
-            )
+        vocab_size = corpora[corpus_key].vocab_size
+        load_key, check_key = (*model_key, vocab_size), (*model_key, vocab_size, trial.dropout)
+        if check_key not in checked:  # weights and causality do not depend on the dropout
+            check = model_check.check_config if load_key in checked else model_check.check_model
+            check(sources[model_key], vocab_size=vocab_size, dropout=trial.dropout)
+            checked |= {load_key, check_key}
         _check_trial_fits(trial, shapes[model_key], corpora[corpus_key])
     prepared = PreparedInputs(corpora, sources, shapes)
     _check_inputs_unchanged(results, prepared)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
+from tiny_tokenizers import byte_level, save_llama
 
 from raylm import TrialConfig
 from raylm.config.dataset import DatasetSpec
@@ -16,6 +18,7 @@ from raylm.errors import UserError
 from raylm.results.rows import DIVERGED, FAILED, Row, SweepRows
 from raylm.results.storage import Folder
 from raylm.results.sweep_record import LaunchRecord, ModelRecord, SweepRecord
+from raylm.training import models
 from raylm.tuning.prepare import PreparedInputs, prepare_inputs
 
 
@@ -84,3 +87,21 @@ def test_context_above_a_local_models_limit_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"n_positions": 64}))
     with pytest.raises(UserError, match="at most 64 tokens"):
         TrialConfig(model=str(tmp_path), context_length=65)
+
+
+def test_weights_of_a_model_are_loaded_once_for_all_dropouts(
+    tmp_path: Path, small_text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_llama(tmp_path / "model", byte_level())
+    loaded: list[float | None] = []
+
+    def load_model(source: models.ModelSource, *, dropout: float | None, **options: Any) -> Any:
+        loaded.append(dropout)
+        return load(source, dropout=dropout, **options)
+
+    load = models.load_model
+    monkeypatch.setattr(models, "load_model", load_model)
+    fields: dict[str, Any] = {"dataset": str(small_text), "model": str(tmp_path / "model"), "context_length": 32}
+    trials = [TrialConfig(**fields, dropout=dropout, seed=seed) for dropout in (0.0, 0.1) for seed in (0, 1)]
+    prepare(trials, SweepRows(Folder(tmp_path), []))
+    assert loaded == [0.0]
