@@ -21,7 +21,7 @@ RAY_SOCKET_SUFFIX = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/pla
 """Path of Ray's longest socket below its temporary folder."""
 LOOPBACK = "127.0.0.1"
 MIN_ADDRESS_SPACE_BYTES = 15 * GIB
-"""Virtual memory that Ray starts with (measured: 16 GB suffice, with 12 GB a process dies, with 8 GB all wait)."""
+"""Virtual memory that Ray starts with (measured: 16 GB suffice, with 8 GB its processes wait for each other)."""
 RAY_NEEDS = {"RLIMIT_AS": ("v", 64 * 2**30), "RLIMIT_NPROC": ("u", 4096), "RLIMIT_NOFILE": ("n", 1024)}
 """Limits of a process, with the option of `ulimit`, and values that Ray is known to start with."""
 
