@@ -12,7 +12,7 @@ from race import build_parser, describe_machine, race
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.optimization import Adafactor as TransformersAdafactor
 
-from raylm.training.optim import Adafactor
+from raylm.training.optim.adafactor import Adafactor
 
 
 def main() -> None:

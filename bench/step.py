@@ -23,7 +23,7 @@ from raylm.config.catalog import MODELS
 from raylm.data.corpus import IGNORE_INDEX
 from raylm.training import layers
 from raylm.training.loss import summed_loss
-from raylm.training.optim import Adafactor
+from raylm.training.optim.adafactor import Adafactor
 
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm", "aten::baddbmm_")
 SMALL = {"n_embd": 256, "n_layer": 4, "n_head": 4}

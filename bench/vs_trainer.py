@@ -23,7 +23,8 @@ from transformers import Trainer, TrainingArguments
 from raylm import TrialConfig
 from raylm.data.corpus import IGNORE_INDEX, Corpus, Windows
 from raylm.data.preparation import prepare
-from raylm.training import models, optim
+from raylm.training import models
+from raylm.training.optim.schedule import learning_rate_at
 from raylm.training.train import finetune
 from raylm.training.validation import build_training_windows, validation_loss
 
@@ -86,9 +87,7 @@ class OrderedTrainer(Trainer):
         peak = self.config.learning_rate
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer or self.optimizer,
-            lambda step: (
-                optim.learning_rate_at(self.config, min(step, num_training_steps - 1), num_training_steps) / peak
-            ),
+            lambda step: learning_rate_at(self.config, min(step, num_training_steps - 1), num_training_steps) / peak,
         )
         return self.lr_scheduler
 

@@ -23,12 +23,15 @@ saves unless it is fused."""
 OPTIMIZER_STATE_BYTES = {"adafactor": 0, "adamw": 8}
 """Optimizer state per parameter; Adafactor's rows and columns are about 10 MB even for gpt2-xl."""
 LOGITS_BYTES = {"float32": 4, "bfloat16": 6}
-"""Bytes per logit of a block: the logit itself, and in bfloat16 a copy in float32."""
+"""Bytes per logit of a block: the logit in float32, and in bfloat16 a second one, on a GPU of its gradient."""
+HIDDEN_STATE_BYTES = 16
+"""Bytes per token and unit of width at the loss: the last block's output, its norm, and the gradient of that."""
 RUNTIME_BASELINE_BYTES = {"cpu": 530 * 2**20, "cuda": 600 * 2**20}
 """Memory of a trial's process without a model: on a CPU with torch, transformers and Ray, on a GPU the CUDA context."""
 GRADIENT_OVERLAP_FACTOR = 1.1
-"""Extra peak memory, in units of gradient size, when the batch is a single micro-batch. Gradients replace activations,
-but an allocator does not fill every gap: bench/plan_accuracy.py measures 0.5 to 1.4, depending on the machine."""
+"""Extra peak memory on a CPU, in units of gradient size, when the batch is a single micro-batch. Gradients replace
+activations, but glibc does not fill every gap: bench/plan_accuracy.py measures 0.5 to 1.4, depending on the machine.
+CUDA's allocator hands out what was freed: 0."""
 USABLE_MEMORY_FRACTION = 0.85
 """Fraction of a device's memory that is planned with; the rest is left to the allocator and the runtime."""
 
@@ -73,22 +76,46 @@ class MemoryModel:
         return shape.num_layers * (inputs if micro_batching.recompute else self._layer_bytes(micro_batching))
 
     def peak_bytes(self, micro_batching: MicroBatching) -> int:
-        """Return the peak memory of a step: at the loss, in the backward pass, or in the optimizer's update."""
-        shape, tokens = self.shape, micro_batching.micro_batch_size * self.config.context_length
-        per_parameter = 4 + OPTIMIZER_STATE_BYTES[self.config.optimizer] + (2 if self.precision == "bfloat16" else 0)
-        per_parameter += 4 if self.world_size > 1 else 0  # buckets in which gradients are exchanged
-        gradients, saved = 4 * shape.num_parameters, self.saved_bytes(micro_batching)
-        head = 2 * 4 * shape.vocab_size * shape.hidden_size  # its gradient while computed, and the optimizer's update
-        logits = LOGITS_BYTES[self.precision] * min(tokens, LOGITS_BLOCK_ROWS[self.device_type]) * shape.vocab_size
-        if micro_batching.micro_batch_size < self.max_rank_windows:  # with the gradients of earlier micro-batches
-            overlap = gradients
-        else:
-            overlap = 0 if micro_batching.recompute else int(GRADIENT_OVERLAP_FACTOR * gradients)
-        at_the_loss = saved + head + logits + overlap
-        in_backward = gradients + saved + self._layer_bytes(micro_batching) if micro_batching.recompute else 0
-        in_update = gradients + head
+        """Return the peak memory of a step: at the loss, in the backward pass, or in the optimizer's update.
+
+        On a GPU it is within 5 % below and 15 % above the bytes that torch's allocator hands out (docs/benchmarks.md).
+        """
+        shape, trial = self.shape, self.config
+        persistent = (4 + OPTIMIZER_STATE_BYTES[trial.optimizer]) * shape.num_parameters
+        persistent += 4 * shape.num_parameters if self.world_size > 1 else 0  # buckets in which gradients are exchanged
+        accumulates = micro_batching.micro_batch_size < self.max_rank_windows  # beside gradients of earlier ones
+        gradients, head_gradient = 4 * shape.num_parameters, 4 * shape.vocab_size * shape.hidden_size
+        saved = self.saved_bytes(micro_batching) + self._copied_weight_bytes(micro_batching)
+        at_the_loss = saved + self._loss_bytes(micro_batching)
+        at_the_loss += gradients if accumulates else self._overlap_bytes(micro_batching)
+        # of the last layer, with the inputs of all others, or of the first one, with the gradients of all others
+        in_backward = gradients + saved + head_gradient if accumulates else max(saved + head_gradient, gradients)
+        in_backward = in_backward + self._layer_bytes(micro_batching) if micro_batching.recompute else 0
+        # the head's and the embedding's gradient of the same weight; while they are added, their sum
+        at_the_embedding = gradients + (3 if accumulates else 2) * head_gradient
+        in_update = gradients + head_gradient  # the update of the largest parameter
         baseline = RUNTIME_BASELINE_BYTES[self.device_type]
-        return baseline + per_parameter * shape.num_parameters + max(at_the_loss, in_backward, in_update)
+        return baseline + persistent + max(at_the_loss, in_backward, at_the_embedding, in_update)
+
+    def _copied_weight_bytes(self, micro_batching: MicroBatching) -> int:
+        """Return the bytes of weights copied to bfloat16: all, or with recomputation those of the head and a layer."""
+        if self.precision == "float32":
+            return 0
+        shape, head = self.shape, self.shape.vocab_size * self.shape.hidden_size
+        layers = 12 * shape.hidden_size**2 * (1 if micro_batching.recompute else shape.num_layers)
+        return 2 * (head + layers)
+
+    def _loss_bytes(self, micro_batching: MicroBatching) -> int:
+        """Return the bytes of a block of logits, the head's gradient, and the hidden states with their gradient."""
+        shape, tokens = self.shape, micro_batching.micro_batch_size * self.config.context_length
+        logits = LOGITS_BYTES[self.precision] * min(tokens, LOGITS_BLOCK_ROWS[self.device_type]) * shape.vocab_size
+        return logits + 4 * shape.vocab_size * shape.hidden_size + HIDDEN_STATE_BYTES * tokens * shape.hidden_size
+
+    def _overlap_bytes(self, micro_batching: MicroBatching) -> int:
+        """Return the bytes by which gradients and activations of a whole batch overlap on a CPU."""
+        if self.device_type != "cpu" or micro_batching.recompute:
+            return 0
+        return int(GRADIENT_OVERLAP_FACTOR * 4 * self.shape.num_parameters)
 
     def choose_micro_batching(self, available_bytes: float) -> MicroBatching:
         """Return the largest micro-batch that fits, of a batch divided into equal parts of at least one window.

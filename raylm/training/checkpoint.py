@@ -41,6 +41,7 @@ def save(
 def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
     """Load the state that `save` wrote into a new optimizer."""
     tensors = load_file(folder / manifest.OPTIMIZER_FILE)
+    is_fused = {p: bool(group.get("fused")) for group in optimizer.param_groups for p in group["params"]}
     for number, parameter in enumerate(_parameters(optimizer)):
         state = optimizer.state[parameter]
         for key in [key for key in tensors if key.startswith(f"{number}.")]:
@@ -48,8 +49,8 @@ def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
             value = tensors[key]
             if kind == "int":
                 state[name] = int(value.item())
-            else:  # AdamW's step count stays on the CPU
-                state[name] = value if value.dim() == 0 else value.to(parameter.device)
+            else:  # AdamW counts steps on the CPU, unless it is fused
+                state[name] = value.to(parameter.device) if value.dim() or is_fused[parameter] else value
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:

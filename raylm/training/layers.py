@@ -40,10 +40,14 @@ def patch_layers(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
+def has_triton() -> bool:
+    """Return whether kernels can be compiled for a GPU, which needs Triton and a C compiler."""
+    return importlib.util.find_spec("triton") is not None and any(map(shutil.which, ("gcc", "clang", "cc")))
+
+
 def can_compile(model: PreTrainedModel) -> bool:
-    """Return whether the blocks of a model can be compiled for a GPU, which needs Triton and a C compiler."""
-    has_tools = importlib.util.find_spec("triton") and any(map(shutil.which, ("gcc", "clang", "cc")))
-    return model.config.model_type == "gpt2" and bool(has_tools)
+    """Return whether the blocks of a model can be compiled for a GPU."""
+    return model.config.model_type == "gpt2" and has_triton()
 
 
 def compile_blocks(model: PreTrainedModel) -> None:

@@ -6,6 +6,7 @@ logits (N, V) of GPT-2 never exist at once.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from raylm.data.corpus import IGNORE_INDEX
 from raylm.numerics import LOGITS_BLOCK_ROWS
+from raylm.training import layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,12 +28,12 @@ LOGITS_ALIGNMENT = 64
 def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
     """Return the summed cross-entropy of `hidden @ weight.T` and the targets, in nats, as a float32 scalar.
 
-    Matrix products use autocast's dtype if autocast is enabled; sums are float32.
+    Matrix products use autocast's dtype if autocast is enabled; logits are compared, and sums are taken, in float32.
     """
     if torch.is_grad_enabled():
         return cast(Tensor, _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N))  # type: ignore[no-untyped-call]
     dtype = _matmul_dtype(hidden_ND)
-    blocks = _iter_blocks(hidden_ND.to(dtype), weight_VD.to(dtype), targets_N)
+    blocks = _iter_blocks(hidden_ND.to(dtype), _cast_weight(weight_VD, dtype), targets_N, has_gradient=False)
     return torch.stack([loss for _, loss, _, _ in blocks]).sum()
 
 
@@ -40,30 +42,73 @@ def _matmul_dtype(tensor: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
 
 
+def _cast_weight(weight_VD: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the weight of the head for products in a dtype; for logits in bfloat16, minus the mean of its rows.
+
+    That subtracts the same number from all logits of a position, which changes neither the loss nor any gradient.
+    GPT-2's logits lie near -112, where the steps of bfloat16 are 0.5: the rounding makes the loss 0.011 nats per token
+    too high. Their differences from the mean are an order of magnitude smaller. On a GPU, logits are float32.
+    """
+    if dtype == weight_VD.dtype or not weight_VD.is_cpu:
+        return weight_VD.to(dtype)
+    return (weight_VD - weight_VD.mean(dim=0)).to(dtype)
+
+
 def _iter_blocks(
-    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor
-) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
-    """Iterate over blocks of positions, with one buffer for the logits of a block and then for their gradient.
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, has_gradient: bool
+) -> Iterator[tuple[slice, Tensor, Tensor, Tensor | None]]:
+    """Iterate over blocks of positions, with the same buffers for the logits of each block and for their gradient.
 
     Yields:
         Slice of the positions; their summed loss; the gradient of the loss with respect to their logits (n, V), up to a
-        factor per position; that factor (n, 1).
+        factor per position; that factor (n, 1), or None if it is 1.
     """
-    rows, columns = LOGITS_BLOCK_ROWS[hidden_ND.device.type], len(weight_VD)
-    padded = -(-columns // LOGITS_ALIGNMENT) * LOGITS_ALIGNMENT
-    buffer_nV = hidden_ND.new_empty(min(rows, len(hidden_ND)), padded)[:, :columns]
+    rows, columns, on_cpu = LOGITS_BLOCK_ROWS[hidden_ND.device.type], len(weight_VD), hidden_ND.is_cpu
+    shape = min(rows, len(hidden_ND)), -(-columns // LOGITS_ALIGNMENT) * LOGITS_ALIGNMENT
+    logits_dtype = hidden_ND.dtype if on_cpu else torch.float32
+    logits_buffer_nV = hidden_ND.new_empty(shape, dtype=logits_dtype)[:, :columns]
+    in_place = logits_dtype == hidden_ND.dtype or not has_gradient
+    gradient_buffer_nV = logits_buffer_nV if in_place else hidden_ND.new_empty(shape)[:, :columns]
     for start in range(0, len(hidden_ND), rows):
         block = slice(start, start + rows)
-        hidden_nD, targets_n1 = hidden_ND[block], targets_N[block].unsqueeze(-1)
-        product_nV = torch.mm(hidden_nD, weight_VD.T, out=buffer_nV[: len(hidden_nD)])
-        logits_nV = product_nV.float()  # no copy of float32
-        counted_n1, labels_n1 = targets_n1 != IGNORE_INDEX, targets_n1.clamp(min=0)
-        picked_n1, largest_n1 = logits_nV.gather(1, labels_n1), logits_nV.amax(dim=-1, keepdim=True)
-        total_n1 = logits_nV.sub_(largest_n1).exp_().sum(dim=-1, keepdim=True)
-        loss = ((total_n1.log() + largest_n1 - picked_n1) * counted_n1).sum()
-        # softmax - one-hot = (exp(logit - largest) - total * one-hot) / total
-        logits_nV.scatter_add_(1, labels_n1, -total_n1)
-        yield block, loss, product_nV.copy_(logits_nV), counted_n1 / total_n1
+        hidden_nD, targets_n = hidden_ND[block], targets_N[block]
+        logits_nV, gradient_nV = logits_buffer_nV[: len(hidden_nD)], gradient_buffer_nV[: len(hidden_nD)]
+        if logits_dtype == hidden_ND.dtype:
+            torch.mm(hidden_nD, weight_VD.T, out=logits_nV)
+        else:
+            torch.mm(hidden_nD, weight_VD.T, out_dtype=logits_dtype, out=logits_nV)
+        if has_loss_kernel(hidden_ND.device.type):
+            from raylm.training import loss_kernel
+
+            losses_n = loss_kernel.cross_entropy(logits_nV, targets_n, gradient_nV if has_gradient else None)
+            yield block, losses_n.sum(), gradient_nV, None
+        else:
+            loss, factor_n1 = _block_loss(logits_nV, targets_n.unsqueeze(-1), gradient_nV if has_gradient else None)
+            yield block, loss, gradient_nV, factor_n1
+
+
+@functools.cache
+def has_loss_kernel(device_type: str) -> bool:
+    """Return whether the loss of a block is computed by one kernel, which needs a GPU, Triton and a C compiler."""
+    return device_type == "cuda" and layers.has_triton()
+
+
+def _block_loss(logits_nV: Tensor, targets_n1: Tensor, gradient_nV: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the summed loss of a block and the factor (n, 1) of its gradient, which is written up to that factor.
+
+    Args:
+        logits_nV: logits, overwritten if they are float32.
+        targets_n1: tokens.
+        gradient_nV: buffer of the gradient, may be the logits; None: it is not written.
+    """
+    values_nV = logits_nV.float()  # no copy of float32
+    counted_n1, labels_n1 = targets_n1 != IGNORE_INDEX, targets_n1.clamp(min=0)
+    picked_n1, largest_n1 = values_nV.gather(1, labels_n1), values_nV.amax(dim=-1, keepdim=True)
+    total_n1 = values_nV.sub_(largest_n1).exp_().sum(dim=-1, keepdim=True)
+    loss = ((total_n1.log() + largest_n1 - picked_n1) * counted_n1).sum()
+    if gradient_nV is not None:  # softmax - one-hot = (exp(logit - largest) - total * one-hot) / total
+        gradient_nV.copy_(values_nV.scatter_add_(1, labels_n1, -total_n1))
+    return loss, counted_n1 / total_n1
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -73,16 +118,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
         grad_hidden_ND, grad_weight_VD = torch.empty_like(hidden_ND), torch.zeros_like(weight_VD)
         dtype = _matmul_dtype(hidden_ND)
-        hidden_ND, weight_VD = hidden_ND.to(dtype), weight_VD.to(dtype)
+        hidden_ND, weight_VD = hidden_ND.to(dtype), _cast_weight(weight_VD, dtype)
         losses = []
-        for block, loss, grad_nV, factor_n1 in _iter_blocks(hidden_ND, weight_VD, targets_N):
+        for block, loss, grad_nV, factor_n1 in _iter_blocks(hidden_ND, weight_VD, targets_N, has_gradient=True):
             losses.append(loss)
-            grad_hidden_ND[block] = (grad_nV @ weight_VD).mul_(factor_n1)
-            scaled_nD = (hidden_ND[block] * factor_n1).to(dtype)
-            if dtype == grad_weight_VD.dtype:
-                grad_weight_VD.addmm_(grad_nV.T, scaled_nD)
-            else:
-                grad_weight_VD += grad_nV.T @ scaled_nD
+            grad_nD, scaled_nD = grad_nV @ weight_VD, hidden_ND[block]
+            if factor_n1 is not None:
+                grad_nD, scaled_nD = grad_nD.mul_(factor_n1), (scaled_nD * factor_n1).to(dtype)
+            grad_hidden_ND[block] = grad_nD
+            _add_product(grad_weight_VD, grad_nV.T, scaled_nD)
         ctx.gradients = grad_hidden_ND, grad_weight_VD
         return torch.stack(losses).sum()
 
@@ -90,6 +134,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:
         (grad_hidden_ND, grad_weight_VD), ctx.gradients = ctx.gradients, None  # scaled in place: usable once
         return grad_hidden_ND.mul_(grad_outputs[0]), grad_weight_VD.mul_(grad_outputs[0]), None
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add a matrix product to a sum of its own or a wider dtype."""
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+    elif total.is_cpu:  # torch has no such product there
+        total += left @ right
+    else:
+        torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
 
 
 def summed_loss(model: PreTrainedModel, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:

@@ -1,40 +1,33 @@
-"""Training loop: fine-tunes one trial, as a generator of its evaluations. Does not depend on Ray.
-
-B is the batch, T the context length. Losses are in nats.
-"""
+"""Training loop: fine-tunes one trial, as a generator of its evaluations. Does not depend on Ray."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from torch import Tensor, nn
 
 from raylm.config.trial import TrialConfig
-from raylm.data.corpus import Corpus, WindowIndices
-from raylm.errors import RestartError, is_out_of_memory
+from raylm.data.corpus import Corpus
 from raylm.numerics import windows_per_rank
 from raylm.results.progress import EvalMetrics, MicroBatching, Progress
-from raylm.training import checkpoint, layers, models, optim
+from raylm.training import checkpoint, layers, models
 from raylm.training.batches import Batches
 from raylm.training.device import lower_mmap_threshold
-from raylm.training.distributed import SINGLE_PROCESS, DistributedContext, gradient_sync
+from raylm.training.distributed import SINGLE_PROCESS, DistributedContext
+from raylm.training.optim.optimizer import build_optimizer
 from raylm.training.options import ExecutionOptions, TrainingHooks
-from raylm.training.validation import autocast_loss, build_training_windows, validation_loss
+from raylm.training.trainer import Trainer
+from raylm.training.validation import build_training_windows
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    pass
 
 
-LOSS_CHECK_STEPS = {"cpu": 1, "cuda": 10}
-"""Steps between two reads of the loss, which wait for a GPU; a diverged trial is noticed at the next one."""
 MIN_STEPS_TO_COMPILE = 2000
 """Optimizer steps from which compiling pays on a GPU: estimated from half a minute of compiling, not measured."""
 
@@ -74,117 +67,6 @@ class Evaluation:
         checkpoint.save(
             folder, trainer.config, trainer.model, trainer.optimizer, trainer.corpus.tokenizer_files, trainer.progress
         )
-
-
-@dataclass
-class Trainer:
-    """Running trial: model, optimizer, data and progress."""
-
-    config: TrialConfig
-    corpus: Corpus
-    batches: Batches
-    """Windows of the train split."""
-    model: PreTrainedModel
-    loss_fn: nn.Module
-    """Summed loss of the model; its gradients are averaged over the ranks."""
-    optimizer: torch.optim.Optimizer
-    progress: Progress
-    options: ExecutionOptions
-    hooks: TrainingHooks
-    dist_context: DistributedContext
-    is_compiled: bool
-
-    def train(self, epoch: int, steps: range) -> bool:
-        """Train for some steps of an epoch, both counted from 0, or until a checkpoint is due.
-
-        The order of the windows depends on (seed, epoch), dropout on (seed, step, rank).
-
-        Returns:
-            False if a loss was not finite.
-        """
-        order = np.random.default_rng([self.config.seed, epoch]).permutation(len(self.batches.windows))
-        pending: list[tuple[Tensor, int]] = []  # losses not read yet
-        start_time = time.perf_counter()
-        for step in steps:
-            indices = order[step * self.config.batch_size : (step + 1) * self.config.batch_size]
-            pending.append(self._optimizer_step(indices, self.progress.step + len(pending)))
-            if len(pending) < LOSS_CHECK_STEPS[self.options.device] and step != steps[-1]:
-                continue
-            losses = self.dist_context.all_reduce(torch.stack([nll for nll, _ in pending]).double()).tolist()
-            self.progress.training_seconds += time.perf_counter() - start_time
-            start_time = time.perf_counter()
-            for nll, (_, num_tokens) in zip(losses, pending, strict=True):
-                if not math.isfinite(nll):
-                    return False
-                self.progress.add_step(nll, num_tokens)
-            self.hooks.on_step(self.progress.step_metrics(losses[-1] / pending[-1][1]))
-            pending.clear()
-            if step != steps[-1] and self.dist_context.broadcast(self.hooks.is_checkpoint_due()):
-                break
-        return True
-
-    def _optimizer_step(self, indices: WindowIndices, step: int) -> tuple[Tensor, int]:
-        """Run one optimizer step on a batch; return this rank's summed loss, on the device, and the batch's tokens."""
-        num_tokens = self.batches.windows.count_tokens(indices)
-        while (total_nll := self._accumulate_gradients(indices, step, num_tokens)) is None:
-            self._reduce_micro_batch()
-        if self.config.max_grad_norm > 0:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = optim.learning_rate_at(self.config, step, self.progress.total_steps)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return total_nll, num_tokens
-
-    def _accumulate_gradients(self, indices: WindowIndices, step: int, num_tokens: int) -> Tensor | None:
-        """Accumulate the gradients of a batch; return this rank's summed loss, or None if memory ran out."""
-        entropy = [self.config.seed, step, self.dist_context.rank]  # a trailing 0, of rank 0, changes no seed
-        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
-        total_nll = torch.zeros((), device=self.options.device)
-        rank_indices, size = self.dist_context.rank_windows(indices), self.progress.micro_batch_size
-        starts = range(0, max(1, len(rank_indices)), size)  # a rank without windows takes part in the exchange
-        try:
-            for start in starts:
-                with gradient_sync(self.loss_fn, is_last=start == starts[-1]):
-                    batch = self.batches.get(rank_indices[start : start + size])
-                    nll = autocast_loss(self.loss_fn, *batch, self.options.precision)
-                    # gradients are averaged over the ranks, hence the factor
-                    (self.dist_context.world_size * nll / num_tokens).backward()  # type: ignore[no-untyped-call]
-                total_nll += nll.detach()
-        except RuntimeError as error:
-            if not is_out_of_memory(error) or self.progress.micro_batching.next_smaller is None:
-                raise
-            return None  # the caller frees memory: until this return, the error's traceback holds tensors
-        return total_nll
-
-    def _reduce_micro_batch(self) -> None:
-        """Switch to a smaller micro-batching for the step that ran out of memory and all later ones.
-
-        Raises:
-            RestartError: if this needs a restart from a checkpoint: other ranks are in the middle of the step, or the
-                blocks are compiled.
-        """
-        smaller = self.progress.micro_batching.next_smaller
-        assert smaller is not None
-        self.hooks.on_out_of_memory(smaller)
-        if self.dist_context.world_size > 1 or (self.is_compiled and smaller.recompute):
-            raise RestartError(f"out of memory with {self.progress.micro_batching}; resuming with {smaller}")
-        self.optimizer.zero_grad(set_to_none=True)
-        if smaller.recompute and not self.progress.recompute:
-            models.enable_activation_checkpointing(self.model)
-        self.progress.micro_batching = smaller
-        if self.options.device == "cuda":
-            torch.cuda.empty_cache()
-        else:
-            lower_mmap_threshold()
-
-    def evaluate(self, epoch: int) -> EvalMetrics:
-        """Return the current losses, in an epoch counted from 0."""
-        length, size, precision = self.config.context_length, self.progress.micro_batch_size, self.options.precision
-        val_loss = validation_loss(self.model, self.corpus, length, size, precision, self.dist_context)
-        progress = self.progress
-        losses = progress.train_loss, val_loss, self.corpus.validation.per_word(val_loss)
-        return EvalMetrics(epoch + 1, progress.step, progress.tokens_seen, *losses, precision)
 
 
 def finetune(
@@ -272,7 +154,7 @@ def _build_trainer(
     is_compiled = options.device == "cuda" and total_steps >= MIN_STEPS_TO_COMPILE and layers.can_compile(model)
     if is_compiled:
         layers.compile_blocks(model)
-    optimizer = optim.build_optimizer(config, model, is_compiled)
+    optimizer = build_optimizer(config, model, is_compiled)
     if resume_from is not None:
         checkpoint.load_optimizer(resume_from, optimizer)
     return Trainer(

@@ -74,8 +74,12 @@ def validation_loss(
 
 
 def autocast_loss(loss_fn: LossFn, inputs_BT: Tensor, targets_BT: Tensor, precision: str) -> Tensor:
-    """Return the summed loss of a micro-batch (B, T), with matrix products in the given precision."""
-    with torch.autocast(inputs_BT.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+    """Return the summed loss of a micro-batch (B, T), with matrix products in the given precision.
+
+    Each weight is used once per pass: a cache would only hold a copy of all of them in bfloat16.
+    """
+    enabled = precision == "bfloat16"
+    with torch.autocast(inputs_BT.device.type, torch.bfloat16, enabled=enabled, cache_enabled=False):
         return loss_fn(inputs_BT, targets_BT)
 
 

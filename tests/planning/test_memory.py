@@ -76,11 +76,12 @@ def test_micro_batch_is_the_largest_that_fits_and_recomputation_the_last_resort(
         assert not fits(-(-64 // (-(-64 // chosen.micro_batch_size) - 1)), chosen.recompute)
 
 
-def test_gpt2_xl_fits_a_gpu_of_24_gb_with_recomputation() -> None:
+def test_gpt2_xl_fits_a_gpu_of_24_gb_and_one_of_16_gb_with_recomputation() -> None:
     memory_model = MemoryModel(MODELS["gpt2-xl"].shape, TrialConfig(model="gpt2-xl"), "cuda", "bfloat16")
-    a10g_bytes = 22 * GIB  # 24 GB with error correction
-    assert memory_model.choose_micro_batching(a10g_bytes) == MicroBatching(8, recompute=True)
-    assert not memory_model.choose_micro_batching(79 * GIB).recompute
+    a10g_bytes, a4000_bytes = 22 * GIB, 15.6 * GIB  # 24 and 16 GB with error correction
+    assert memory_model.choose_micro_batching(a10g_bytes) == MicroBatching(1)
+    assert memory_model.choose_micro_batching(a4000_bytes) == MicroBatching(8, recompute=True)
+    assert memory_model.choose_micro_batching(79 * GIB) == MicroBatching(8)
 
 
 def test_ranks_share_the_batch_and_need_buffers_for_gradients() -> None:

@@ -15,6 +15,7 @@ from raylm.data.preparation import prepare
 from raylm.planning import throughput
 from raylm.planning.plan import plan_trial, plan_trials, summary_lines
 from raylm.planning.throughput import Placement
+from raylm.results.progress import MicroBatching
 from raylm.training import models
 from raylm.training.train import finetune
 from raylm.units import GIB, format_duration
@@ -81,8 +82,7 @@ def test_plan_on_a_gpu_has_micro_batch_memory_and_time() -> None:
     large, small = (
         plan_trial(TrialConfig(model="gpt2-xl"), 2_340_000, placement=place_on(gpu)) for gpu in ("h100", "a10g")
     )
-    assert large.micro_batching is not None and small.micro_batching is not None
-    assert not large.micro_batching.recompute and small.micro_batching.recompute
+    assert (large.micro_batching, small.micro_batching) == (MicroBatching(8), MicroBatching(1))
     assert small.peak_bytes is not None and small.peak_bytes < 22 * GIB
     assert large.seconds is not None and small.seconds is not None and small.seconds > 10 * large.seconds
 

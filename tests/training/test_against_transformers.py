@@ -16,7 +16,8 @@ from transformers.optimization import Adafactor
 from raylm import TrialConfig
 from raylm.config.dataset import DatasetSpec
 from raylm.data.preparation import prepare
-from raylm.training import models, optim
+from raylm.training import models
+from raylm.training.optim.schedule import learning_rate_at
 from raylm.training.options import TrainingHooks
 from raylm.training.train import finetune
 from raylm.training.validation import build_training_windows
@@ -70,7 +71,7 @@ def test_losses_of_200_steps_equal_transformers_in_eager_float32() -> None:
         assert loss.item() == pytest.approx(expected, abs=0.0005), f"step {step}"
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-        optimizer.param_groups[0]["lr"] = optim.learning_rate_at(config, step, len(losses))
+        optimizer.param_groups[0]["lr"] = learning_rate_at(config, step, len(losses))
         optimizer.step()
         optimizer.zero_grad()
     assert len(losses) == 200

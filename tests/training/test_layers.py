@@ -14,7 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from raylm.numerics import QUERY_BLOCK_ROWS
 from raylm.training import layers
 from raylm.training.loss import summed_loss
-from raylm.training.optim import Adafactor
+from raylm.training.optim.adafactor import Adafactor
 
 
 def make_models(dropout: float) -> tuple[GPT2LMHeadModel, GPT2LMHeadModel]:

@@ -9,19 +9,23 @@ import torch
 from transformers.optimization import Adafactor as TransformersAdafactor
 
 from raylm import TrialConfig
-from raylm.training import optim
+from raylm.training.optim.adafactor import Adafactor
+from raylm.training.optim.optimizer import build_optimizer
+from raylm.training.optim.schedule import learning_rate_at
 
 
 def make_parameters() -> list[torch.nn.Parameter]:
+    """Return parameters of all dimensions, some of equal shapes, and one that is larger than a block."""
     torch.manual_seed(1)
-    shapes = [(6, 4), (5,), (1, 7), (2, 3, 4), (3, 3), (2100, 257)]  # the last is larger than a block
+    shapes = [(6, 4), (5,), (1, 7), (2, 3, 4), (3, 3), (6, 4), (5,), (2, 3, 4), (2100, 257)]
     return [torch.nn.Parameter(torch.randn(shape) * 0.1) for shape in shapes]
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_adafactor_equals_transformers_with_an_absolute_step(weight_decay: float) -> None:
+@pytest.mark.parametrize("stacked", [False, True])
+def test_adafactor_equals_transformers_with_an_absolute_step(weight_decay: float, stacked: bool) -> None:
     ours, theirs = make_parameters(), make_parameters()
-    optimizer = optim.Adafactor(ours, lr=5e-5, weight_decay=weight_decay)
+    optimizer = Adafactor(ours, lr=5e-5, weight_decay=weight_decay, stacked=stacked)
     reference = TransformersAdafactor(
         theirs, lr=5e-5, weight_decay=weight_decay, scale_parameter=False, relative_step=False, warmup_init=False
     )
@@ -42,14 +46,14 @@ def test_root_mean_square_of_a_step_is_the_learning_rate() -> None:
     weights = make_parameters()[:1]
     before = weights[0].detach().clone()
     weights[0].grad = torch.randn(6, 4) * 1000
-    optim.Adafactor(weights, lr=5e-5).step()
+    Adafactor(weights, lr=5e-5).step()
     assert (weights[0] - before).square().mean().sqrt().item() == pytest.approx(5e-5, rel=0.05)
 
 
 def test_only_matrices_decay() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.LayerNorm(3))
     for name in ("adafactor", "adamw"):
-        matrices, others = optim.build_optimizer(TrialConfig(optimizer=name, weight_decay=0.1), model).param_groups
+        matrices, others = build_optimizer(TrialConfig(optimizer=name, weight_decay=0.1), model).param_groups
         assert [p.dim() for p in matrices["params"]] == [2]
         assert matrices["weight_decay"] == 0.1
         assert len(others["params"]) == 3
@@ -61,7 +65,7 @@ def test_only_matrices_decay() -> None:
 @pytest.mark.parametrize("steps", [1, 7, 100])
 def test_learning_rate_warms_up_then_decays_and_is_never_zero(schedule: str, warmup_ratio: float, steps: int) -> None:
     config = TrialConfig(lr_schedule=schedule, warmup_ratio=warmup_ratio, learning_rate=2.0)
-    rates = [optim.learning_rate_at(config, step, steps) for step in range(steps)]
+    rates = [learning_rate_at(config, step, steps) for step in range(steps)]
     warmup = int(warmup_ratio * steps)
     assert all(0 < rate <= 2.0 for rate in rates)
     assert max(rates) == 2.0

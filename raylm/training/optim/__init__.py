@@ -1,0 +1,1 @@
+"""Optimizers of trials, and their learning rates."""

@@ -1,0 +1,237 @@
+"""Adafactor with an absolute step: one parameter at a time on a CPU, stacks of parameters of equal shape on a GPU.
+
+S is the number of parameters of a stack; R and C are the rows and columns of a matrix, N the elements of a vector.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+LerpWeight = float | Tensor
+"""Weight of the new value in a running mean."""
+
+DECAY = 0.8
+"""Exponent d of the second moment's decay: the old value has the weight 1 - step^-d."""
+EPS = 1e-30
+"""Added to squared gradients, to avoid a division by zero."""
+CLIP = 1.0
+"""Maximum root mean square of an update, in units of the learning rate."""
+
+CACHE_BLOCK_ELEMENTS = 2**19
+"""Elements of a block of a matrix of which several fit into a processor's cache."""
+MAX_STACK_ELEMENTS = 2**26
+"""Elements of a stack, unless a single parameter has more: 256 MiB of gradients are copied at a time."""
+
+
+@dataclass(frozen=True)
+class _Stack:
+    """Parameters of one shape, and their second moments in tensors of which each parameter's state is a view."""
+
+    parameters: list[Tensor]
+    moments: list[Tensor]
+    """Means of rows (S, ..., R) and of columns (S, ..., C) of matrices, or the second moment (S, N) of vectors."""
+
+
+class Adafactor(torch.optim.Optimizer):
+    """Adafactor (Shazeer and Stern 2018, arXiv:1804.04235) with an absolute step size: the learning rate.
+
+    Without parameter scaling, relative step and momentum, as transformers'
+    `Adafactor(scale_parameter=False, relative_step=False)`. `torch.optim.Adafactor` always scales the step by the
+    root mean square of the parameter, so that the same learning rate means something else there.
+
+    The second moment of a matrix is stored as the means of its rows and columns, in float32. No operation synchronizes
+    with the device.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float,
+        weight_decay: float = 0.0,
+        *,
+        compiled: bool = False,
+        stacked: bool | None = None,
+    ) -> None:
+        """Create the optimizer, with parameters or groups of them as in `torch.optim`.
+
+        Args:
+            params: parameters, or parameter groups with their own `lr` and `weight_decay`.
+            lr: root mean square of a step, at most.
+            weight_decay: decoupled decay per unit of learning rate.
+            compiled: fuse the operations on a stack with `torch.compile`, once per shape.
+            stacked: update the parameters of a shape together, in a fifteenth of the kernels. None: unless they are on
+                a CPU, where blocks that fit into the cache are faster.
+        """
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+        self._compiled, self._stacked = compiled, stacked
+        self._stacks: dict[tuple[int, ...], list[_Stack]] = {}
+        self._update_vectors, self._update_matrices = update_vectors, update_matrices
+        if compiled:
+            self._update_vectors = torch.compile(update_vectors, dynamic=False)
+            self._update_matrices = torch.compile(update_matrices, dynamic=False)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state; the next step stacks it anew."""
+        super().load_state_dict(state_dict)
+        self._stacks.clear()
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Update all parameters that have a gradient; return the loss of the closure, if there is one."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if group["weight_decay"] and parameters:
+                torch._foreach_sub_(parameters, parameters, alpha=group["weight_decay"] * group["lr"])
+            for parameter in parameters:
+                self._count_step(parameter)
+            if self._stacked or (self._stacked is None and not all(parameter.is_cpu for parameter in parameters)):
+                for stack in self._find_stacks(parameters):
+                    self._update_stack(stack, group["lr"])
+            else:
+                for parameter in parameters:
+                    self._update_parameter(parameter, group["lr"])
+        return loss
+
+    def _count_step(self, parameter: Tensor) -> None:
+        """Count a step of a parameter, whose state is created at its first one."""
+        state, grad = self.state[parameter], parameter.grad
+        assert grad is not None
+        if not state and grad.dim() < 2:
+            state.update(step=0, second_moment=torch.zeros_like(grad))
+        elif not state:
+            state.update(step=0, row=torch.zeros_like(grad[..., 0]), column=torch.zeros_like(grad[..., 0, :]))
+        state["step"] += 1
+
+    def _lerp_weight(self, parameter: Tensor) -> float:
+        step: int = self.state[parameter]["step"]
+        return math.pow(step, -DECAY)
+
+    def _update_parameter(self, parameter: Tensor, lr: float) -> None:
+        state, grad, weight = self.state[parameter], parameter.grad, self._lerp_weight(parameter)
+        assert grad is not None
+        if grad.dim() < 2:
+            update_vector(parameter.detach(), grad, state["second_moment"], lr, weight)
+        else:
+            update_matrix(parameter.detach(), grad, state["row"], state["column"], lr, weight)
+
+    def _find_stacks(self, parameters: Sequence[Tensor]) -> list[_Stack]:
+        """Return the stacks of parameters, built when these parameters first have a gradient together."""
+        key = tuple(map(id, parameters))
+        if key not in self._stacks:
+            used = set(key)  # a state is a view of one stack only
+            self._stacks = {ids: stacks for ids, stacks in self._stacks.items() if used.isdisjoint(ids)}
+            self._stacks[key] = [self._build_stack(stack) for stack in self._group_by_shape(parameters)]
+        return self._stacks[key]
+
+    def _group_by_shape(self, parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+        """Yield parameters that have the same shape and step, of at most `MAX_STACK_ELEMENTS` together."""
+        groups = defaultdict(list)
+        for parameter in parameters:
+            groups[parameter.shape, parameter.device, self.state[parameter]["step"]].append(parameter)
+        for group in groups.values():
+            size = max(1, MAX_STACK_ELEMENTS // group[0].numel())
+            yield from (group[start : start + size] for start in range(0, len(group), size))
+
+    def _build_stack(self, parameters: list[Tensor]) -> _Stack:
+        """Move the second moments of parameters into a stack."""
+        names = [name for name in self.state[parameters[0]] if name != "step"]
+        moments = [torch.stack([self.state[parameter][name] for parameter in parameters]) for name in names]
+        for number, parameter in enumerate(parameters):
+            self.state[parameter].update({name: moment[number] for name, moment in zip(names, moments, strict=True)})
+        return _Stack(parameters, moments)
+
+    def _update_stack(self, stack: _Stack, lr: float) -> None:
+        updates = torch.stack([parameter.grad for parameter in stack.parameters if parameter.grad is not None])
+        numbers: tuple[float | Tensor, ...] = lr, self._lerp_weight(stack.parameters[0])
+        if self._compiled:  # the compiler would specialize on Python numbers
+            numbers = tuple(updates.new_full((), float(number)) for number in numbers)
+        update: Callable[..., None] = self._update_vectors if len(stack.moments) == 1 else self._update_matrices
+        update(updates, *stack.moments, *numbers)
+        torch._foreach_sub_([parameter.detach() for parameter in stack.parameters], updates.unbind())
+
+
+# ---- updates of one parameter -------------------------------------------------------------------------------------
+
+
+def update_vector(param: Tensor, grad: Tensor, second_moment: Tensor, lr: float, lerp_weight: LerpWeight) -> None:
+    """Update the running second moment, then subtract the gradient divided by its square root."""
+    second_moment.lerp_(grad.square().add_(EPS), lerp_weight)
+    update = second_moment.rsqrt().mul_(grad)
+    param.sub_(update.mul_(_clip_lr(lr, update.square().mean())))
+
+
+def update_matrix(
+    param: Tensor, grad: Tensor, row_moment: Tensor, column_moment: Tensor, lr: float, lerp_weight: LerpWeight
+) -> None:
+    """Update a matrix, with a second moment (..., R, C) factored into its row (..., R) and column means (..., C).
+
+    Makes three passes over the gradient (for the moments, the size of the update, and the update), in blocks of rows
+    that fit into a processor's cache, so that no tensor of the size of the parameter is allocated.
+    """
+    num_rows = grad.shape[-2]
+    size = max(1, CACHE_BLOCK_ELEMENTS * num_rows // grad.numel())
+    blocks = torch.split(grad, size, dim=-2)
+    squared = map(torch.square, blocks)  # lazily, one block at a time
+    means, sums = zip(*((block.mean(dim=-1), block.sum(dim=-2)) for block in squared), strict=True)
+    row_moment.lerp_(torch.cat(means, dim=-1).add_(EPS), lerp_weight)
+    column_moment.lerp_(torch.stack(sums).sum(dim=0).div_(num_rows).add_(EPS), lerp_weight)
+    row_factor, column_factor = (row_moment / row_moment.mean(dim=-1, keepdim=True)).rsqrt_(), column_moment.rsqrt()
+    squares = torch.cat([block.square() @ column_factor.square().unsqueeze(-1) for block in blocks], dim=-2)
+    mean_square = (squares * row_factor.square().unsqueeze(-1)).mean() / grad.shape[-1]
+    scaled = torch.split((row_factor * _clip_lr(lr, mean_square)).unsqueeze(-1), size, dim=-2)
+    for param_block, block, factor in zip(torch.split(param, size, dim=-2), blocks, scaled, strict=True):
+        param_block.addcmul_(block * column_factor.unsqueeze(-2), factor, value=-1)
+
+
+# ---- updates of a stack -------------------------------------------------------------------------------------------
+
+
+def update_vectors(grads_SN: Tensor, second_moment_SN: Tensor, lr: float | Tensor, lerp_weight: LerpWeight) -> None:
+    """Update the running second moments of S vectors, and replace their gradients by what is to be subtracted."""
+    second_moment_SN.lerp_(grads_SN.square().add_(EPS), lerp_weight)
+    grads_SN.mul_(second_moment_SN.rsqrt())
+    mean_square_S = grads_SN.square().flatten(1).mean(dim=-1)
+    grads_SN.mul_(_clip_lr(lr, mean_square_S).view(-1, *[1] * (grads_SN.dim() - 1)))
+
+
+def update_matrices(
+    grads: Tensor, row_moment: Tensor, column_moment: Tensor, lr: float | Tensor, lerp_weight: LerpWeight
+) -> None:
+    """Update the factored second moments of S matrices, and replace their gradients by what is to be subtracted.
+
+    Norms stand for the means of squares, so that no second tensor of the size of the gradients is allocated.
+
+    Args:
+        grads: gradients (S, ..., R, C).
+        row_moment: means of rows (S, ..., R).
+        column_moment: means of columns (S, ..., C).
+    """
+    num_rows, num_columns = grads.shape[-2:]
+    norm = torch.linalg.vector_norm
+    row_moment.lerp_(norm(grads, dim=-1).square_().div_(num_columns).add_(EPS), lerp_weight)
+    column_moment.lerp_(norm(grads, dim=-2).square_().div_(num_rows).add_(EPS), lerp_weight)
+    row_factor = (row_moment / row_moment.mean(dim=-1, keepdim=True)).rsqrt_()
+    grads.mul_(column_moment.rsqrt().unsqueeze(-2))
+    mean_square_S = (norm(grads, dim=-1) * row_factor).square_().flatten(1).mean(dim=-1).div_(num_columns)
+    clipped = _clip_lr(lr, mean_square_S).view(-1, *[1] * (row_factor.dim() - 1))
+    grads.mul_((row_factor * clipped).unsqueeze(-1))
+
+
+def _clip_lr(lr: float | Tensor, mean_square: Tensor) -> Tensor:
+    """Return the learning rate, reduced so that an update of this mean square is clipped to `CLIP`."""
+    return lr / (mean_square.sqrt() / CLIP).clamp_(min=1.0)
