@@ -18,7 +18,7 @@ from s3 import set_environment
 
 from raylm import run
 from raylm.config.sweep import Sweep
-from raylm.tuning import tuner
+from raylm.tuning import nodes, tuner
 
 PROGRAMS = Path(__file__).parent / "programs"
 """Folder of the programs that tests start, and of the modules that trials import in tests."""
@@ -69,6 +69,7 @@ def run_on_cluster(sweep: Sweep, storage: Path, address: str, **options: Any) ->
         contextlib.redirect_stdout(output),
         contextlib.redirect_stderr(output),
         mock.patch.object(tuner, "resolve_device", lambda resources: "cpu"),
+        mock.patch.object(nodes, "resolve_gpus", lambda requested, *arguments, **options: requested),
     ):
         result = run(sweep, storage=str(storage), address=address, **options)
     return FinishedRun(result.exit_code, storage / sweep.name, output.getvalue())

@@ -19,7 +19,8 @@ from raylm.data import cache, hub
 from raylm.errors import UserError
 from raylm.results.storage import Storage
 from raylm.shadowing import describe_shadowing
-from raylm.tuning import cluster
+from raylm.training.device import inspect_gpus
+from raylm.tuning import cluster, ray_private
 from raylm.tuning.nodes import find_storage_problems, run_on_nodes
 from raylm.units import GIB
 
@@ -59,6 +60,7 @@ def run_checks(address: str | None, storage: Storage | None) -> Iterator[CheckRe
     address = cluster.resolve_address(address)
     if address == "local":
         yield from _check_ray_start()
+        yield _check_gpus("here", ray_private.count_gpus(), own)
         yield CheckResult("here", "cluster", "none; a sweep starts Ray on this machine")
         return
     try:
@@ -76,13 +78,13 @@ def collect_facts() -> dict[str, Any]:
     import torch
 
     caches = {"raylm's cache": cache.root_dir(), "temporary files": Path(tempfile.gettempdir())}
-    devices = range(torch.cuda.device_count())
+    gpus = inspect_gpus()
     return {
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "gpus": [torch.cuda.get_device_name(number) for number in devices],
-        "gpu_gib": [torch.cuda.get_device_properties(number).total_memory / GIB for number in devices],
-        "cuda": torch.version.cuda,
+        "gpus": gpus.names,
+        "gpu_gib": [torch.cuda.get_device_properties(number).total_memory / GIB for number in range(len(gpus.names))],
+        "gpu_problem": gpus.problem,
         "disks": {name: (str(path), _free_gib(path)) for name, path in caches.items()},
         "hub": hub.check_connection(),
         "time": time.time(),
@@ -148,9 +150,7 @@ def _check_gpus(host: str, num_ray_gpus: float, facts: dict[str, Any]) -> CheckR
     """Return the GPUs of a node as torch reports them, compared with Ray's count."""
     gpus = [f"{name} ({gib:.0f} GiB)" for name, gib in zip(facts["gpus"], facts["gpu_gib"], strict=True)]
     if num_ray_gpus > len(gpus):
-        advice = (
-            "the CPU build of torch is installed" if facts["cuda"] is None else "torch sees fewer: check the driver"
-        )
+        advice = facts["gpu_problem"] or "torch sees fewer: check CUDA_VISIBLE_DEVICES and the driver"
         return CheckResult(host, "GPUs", f"{num_ray_gpus:g} according to Ray, {len(gpus)} to torch", advice)
     return CheckResult(host, "GPUs", ", ".join(gpus) or "none")
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import platform
 import re
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +28,8 @@ Measured on one core of an AMD EPYC that has it: 2.2 to 2.4 (torch 2.13). AMX do
 """
 NVIDIA_GPUS_DIR = Path("/proc/driver/nvidia/gpus")
 """Folder in which NVIDIA's driver for Linux describes its GPUs."""
+CPU_BUILD_SUFFIX = "+cpu"
+"""End of the version of torch's build for CPUs, on Linux and Windows."""
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 
 
@@ -61,6 +65,7 @@ class Device:
 DEVICES = (
     # NVIDIA's data sheets; memory as torch reports it
     Device("T4", None, 8.1, 320, 14.6),
+    # torch's wheels on PyPI have no kernels for V100 (sm_70); those of download.pytorch.org/whl/cu126 do
     Device("V100 32GB", None, 15.7, 900, 31.7),
     Device("V100", None, 15.7, 900, 15.8),
     Device("A10G", 70, 35.0, 600, 22.0),
@@ -93,15 +98,38 @@ def resolve_precision(requested: str, device: Device) -> str:
 
 
 def find_device(device_name: str) -> Device | None:
-    """Return the known GPU for a name from a driver or from torch, or None."""
+    """Return the known GPU for a name from a driver or from torch, or None, as for a part of a GPU."""
     words = set(re.split(r"[^a-z0-9]+", device_name.lower()))
-    return next((device for device in DEVICES if words >= set(device.name.lower().split())), None)
+    known = next((device for device in DEVICES if words >= set(device.name.lower().split())), None)
+    return None if is_mig(device_name) else known
+
+
+def is_mig(device_name: str) -> bool:
+    """Return whether a name by torch is that of an instance of a divided GPU (NVIDIA's MIG), such as `MIG 1g.10gb`."""
+    return "MIG" in device_name.split()
 
 
 def list_gpu_names() -> list[str]:
-    """Return the names of this machine's NVIDIA GPUs, read from the driver's files without a library or a process."""
+    """Return the names of the GPUs of this machine that trials can use.
+
+    They are those of torch where it is loaded. Elsewhere they are those that NVIDIA's driver describes in its files,
+    read without a library or a process: none under WSL2, and none of AMD.
+    """
+    if torch := sys.modules.get("torch"):
+        number = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        return [torch.cuda.get_device_name(index) for index in range(number)]
+    if _is_cpu_build_installed():
+        return []
     texts = [file.read_text(encoding="utf-8") for file in sorted(NVIDIA_GPUS_DIR.glob("*/information"))]
     return [match[1].strip() for text in texts if (match := re.search(r"^Model:(.*)", text, re.MULTILINE))]
+
+
+def _is_cpu_build_installed() -> bool:
+    """Return whether the installed torch is a build for CPUs, by its version."""
+    try:
+        return importlib.metadata.version("torch").endswith(CPU_BUILD_SUFFIX)
+    except importlib.metadata.PackageNotFoundError:
+        return True
 
 
 # ---- the CPU ------------------------------------------------------------------------------------------------------

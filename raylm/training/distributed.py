@@ -112,7 +112,11 @@ def join_process_group(rank: int, world_size: int, device: str, port: int) -> It
         port: port of the store from `create_store`.
     """
     store = TCPStore(LOOPBACK, port, is_master=False)
-    dist.init_process_group(BACKENDS[device], store=store, rank=rank, world_size=world_size, timeout=RANK_TIMEOUT)
+    # without it, NCCL takes the GPU of a rank's number where it has to guess; Ray shows each rank one, its own
+    gpu = torch.device("cuda", torch.cuda.current_device()) if device == "cuda" else None
+    dist.init_process_group(
+        BACKENDS[device], store=store, rank=rank, world_size=world_size, timeout=RANK_TIMEOUT, device_id=gpu
+    )
     try:
         yield DistributedContext(rank, world_size, device)
     finally:  # abort, since a shutdown would wait for other ranks, which may still run or have died

@@ -22,6 +22,7 @@ from raylm import machine
 from raylm.config.trial import Resources
 from raylm.errors import UserError, one_line
 from raylm.planning.devices import Device, find_device
+from raylm.training.device import inspect_gpus
 from raylm.tuning import ray_private
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ def connect_ray(address: str | None, verbose: bool) -> Iterator[str | None]:
     options: dict[str, Any] = {"log_to_driver": verbose, "logging_level": logging.INFO if verbose else logging.ERROR}
     if is_local:
         options |= {"include_dashboard": True, "num_cpus": machine.allowed_cpus()}
+        if inspect_gpus().problem:
+            options["num_gpus"] = 0  # Ray counts GPUs that torch cannot use, such as Apple's
         if obstacle := machine.find_ray_obstacle():
             raise UserError(f"Ray cannot start: {obstacle}")
         machine.create_ray_token()
@@ -133,6 +136,11 @@ def list_gpu_nodes() -> list[tuple[NodeResources, Device | None]]:
     return [(resources, _find_gpu(resources)) for resources in nodes]
 
 
+def can_start_gpus() -> bool:
+    """Return whether the autoscaler may start nodes with GPUs."""
+    return any(resources.get("GPU", 0) for resources, _ in _load_autoscaler_node_types()[0])
+
+
 def _find_gpu(resources: NodeResources) -> Device | None:
     prefix = ACCELERATOR_TYPE_PREFIX
     names = [name.removeprefix(prefix) for name in resources if name.startswith(prefix)]
@@ -166,7 +174,7 @@ def _load_autoscaler_node_types() -> tuple[list[tuple[NodeResources, int]], int]
 
 
 def resolve_resources(requested: Resources) -> dict[str, float]:
-    """Return the resources of a trial on this cluster, `cpu` and `gpu`.
+    """Return the resources of a trial on this cluster, `cpu` and `gpu`, by the GPUs that Ray counts.
 
     Raises:
         UserError: if no node of the cluster has them or could have them.
@@ -280,6 +288,3 @@ def submit_job(address: str, sweep_file: Path, arguments: Sequence[str], write: 
 async def _stream_logs(client: JobSubmissionClient, job_id: str, write: Callable[[str], None]) -> None:
     async for text in client.tail_job_logs(job_id):
         write(text)
-
-
-# ---- authentication token -----------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from raylm.config.options import RunOptions
@@ -79,14 +80,20 @@ class Launch:
 
         Raises:
             UserError: if the cluster cannot be reached, lacks the resources of a trial or the precision, or a node
-                cannot use the storage.
+                cannot use the storage or its GPUs.
         """
-        sweep = self._sweep
+        sweep, requested = self._sweep, self._sweep.resources
         address = cluster.resolve_address(self._options.address)
-        if address == "local" and throughput.is_cpu_only(sweep.resources):
-            device.resolve_precision(sweep.precision, "cpu")  # refuses bfloat16 before Ray is started
+        if address == "local":  # refuses before Ray is started
+            requested = nodes.resolve_gpus(requested, nodes.list_local_gpus(), self._notify)
+            if requested.gpus == 0:
+                device.resolve_precision(sweep.precision, "cpu")
         with cluster.connect_ray(address, self._options.verbose) as dashboard_url:
-            resources = cluster.resolve_resources(sweep.resources)
+            if address != "local" and requested.gpus != 0:
+                more = cluster.can_start_gpus()
+                requested = nodes.resolve_gpus(requested, nodes.list_gpus(), self._notify, more=more)
+            sweep = replace(sweep, resources=requested)
+            resources = cluster.resolve_resources(requested)
             precision = tuner.resolve_precision(sweep.precision, resources)
             nodes.check_storage(self._results.storage)
             token_hint = " (print its token with `ray get-auth-token`)" if dashboard_url else ""
@@ -259,7 +266,7 @@ def _find_objective(sweep: Sweep, prepared: PreparedInputs, results: SweepRows) 
 
 def _find_placement(sweep: Sweep, resources: Mapping[str, float], precision: str) -> Placement | None:
     """Return the device of a trial on this machine, for estimates of its time; None if it is not known."""
-    is_auto, cpus = sweep.resources.gpus == "auto", int(resources["cpu"])
+    is_auto, cpus = sweep.resources.gpus == "auto" and resources["gpu"] > 0, int(resources["cpu"])
     return throughput.find_placement(Resources(gpus="auto" if is_auto else resources["gpu"], cpus=cpus), precision)
 
 

@@ -1,16 +1,22 @@
-"""Functions run on every node of the cluster, such as the check that each node can use the storage."""
+"""Checks of the nodes of a cluster: that each can use the storage, and its GPUs."""
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raylm.config.trial import Resources
 from raylm.errors import UserError, WorkError
+from raylm.events import Notify
+from raylm.planning.devices import is_mig
 from raylm.results.storage import STORAGE_HINT, Storage
+from raylm.training.device import GpuReport, inspect_gpus
+from raylm.tuning import ray_private
 from raylm.tuning.cluster import list_alive_nodes
 
 NODE_TIMEOUT_SECONDS = 60.0
@@ -63,6 +69,77 @@ def _check_on_node(storage: Storage, nonce: str) -> str:
     except OSError as error:
         return storage.describe_error(error)
     return ""
+
+
+# ---- GPUs ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class NodeGpus:
+    """GPUs of a node by Ray's count, and by torch."""
+
+    host: str
+    count: float
+    report: GpuReport
+
+    def __str__(self) -> str:
+        return f"{self.host} (Ray counts {self.count:g}): {self.report.problem}"
+
+
+def list_local_gpus() -> list[NodeGpus]:
+    """Return the GPUs of this machine, on which Ray does not run yet; empty if Ray will count none."""
+    count = ray_private.count_gpus()
+    return [NodeGpus("this machine", count, inspect_gpus())] if count else []
+
+
+def list_gpus() -> list[NodeGpus]:
+    """Return the GPUs of each node of the connected cluster that has any.
+
+    Raises:
+        UserError: if a node does not answer.
+    """
+    nodes = [node for node in list_alive_nodes() if node["Resources"].get("GPU", 0)]
+    reports = run_on_nodes(nodes, inspect_gpus)
+    found = []
+    for node in nodes:
+        host, report = str(node["NodeManagerHostname"]), reports[node["NodeID"]]
+        if isinstance(report, Exception):
+            raise UserError(f"cannot ask {host} for its GPUs: {report}; run `raylm doctor` for a diagnosis")
+        found.append(NodeGpus(host, node["Resources"]["GPU"], report))
+    return found
+
+
+def resolve_gpus(requested: Resources, nodes: Sequence[NodeGpus], notify: Notify, *, more: bool = False) -> Resources:
+    """Return the resources that trials request, with a GPU only if torch can use those that Ray counts.
+
+    Ray also counts GPUs that torch cannot use: Apple's, Intel's, any GPU under a build of torch for CPUs or with a
+    driver that is too old. A part of a GPU (MIG) is not shared further: its speed and memory are not known.
+
+    Args:
+        nodes: GPUs of all nodes that have any.
+        notify: shows a note to the user.
+        more: True if the cluster may start other nodes with GPUs.
+
+    Raises:
+        UserError: if a trial would be placed on a GPU that torch cannot use.
+    """
+    unusable = [node for node in nodes if node.report.problem]
+    is_open = requested.gpus in (None, "auto")
+    if unusable and requested.gpus != 0:
+        problems = "; ".join(map(str, unusable))
+        if not is_open or more or len(unusable) < len(nodes):
+            raise UserError(
+                f"resources: trials use GPUs, but torch cannot use those of {problems}; correct that, start Ray there "
+                "with --num-gpus=0, or train on CPUs with resources=Resources(gpus=0)"
+            )
+        notify(f"warning: trials run on the CPU, because torch cannot use the GPUs of {problems}")
+    if is_open and not more and len(unusable) == len(nodes):
+        return replace(requested, gpus=0.0)
+    has_parts = any(is_mig(name) for node in nodes for name in node.report.names)
+    return replace(requested, gpus=None) if requested.gpus == "auto" and has_parts else requested
+
+
+# ---- functions on nodes -------------------------------------------------------------------------------------------
 
 
 def run_on_nodes(

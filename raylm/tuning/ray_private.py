@@ -19,6 +19,7 @@ if "error" in os.environ.get("PYTHONWARNINGS", ""):
     del os.environ["PYTHONWARNINGS"]  # Ray's processes would end at the deprecations of their own packages
 
 import psutil
+from ray._private.accelerators import get_accelerator_manager_for_resource
 from ray._private.services import find_bootstrap_address
 from ray._private.state import state
 
@@ -37,6 +38,15 @@ def last_cluster_address() -> str:
     The cluster may have died: Ray keeps its address.
     """
     return str(find_bootstrap_address(None) or "")
+
+
+def count_gpus() -> int:
+    """Return the number of GPUs that Ray counts when it starts on this machine, of any vendor."""
+    manager = get_accelerator_manager_for_resource("GPU")
+    if manager is None:
+        return 0
+    number, visible = manager.get_current_node_num_accelerators(), manager.get_current_process_visible_accelerator_ids()
+    return int(number if visible is None else min(number, len(visible)))
 
 
 def draining_node_ids() -> set[str]:

@@ -18,11 +18,19 @@ from ray import tune
 
 from raylm.config import validation
 from raylm.config.trial import TrialConfig
-from raylm.errors import PauseReason, RestartError, UserError, describe_full_disk, is_disk_full, summarize
+from raylm.errors import (
+    PauseReason,
+    RestartError,
+    UserError,
+    WorkError,
+    describe_full_disk,
+    is_disk_full,
+    summarize,
+)
 from raylm.events import format_evaluation
 from raylm.numerics import windows_per_rank
 from raylm.planning.devices import machine_memory
-from raylm.planning.memory import MemoryModel
+from raylm.planning.memory import RUNTIME_BASELINE_BYTES, MemoryModel
 from raylm.results.folder import open_latest_checkpoint
 from raylm.results.progress import MicroBatching, StepMetrics
 from raylm.training import device, models
@@ -107,13 +115,16 @@ def _limit_memory(context: LaunchContext, run_name: str) -> Iterator[None]:
         ray.get(context.coordinator.record_memory_error.remote(run_name, message), timeout=COORDINATOR_TIMEOUT_SECONDS)
 
     torch.set_num_threads(context.threads_per_rank)
+    on_gpu = context.device == "cuda"
+    if on_gpu:
+        device.set_allocator_options()
+        device.limit_gpu_memory(min(context.gpus_per_rank, 1.0), RUNTIME_BASELINE_BYTES["cuda"])
     watchdog = MemoryWatchdog(context.memory_fraction, record_memory_error)
     watchdog.start()
     try:
         yield
     finally:
         watchdog.stop()
-        on_gpu = context.device == "cuda"
         LEAK_CHECK.measure(torch.cuda.memory_allocated() if on_gpu else 0)
         if on_gpu:
             torch.cuda.empty_cache()
@@ -216,6 +227,8 @@ class _Attempt:
     def _choose_options(self) -> ExecutionOptions:
         """Return device, precision and micro-batching; trials of the same size share a limit of the latter."""
         context = self._context
+        if context.device == "cuda" and (problem := device.inspect_gpus().problem):  # of a node that was added later
+            raise WorkError(f"torch cannot use the GPU of {platform.node()}: {problem}")
         precision = device.resolve_precision(context.precision, context.device)
         limit = ray.get(self._coordinator.micro_batching_limit.remote(self._size_key))
         return ExecutionOptions(context.device, precision, self._choose_micro_batching(precision), limit)

@@ -18,7 +18,7 @@ from raylm.config.catalog import ModelShape
 from raylm.config.dataset import CorpusKey
 from raylm.config.sweep import Sweep
 from raylm.config.trial import TrialConfig
-from raylm.errors import PauseReason, WorkError
+from raylm.errors import PauseReason, UserError, WorkError
 from raylm.events import TrialListener
 from raylm.planning import memory
 from raylm.results.progress import MicroBatching
@@ -69,16 +69,18 @@ def resolve_precision(requested: str, resources: Mapping[str, float]) -> str:
         then asks its own GPU.
 
     Raises:
-        UserError: if bfloat16 is requested on a CPU without it.
+        UserError: if bfloat16 is requested on a CPU or a GPU without it.
     """
     if resolve_device(resources) == "cpu":
         return training_device.resolve_precision(requested, "cpu")  # CPUs of a cluster are assumed to be alike
+    gpus = [gpu for _, gpu in cluster.list_gpu_nodes()]
+    emulated = [gpu.name for gpu in gpus if gpu and gpu.bfloat16_tflops is None]
+    if requested == "bfloat16" and emulated:
+        raise UserError(f"precision: bfloat16 would be emulated on {emulated[0]}; expected float32, or auto")
     if requested != "auto":
         return requested
-    gpus = [gpu for _, gpu in cluster.list_gpu_nodes()]
-    known = [gpu for gpu in gpus if gpu is not None]
-    if gpus and len(known) == len(gpus):
-        return "bfloat16" if all(gpu.bfloat16_tflops for gpu in known) else "float32"
+    if gpus and None not in gpus:
+        return "float32" if emulated else "bfloat16"
     return training_device.resolve_precision(requested, "cuda") if cluster.has_one_node() else "auto"
 
 

@@ -24,7 +24,7 @@ def test_a_machine_without_a_cluster(tmp_path: Path) -> None:
     assert any(line.startswith("ok  here  versions: python 3.") and "torch 2." in line for line in lines)
     assert any(line.startswith("ok  here  storage: ") and "written and removed" in line for line in lines)
     assert any("none; a sweep starts Ray on this machine" in line for line in lines)
-    for check in ("cores: ", "cache: written and removed", "Ray's start: temporary folder ", "limits: "):
+    for check in ("cores: ", "cache: written and removed", "Ray's start: temporary folder ", "limits: ", "GPUs: "):
         assert any(f"  here  {check}" in line for line in lines), check
     assert list((tmp_path / "runs").iterdir()) == []
     assert "Traceback" not in done.stderr

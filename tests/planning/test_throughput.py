@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +93,8 @@ def test_unusable_gpu_option_is_a_user_error(gpu: str, gpus: float | None, words
 
 def test_placement_on_the_gpus_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "NVIDIA_GPUS_DIR", tmp_path)
+    monkeypatch.delitem(sys.modules, "torch", raising=False)  # the driver's files count where torch is not loaded
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "2.13.0")
     for number in range(2):
         (tmp_path / f"0000:0{number}:00.0").mkdir()
         (tmp_path / f"0000:0{number}:00.0" / "information").write_text("Model: \t\t NVIDIA A10G\nIRQ:   \t\t 10\n")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from raylm import numerics
 from raylm.errors import UserError
 from raylm.numerics import CPU_BFLOAT16_FLAGS
 from raylm.planning import devices
+from raylm.training import device
 from raylm.training.device import has_bfloat16, resolve_precision
 
 
@@ -33,6 +36,44 @@ def test_bfloat16_is_refused_on_a_processor_without_it(monkeypatch: pytest.Monke
     assert [resolve_precision(requested, "cpu") for requested in ("auto", "float32")] == ["float32", "float32"]
     with pytest.raises(UserError, match=r"bfloat16 would be emulated.*avx512_bf16.*expected float32, or auto"):
         resolve_precision("bfloat16", "cpu")
+
+
+def test_bfloat16_is_not_used_on_a_mac(monkeypatch: pytest.MonkeyPatch) -> None:
+    """M2 and later report it, but torch's products in it are slower there than in float32."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"bf16": True})
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert resolve_precision("auto", "cpu") == "float32"
+    with pytest.raises(UserError, match=r"bfloat16 would be emulated on this Mac"):
+        resolve_precision("bfloat16", "cpu")
+
+
+def test_bfloat16_is_refused_on_a_gpu_that_emulates_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    for major, has_it in ((7, False), (8, True)):
+        properties = SimpleNamespace(major=major)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, properties=properties: properties)
+        assert resolve_precision("auto", "cuda") == ("bfloat16" if has_it else "float32")
+        if has_it:
+            assert resolve_precision("bfloat16", "cuda") == "bfloat16"
+        else:
+            with pytest.raises(UserError, match=r"bfloat16 would be emulated on Tesla T4 of .*expected float32"):
+                resolve_precision("bfloat16", "cuda")
+
+
+@pytest.mark.parametrize("variable", [None, *device.ALLOCATOR_VARIABLES])
+def test_memory_of_a_gpu_is_held_in_segments_that_grow_unless_the_user_decides(
+    variable: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: list[str] = []
+    monkeypatch.setattr(torch._C, "_accelerator_setAllocatorSettings", options.append)
+    for name in device.ALLOCATOR_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    if variable:
+        monkeypatch.setenv(variable, "max_split_size_mb:64")
+    device.set_allocator_options()
+    assert options == ([] if variable else ["expandable_segments:True"])
 
 
 def test_plan_and_training_agree_about_this_processor(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import psutil
 import pytest
 import torch
+import torch.distributed as dist
 from reference_loss import TRAINING_ROUNDING
 
 from raylm import TrialConfig
@@ -214,3 +215,15 @@ def test_store_listens_on_the_loopback_address_only() -> None:
     connections = psutil.Process().net_connections()
     listening = {(link.laddr.ip, link.laddr.port) for link in connections if not link.raddr}
     assert {address for address in listening if address[1] in ports} == {("127.0.0.1", port) for port in ports}
+
+
+@pytest.mark.parametrize(("device", "gpu"), [("cpu", None), ("cuda", torch.device("cuda", 0))])
+def test_a_rank_names_its_gpu_to_nccl(device: str, gpu: torch.device | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray shows each rank one GPU, number 0; NCCL would take the one of the rank's number where it has to guess."""
+    named: list[Any] = []
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, device_id, **rest: named.append(device_id))
+    monkeypatch.setattr(dist.distributed_c10d, "_abort_process_group", lambda: None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    store = create_store()
+    with join_process_group(1, 2, device, store.port):
+        assert named == [gpu]

@@ -21,6 +21,7 @@ from raylm.config.catalog import MODELS
 from raylm.config.dataset import DatasetSpec
 from raylm.config.sweep import Sweep
 from raylm.data.corpus import Corpus
+from raylm.errors import UserError
 from raylm.results.rows import DONE, PENDING, Row
 from raylm.results.storage import Folder
 from raylm.training.models import ModelSource, load_shape
@@ -125,7 +126,7 @@ def test_trial_requests_a_gpu_with_enough_memory(tmp_path: Path) -> None:
         (["H100", "A100-80G"], "auto", "bfloat16"),
         (["H100", "T4"], "auto", "float32"),
         (["V100"], "auto", "float32"),
-        (["V100"], "bfloat16", "bfloat16"),
+        (["H100", "unknown"], "bfloat16", "bfloat16"),
         (["H100"], "float32", "float32"),
         (["H100", "unknown"], "auto", "auto"),  # each trial asks its own GPU
     ],
@@ -136,6 +137,13 @@ def test_precision_of_a_launch_holds_for_all_gpus_of_the_cluster(
     nodes = [({"CPU": 8.0, "GPU": 1.0, f"accelerator_type:{name}": 1.0}, 1) for name in gpu_types]
     monkeypatch.setattr(cluster, "list_node_types", lambda: nodes)
     assert resolve_precision(requested, {"cpu": 1, "gpu": 1.0}) == precision
+
+
+def test_bfloat16_is_refused_if_a_gpu_of_the_cluster_lacks_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [({"CPU": 8.0, "GPU": 1.0, f"accelerator_type:{name}": 1.0}, 1) for name in ("H100", "T4")]
+    monkeypatch.setattr(cluster, "list_node_types", lambda: nodes)
+    with pytest.raises(UserError, match="bfloat16 would be emulated on T4; expected float32, or auto"):
+        resolve_precision("bfloat16", {"cpu": 1, "gpu": 1.0})
 
 
 def test_memory_of_an_unknown_precision_is_that_of_the_larger() -> None:

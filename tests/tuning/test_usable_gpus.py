@@ -1,0 +1,148 @@
+"""GPUs that Ray counts and torch cannot use: trials train on the CPU, or the sweep is refused before it starts."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import raylm
+from raylm import Resources, Sweep
+from raylm.errors import UserError
+from raylm.planning import devices
+from raylm.training import device
+from raylm.training.device import GpuReport
+from raylm.tuning import nodes, ray_private
+from raylm.tuning.nodes import NodeGpus, resolve_gpus
+
+USABLE = NodeGpus("a", 2, GpuReport(("NVIDIA H100",)))
+UNUSABLE = NodeGpus("b", 1, GpuReport((), "torch 2.13.0+cpu is a build for CPUs"))
+MIG = NodeGpus("c", 1, GpuReport(("NVIDIA A100-SXM4-40GB MIG 1g.5gb",)))
+
+
+def small_sweep(text: Path, **options: Any) -> Sweep:
+    space = {"dataset": str(text), "context_length": 32, "max_train_tokens": 300}
+    return Sweep(name="mac", space=space, precision="float32", **options)
+
+
+@pytest.mark.ray
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch can use the GPUs of this machine")
+def test_a_cluster_whose_gpus_torch_cannot_use_trains_on_cpus_unless_gpus_are_requested(
+    ray_address: str, small_text: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Ray counts two GPUs on its node, as it counts Apple's, and torch has no CUDA."""
+    with pytest.raises(UserError, match=r"torch cannot use those of .*Ray counts 2.*torch .* is a build for CPUs"):
+        raylm.run(small_sweep(small_text, resources=Resources(gpus=0.5)), storage=str(tmp_path), address=ray_address)
+    result = raylm.run(small_sweep(small_text), storage=str(tmp_path), address=ray_address)
+    assert result.exit_code == 0
+    assert "warning: trials run on the CPU, because torch cannot use the GPUs of" in capfd.readouterr().out
+    (row,) = result.results.rows
+    assert row.status == "done"
+    (launch,) = result.results.launches
+    assert launch.resources_per_trial == {"cpu": 1, "gpu": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("requested", "found", "more", "gpus", "notes"),
+    [
+        (None, [USABLE], False, None, 0),
+        (None, [UNUSABLE], False, 0.0, 1),
+        ("auto", [UNUSABLE], False, 0.0, 1),
+        (None, [], False, 0.0, 0),
+        (None, [], True, None, 0),  # the autoscaler starts nodes with GPUs
+        (1.0, [], False, 1.0, 0),  # refused later: no node has one
+        (0.0, [UNUSABLE], False, 0.0, 0),
+        ("auto", [USABLE], False, "auto", 0),
+        ("auto", [USABLE, MIG], False, None, 0),  # a part of a GPU is not shared
+        (0.5, [MIG], False, 0.5, 0),
+    ],
+)
+def test_trials_take_a_gpu_only_where_torch_can_use_it(
+    requested: Any, found: list[NodeGpus], more: bool, gpus: Any, notes: int
+) -> None:
+    shown: list[str] = []
+    assert resolve_gpus(Resources(gpus=requested), found, shown.append, more=more).gpus == gpus
+    assert len(shown) == notes
+
+
+@pytest.mark.parametrize(
+    ("requested", "found", "more"),
+    [(1.0, [UNUSABLE], False), (None, [USABLE, UNUSABLE], False), ("auto", [UNUSABLE], True)],
+)
+def test_a_gpu_that_torch_cannot_use_is_refused_where_trials_could_be_placed_on_it(
+    requested: Any, found: list[NodeGpus], more: bool
+) -> None:
+    with pytest.raises(UserError, match=r"those of b \(Ray counts 1\): torch 2.13.0\+cpu .*--num-gpus=0.*gpus=0"):
+        resolve_gpus(Resources(gpus=requested), found, print, more=more)
+
+
+def test_gpus_of_any_vendor_are_counted_before_ray_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    manager = SimpleNamespace(
+        get_current_node_num_accelerators=lambda: 1, get_current_process_visible_accelerator_ids=lambda: visible
+    )
+    monkeypatch.setattr(ray_private, "get_accelerator_manager_for_resource", lambda name: manager)
+    visible: list[str] | None = None
+    assert [node.count for node in nodes.list_local_gpus()] == [1]
+    visible = []  # CUDA_VISIBLE_DEVICES is empty
+    assert nodes.list_local_gpus() == []
+
+
+class FakeCuda:
+    """Part of `torch.cuda` as a build for GPUs has it."""
+
+    def __init__(self, name: str, capability: tuple[int, int], architectures: list[str]) -> None:
+        self.is_available = lambda: True
+        self.device_count = lambda: 1
+        self.get_device_name = lambda number=0: name
+        self.get_device_capability = lambda number=0: capability
+        self.get_arch_list = lambda: architectures
+
+
+WHEEL = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
+"""Architectures of torch's wheel on PyPI."""
+
+
+@pytest.mark.parametrize(
+    ("capability", "architectures", "is_usable"),
+    [
+        ((7, 0), WHEEL, False),  # V100
+        ((7, 0), ["sm_50", "sm_60", "sm_70", *WHEEL], True),
+        ((8, 9), WHEEL, True),  # kernels of sm_86
+        ((9, 0), ["sm_80", "sm_90a"], True),
+        ((12, 1), ["sm_90"], False),
+        ((12, 1), ["sm_90", "compute_90"], True),  # compiled by the driver
+    ],
+)
+def test_a_gpu_without_kernels_is_not_usable(
+    capability: tuple[int, int], architectures: list[str], is_usable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "cuda", FakeCuda("Tesla V100-SXM2-16GB", capability, architectures))
+    report = device.inspect_gpus()
+    assert (report.problem == "") == is_usable == (report.names == ("Tesla V100-SXM2-16GB",))
+    if not is_usable:
+        assert "no kernels for Tesla V100-SXM2-16GB" in report.problem and "whl/cu126" in report.problem
+
+
+def test_plan_takes_the_gpus_of_torch_where_it_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under WSL2 and with AMD's GPUs, no driver describes them in files; with a build for CPUs, no trial uses them."""
+    (tmp_path / "0000:01:00.0").mkdir()
+    (tmp_path / "0000:01:00.0" / "information").write_text("Model: \t\t NVIDIA A10G\n")
+    monkeypatch.setattr(devices, "NVIDIA_GPUS_DIR", tmp_path)
+    monkeypatch.setattr(torch, "cuda", FakeCuda("NVIDIA H100 80GB HBM3", (9, 0), WHEEL))
+    assert devices.list_gpu_names() == ["NVIDIA H100 80GB HBM3"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert devices.list_gpu_names() == []
+    monkeypatch.delitem(sys.modules, "torch")
+    for version, names in (("2.13.0+cpu", []), ("2.13.0", ["NVIDIA A10G"])):
+        monkeypatch.setattr(importlib.metadata, "version", lambda name, version=version: version)
+        assert devices.list_gpu_names() == names
+
+
+def test_a_part_of_a_gpu_is_no_known_device() -> None:
+    assert devices.find_device("NVIDIA H100 80GB HBM3") is not None
+    assert devices.find_device("NVIDIA H100 80GB HBM3 MIG 1g.10gb") is None
