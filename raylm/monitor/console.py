@@ -18,7 +18,8 @@ from raylm.monitor.screen import open_console
 from raylm.monitor.state import SweepMonitor, SweepState
 from raylm.planning.plan import TrialPlan
 from raylm.report.reference import ReferenceTable
-from raylm.report.table import RUN_COLUMN, Column, build_table
+from raylm.report.tables.columns import RUN_COLUMN, Column
+from raylm.report.tables.table import build_table
 from raylm.results.rows import PENDING, SweepRows
 from raylm.units import GIB, format_duration
 

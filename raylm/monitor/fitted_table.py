@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from rich.cells import cell_len
 from rich.markup import escape
 
-from raylm.report.table import Column
+from raylm.report.tables.columns import Column
 
 GAP = 2
 """Characters between two columns."""

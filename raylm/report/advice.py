@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from raylm.report.table import SeedGroup, group_by_seed, student_t_quantile
+from raylm.report.tables.groups import SeedGroup, group_by_seed, student_t_quantile
 from raylm.results.measures import Measure
 from raylm.results.rows import DIVERGED, DONE, SweepRows
 from raylm.units import pluralize

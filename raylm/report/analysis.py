@@ -12,7 +12,7 @@ from raylm.config.trial import TrialConfig
 from raylm.errors import UserError
 from raylm.report import formats
 from raylm.report.reference import load_reference
-from raylm.report.table import build_table
+from raylm.report.tables.table import build_table
 from raylm.results import sweep_record
 from raylm.results.folder import load_rows
 from raylm.results.open_storage import open_storage
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 PANDAS_DTYPES: dict[type, str] = {bool: "boolean", int: "Int64", float: "Float64", str: "string"}
 COLUMN_TYPES: dict[str, type] = {
     **dict.fromkeys(("best_epoch", "steps", "tokens_seen", "micro_batch_size"), int),
-    **dict.fromkeys(("recompute", "going_up", "lossless"), bool),
+    **dict.fromkeys(("recompute", "going_up", "lossless", "best"), bool),
     **dict.fromkeys(("run", "status", "reason", "trial_id", "checkpoint", "precision"), str),
 }
 """Types of columns of results.csv that are neither fields of a trial nor floats."""

@@ -10,7 +10,9 @@ from typing import Any
 from raylm.config.dataset import DATASET_OPTIONS
 from raylm.planning import plan, throughput
 from raylm.report.reference import ReferenceTable, load_reference
-from raylm.report.table import build_table, sort_rows
+from raylm.report.tables.columns import find_swept_fields
+from raylm.report.tables.groups import sort_rows
+from raylm.report.tables.table import build_table
 from raylm.results.folder import parse_launch_number
 from raylm.results.progress import LOSS_NAMES
 from raylm.results.rows import DIVERGED, DONE, FAILED, STOPPED, Row, SweepRows
@@ -69,7 +71,8 @@ def build_record(
 
     Args:
         row: row of any status.
-        results: all rows of the sweep, which determine the columns of other context lengths.
+        results: all rows of the sweep, which determine the columns that come before the losses, of fields that vary,
+            and those of other context lengths.
         reference: table to take the reference losses from.
         estimated_seconds: estimated training time of the steps done.
     """
@@ -80,6 +83,7 @@ def build_record(
         "context_length": config.context_length,
         "model": config.model,
         "batch_size": config.batch_size,
+        **{name: getattr(config, name) for name in find_swept_fields(other.config for other in results.rows)},
         **{name: getattr(metrics, name, None) for name in LOSS_NAMES},
         "best_epoch": metrics.epoch if metrics else None,
         "run": config.run_name,
@@ -112,6 +116,7 @@ def build_record(
         "nats_per_byte": results.nats_per_byte(row),
         "precision": results.find_precision(row),
         "lossless": data.lossless if data and metrics else None,
+        "best": row.config.id in {best.config.id for best in results.best_by_dataset.values()},
     }
 
 

@@ -15,7 +15,9 @@ from raylm.report import figures, formats, plots
 from raylm.report.advice import build_advice
 from raylm.report.importance import compute_importances
 from raylm.report.reference import ReferenceTable, load_reference
-from raylm.report.table import RISING_LOSS, Table, build_table, group_by_seed, sort_rows
+from raylm.report.tables.cells import RISING_LOSS
+from raylm.report.tables.groups import sort_rows
+from raylm.report.tables.table import Table, build_table
 from raylm.results.rows import DIVERGED, DONE, INTERRUPTED, PENDING, QUEUED, RUNNING, SweepRows
 from raylm.results.sweep_record import DataRecord, LaunchRecord, SweepRecord
 
@@ -108,7 +110,7 @@ def render_html(
         name=record.name,
         summary=formats.format_summary(results),
         columns=table.columns,
-        rows=list(zip(table.rows, _mark_best_rows(results), strict=True)),
+        rows=list(zip(table.rows, table.is_best, strict=True)),
         best_by=_format_measures(results),
         precisions=_format_precisions(results),
         advice=build_advice(results),
@@ -133,12 +135,6 @@ def render_template(template_name: str, **context: object) -> str:
         lstrip_blocks=True,
     )
     return environment.get_template(template_name).render(**context)
-
-
-def _mark_best_rows(results: SweepRows) -> list[bool]:
-    """Return for each row of the table whether it contains the best trial of a dataset."""
-    best_ids = {row.config.id for row in results.best_by_dataset.values()}
-    return [any(row.config.id in best_ids for row in group.rows) for group in group_by_seed(results)]
 
 
 def _format_measures(results: SweepRows) -> str:

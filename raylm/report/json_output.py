@@ -12,6 +12,7 @@ from raylm.planning import plan
 from raylm.planning.plan import TrialPlan
 from raylm.planning.throughput import Placement
 from raylm.report import formats
+from raylm.report.labels import list_varying_fields
 from raylm.report.notes import collect_notes
 from raylm.report.reference import ReferenceTable
 from raylm.results.rows import DIVERGED, DONE, FAILED, INTERRUPTED, PENDING, STOPPED, SweepRows
@@ -24,12 +25,14 @@ SUMMED_FIELDS = ("tokens", "steps", "flops", "checkpoint_bytes", "estimated_seco
 def format_report_json(results: SweepRows, reference: ReferenceTable | None = None) -> str:
     """Return the rows with the columns of results.csv, their count by status, and the best run of each dataset.
 
-    `best_by` names the loss that the rows of a dataset are ranked by; `notes` are those below the table.
+    `swept` names the fields that vary, `best_by` the loss that the rows of a dataset are ranked by; `notes` are those
+    below the table.
     """
     return _dump_json(
         {
             "results": results.storage.uri,
             "rows": formats.build_records(results, reference),
+            "swept": list_varying_fields(row.config for row in results.rows),
             "counts": {status: results.count(status) for status in STORED_STATUSES},
             "best": {dataset: row.config.run_name for dataset, row in results.best_by_dataset.items()},
             "best_by": {dataset: measure.name for dataset, measure in results.measures.items()},
@@ -65,6 +68,7 @@ def format_plan_json(
             "sweep": sweep.name,
             "results": results.storage.uri,
             "rows": rows,
+            "swept": list_varying_fields(row.config for row in results.rows),
             "remaining": _sum_costs(remaining, price_per_hour),
             "search": _summarize_search(sweep, placement) if sweep.num_samples is not None else None,
             "device": _placement_fields(placement) if placement else None,

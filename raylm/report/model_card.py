@@ -13,7 +13,7 @@ from raylm.config.sweep_file import format_sweep_file
 from raylm.config.trial import TrialConfig
 from raylm.report import formats
 from raylm.report.reference import load_reference
-from raylm.report.table import build_table
+from raylm.report.tables.table import build_table
 from raylm.results.data_record import describe_lossy_tokenizer, describe_words
 from raylm.results.folder import parse_launch_number
 from raylm.results.rows import DONE, Row, SweepRows

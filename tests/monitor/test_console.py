@@ -44,7 +44,7 @@ def test_table_in_a_file_is_never_truncated() -> None:
     console.print_table(build_results())
     heading, *lines = [line.rstrip() for line in file.getvalue().splitlines()]
     assert heading.split()[:3] == ["dataset", "context", "len"] and console.rich_console.width == PLAIN_WIDTH
-    assert lines[0].endswith(TRIALS[0].run_name) and " 3.25 " in lines[0] and " 4.75 " in lines[0]
+    assert lines[0].endswith(f"{TRIALS[0].run_name} (best)") and " 3.25 " in lines[0] and " 4.75 " in lines[0]
     assert "[b]odd" in lines[1] and lines[1].endswith(f"{TRIALS[1].run_name} (failed)")
     assert lines[2] == f"{TRIALS[1].run_name} failed: ValueError: [no]"
 
@@ -54,7 +54,7 @@ def test_table_on_a_narrow_terminal_has_headings_on_two_lines() -> None:
     console.print_table(build_results())
     first, second, *lines = [line.rstrip() for line in file.getvalue().splitlines()]
     assert first.split()[:2] == ["context", "batch"] and second.split()[:3] == ["dataset", "len", "model"]
-    assert lines[0].endswith(f"  {TRIALS[0].run_name}") and " 3.25 " in lines[0] and " 4.75 " in lines[0]
+    assert lines[0].endswith(f"  {TRIALS[0].run_name} (best)") and " 3.25 " in lines[0] and " 4.75 " in lines[0]
     assert lines[1].endswith(f"  {TRIALS[1].run_name} (failed)") and max(map(len, lines[:2])) <= 110
 
 
@@ -64,7 +64,7 @@ def test_table_on_a_narrower_terminal_has_run_names_below_their_numbers(width: i
     console.print_table(build_results())
     _, _, numbers, name, _, failed, *notes = file.getvalue().splitlines()
     assert numbers.split() == ["imdb", "64", "gpt2", "8", "3.25", "3.50", "4.75", "1"]
-    assert (name, failed) == (f"  {TRIALS[0].run_name}", f"  {TRIALS[1].run_name} (failed)")
+    assert (name, failed) == (f"  {TRIALS[0].run_name} (best)", f"  {TRIALS[1].run_name} (failed)")
     assert notes == [f"{TRIALS[1].run_name} failed: ValueError: [no]"]
 
 

@@ -11,7 +11,7 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from raylm.monitor.fitted_table import render_table
-from raylm.report.table import LOSS_COLUMNS, REFERENCE_COLUMNS, RUN_COLUMN, Column
+from raylm.report.tables.columns import LOSS_COLUMNS, REFERENCE_COLUMNS, RUN_COLUMN, Column
 
 COLUMNS = [*REFERENCE_COLUMNS[:4]]
 for column in LOSS_COLUMNS:

@@ -32,14 +32,18 @@ def results(tmp_path: Path) -> SweepRows:
     return write_sample_folder(tmp_path / "sample")
 
 
-GOLDEN = """\
-| dataset | context len | model | batch size | train loss | val loss | adj val loss | best epoch | run |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- |
-| wikitext2 | 512 | gpt2-xl | 8 | 2.69 | 2.52 | 2.87 | 1 | wikitext2-gpt2-xl-512x8-s3-1254134d29 |
-| imdb | 256 | gpt2 | 64 | 9.00 | 8.12 | 10.01 | 1 | imdb-gpt2-256x64-lr0.5-c0ad266f5f (diverged) |
-| owner/name:part | 2048 | owner/model | 8 | – | – | – | – | name-part-model-2048x8-e6c6e88a08 (failed) |
-| pydocs | 1024 | gpt2-nano | 8 | 9.00 | 7.00 | 8.00 | 1 | pydocs-gpt2-nano-1024x8-e3-3f5cd09915 (interrupted) |
-| pydocs | 1024 | gpt2-nano | 8 | – | – | – | – | pydocs-gpt2-nano-1024x8-e2-6f31e70ea9 (pending) |
+KEYS = "dataset | context len | model | batch size"
+LOSSES = "train loss | val loss | adj val loss | best epoch | run"
+DIVERGED_RUN, FAILED_RUN = "imdb-gpt2-256x64-lr0.5-c0ad266f5f", "name-part-model-2048x8-e6c6e88a08"
+PAUSED_RUN, PENDING_RUN = INTERRUPTED.run_name, "pydocs-gpt2-nano-1024x8-e2-6f31e70ea9"
+GOLDEN = f"""\
+| {KEYS} | epochs | learning rate | dropout | seed | {LOSSES} |
+| {" | ".join(["---"] * 13)} |
+| wikitext2 | 512 | gpt2-xl | 8 | 1 | 5e-05 | 0.1 | 3 | 2.69 | 2.52 | 2.87 | 1 | {DONE.run_name} |
+| imdb | 256 | gpt2 | 64 | 1 | 0.5 | default | 0 | 9.00 | 8.12 | 10.01 | 1 | {DIVERGED_RUN} (diverged) |
+| owner/name:part | 2048 | owner/model | 8 | 1 | 5e-05 | default | 0 | – | – | – | – | {FAILED_RUN} (failed) |
+| pydocs | 1024 | gpt2-nano | 8 | 3 | 5e-05 | default | 0 | 9.00 | 7.00 | 8.00 | 1 | {PAUSED_RUN} (interrupted) |
+| pydocs | 1024 | gpt2-nano | 8 | 2 | 5e-05 | default | 0 | – | – | – | – | {PENDING_RUN} (pending) |
 
 - imdb-gpt2-256x64-lr0.5-c0ad266f5f diverged: the loss of step 17 is not finite
 - name-part-model-2048x8-e6c6e88a08 failed: RuntimeError: "out of memory", twice
@@ -51,8 +55,9 @@ def test_markdown_table(results: SweepRows) -> None:
 
 
 def test_markdown_without_notes_ends_with_the_table(results: SweepRows) -> None:
-    text = formats.format_markdown(SweepRows(results.storage, results.rows[:1]))
-    assert text == "".join(GOLDEN.splitlines(keepends=True)[:3])
+    heading, _, row = formats.format_markdown(SweepRows(results.storage, results.rows[:1])).splitlines()
+    assert heading == f"| {KEYS} | {LOSSES} |"
+    assert row == f"| wikitext2 | 512 | gpt2-xl | 8 | 2.69 | 2.52 | 2.87 | 1 | {DONE.run_name} |"
 
 
 def test_markdown_escapes_bars(results: SweepRows) -> None:
@@ -62,11 +67,12 @@ def test_markdown_escapes_bars(results: SweepRows) -> None:
 
 
 COLUMNS = """
-    dataset context_length model batch_size train_loss val_loss adj_val_loss best_epoch run status reason trial_id
-    epochs optimizer learning_rate lr_schedule warmup_ratio weight_decay max_grad_norm dropout seed pretrained
+    dataset context_length model batch_size epochs learning_rate dropout seed
+    train_loss val_loss adj_val_loss best_epoch run status reason trial_id
+    optimizer lr_schedule warmup_ratio weight_decay max_grad_norm pretrained
     max_train_tokens evals_per_epoch steps tokens_seen first_loss training_seconds estimated_seconds
     micro_batch_size recompute checkpoint going_up reference_train_loss reference_val_loss reference_adj_val_loss
-    nats_per_byte precision lossless
+    nats_per_byte precision lossless best
 """
 
 
@@ -74,8 +80,9 @@ def test_csv_has_every_column_in_order_and_numbers_in_full(results: SweepRows) -
     rows = list(csv.reader(formats.format_csv(results).splitlines()))
     assert rows[0] == COLUMNS.split() and len(rows) == 6
     done = dict(zip(rows[0], rows[1], strict=True))
-    start = ["wikitext2", "512", "gpt2-xl", "8", "2.6912", "2.5151", "2.8749", "1", DONE.run_name, "done", "", DONE.id]
-    assert rows[1][: len(start)] == start
+    start = ["wikitext2", "512", "gpt2-xl", "8", "1", "5e-05", "0.1", "3", "2.6912", "2.5151", "2.8749", "1"]
+    assert rows[1][: len(start) + 4] == [*start, DONE.run_name, "done", "", DONE.id]
+    assert [row[-1] for row in rows[1:3]] == ["True", "False"]
     fields = ("learning_rate", "dropout", "pretrained", "max_train_tokens")
     assert [done[name] for name in fields] == ["5e-05", "0.1", "True", ""]
     assert (done["steps"], done["tokens_seen"], done["micro_batch_size"]) == ("20", "10000", "4")
@@ -142,10 +149,14 @@ def test_latex_is_a_booktabs_table_with_escaped_text(results: SweepRows) -> None
     config = TrialConfig.from_record({"dataset": "50%_of_a&b.txt", "model": "c\\d"})
     rows = [*results.rows[:2], *load_rows(results.storage, [config]).rows]
     lines = formats.format_latex(SweepRows(results.storage, rows)).splitlines()
-    assert lines[0] == r"\begin{tabular}{lrlrrrrrl}"
+    assert lines[0] == r"\begin{tabular}{lrlrrrrrrrrl}"
     assert [line for line in lines if line.startswith("\\") and "tabular" not in line] == (
         [r"\toprule", r"\midrule", r"\midrule", r"\midrule", r"\bottomrule"]
     )
-    assert r"wikitext2 & 512 & gpt2-xl & 8 & 2.69 & 2.52 & 2.87 & 1 & wikitext2-gpt2-xl-512x8-s3-1254134d29 \\" in lines
-    assert any(line.startswith(r"50\%\_of\_a\&b.txt & 1024 & c\textbackslash{}d & 8 & -- &") for line in lines)
+    done = r"wikitext2 & 512 & gpt2-xl & 8 & 5e-05 & 0.1 & 3 & 2.69 & 2.52 & 2.87 & 1"
+    assert rf"{done} & wikitext2-gpt2-xl-512x8-s3-1254134d29 \\" in lines
+    assert any(
+        line.startswith(r"50\%\_of\_a\&b.txt & 1024 & c\textbackslash{}d & 8 & 5e-05 & default & 0 & -- &")
+        for line in lines
+    )
     assert lines[-1] == "% imdb-gpt2-256x64-lr0.5-c0ad266f5f diverged: the loss of step 17 is not finite"

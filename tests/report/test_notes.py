@@ -19,7 +19,7 @@ from raylm.report.html import write_html
 from raylm.report.importance import compute_importances
 from raylm.report.json_output import format_report_json
 from raylm.report.reference import load_reference
-from raylm.report.table import build_table
+from raylm.report.tables.table import build_table
 from raylm.results.data_record import DataRecord, describe_data
 from raylm.results.rows import DIVERGED, Row, SweepRows
 from raylm.results.storage import Folder

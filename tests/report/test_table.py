@@ -12,7 +12,9 @@ import pytest
 from raylm import TrialConfig
 from raylm.config.sweep_file import load_sweep
 from raylm.report.reference import load_reference
-from raylm.report.table import MISSING, REFERENCE_COLUMNS, Table, build_table, sort_rows, student_t_quantile
+from raylm.report.tables.columns import KEY_COLUMNS, REFERENCE_COLUMNS
+from raylm.report.tables.groups import MISSING, sort_rows, student_t_quantile
+from raylm.report.tables.table import Table, build_table
 from raylm.results.progress import EvalMetrics, Progress
 from raylm.results.rows import DONE, FAILED, PENDING, Row, SavedCheckpoint, SweepRows
 from raylm.results.storage import Folder
@@ -43,11 +45,31 @@ def test_table_without_comparison_has_the_columns_of_the_reference() -> None:
     assert build(sample_row(TrialConfig())).columns == REFERENCE_COLUMNS
 
 
+def test_fields_that_vary_are_columns_before_the_losses_and_tell_rows_apart() -> None:
+    rates = (1e-4, 1.0001e-4, 3e-4)
+    trials = [TrialConfig(learning_rate=rate, dropout=dropout) for rate in rates for dropout in (None, 0.1)]
+    table = build(*[sample_row(trial, 3 - number / 10) for number, trial in enumerate(trials)])
+    keys, losses = list(KEY_COLUMNS), ["train_loss", "val_loss", "adj_val_loss", "best_epoch", "run"]
+    assert list(table.columns[:4]) == keys and [column.key for column in table.columns[6:]] == losses
+    assert table.column_names[4:6] == ("learning rate", "dropout")
+    assert [cells[4:6] for cells in table.rows] == [
+        [rate, dropout] for rate in ("0.0001", "0.00010001", "0.0003") for dropout in ("default", "0.1")
+    ]
+    assert table.is_best == [False] * 5 + [True] and table.rows[-1][-1].endswith(" (best)")
+
+
+def test_seed_is_a_column_only_where_each_row_has_another() -> None:
+    searched = [TrialConfig(seed=seed, learning_rate=rate) for seed, rate in ((1, 1e-4), (2, 3e-4))]
+    assert build(*map(sample_row, searched)).column_names[4:6] == ("learning rate", "seed")
+    assert "seed" not in build(*map(sample_row, [*searched, replace(searched[0], seed=3)])).column_names
+
+
 def test_packaged_rows_match_only_trials_with_default_fields() -> None:
     like = TrialConfig(dataset="imdb", model="gpt2", context_length=256, batch_size=64, seed=5)
     other = replace(like, learning_rate=1e-3)
-    assert build(sample_row(like), sample_row(other), is_custom=False).rows[1][5] == MISSING
-    assert build(sample_row(like), sample_row(other), is_custom=False).rows[0][5] == "3.73"
+    table = build(sample_row(like), sample_row(other), is_custom=False)
+    column = [column.key for column in table.columns].index("reference_train_loss")
+    assert [cells[column] for cells in table.rows] == ["3.73", MISSING]
     assert build(sample_row(other), is_custom=True).rows[0][5] == "3.73"
 
 
@@ -73,7 +95,7 @@ def test_seeds_are_one_line_with_mean_and_interval() -> None:
     assert single[5] == "3.00"
     assert single[-2:] == ["1", TrialConfig(batch_size=4).run_name]
     assert seeds_together[5] == "3.10 ± 0.25"  # 4.303 x 0.1 / sqrt(3)
-    assert seeds_together[-2:] == ["3", "pydocs-gpt2-nano-1024x8 (seeds 0 1 2)"]
+    assert seeds_together[-2:] == ["3", "pydocs-gpt2-nano-1024x8 (seeds 0 1 2) (best)"]
 
 
 def test_mean_is_over_done_rows() -> None:

@@ -1,0 +1,1 @@
+"""Tables of rows: their columns, lines and cells, independent of the format."""
