@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+GRAPHS_PER_MODEL = 16
+"""Graphs of one function that a trial may need: of a block for its shapes, of the optimizer for those of parameters."""
 DROPOUT_LEVELS = 2**16
 """Resolution of the dropout probability: each position compares two random bytes with a threshold."""
 
@@ -50,10 +52,18 @@ def can_compile(model: PreTrainedModel) -> bool:
     return model.config.model_type == "gpt2" and has_triton()
 
 
-def compile_blocks(model: PreTrainedModel) -> None:
-    """Compile the blocks of a GPT-2: one compilation for all of them, kept in inductor's cache on disk."""
+def compile_blocks(model: PreTrainedModel, backend: str = "inductor") -> None:
+    """Compile the blocks of a GPT-2: one compilation for all of them, kept in inductor's cache on disk.
+
+    Dynamo keeps the graphs of all models of a process, up to a limit that is meant for one of them; beyond it, new
+    shapes are not compiled. The limit grows with each model.
+    """
+    import torch._dynamo.config as dynamo  # takes a second
+
+    dynamo.recompile_limit += GRAPHS_PER_MODEL
+    dynamo.accumulated_recompile_limit += GRAPHS_PER_MODEL
     for block in model.base_model.h:
-        block.compile()
+        block.compile(backend=backend)
 
 
 class Dropout(nn.Dropout):

@@ -99,6 +99,8 @@ class LaunchCallback(tune.Callback):
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         """Handle a report of a trial: an evaluation, a checkpoint between evaluations, or the reason for its end."""
+        if "checkpoint_score" in result:
+            self._coordinator.record_checkpoint.remote(get_trial_config(trial).run_name)
         if "val_loss" in result:
             self._listener.on_evaluate(get_trial_config(trial), result)
         elif "memory" in result:

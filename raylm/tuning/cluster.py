@@ -119,6 +119,11 @@ def list_alive_nodes() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]
 
 
+def alive_node_ids() -> set[str]:
+    """Return the ids of the nodes that are alive."""
+    return {str(node["NodeID"]) for node in list_alive_nodes()}
+
+
 def list_node_types() -> list[tuple[NodeResources, int]]:
     """Return the resources of nodes that are alive or may be started, with the number of nodes of each type."""
     types, _ = _load_autoscaler_node_types()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import enum
 import time
+from dataclasses import dataclass
 
 from raylm.results.progress import MicroBatching, StepMetrics
 from raylm.tuning import ray_private
+from raylm.tuning.cluster import alive_node_ids
 
 REPORT_SECONDS = 0.5
 """Time between two reports of a trial's step."""
@@ -14,6 +16,10 @@ CHECKPOINT_SECONDS = 600
 """Maximum time between two checkpoints of a trial, which is the time that the loss of its machine can cost."""
 POLL_SECONDS = 1.0
 """Minimum time between two queries of the nodes that are about to leave the cluster."""
+
+
+MAX_DEATHS = 3
+"""Deaths of a trial's processes without a new checkpoint between them after which it has failed."""
 
 
 class Command(enum.Enum):
@@ -27,6 +33,18 @@ class Command(enum.Enum):
     notice."""
 
 
+@dataclass
+class Attempts:
+    """Attempts of a run in this launch."""
+
+    node_id: str = ""
+    """Node of the latest attempt."""
+    is_running: bool = False
+    """True if the latest attempt has started and not ended; its process has died if another attempt starts."""
+    deaths: int = 0
+    """Deaths since the latest checkpoint."""
+
+
 class Coordinator:
     """State shared by running trials and the driver. Runs as an actor that takes no CPU."""
 
@@ -38,6 +56,7 @@ class Coordinator:
         self._memory_errors: dict[str, str] = {}
         self._limits: dict[str, MicroBatching] = {}
         self._paused = False
+        self._attempts: dict[str, Attempts] = {}
         self._restart_reasons: dict[str, str] = {}
 
     def report_step(self, run_name: str, node_id: str, step: StepMetrics) -> Command:
@@ -57,8 +76,28 @@ class Coordinator:
         """Return the latest step of each run, by run name."""
         return self._steps
 
+    def start_attempt(self, run_name: str, node_id: str) -> int:
+        """Record the start of an attempt of a run; return its deaths since its latest checkpoint.
+
+        The loss of a node is no death: it is not the trial's fault.
+        """
+        attempts = self._attempts.setdefault(run_name, Attempts())
+        if attempts.is_running and attempts.node_id in alive_node_ids():
+            attempts.deaths += 1
+        attempts.node_id, attempts.is_running = node_id, True
+        return attempts.deaths
+
+    def end_attempt(self, run_name: str) -> None:
+        """Record that the latest attempt of a run has ended by itself."""
+        self._attempts.setdefault(run_name, Attempts()).is_running = False
+
+    def record_checkpoint(self, run_name: str) -> None:
+        """Record that a checkpoint of a run is in storage."""
+        self._attempts.setdefault(run_name, Attempts()).deaths = 0
+
     def record_error(self, run_name: str, message: str) -> int:
-        """Record an error of a run; return its number of errors in this launch."""
+        """Record an error of a run, which ends its attempt; return its number of errors in this launch."""
+        self.end_attempt(run_name)
         self._errors.setdefault(run_name, []).append(message)
         return len(self._errors[run_name])
 

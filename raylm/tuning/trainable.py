@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import sys
 import traceback
 from collections.abc import Iterator
 from dataclasses import replace
@@ -37,24 +38,13 @@ from raylm.training import device, models
 from raylm.training.options import ExecutionOptions, TrainingHooks
 from raylm.training.train import Evaluation, finetune
 from raylm.tuning import prepare, rank_actors, trial_process
-from raylm.tuning.coordinator import Command
+from raylm.tuning.coordinator import MAX_DEATHS, Command
 from raylm.tuning.prepare import LaunchContext
 from raylm.tuning.rank_actors import RankJob
 from raylm.tuning.reporting import AsyncReporter, CoordinatorClient, TrialGauges
 from raylm.tuning.trial_process import MAX_LEAK_FRACTION, LeakCheck, MemoryWatchdog, print_timestamped
 from raylm.units import GIB
 
-WORKER_ENVIRONMENT = {
-    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "3600",  # Tune waits for a trial that it stops in the middle of a step
-    "TOKENIZERS_PARALLELISM": "false",
-}
-"""Settings of libraries in the processes of trials; those of the process's own environment take precedence."""
-LAUNCHER_VARIABLES = (
-    *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"),
-    *("ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING", "ACCELERATE_USE_DEEPSPEED"),
-)
-"""Variables that torchrun or Accelerate may have left. With those of FSDP, ranks would load no weights
-(transformers/distributed/fsdp.py). raylm passes ranks as arguments."""
 INTERMEDIATE_CHECKPOINT_SCORE = 1e9
 """Score of a checkpoint between two evaluations: Tune keeps it beside the one of the best evaluation."""
 COORDINATOR_TIMEOUT_SECONDS = 5
@@ -86,18 +76,10 @@ def train_gpt2(config: dict[str, Any], context: LaunchContext) -> None:
 
 def _capture_output(context: LaunchContext, run_name: str, rank: int) -> contextlib.AbstractContextManager[None]:
     """Return a context in which the output of this process goes to its log file."""
-    set_worker_environment()
+    trial_process.set_worker_environment()
     disable_progress_bars()
     log_file = f"{context.launch_name}/{run_name}/{trial_process.log_file_name(rank)}"
     return trial_process.capture_output(context.storage, log_file)
-
-
-def set_worker_environment() -> None:
-    """Set `WORKER_ENVIRONMENT` and remove `LAUNCHER_VARIABLES` in this process."""
-    for name, value in WORKER_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    for name in LAUNCHER_VARIABLES:
-        os.environ.pop(name, None)
 
 
 @contextlib.contextmanager
@@ -150,6 +132,22 @@ class _Attempt:
         if len(errors) > self._context.max_failures:
             _report_end({"reason": errors[-1]})
             return
+        node_id = ray.get_runtime_context().get_node_id()
+        deaths = ray.get(self._coordinator.start_attempt.remote(self._run_name, node_id))
+        if deaths >= MAX_DEATHS:
+            count = f"its process died {deaths} times without a new checkpoint between them"
+            _report_end({"reason": f"{count}, the last time with: {restart_reason}"})
+            return
+        try:
+            self._attempt()
+        finally:
+            if not isinstance(sys.exception(), rank_actors.DeadRankError):
+                with contextlib.suppress(ray.exceptions.RayError):  # the coordinator is gone with the launch
+                    end = self._coordinator.end_attempt.remote(self._run_name)
+                    ray.get(end, timeout=COORDINATOR_TIMEOUT_SECONDS)
+
+    def _attempt(self) -> None:
+        """Train to the end, a pause or a restart."""
         with _limit_memory(self._context, self._run_name):
             self._train_or_report()
         if self._client.should_exit and self._client.command is Command.MIGRATE:

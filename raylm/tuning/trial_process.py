@@ -1,4 +1,4 @@
-"""Process of a trial: memory watchdog, leak check, and capture of its output.
+"""Process of a trial: memory watchdog, leak check, environment, and capture of its output.
 
 A trial that exhausts the machine's memory exits before Ray kills one of its processes, and with it the whole sweep.
 """
@@ -28,6 +28,18 @@ KILL_FRACTION = 0.92
 """Fraction above which such a process exits: at 0.95, Ray kills a process, and Tune fails with it."""
 MAX_LEAK_FRACTION = 0.25
 """Maximum growth of a process between trials, as a fraction of its share; then a fresh process replaces it."""
+
+WORKER_ENVIRONMENT = {
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "3600",  # Tune waits for a trial that it stops in the middle of a step
+    "TOKENIZERS_PARALLELISM": "false",
+}
+"""Settings of libraries in the processes of trials; those of the process's own environment take precedence."""
+LAUNCHER_VARIABLES = (
+    *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"),
+    *("ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING", "ACCELERATE_USE_DEEPSPEED"),
+)
+"""Variables that torchrun or Accelerate may have left. With those of FSDP, ranks would load no weights
+(transformers/distributed/fsdp.py). raylm passes ranks as arguments."""
 
 
 class MemoryWatchdog(threading.Thread):
@@ -89,6 +101,14 @@ class LeakCheck:
         now = psutil.Process().memory_info().rss + device_bytes
         self._baseline_bytes = now if self._baseline_bytes is None else min(now, self._baseline_bytes)
         self.leaked_bytes = now - self._baseline_bytes
+
+
+def set_worker_environment() -> None:
+    """Set `WORKER_ENVIRONMENT` and remove `LAUNCHER_VARIABLES` in this process."""
+    for name, value in WORKER_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    for name in LAUNCHER_VARIABLES:
+        os.environ.pop(name, None)
 
 
 def log_file_name(rank: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from raylm.results.progress import StepMetrics
 from raylm.results.storage import Folder
 from raylm.training.distributed import DistributedContext
+from raylm.training.train import finetune
 from raylm.tuning import rank_actors, trainable
 from raylm.tuning.prepare import LaunchContext
 from raylm.tuning.rank_actors import RankJob
@@ -71,6 +73,32 @@ def limit_memory(context: LaunchContext) -> None:
     """Limit the memory of this process, once."""
     assert isinstance(context.storage, Folder)
     limit_memory_to_a_window(context.storage.path / RAN_OUT_FILE)
+
+
+# ---- a process that dies ------------------------------------------------------------------------------------------
+
+ATTEMPTS_FILE = "attempts"
+"""File in the results folder with the seed of each attempt's trial."""
+
+
+def train_and_die(config: dict[str, Any], context: LaunchContext) -> None:
+    """Train a trial whose process dies: of seed 0 at once, of seed 1 after each checkpoint but the last."""
+    assert isinstance(context.storage, Folder)
+    seed = config["seed"]
+    with (context.storage.path / ATTEMPTS_FILE).open("a") as file:
+        print(seed, file=file)
+
+    def die(*arguments: Any, **options: Any) -> Iterator[Any]:
+        for evaluation in finetune(*arguments, **options):
+            if seed == 0:
+                os._exit(1)
+            yield evaluation
+            if not evaluation.trainer.progress.is_complete:
+                time.sleep(2)  # the checkpoint is reported meanwhile
+                os._exit(1)
+
+    vars(trainable)["finetune"] = die
+    trainable.train_gpt2(config, context)
 
 
 # ---- a rank that fails --------------------------------------------------------------------------------------------

@@ -16,6 +16,8 @@ from raylm.training import layers
 from raylm.training.loss import summed_loss
 from raylm.training.optim.adafactor import Adafactor
 
+TINY = {"vocab_size": 300, "n_positions": 256, "n_layer": 1, "n_head": 2}
+
 
 def make_models(dropout: float) -> tuple[GPT2LMHeadModel, GPT2LMHeadModel]:
     """Return a transformers model and a copy with patched layers."""
@@ -118,3 +120,30 @@ def test_compiled_training_equals_eager_training(tmp_path: Path, monkeypatch: py
             optimizer.zero_grad()
             losses.append(loss.item())
         assert losses[0] == pytest.approx(losses[1], rel=TRAINING_ROUNDING)
+
+
+def test_a_process_compiles_the_blocks_of_all_its_trials(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Dynamo keeps at most eight graphs of a function: the models after the fourth one would run uncompiled."""
+    import torch._dynamo.config as dynamo
+
+    def train_one_step(width: int) -> None:
+        model = layers.patch_layers(GPT2LMHeadModel(GPT2Config(**TINY, n_embd=width)))
+        layers.compile_blocks(model, backend="eager")
+        tokens_BT = torch.zeros(2, 6, dtype=torch.long)
+        summed_loss(model.train(), tokens_BT, tokens_BT).backward()  # type: ignore[no-untyped-call]
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(dynamo, "recompile_limit", 1)
+    monkeypatch.setattr(dynamo, "accumulated_recompile_limit", 1)
+    try:
+        train_one_step(width=8)
+        train_one_step(width=16)
+        assert "hit config" not in caplog.text
+        monkeypatch.setattr(layers, "GRAPHS_PER_MODEL", 0)
+        monkeypatch.setattr(dynamo, "recompile_limit", 1)
+        train_one_step(width=24)
+        assert "hit config.recompile_limit (1)" in caplog.text, "a trial's log would not name it"
+    finally:
+        torch._dynamo.reset()

@@ -29,7 +29,7 @@ from raylm.tuning import cluster
 from raylm.tuning.callbacks import read_failure_reason
 from raylm.tuning.prepare import LaunchContext, PreparedInputs
 from raylm.tuning.searcher import QueueSearcher
-from raylm.tuning.trainable import set_worker_environment
+from raylm.tuning.trial_process import set_worker_environment
 from raylm.tuning.trial_queue import SuggestFn, TrialQueue
 from raylm.tuning.tuner import TuneRunner, build_placement_group, estimate_gpu_memory_gib, resolve_precision
 
