@@ -109,10 +109,11 @@ def evaluate(
         for row in rows:
             with failures.catch(row):
                 if split == "test":
-                    loss = f"test loss {evaluate_test_split(results, row):.3f}"
+                    test = evaluate_test_split(results, row)
+                    loss = f"test loss {test.loss:.3f} ({test.precision})"
                     console.print_note(f"{row.config.run_name}  at {row.config.context_length}: {loss}")
                 for evaluation in evaluate_lengths(results, lengths, [row]):
-                    loss = f"val loss {evaluation.val_loss:.3f}"
+                    loss = f"val loss {evaluation.val_loss:.3f} ({evaluation.precision})"
                     console.print_note(f"{row.config.run_name}  at {evaluation.context_length}: {loss}")
         results, reference_table = load_results(results_folder), load_reference()
         formats.write_tables(results)

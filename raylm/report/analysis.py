@@ -143,6 +143,7 @@ def _html_cells(tag: str, texts: Iterable[str]) -> str:
 
 def _dtype(column: str) -> str:
     """Return the pandas dtype of a column of results.csv."""
-    hint = typing.get_type_hints(TrialConfig).get(column, COLUMN_TYPES.get(column, float))
+    known = str if column.endswith(formats.PRECISION_SUFFIX) else COLUMN_TYPES.get(column, float)
+    hint = typing.get_type_hints(TrialConfig).get(column, known)
     types = typing.get_args(hint) or (hint,)  # `int | None`
     return next(dtype for kind, dtype in PANDAS_DTYPES.items() if kind in types)

@@ -18,6 +18,8 @@ from raylm.results.progress import LOSS_NAMES
 from raylm.results.rows import DIVERGED, DONE, FAILED, STOPPED, Row, SweepRows
 from raylm.units import format_duration, pluralize
 
+PRECISION_SUFFIX = "_precision"
+"""Ending of the names of columns with the precision of a value of `raylm evaluate`."""
 LATEX_ESCAPES = {
     "\\": r"\textbackslash{}",
     **{character: f"\\{character}" for character in "&%$#_{}"},
@@ -105,10 +107,11 @@ def build_record(
         "checkpoint": row.best_checkpoint.folder if row.best_checkpoint else None,
         "going_up": progress.is_loss_rising if progress else None,
     }
-    lengths = sorted({length for other in results.rows for length in other.length_evals})
-    record |= {f"val_loss_at_{length}": row.length_evals.get(length) for length in lengths}
+    for length in sorted({length for other in results.rows for length in other.length_evals}):
+        record[f"val_loss_at_{length}"] = row.length_evals.get(length)
+        record[f"val_loss_at_{length}{PRECISION_SUFFIX}"] = row.length_precisions.get(length)
     if any(other.test_loss is not None for other in results.rows):
-        record["test_loss"] = row.test_loss
+        record |= {"test_loss": row.test_loss, f"test_loss{PRECISION_SUFFIX}": row.test_precision}
     reference_row = reference.find_row(config) if reference else None
     record |= {f"reference_{name}": getattr(reference_row, name, None) for name in LOSS_NAMES}
     data = results.data.get(config.corpus_key)

@@ -143,8 +143,11 @@ def _format_measures(results: SweepRows) -> str:
 
 
 def _format_precisions(results: SweepRows) -> str:
-    """Return the precisions that the rows were evaluated in; empty if they are not known."""
-    return " and ".join(sorted({precision for row in results.rows if (precision := results.find_precision(row))}))
+    """Return the precisions that the table's losses were evaluated in; empty if they are not known."""
+    precisions = {results.find_precision(row) for row in results.rows}
+    for row in results.rows:
+        precisions |= {*row.length_precisions.values(), row.test_precision}
+    return " and ".join(sorted(precision for precision in precisions if precision))
 
 
 def _unfinished_notes(results: SweepRows) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from raylm.results.data_record import describe_lossy_tokenizer, describe_mixed_search, describe_words
 from raylm.results.measures import ADJ_VAL_LOSS
@@ -78,16 +78,46 @@ def _describe_corpora(results: SweepRows) -> list[str]:
 
 
 def _describe_precision(results: SweepRows, compared: Sequence[Row]) -> list[str]:
-    """Return a note on rows that were evaluated in bfloat16."""
-    precisions = {row.config.id: results.find_precision(row) for row in results.rows if row.metrics is not None}
-    rounded = [row for row in results.rows if precisions.get(row.config.id) == "bfloat16"]
-    if not rounded:
+    """Return notes on losses in bfloat16, and on the precision of those of `raylm evaluate` beside them."""
+    rows = [row for row in results.rows if row.metrics is not None]
+    rounded = [row for row in rows if results.find_precision(row) == "bfloat16"]
+    evaluated = _list_evaluations(rows)
+    if not rounded and not any("bfloat16" in column.values() for column in evaluated.values()):
         return []
-    subject = "all losses were" if len(rounded) == len(precisions) else f"losses of {_join_names(rounded)} were"
-    notes = [f"{subject} evaluated in bfloat16"]
-    if any(precisions.get(row.config.id) == "bfloat16" for row in compared):
+    notes = []
+    if rounded:
+        every = "all train and val losses were" if evaluated else "all losses were"
+        subject = every if len(rounded) == len(rows) else f"losses of {_join_names(rounded)} were"
+        notes.append(f"{subject} evaluated in bfloat16")
+    columns: dict[str, list[str]] = {}
+    for name, column in evaluated.items():
+        columns.setdefault(_describe_column(column, rows), []).append(name)
+    notes += [f"{', '.join(names)}: evaluated in {text}" for text, names in columns.items() if text]
+    if any(row in rounded for row in compared):
         notes.append("diff: includes the rounding of bfloat16, as docs/numbers.md describes it")
     return notes
+
+
+def _list_evaluations(rows: Sequence[Row]) -> dict[str, dict[str, str | None]]:
+    """Return the precisions of the values of `raylm evaluate` by column of the table and id of the trial."""
+    lengths = sorted({length for row in rows for length in row.length_evals})
+    columns: dict[str, dict[str, str | None]] = {
+        f"val at {length}": {
+            row.config.id: row.length_precisions.get(length) for row in rows if length in row.length_evals
+        }
+        for length in lengths
+    }
+    test = {row.config.id: row.test_precision for row in rows if row.test_loss is not None}
+    return {**columns, "test loss": test} if test else columns
+
+
+def _describe_column(precisions: Mapping[str, str | None], rows: Sequence[Row]) -> str:
+    """Return the precisions of a column with the runs of each; empty if none is known."""
+    known = sorted({precision for precision in precisions.values() if precision})
+    if len(known) == 1 and None not in precisions.values():
+        return known[0]
+    by_precision = {name: [row for row in rows if precisions.get(row.config.id) == name] for name in known}
+    return ", ".join(f"{name} ({_join_names(group)})" for name, group in by_precision.items())
 
 
 def _join_names(rows: Sequence[Row]) -> str:

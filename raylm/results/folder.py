@@ -11,9 +11,9 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from msgspec import Meta
 
@@ -27,6 +27,7 @@ from raylm.results.storage import Storage
 from raylm.results.sweep_record import SweepRecord
 
 log = logging.getLogger(__name__)
+Key = TypeVar("Key")
 
 STATUS_FILE = "status.json"
 LENGTH_EVALS_FILE = "other-context-lengths.json"
@@ -37,10 +38,6 @@ LAUNCH_PATTERN, CHECKPOINT_PATTERN = re.compile(r"launch-\d+"), re.compile(r"che
 
 Entries = Mapping[str, int | None]
 """Files and folders by name relative to the results folder: bytes of a file, None for a folder."""
-LengthEvals = dict[str, dict[int, float]]
-"""Val losses in nats per token by hash of the weights and by context length in tokens."""
-TestLosses = dict[str, float]
-"""Losses on the test split in nats per token by hash of the weights."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +47,22 @@ class FinalStatus:
     trial_id: str
     status: Annotated[str, Meta(pattern="^(stopped|diverged|failed)$")]
     reason: str = ""
+
+
+@dataclass(frozen=True)
+class EvaluatedLoss:
+    """Loss of a best checkpoint, from `raylm evaluate`."""
+
+    loss: float
+    """Nats per token."""
+    precision: str | None = None
+    """`float32` or `bfloat16`; None if a version before has written a number alone."""
+
+
+LengthEvals = dict[str, dict[int, EvaluatedLoss]]
+"""Val losses by hash of the weights and by context length in tokens."""
+TestLosses = dict[str, EvaluatedLoss]
+"""Losses on the test split by hash of the weights."""
 
 
 # ---- rows ---------------------------------------------------------------------------------------------------------
@@ -102,7 +115,9 @@ def _build_row(
         best = next((checkpoint for checkpoint in checkpoints if checkpoint.progress.step == best_step), None)
     if latest is not None and latest.progress.is_complete:
         weights = best.weights_hash if best else ""
-        return Row(trial, DONE, "", latest, best, length_evals.get(weights, {}), test_losses.get(weights))
+        return _add_evaluations(
+            Row(trial, DONE, "", latest, best), length_evals.get(weights, {}), test_losses.get(weights)
+        )
     launches = sorted({name.split("/")[0] for name in entries}, key=parse_launch_number)
     if not launches:
         return Row(trial, PENDING, "", latest, best)
@@ -110,6 +125,17 @@ def _build_row(
     if final is None or final.trial_id != trial.id:
         return Row(trial, INTERRUPTED, "", latest, best)
     return Row(trial, final.status, final.reason, latest, best)
+
+
+def _add_evaluations(row: Row, length_evals: Mapping[int, EvaluatedLoss], test: EvaluatedLoss | None) -> Row:
+    """Return a row with the values of `raylm evaluate`."""
+    return replace(
+        row,
+        length_evals={length: value.loss for length, value in length_evals.items()},
+        length_precisions={length: value.precision for length, value in length_evals.items() if value.precision},
+        test_loss=test.loss if test else None,
+        test_precision=test.precision if test else None,
+    )
 
 
 def write_final_status(storage: Storage, launch: str, trial: TrialConfig, status: str, reason: str) -> None:
@@ -217,29 +243,37 @@ def prune_checkpoints(results: SweepRows) -> None:
                         log.warning("%s cannot be removed: %s", results.storage.uri_of(name), error.strerror or error)
 
 
-# ---- evaluations at other context lengths -------------------------------------------------------------------------
+# ---- values of `raylm evaluate` -----------------------------------------------------------------------------------
 
 
 def load_length_evals(storage: Storage) -> LengthEvals:
     """Return the recorded evaluations at other context lengths; empty if there are none or the file is damaged."""
-    return json_files.load_or_none(storage, LENGTH_EVALS_FILE, LengthEvals) or {}
+    content = json_files.load_or_none(storage, LENGTH_EVALS_FILE, dict[str, dict[int, float | EvaluatedLoss]])
+    return {weights: _parse_losses(losses) for weights, losses in (content or {}).items()}
 
 
 def write_length_evals(storage: Storage, length_evals: LengthEvals) -> None:
     """Write evaluations at other context lengths; losses that are not finite are left out."""
-    finite = {
-        weights: {length: loss for length, loss in losses.items() if math.isfinite(loss)}
-        for weights, losses in length_evals.items()
-    }
-    storage.write(LENGTH_EVALS_FILE, json_files.encode(finite))
+    content = {weights: _format_losses(losses) for weights, losses in length_evals.items()}
+    storage.write(LENGTH_EVALS_FILE, json_files.encode(content))
 
 
 def load_test_losses(storage: Storage) -> TestLosses:
     """Return the recorded losses on test splits; empty if there are none or the file is damaged."""
-    return json_files.load_or_none(storage, TEST_LOSSES_FILE, TestLosses) or {}
+    return _parse_losses(json_files.load_or_none(storage, TEST_LOSSES_FILE, dict[str, float | EvaluatedLoss]) or {})
 
 
 def write_test_losses(storage: Storage, test_losses: TestLosses) -> None:
     """Write losses on test splits; those that are not finite are left out."""
-    finite = {weights: loss for weights, loss in test_losses.items() if math.isfinite(loss)}
-    storage.write(TEST_LOSSES_FILE, json_files.encode(finite))
+    storage.write(TEST_LOSSES_FILE, json_files.encode(_format_losses(test_losses)))
+
+
+def _parse_losses(losses: Mapping[Key, float | EvaluatedLoss]) -> dict[Key, EvaluatedLoss]:
+    """Return losses as a file has them; versions before have written numbers alone."""
+    return {key: loss if isinstance(loss, EvaluatedLoss) else EvaluatedLoss(loss) for key, loss in losses.items()}
+
+
+def _format_losses(losses: Mapping[Key, EvaluatedLoss]) -> dict[Key, float | EvaluatedLoss]:
+    """Return the finite losses for a file, those without a precision as numbers alone."""
+    finite = {key: value for key, value in losses.items() if math.isfinite(value.loss)}
+    return {key: value if value.precision else value.loss for key, value in finite.items()}

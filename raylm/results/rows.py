@@ -54,6 +54,10 @@ class Row:
     """Val loss of the best checkpoint in nats per token by context length in tokens, from `raylm evaluate`."""
     test_loss: float | None = None
     """Loss of the best checkpoint on the test split in nats per token, from `raylm evaluate --split test`."""
+    length_precisions: Mapping[int, str] = field(default_factory=dict)
+    """Precision of each of `length_evals`; those of versions before have none."""
+    test_precision: str | None = None
+    """Precision of `test_loss`; None if there is none, or it is of a version before."""
 
     @property
     def metrics(self) -> EvalMetrics | None:

@@ -13,6 +13,7 @@ from raylm.data.corpus import Corpus
 from raylm.data.preparation import load_cached, prepare
 from raylm.errors import UserError
 from raylm.results.folder import (
+    EvaluatedLoss,
     load_length_evals,
     load_test_losses,
     open_best_checkpoint,
@@ -38,6 +39,8 @@ class LengthEval:
     """Length in tokens."""
     val_loss: float
     """Nats per token."""
+    precision: str
+    """Precision of the evaluation, `float32` or `bfloat16`."""
 
 
 def evaluate_lengths(
@@ -64,21 +67,21 @@ def evaluate_lengths(
             continue
         losses = dict(losses_by_weights.get(row.best_checkpoint.weights_hash, {}))
         missing = [length for length in context_lengths if length not in losses and length != row.config.context_length]
-        for length, loss in _evaluate_row(results, row, missing):
-            losses[length] = loss
+        for evaluation in _evaluate_row(results, row, missing):
+            losses[evaluation.context_length] = EvaluatedLoss(evaluation.val_loss, evaluation.precision)
             losses_by_weights[row.best_checkpoint.weights_hash] = losses
             write_length_evals(results.storage, losses_by_weights)
-            yield LengthEval(row.config, length, loss)
+            yield evaluation
 
 
-def evaluate_test_split(results: SweepRows, row: Row) -> float:
+def evaluate_test_split(results: SweepRows, row: Row) -> EvaluatedLoss:
     """Return the loss of a row's best checkpoint on the test split of its dataset, and write it to the results folder.
 
     The context length is that of the training. The value is computed again if it is known, since the fingerprint of a
     dataset does not cover its test split.
 
     Returns:
-        Nats per token.
+        The loss in nats per token, with the precision of the evaluation.
 
     Raises:
         UserError: if the row is not finished, its checkpoint is damaged, or its dataset has changed or has no test
@@ -93,12 +96,12 @@ def evaluate_test_split(results: SweepRows, row: Row) -> float:
     model, precision = _load_best(results, row)
     test_corpus = replace(corpus, validation=corpus.test)
     loss = validation_loss(model, test_corpus, row.config.context_length, micro_batch_size=1, precision=precision)
-    weights = row.best_checkpoint.weights_hash
-    write_test_losses(results.storage, {**load_test_losses(results.storage), weights: loss})
-    return loss
+    test = EvaluatedLoss(loss, precision)
+    write_test_losses(results.storage, {**load_test_losses(results.storage), row.best_checkpoint.weights_hash: test})
+    return test
 
 
-def _evaluate_row(results: SweepRows, row: Row, context_lengths: Sequence[int]) -> Iterator[tuple[int, float]]:
+def _evaluate_row(results: SweepRows, row: Row, context_lengths: Sequence[int]) -> Iterator[LengthEval]:
     if not context_lengths or row.best_checkpoint is None:
         return
     corpus = _load_corpus(results, row.config)
@@ -106,7 +109,8 @@ def _evaluate_row(results: SweepRows, row: Row, context_lengths: Sequence[int]) 
     max_length = models.max_context_length(model)
     for length in context_lengths:
         if max_length is None or length <= max_length:
-            yield length, validation_loss(model, corpus, length, micro_batch_size=1, precision=precision)
+            loss = validation_loss(model, corpus, length, micro_batch_size=1, precision=precision)
+            yield LengthEval(row.config, length, loss, precision)
 
 
 def _load_best(results: SweepRows, row: Row) -> tuple[PreTrainedModel, str]:

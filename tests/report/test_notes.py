@@ -233,5 +233,22 @@ def test_comparison_with_the_reference_says_that_losses_are_rounded() -> None:
     assert not any("bfloat16" in note for note in build_table(sweep(exact, records=[]), load_reference()).notes)
 
 
+def test_precision_of_other_context_lengths_and_of_the_test_split_is_said_beside_the_rows() -> None:
+    rounded, exact = (with_precision(sample_row(seed=seed), kind) for seed, kind in ((1, "bfloat16"), (2, "float32")))
+    rounded = replace(rounded, length_evals={64: 3.1}, length_precisions={64: "float32"})
+    assert notes(sweep(rounded, records=[data()])) == [
+        "all train and val losses were evaluated in bfloat16",
+        "val at 64: evaluated in float32",
+    ]
+    exact = replace(exact, length_evals={64: 3.2}, length_precisions={64: "bfloat16"}, test_loss=3.3)
+    rounded_name, exact_name = rounded.config.run_name, exact.config.run_name
+    assert notes(sweep(rounded, exact, records=[data()]))[1:] == [
+        f"losses of {rounded_name} were evaluated in bfloat16",
+        f"val at 64: evaluated in bfloat16 ({exact_name}), float32 ({rounded_name})",
+    ]
+    tested = replace(exact, length_evals={}, test_precision="bfloat16")
+    assert notes(sweep(tested, records=[data()])) == ["test loss: evaluated in bfloat16"]
+
+
 def _parts(row: Row) -> tuple[Any, ...]:
     return row.status, row.reason, row.latest_checkpoint, row.best_checkpoint

@@ -16,6 +16,7 @@ from raylm.results import manifest
 from raylm.results.folder import (
     LENGTH_EVALS_FILE,
     STATUS_FILE,
+    EvaluatedLoss,
     find_checkpoints,
     list_launches,
     load_length_evals,
@@ -212,9 +213,10 @@ def test_length_evals_of_earlier_versions_may_have_losses_that_are_not_finite(tm
     storage = Folder(tmp_path)
     storage.write(LENGTH_EVALS_FILE, '{"a": {"64": 3.0, "128": NaN}, "b": {"64": Infinity}}')
     length_evals = load_length_evals(storage)
-    assert length_evals["a"][64] == 3.0 and math.isnan(length_evals["a"][128])
+    assert length_evals["a"][64] == EvaluatedLoss(3.0) and math.isnan(length_evals["a"][128].loss)
     write_length_evals(storage, length_evals)
-    assert load_length_evals(storage) == {"a": {64: 3.0}, "b": {}}
+    assert load_length_evals(storage) == {"a": {64: EvaluatedLoss(3.0)}, "b": {}}
+    assert json.loads(storage.read(LENGTH_EVALS_FILE)) == {"a": {"64": 3.0}, "b": {}}
 
 
 def test_prune_keeps_the_best_and_the_latest_checkpoint_of_finished_trials(tmp_path: Path) -> None:

@@ -43,6 +43,8 @@ def test_values_are_those_of_the_checkpoint_and_computed_once(trained_sweep: Swe
         assert length_eval.val_loss == pytest.approx(expected, rel=FLOAT32_ROUNDING)
     reloaded = load_results(trained_sweep.storage.uri)
     assert reloaded.rows[0].length_evals == {length_eval.context_length: length_eval.val_loss for length_eval in evals}
+    assert {length_eval.precision for length_eval in evals} == {"float32"}  # that of the launch
+    assert reloaded.rows[0].length_precisions == {16: "float32", 64: "float32"}
     assert list(evaluate_lengths(reloaded, [16, 64])) == []
 
 
@@ -55,6 +57,8 @@ def test_table_has_a_column_for_each_length(trained_sweep: SweepRows) -> None:
     assert f"| {values[16]:.2f} | {values[64]:.2f} | 1 | 1 |" in line
     first, second = csv.DictReader(formats.format_csv(reloaded).splitlines())
     assert (float(first["val_loss_at_16"]), second["val_loss_at_16"]) == (values[16], "")
+    assert (first["val_loss_at_16_precision"], second["val_loss_at_16_precision"]) == ("float32", "")
+    assert list(reloaded.to_pandas()["val_loss_at_64_precision"].dropna()) == ["float32"]
 
 
 def test_values_of_other_weights_are_ignored(trained_sweep: SweepRows) -> None:

@@ -53,8 +53,11 @@ def test_test_loss_is_that_of_the_checkpoint_and_in_the_tables(results: Results)
     assert row.test_loss == pytest.approx(reference_loss(results, row), rel=FLOAT32_ROUNDING)
     assert row.metrics is not None and row.test_loss != pytest.approx(row.metrics.val_loss, abs=1e-4)
     assert row.length_evals == {}
+    assert f"test loss {row.test_loss:.3f} (float32)" in done.output
     (record,) = csv.DictReader(formats.format_csv(reloaded).splitlines())
-    assert float(record["test_loss"]) == row.test_loss
+    assert float(record["test_loss"]) == row.test_loss and record["test_loss_precision"] == "float32"
+    (printed,) = json.loads(CliRunner().invoke(app, ["report", results.storage.uri, "--json"]).stdout)["rows"]
+    assert (printed["test_loss"], printed["test_loss_precision"]) == (row.test_loss, "float32")
     head, _, line = formats.format_markdown(reloaded).splitlines()[:3]
     assert "| test loss | best epoch |" in head and f"| {row.test_loss:.2f} |" in line
 
@@ -64,8 +67,19 @@ def test_changed_test_split_is_evaluated_again(results: Results) -> None:
     before = evaluate_test_split(results, row)
     Path(row.config.dataset, "test.txt").write_text(topics["lambda"])
     after = evaluate_test_split(results, row)
-    assert after != before and after == pytest.approx(reference_loss(results, row), rel=FLOAT32_ROUNDING)
-    assert list(json.loads(Path(results.storage.uri, TEST_LOSSES_FILE).read_text()).values()) == [after]
+    assert after != before and after.loss == pytest.approx(reference_loss(results, row), rel=FLOAT32_ROUNDING)
+    (stored,) = json.loads(Path(results.storage.uri, TEST_LOSSES_FILE).read_text()).values()
+    assert stored == {"loss": after.loss, "precision": "float32"}
+
+
+def test_losses_of_versions_before_have_no_precision(results: Results) -> None:
+    (row,) = results.rows
+    assert row.best_checkpoint is not None
+    Path(results.storage.uri, TEST_LOSSES_FILE).write_text(json.dumps({row.best_checkpoint.weights_hash: 5.5}))
+    reloaded = load_results(results.storage.uri)
+    assert (reloaded.rows[0].test_loss, reloaded.rows[0].test_precision) == (5.5, None)
+    (record,) = csv.DictReader(formats.format_csv(reloaded).splitlines())
+    assert (record["test_loss"], record["test_loss_precision"]) == ("5.5", "")
 
 
 def test_dataset_without_a_test_split_and_unfinished_rows_are_refused(trained_sweep: Results) -> None:
