@@ -13,6 +13,30 @@ from raylm.config import validation
 from raylm.config.dataset import DATASET_OPTIONS, CorpusKey, DatasetSpec
 from raylm.errors import SweepError
 
+KEY_FIELDS = ("dataset", "model", "context_length", "batch_size")
+"""Fields that each run name begins with."""
+NAME_PREFIXES = {
+    "learning_rate": "lr",
+    "epochs": "e",
+    "seed": "s",
+    "optimizer": "",
+    "lr_schedule": "",
+    "warmup_ratio": "warmup",
+    "weight_decay": "wd",
+    "max_grad_norm": "clip",
+    "dropout": "drop",
+    "max_train_tokens": "tokens",
+    "evals_per_epoch": "evals",
+    "text_column": "column-",
+    "documents": "",
+    "train_split": "train-",
+    "validation_split": "validation-",
+    "max_documents": "documents",
+}
+"""Texts before the values of fields in run names; default: the field's name."""
+MAX_PREFIX_CHARS = 80
+"""Length of a run name without the id, up to which fields are added."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrialConfig:
@@ -116,14 +140,34 @@ class TrialConfig:
     def run_name(self) -> str:
         """Name of this trial in tables, in Tune and on disk: a readable prefix, then the id, which makes it unique.
 
-        The prefix holds dataset, model, `context_length`x`batch_size`, and learning rate, epochs and seed unless they
-        are at their defaults, as in `pydocs-gpt2-nano-64x8-lr0.001-e2-4621fe4c53`.
+        The prefix holds dataset, model, `context_length`x`batch_size`, and each other field that is not at its
+        default, as in `pydocs-gpt2-nano-64x8-lr0.001-e2-adamw-drop0.1-4621fe4c53`. Learning rate, epochs and seed are
+        always there; a further field is left out if the prefix would be longer than `MAX_PREFIX_CHARS`.
         """
-        parts = [_slugify(self.dataset), _slugify(self.model), f"{self.context_length}x{self.batch_size}"]
-        parts += [f"lr{self.learning_rate:g}"] if self.learning_rate != type(self).learning_rate else []
-        parts += [f"e{self.epochs}"] if self.epochs != type(self).epochs else []
-        parts += [f"s{self.seed}"] if self.seed != type(self).seed else []
-        return "-".join([*parts, self.id])
+        keys, changed = self._name_parts()
+        seed = [changed.pop("seed")] if "seed" in changed else []
+        parts = [*keys, *(changed.pop(name) for name in ("learning_rate", "epochs") if name in changed)]
+        for part in changed.values():
+            if len("-".join([*parts, part, *seed])) <= MAX_PREFIX_CHARS:
+                parts.append(part)
+        return "-".join([*parts, *seed, self.id])
+
+    @property
+    def folder_names(self) -> tuple[str, ...]:
+        """Names of this trial's folders: the run name, and the one of versions that named fewer fields, if it differs.
+
+        Those named learning rate, epochs and seed only.
+        """
+        keys, changed = self._name_parts()
+        named = (changed[name] for name in ("learning_rate", "epochs", "seed") if name in changed)
+        return tuple(dict.fromkeys([self.run_name, "-".join([*keys, *named, self.id])]))
+
+    def _name_parts(self) -> tuple[list[str], dict[str, str]]:
+        """Return the parts of the run name that each trial has, and those of fields that are not at their defaults."""
+        keys = [_slugify(self.dataset), _slugify(self.model), f"{self.context_length}x{self.batch_size}"]
+        changed = {field.name for field in fields(self) if getattr(self, field.name) != field.default}
+        names = [field.name for field in fields(self) if field.name in changed - set(KEY_FIELDS)]
+        return keys, {name: _format_name_part(name, getattr(self, name)) for name in names}
 
     @classmethod
     def from_record(cls, data: Mapping[str, Any]) -> TrialConfig:
@@ -136,6 +180,15 @@ class TrialConfig:
         for field in fields(cls):
             object.__setattr__(config, field.name, data.get(field.name, field.default))
         return config
+
+
+def _format_name_part(name: str, value: Any) -> str:
+    """Return a field with its value as a part of a run name."""
+    if name == "pretrained":
+        return "random"  # weights
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    prefix = NAME_PREFIXES.get(name, f"{name.replace('_', '-')}-")
+    return prefix + (_slugify(text) if isinstance(value, str) else text)
 
 
 def _slugify(name: str) -> str:

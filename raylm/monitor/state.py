@@ -131,7 +131,7 @@ def apply_live_state(results: SweepRows, state: SweepState) -> SweepRows:
     running = {trial.run_name for trial in state.running}
 
     def live_status(row: Row) -> str:
-        return RUNNING if row.config.run_name in running else row.status if row.is_finished else QUEUED
+        return RUNNING if not running.isdisjoint(row.config.folder_names) else row.status if row.is_finished else QUEUED
 
     return replace(results, rows=[replace(row, status=live_status(row)) for row in results.rows])
 

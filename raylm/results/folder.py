@@ -90,12 +90,16 @@ def count_unsuggested(sweep: Sweep, results: SweepRows) -> int:
 def load_rows(storage: Storage, trials: Iterable[TrialConfig], record: SweepRecord | None = None) -> SweepRows:
     """Return the rows of these trials, with the record of their sweep."""
     length_evals, test_losses = load_length_evals(storage), load_test_losses(storage)
-    by_run: dict[str, dict[str, int | None]] = {}
+    by_folder: dict[str, dict[str, int | None]] = {}
     for name, size in storage.list_entries().items():
         launch, _, below = name.partition("/")
         if below and LAUNCH_PATTERN.fullmatch(launch):
-            by_run.setdefault(below.split("/")[0], {})[name] = size
-    rows = [_build_row(storage, trial, by_run.get(trial.run_name, {}), length_evals, test_losses) for trial in trials]
+            by_folder.setdefault(below.split("/")[0], {})[name] = size
+
+    def entries(trial: TrialConfig) -> dict[str, int | None]:
+        return {name: size for folder in trial.folder_names for name, size in by_folder.get(folder, {}).items()}
+
+    rows = [_build_row(storage, trial, entries(trial), length_evals, test_losses) for trial in trials]
     return SweepRows(storage, rows, record)
 
 
@@ -121,7 +125,8 @@ def _build_row(
     launches = sorted({name.split("/")[0] for name in entries}, key=parse_launch_number)
     if not launches:
         return Row(trial, PENDING, "", latest, best)
-    final = json_files.load_or_none(storage, _status_file(launches[-1], trial), FinalStatus)
+    files = [name for folder in trial.folder_names if (name := f"{launches[-1]}/{folder}/{STATUS_FILE}") in entries]
+    final = json_files.load_or_none(storage, files[0], FinalStatus) if files else None
     if final is None or final.trial_id != trial.id:
         return Row(trial, INTERRUPTED, "", latest, best)
     return Row(trial, final.status, final.reason, latest, best)
@@ -140,11 +145,7 @@ def _add_evaluations(row: Row, length_evals: Mapping[int, EvaluatedLoss], test: 
 
 def write_final_status(storage: Storage, launch: str, trial: TrialConfig, status: str, reason: str) -> None:
     """Record that a trial was stopped early, diverged or failed in a launch."""
-    storage.write(_status_file(launch, trial), json_files.encode(FinalStatus(trial.id, status, reason)))
-
-
-def _status_file(launch: str, trial: TrialConfig) -> str:
-    return f"{launch}/{trial.run_name}/{STATUS_FILE}"
+    storage.write(f"{launch}/{trial.run_name}/{STATUS_FILE}", json_files.encode(FinalStatus(trial.id, status, reason)))
 
 
 # ---- launches -----------------------------------------------------------------------------------------------------
@@ -179,7 +180,8 @@ def _list_trial_entries(storage: Storage, trial: TrialConfig) -> dict[str, int |
     """Return the files and folders of a trial in all launches."""
     entries: dict[str, int | None] = {}
     for launch in list_launches(storage):
-        entries |= storage.list_entries(f"{launch}/{trial.run_name}")
+        for folder in trial.folder_names:
+            entries |= storage.list_entries(f"{launch}/{folder}")
     return entries
 
 

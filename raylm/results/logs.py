@@ -21,14 +21,18 @@ def match_row(results: SweepRows, query: str) -> Row:
     Raises:
         UserError: if no row matches, or several do.
     """
-    rows = {row.config.run_name: row for row in results.rows}
-    matches = [row for run_name, row in rows.items() if run_name.startswith(query) or row.config.id == query]
+    rows = {name: row for row in results.rows for name in row.config.folder_names}
+    found = {row.config.id: row for name, row in rows.items() if name.startswith(query) or row.config.id == query}
+    matches = list(found.values())
     if len(matches) == 1 or query in rows:
         return rows.get(query) or matches[0]
     if matches:
         names = _join_names([row.config.run_name for row in matches])
         raise UserError(f"{len(matches):,} runs begin with {query}: {names}")
-    hint = format_suggestion(query, rows) or f"; expected one of {_join_names(list(rows))}"
+    hint = (
+        format_suggestion(query, rows)
+        or f"; expected one of {_join_names([row.config.run_name for row in results.rows])}"
+    )
     raise UserError(f"{query}: no such run in {results.storage.uri}{hint}")
 
 
@@ -39,7 +43,7 @@ def _join_names(names: list[str]) -> str:
 def read_logs(results: SweepRows, row: Row) -> Iterator[tuple[str, str]]:
     """Yield name and text of each log file of a trial, oldest launch first."""
     for launch in list_launches(results.storage):
-        names = results.storage.list_entries(f"{launch}/{row.config.run_name}", recursive=False)
-        for name in sorted(names):
-            if LOG_FILE_PATTERN.fullmatch(name.rpartition("/")[2]):
-                yield name, results.storage.read(name)
+        for folder in row.config.folder_names:
+            for name in sorted(results.storage.list_entries(f"{launch}/{folder}", recursive=False)):
+                if LOG_FILE_PATTERN.fullmatch(name.rpartition("/")[2]):
+                    yield name, results.storage.read(name)

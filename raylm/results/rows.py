@@ -194,12 +194,12 @@ class SweepRows:
         return best
 
     def get_row(self, run_name: str) -> Row:
-        """Return the row of a run name.
+        """Return the row of a run name, or of the name of its folder from an earlier version.
 
         Raises:
             UserError: if there is none.
         """
-        rows = {row.config.run_name: row for row in self.rows}
+        rows = {name: row for row in self.rows for name in row.config.folder_names}
         if run_name not in rows:
             hint = format_suggestion(run_name, rows) or "; `raylm report` shows their names"
             raise UserError(f"{self.storage.uri} has no run {safe_repr(run_name)}{hint}")

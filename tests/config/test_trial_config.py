@@ -227,11 +227,34 @@ def test_run_name_is_unique_and_safe_as_a_folder_name(first: tuple[str, str], se
         ({"dataset": "owner/Name:part", "model": "/models/My GPT/"}, "name-part-my-gpt-1024x8"),
         ({"learning_rate": 1e-3, "epochs": 3, "seed": 7}, "pydocs-gpt2-nano-1024x8-lr0.001-e3-s7"),
         ({"dataset": "../..", "model": "日本"}, "local-local-1024x8"),
+        (
+            {"optimizer": "adamw", "dropout": 0.1, "lr_schedule": "cosine", "learning_rate": 1e-3, "seed": 7},
+            "pydocs-gpt2-nano-1024x8-lr0.001-adamw-cosine-drop0.1-s7",
+        ),
+        (
+            {"pretrained": False, "max_train_tokens": 20_000, "documents": "blank-line", "train_split": "Train/1"},
+            "pydocs-gpt2-nano-1024x8-random-tokens20000-blank-line-train-1",
+        ),
+        (
+            {"warmup_ratio": 0.25, "weight_decay": 0.5, "max_grad_norm": 1e6, "evals_per_epoch": 4, "max_documents": 9},
+            "pydocs-gpt2-nano-1024x8-warmup0.25-wd0.5-clip1e+06-evals4-documents9",
+        ),
+        ({"learning_rate": 1 / 3, "optimizer": "adamw", "model": "m" * 40, "dataset": 40 * "d", "dropout": 1 / 3}, "-"),
     ],
 )
 def test_run_name_is_readable(config: dict[str, object], readable: str) -> None:
     recorded = TrialConfig.from_record(config)
+    if readable == "-":  # a field that has no room is left out, a shorter one is not
+        readable = f"{24 * 'd'}-{24 * 'm'}-1024x8-lr0.333333-adamw"
     assert recorded.run_name == f"{readable}-{recorded.id}"
+
+
+def test_folder_of_a_version_before_has_fewer_fields_in_its_name() -> None:
+    config = TrialConfig(optimizer="adamw", learning_rate=1e-3, dropout=0.5, epochs=2, seed=3)
+    before = f"pydocs-gpt2-nano-1024x8-lr0.001-e2-s3-{config.id}"
+    assert config.folder_names == (f"pydocs-gpt2-nano-1024x8-lr0.001-e2-adamw-drop0.5-s3-{config.id}", before)
+    same = TrialConfig(learning_rate=1e-3, seed=3)
+    assert same.folder_names == (same.run_name,)
 
 
 def test_from_record_restores_a_config_without_validation(tmp_path: Path) -> None:

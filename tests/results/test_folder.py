@@ -22,12 +22,14 @@ from raylm.results.folder import (
     load_length_evals,
     load_rows,
     next_launch_name,
+    open_latest_checkpoint,
     prune_checkpoints,
     write_final_status,
     write_length_evals,
 )
+from raylm.results.logs import match_row, read_logs
 from raylm.results.progress import EvalMetrics
-from raylm.results.rows import DIVERGED, DONE, FAILED, INTERRUPTED, PENDING, STOPPED, Row
+from raylm.results.rows import DIVERGED, DONE, FAILED, INTERRUPTED, PENDING, STOPPED, Row, SweepRows
 from raylm.results.storage import Folder
 
 OTHER = TrialConfig(seed=2)
@@ -41,6 +43,36 @@ def checkpoint_folders(folder: Path, row: Row) -> tuple[Path | None, Path | None
     """Return the folders of the latest and of the best checkpoint."""
     latest, best = row.latest_checkpoint, row.best_checkpoint
     return (folder / latest.folder if latest else None), (folder / best.folder if best else None)
+
+
+# ---- names --------------------------------------------------------------------------------------------------------
+
+
+def test_trial_of_an_older_folder_is_found_under_its_shorter_name_and_resumed_under_the_longer(tmp_path: Path) -> None:
+    trial = TrialConfig(dropout=0.5, optimizer="adamw", epochs=3)
+    longer, shorter = trial.folder_names
+    save_checkpoint(tmp_path, "launch-001/0", 5.0, trial=trial)
+    (tmp_path / "launch-001" / longer).rename(tmp_path / "launch-001" / shorter)
+    (tmp_path / "launch-001" / shorter / "log.txt").write_text("before\n")
+    (tmp_path / "launch-001" / shorter / STATUS_FILE).write_text(
+        json.dumps({"trial_id": trial.id, "status": FAILED, "reason": "no memory"})
+    )
+    row = read_row(tmp_path, trial)
+    assert (row.status, row.reason, row.metrics and row.metrics.epoch) == (FAILED, "no memory", 1)
+    with open_latest_checkpoint(Folder(tmp_path), trial) as checkpoint:
+        assert checkpoint == tmp_path / "launch-001" / shorter / "checkpoint_000000"
+
+    save_checkpoint(tmp_path, "launch-002/1", 5.0, 3.0, trial=trial)
+    (tmp_path / "launch-002" / longer / "log.txt").write_text("after\n")
+    assert read_row(tmp_path, trial).status == INTERRUPTED
+    write_final_status(Folder(tmp_path), "launch-002", trial, STOPPED, "not among the best")
+    row = read_row(tmp_path, trial)
+    assert (row.status, row.metrics and row.metrics.val_loss) == (STOPPED, 3.0)
+    results = SweepRows(Folder(tmp_path), [row])
+    assert [text for _, text in read_logs(results, row)] == ["before\n", "after\n"]
+    assert match_row(results, shorter) is match_row(results, shorter[:-3]) is results.get_row(longer) is row
+    prune_checkpoints(results)
+    assert not (tmp_path / "launch-001" / shorter / "checkpoint_000000").exists()
 
 
 # ---- rows ---------------------------------------------------------------------------------------------------------
