@@ -24,6 +24,7 @@ from raylm.training.device import lower_mmap_threshold
 from raylm.training.distributed import DistributedContext, gradient_sync
 from raylm.training.optim.schedule import learning_rate_at
 from raylm.training.options import ExecutionOptions, TrainingHooks
+from raylm.training.step_graph import MicroBatches, StepGraph, StepNumbers, can_record
 from raylm.training.validation import autocast_loss, validation_loss
 
 if TYPE_CHECKING:
@@ -52,6 +53,14 @@ class Trainer:
     dist_context: DistributedContext
     is_compiled: bool
 
+    def __post_init__(self) -> None:
+        """Prepare the recording of steps, where it is possible."""
+        device = torch.device(self.options.device)
+        self._numbers = StepNumbers(self.optimizer, None if device.type == "cpu" else device)
+        self._step_graph: StepGraph | None = None
+        if can_record(self.model, self.options, self.dist_context.world_size):
+            self._step_graph = StepGraph(self.optimizer)
+
     def train(self, epoch: int, steps: range) -> bool:
         """Train for some steps of an epoch, both counted from 0, or until a checkpoint is due.
 
@@ -60,6 +69,15 @@ class Trainer:
         Returns:
             False if a loss was not finite.
         """
+        if self._step_graph is None:
+            return self._train(epoch, steps)
+        self._step_graph.steps_left = len(steps)
+        try:
+            return self._train(epoch, steps)
+        finally:
+            self._step_graph.release()
+
+    def _train(self, epoch: int, steps: range) -> bool:
         order = np.random.default_rng([self.config.seed, epoch]).permutation(len(self.batches.windows))
         pending: list[tuple[Tensor, int]] = []  # losses not read yet
         start_time = time.perf_counter()
@@ -84,36 +102,55 @@ class Trainer:
     def _optimizer_step(self, indices: WindowIndices, step: int) -> tuple[Tensor, int]:
         """Run one optimizer step on a batch; return this rank's summed loss, on the device, and the batch's tokens."""
         num_tokens = self.batches.windows.count_tokens(indices)
-        while (total_nll := self._accumulate_gradients(indices, step, num_tokens)) is None:
+        self._numbers.set(num_tokens, learning_rate_at(self.config, step, self.progress.total_steps))
+        while (total_nll := self._try_step(indices, step)) is None:
             self._reduce_micro_batch()
-        if self.config.max_grad_norm > 0:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate_at(self.config, step, self.progress.total_steps)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
         return total_nll, num_tokens
 
-    def _accumulate_gradients(self, indices: WindowIndices, step: int, num_tokens: int) -> Tensor | None:
-        """Accumulate the gradients of a batch; return this rank's summed loss, or None if memory ran out."""
+    def _try_step(self, indices: WindowIndices, step: int) -> Tensor | None:
+        """Run one optimizer step; return this rank's summed loss, or None if memory ran out before the update."""
         entropy = [self.config.seed, step, self.dist_context.rank]  # a trailing 0, of rank 0, changes no seed
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
-        total_nll = torch.zeros((), device=self.options.device)
         rank_indices, size = self.dist_context.rank_windows(indices), self.progress.micro_batch_size
         starts = range(0, max(1, len(rank_indices)), size)  # a rank without windows takes part in the exchange
         try:
-            for start in starts:
-                with gradient_sync(self.loss_fn, is_last=start == starts[-1]):
-                    batch = self.batches.get(rank_indices[start : start + size])
-                    nll = autocast_loss(self.loss_fn, *batch, self.options.precision)
-                    # gradients are averaged over the ranks, hence the factor
-                    (self.dist_context.world_size * nll / num_tokens).backward()  # type: ignore[no-untyped-call]
-                total_nll += nll.detach()
+            micro_batches = [self.batches.get(rank_indices[start : start + size]) for start in starts]
+            if self._step_graph is not None and not self.progress.recompute:
+                total_nll = self._step_graph.launch(micro_batches, self._run_step)
+                if total_nll is not None:
+                    return total_nll
+            total_nll = self._accumulate_gradients(micro_batches)
         except RuntimeError as error:
             if not is_out_of_memory(error) or self.progress.micro_batching.next_smaller is None:
                 raise
             return None  # the caller frees memory: until this return, the error's traceback holds tensors
+        self._update()
         return total_nll
+
+    def _run_step(self, micro_batches: MicroBatches) -> Tensor:
+        """Run one optimizer step; return its summed loss."""
+        total_nll = self._accumulate_gradients(micro_batches)
+        self._update()
+        return total_nll
+
+    def _accumulate_gradients(self, micro_batches: MicroBatches) -> Tensor:
+        """Accumulate the gradients of a batch; return this rank's summed loss."""
+        total_nll = torch.zeros((), device=self.options.device)
+        for number, batch in enumerate(micro_batches, start=1):
+            with gradient_sync(self.loss_fn, is_last=number == len(micro_batches)):
+                nll = autocast_loss(self.loss_fn, *batch, self.options.precision)
+                # gradients are averaged over the ranks, hence the factor
+                mean_nll = self.dist_context.world_size * nll / self._numbers.num_tokens
+                mean_nll.backward()  # type: ignore[no-untyped-call]
+            total_nll += nll.detach()
+        return total_nll
+
+    def _update(self) -> None:
+        """Clip the gradients, update the weights, and free the gradients."""
+        if self.config.max_grad_norm > 0:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
 
     def _reduce_micro_batch(self) -> None:
         """Switch to a smaller micro-batching for the step that ran out of memory and all later ones.

@@ -23,6 +23,7 @@ from raylm.training import layers, loss
 
 FAKE_LOSS = 1.0
 """Value of every number that is read from the device."""
+_fused_adamw_of_floats = torch._fused_adamw_
 _attention_on_cpu = nn.functional.scaled_dot_product_attention
 
 
@@ -58,6 +59,7 @@ def fake_cuda() -> Iterator[list[str]]:
             (nn.functional, "scaled_dot_product_attention", _attention),  # the choice of a kernel asks the driver
             (loss, "has_loss_kernel", lambda device_type: device_type == "cuda"),
             (layers, "can_compile", lambda model: False),
+            (torch, "_fused_adamw_", _fused_adamw),  # not implemented for fake tensors as learning rates
             (torch.utils.checkpoint, "get_device_states", lambda *args: ([], [])),  # of the GPUs' generators
             (torch.utils.checkpoint, "set_device_states", lambda *args, **kwargs: None),
         ]:
@@ -72,6 +74,10 @@ def _pin(tensor: Any, *args: object) -> Any:
     """Return a tensor on the host as it is, without the value that FakeTensorMode keeps for a single number."""
     tensor.constant = None
     return tensor
+
+
+def _fused_adamw(*args: Any, lr: float | Tensor, **kwargs: Any) -> Any:
+    return _fused_adamw_of_floats(*args, lr=FAKE_LOSS if isinstance(lr, Tensor) else lr, **kwargs)
 
 
 def _move_module(module: nn.Module, device: str) -> nn.Module:

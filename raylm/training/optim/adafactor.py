@@ -14,8 +14,8 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-LerpWeight = float | Tensor
-"""Weight of the new value in a running mean."""
+Number = float | Tensor
+"""Number of a step: a Python float, or a float32 scalar on the device, which a CUDA graph reads at each launch."""
 
 DECAY = 0.8
 """Exponent d of the second moment's decay: the old value has the weight 1 - step^-d."""
@@ -37,6 +37,8 @@ class _Stack:
     parameters: list[Tensor]
     moments: list[Tensor]
     """Means of rows (S, ..., R) and of columns (S, ..., C) of matrices, or the second moment (S, N) of vectors."""
+    step: Tensor
+    """Number of steps so far, an integer on the device: the state of all parameters that have made equally many."""
 
 
 class Adafactor(torch.optim.Optimizer):
@@ -47,7 +49,7 @@ class Adafactor(torch.optim.Optimizer):
     root mean square of the parameter, so that the same learning rate means something else there.
 
     The second moment of a matrix is stored as the means of its rows and columns, in float32. No operation synchronizes
-    with the device.
+    with the device. A step of stacks can be captured in a CUDA graph if `lr` is a tensor.
     """
 
     def __init__(
@@ -63,7 +65,7 @@ class Adafactor(torch.optim.Optimizer):
 
         Args:
             params: parameters, or parameter groups with their own `lr` and `weight_decay`.
-            lr: root mean square of a step, at most.
+            lr: root mean square of a step, at most; with stacks, `lr` of a group may be set to a tensor.
             weight_decay: decoupled decay per unit of learning rate.
             compiled: fuse the operations on a stack with `torch.compile`, once per shape.
             stacked: update the parameters of a shape together, in a fifteenth of the kernels. None: unless they are on
@@ -95,35 +97,31 @@ class Adafactor(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            for parameter in parameters:
+                self._initialize(parameter)
+            if self._stacked or (self._stacked is None and not all(parameter.is_cpu for parameter in parameters)):
+                self._update_stacks(parameters, group["lr"], group["weight_decay"])
+                continue
             if group["weight_decay"] and parameters:
                 torch._foreach_sub_(parameters, parameters, alpha=group["weight_decay"] * group["lr"])
             for parameter in parameters:
-                self._count_step(parameter)
-            if self._stacked or (self._stacked is None and not all(parameter.is_cpu for parameter in parameters)):
-                for stack in self._find_stacks(parameters):
-                    self._update_stack(stack, group["lr"])
-            else:
-                for parameter in parameters:
-                    self._update_parameter(parameter, group["lr"])
+                self._update_parameter(parameter, group["lr"])
         return loss
 
-    def _count_step(self, parameter: Tensor) -> None:
-        """Count a step of a parameter, whose state is created at its first one."""
+    def _initialize(self, parameter: Tensor) -> None:
+        """Create the state of a parameter at its first step."""
         state, grad = self.state[parameter], parameter.grad
         assert grad is not None
         if not state and grad.dim() < 2:
             state.update(step=0, second_moment=torch.zeros_like(grad))
         elif not state:
             state.update(step=0, row=torch.zeros_like(grad[..., 0]), column=torch.zeros_like(grad[..., 0, :]))
-        state["step"] += 1
-
-    def _lerp_weight(self, parameter: Tensor) -> float:
-        step: int = self.state[parameter]["step"]
-        return math.pow(step, -DECAY)
 
     def _update_parameter(self, parameter: Tensor, lr: float) -> None:
-        state, grad, weight = self.state[parameter], parameter.grad, self._lerp_weight(parameter)
+        state, grad = self.state[parameter], parameter.grad
         assert grad is not None
+        state["step"] += 1
+        weight = math.pow(state["step"], -DECAY)
         if grad.dim() < 2:
             update_vector(parameter.detach(), grad, state["second_moment"], lr, weight)
         else:
@@ -135,40 +133,55 @@ class Adafactor(torch.optim.Optimizer):
         if key not in self._stacks:
             used = set(key)  # a state is a view of one stack only
             self._stacks = {ids: stacks for ids, stacks in self._stacks.items() if used.isdisjoint(ids)}
-            self._stacks[key] = [self._build_stack(stack) for stack in self._group_by_shape(parameters)]
+            self._stacks[key] = list(self._build_stacks(parameters))
         return self._stacks[key]
 
-    def _group_by_shape(self, parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-        """Yield parameters that have the same shape and step, of at most `MAX_STACK_ELEMENTS` together."""
-        groups = defaultdict(list)
+    def _build_stacks(self, parameters: Sequence[Tensor]) -> Iterator[_Stack]:
+        """Yield stacks of parameters of the same shape and step, of at most `MAX_STACK_ELEMENTS` each."""
+        groups, steps = defaultdict(list), dict[tuple[torch.device, int], Tensor]()
         for parameter in parameters:
-            groups[parameter.shape, parameter.device, self.state[parameter]["step"]].append(parameter)
-        for group in groups.values():
+            count = self.state[parameter]["step"]  # a tensor, if it has been in a stack
+            count = int(count.item()) if isinstance(count, Tensor) else count
+            groups[parameter.shape, parameter.device, count].append(parameter)
+        for (_, device, count), group in groups.items():
+            step = steps.setdefault((device, count), torch.full((), count, device=device))
             size = max(1, MAX_STACK_ELEMENTS // group[0].numel())
-            yield from (group[start : start + size] for start in range(0, len(group), size))
+            for start in range(0, len(group), size):
+                yield self._build_stack(group[start : start + size], step)
 
-    def _build_stack(self, parameters: list[Tensor]) -> _Stack:
+    def _build_stack(self, parameters: list[Tensor], step: Tensor) -> _Stack:
         """Move the second moments of parameters into a stack."""
         names = [name for name in self.state[parameters[0]] if name != "step"]
         moments = [torch.stack([self.state[parameter][name] for parameter in parameters]) for name in names]
         for number, parameter in enumerate(parameters):
-            self.state[parameter].update({name: moment[number] for name, moment in zip(names, moments, strict=True)})
-        return _Stack(parameters, moments)
+            views = {name: moment[number] for name, moment in zip(names, moments, strict=True)}
+            self.state[parameter].update(views, step=step)
+        return _Stack(parameters, moments, step)
 
-    def _update_stack(self, stack: _Stack, lr: float) -> None:
+    def _update_stacks(self, parameters: Sequence[Tensor], lr: Number, weight_decay: float) -> None:
+        stacks = self._find_stacks(parameters)
+        steps = {id(stack.step): stack.step for stack in stacks}
+        weights = {key: step.add_(1).double().pow_(-DECAY).float() for key, step in steps.items()}
+        decay = weight_decay * lr if weight_decay else None
+        for stack in stacks:
+            self._update_stack(stack, lr, weights[id(stack.step)], decay)
+
+    def _update_stack(self, stack: _Stack, lr: Number, weight: Tensor, decay: Number | None) -> None:
+        parameters = [parameter.detach() for parameter in stack.parameters]
+        if decay is not None:
+            torch._foreach_sub_(parameters, torch._foreach_mul(parameters, decay))
         updates = torch.stack([parameter.grad for parameter in stack.parameters if parameter.grad is not None])
-        numbers: tuple[float | Tensor, ...] = lr, self._lerp_weight(stack.parameters[0])
-        if self._compiled:  # the compiler would specialize on Python numbers
-            numbers = tuple(updates.new_full((), float(number)) for number in numbers)
+        if self._compiled and not isinstance(lr, Tensor):  # the compiler would specialize on a Python number
+            lr = updates.new_full((), lr)
         update: Callable[..., None] = self._update_vectors if len(stack.moments) == 1 else self._update_matrices
-        update(updates, *stack.moments, *numbers)
-        torch._foreach_sub_([parameter.detach() for parameter in stack.parameters], updates.unbind())
+        update(updates, *stack.moments, lr, weight)
+        torch._foreach_sub_(parameters, updates.unbind())
 
 
 # ---- updates of one parameter -------------------------------------------------------------------------------------
 
 
-def update_vector(param: Tensor, grad: Tensor, second_moment: Tensor, lr: float, lerp_weight: LerpWeight) -> None:
+def update_vector(param: Tensor, grad: Tensor, second_moment: Tensor, lr: float, lerp_weight: Number) -> None:
     """Update the running second moment, then subtract the gradient divided by its square root."""
     second_moment.lerp_(grad.square().add_(EPS), lerp_weight)
     update = second_moment.rsqrt().mul_(grad)
@@ -176,7 +189,7 @@ def update_vector(param: Tensor, grad: Tensor, second_moment: Tensor, lr: float,
 
 
 def update_matrix(
-    param: Tensor, grad: Tensor, row_moment: Tensor, column_moment: Tensor, lr: float, lerp_weight: LerpWeight
+    param: Tensor, grad: Tensor, row_moment: Tensor, column_moment: Tensor, lr: float, lerp_weight: Number
 ) -> None:
     """Update a matrix, with a second moment (..., R, C) factored into its row (..., R) and column means (..., C).
 
@@ -201,7 +214,7 @@ def update_matrix(
 # ---- updates of a stack -------------------------------------------------------------------------------------------
 
 
-def update_vectors(grads_SN: Tensor, second_moment_SN: Tensor, lr: float | Tensor, lerp_weight: LerpWeight) -> None:
+def update_vectors(grads_SN: Tensor, second_moment_SN: Tensor, lr: Number, lerp_weight: Number) -> None:
     """Update the running second moments of S vectors, and replace their gradients by what is to be subtracted."""
     second_moment_SN.lerp_(grads_SN.square().add_(EPS), lerp_weight)
     grads_SN.mul_(second_moment_SN.rsqrt())
@@ -209,9 +222,7 @@ def update_vectors(grads_SN: Tensor, second_moment_SN: Tensor, lr: float | Tenso
     grads_SN.mul_(_clip_lr(lr, mean_square_S).view(-1, *[1] * (grads_SN.dim() - 1)))
 
 
-def update_matrices(
-    grads: Tensor, row_moment: Tensor, column_moment: Tensor, lr: float | Tensor, lerp_weight: LerpWeight
-) -> None:
+def update_matrices(grads: Tensor, row_moment: Tensor, column_moment: Tensor, lr: Number, lerp_weight: Number) -> None:
     """Update the factored second moments of S matrices, and replace their gradients by what is to be subtracted.
 
     Norms stand for the means of squares, so that no second tensor of the size of the gradients is allocated.
@@ -232,6 +243,6 @@ def update_matrices(
     grads.mul_((row_factor * clipped).unsqueeze(-1))
 
 
-def _clip_lr(lr: float | Tensor, mean_square: Tensor) -> Tensor:
+def _clip_lr(lr: Number, mean_square: Tensor) -> Tensor:
     """Return the learning rate, reduced so that an update of this mean square is clipped to `CLIP`."""
-    return lr / (mean_square.sqrt() / CLIP).clamp_(min=1.0)
+    return (mean_square.sqrt() / CLIP).clamp_(min=1.0).reciprocal_() * lr  # torch divides a float in this way too
