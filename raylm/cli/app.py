@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from raylm import __version__
-from raylm.cli.results import evaluate, export, generate, report
+from raylm.cli.report import figures, report
+from raylm.cli.results import evaluate, export, generate
 from raylm.cli.sweeps import cp, doctor, ls, plan, run
 from raylm.cli.watch import dashboard, logs, status
 
@@ -44,5 +45,5 @@ def _main(
     """
 
 
-for command in (ls, cp, plan, run, status, logs, dashboard, report, evaluate, generate, export, doctor):
+for command in (ls, cp, plan, run, status, logs, dashboard, report, figures, evaluate, generate, export, doctor):
     app.command()(command)

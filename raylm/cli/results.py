@@ -1,4 +1,4 @@
-"""Verbs for a results folder: `raylm report`, `evaluate`, `generate`, `export`."""
+"""Verbs for the checkpoints of a results folder: `raylm evaluate`, `generate`, `export`."""
 
 from __future__ import annotations
 
@@ -11,69 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from raylm.cli.common import ResultsFolderArgument, exit_codes
-from raylm.errors import UserError, WorkError, describe_os_error, one_line, safe_repr
+from raylm.errors import UserError, WorkError, one_line, safe_repr
 from raylm.units import pluralize
 
 if TYPE_CHECKING:
     from raylm.monitor.console import Console
     from raylm.results.rows import Row
-
-
-def report(
-    results_folder: ResultsFolderArgument,
-    output_format: Annotated[
-        str, typer.Option("--format", help="table, markdown, latex, csv, or html, which writes a file.")
-    ] = "table",
-    reference: Annotated[
-        Path | None, typer.Option(metavar="CSV", help="Table to compare with; default: the bundled 21 rows.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print rows and counts as JSON.")] = False,
-) -> None:
-    """Show the table of a results folder, finished or not, beside the reference table.
-
-    raylm report runs/quickstart
-
-    raylm report runs/imdb-grid --format latex > table.tex
-
-    raylm report runs/imdb-grid --json | jq .best
-    """
-    with exit_codes():
-        from raylm.report import formats
-        from raylm.report.analysis import load_results
-        from raylm.report.reference import load_reference
-
-        texts = {"markdown": formats.format_markdown, "latex": formats.format_latex, "csv": formats.format_csv}
-        if output_format not in ("table", "html", *texts):
-            raise UserError(f"--format: got {output_format!r}; expected one of table, {', '.join(texts)}, html")
-        if as_json and output_format != "table":
-            raise UserError(f"--json and --format {output_format} exclude each other; expected one of them")
-        reference_table = load_reference(reference)
-        results = load_results(results_folder)
-        if as_json:
-            from raylm.report.json_output import format_report_json
-
-            print(format_report_json(results, reference_table))
-        elif output_format == "table":
-            from raylm.monitor.console import Console
-            from raylm.report.advice import build_advice
-
-            console = Console()
-            console.print_table(results, reference_table)
-            console.print_note(formats.format_summary(results))
-            for text in build_advice(results):
-                console.print_note(f"next: {text}")
-        elif output_format == "html":
-            from raylm.report import html
-
-            try:
-                print(html.write_html(results, reference_table))
-            except OSError as error:
-                problem = f"report.html is not written: {describe_os_error(error)}"
-                raise UserError(
-                    f"{problem}; leave out --format html, or make the report of a copy of the folder"
-                ) from None
-        else:
-            print(texts[output_format](results, reference_table), end="")
 
 
 def evaluate(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import os
 import typing
@@ -9,7 +10,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from raylm.config.trial import TrialConfig
-from raylm.errors import UserError
+from raylm.errors import UserError, format_suggestion, safe_repr
 from raylm.report import formats
 from raylm.report.reference import load_reference
 from raylm.report.tables.table import build_table
@@ -73,44 +74,62 @@ class Results(SweepRows):
 
     def plot_curves(self) -> Plots:
         """Return training and val losses of the trials over epochs."""
-        from raylm.report import figures, plots
+        return self._plot("loss-curves")
 
-        return Plots(map(plots.plot_loss_curves, figures.build_figures(self).curves))
+    def plot_field(self, field: str) -> Plots:
+        """Return val loss over a field that varies, such as `learning_rate`; empty if it does not.
+
+        A line joins done trials that are equal in all other fields; if the trials of a search differ in several, each
+        is a point. Seeds are averaged.
+
+        Raises:
+            UserError: if no trial has such a field.
+        """
+        names = [item.name for item in dataclasses.fields(TrialConfig)]
+        if field not in names:
+            raise UserError(
+                f"no field {safe_repr(field)}{format_suggestion(field, names) or '; expected a trial field'}"
+            )
+        return self._plot(f"val-loss-by-{field.replace('_', '-')}")
 
     def plot_context_length(self) -> Plots:
-        """Return val loss over context length; a line joins done trials that are equal in all other fields."""
-        from raylm.report import figures, plots
-
-        return Plots(map(plots.plot_series, figures.build_figures(self).val_loss_by_context_length))
+        """Return val loss over context length; `plot_field("context_length")`."""
+        return self.plot_field("context_length")
 
     def plot_batch_size(self) -> Plots:
-        """Return val loss over batch size; a line joins done trials that are equal in all other fields."""
-        from raylm.report import figures, plots
+        """Return val loss over batch size; `plot_field("batch_size")`."""
+        return self.plot_field("batch_size")
 
-        return Plots(map(plots.plot_series, figures.build_figures(self).val_loss_by_batch_size))
+    def plot_heat_maps(self) -> Plots:
+        """Return val loss over each two fields whose values form a grid."""
+        return self._plot("heat-map")
 
     def plot_fields(self) -> Plots:
         """Return parallel coordinates: a line per done trial through its varying fields to its val loss."""
-        from raylm.report import figures, plots
+        return self._plot("parallel-coordinates")
 
-        return Plots(map(plots.plot_parallel_coordinates, figures.build_figures(self).parallel_coordinates))
+    def plot_tradeoffs(self) -> Plots:
+        """Return val loss against training time and against parameters, with the trials that no other beats."""
+        return self._plot("val-loss-against-training-time", "val-loss-against-parameters")
 
     def plot_importance(self) -> Plots:
         """Return the share of the variance of the losses that each field explains, per dataset."""
-        from raylm.report import importance, plots
+        from raylm.report import importance
+        from raylm.report.plots import bars
 
-        return Plots(plots.plot_importances(chart, dataset) for dataset, chart in importance.compute_importances(self))
+        return Plots(bars.plot_importances(chart, dataset) for dataset, chart in importance.compute_importances(self))
 
     def plot_time(self) -> Plots:
         """Return training time and training tokens per second of the trials."""
-        from raylm.report import figures, plots
+        return self._plot("speed")
 
-        data = figures.build_figures(self)
-        charts = (
-            (plots.plot_training_time, data.training_seconds),
-            (plots.plot_tokens_per_second, data.tokens_per_second),
-        )
-        return Plots(plot(chart) for plot, chart in charts if chart)
+    def _plot(self, *names: str) -> Plots:
+        """Return the panels of figures of the gallery."""
+        from raylm.report.figures.build import build_figures
+        from raylm.report.plots import gallery
+
+        exhibits = gallery.list_exhibits(build_figures(self))
+        return Plots(panel.draw() for exhibit in exhibits if exhibit.name in names for panel in exhibit.panels)
 
     def __repr__(self) -> str:
         """Return the location and the number of rows by status."""
@@ -131,9 +150,9 @@ class Plots(tuple["Figure", ...]):
     """Matplotlib figures, one per panel; empty without data. Notebooks display them."""
 
     def _repr_html_(self) -> str:
-        from raylm.report import plots
+        from raylm.report.plots import style
 
-        images = ((plots.to_data_url(figure), html.escape(plots.get_alt_text(figure))) for figure in self)
+        images = ((style.to_data_url(figure), html.escape(style.get_alt_text(figure))) for figure in self)
         return "".join(f'<img src="{data_url}" alt="{alt_text}">' for data_url, alt_text in images)
 
 

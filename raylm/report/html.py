@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import jinja2
 from matplotlib.figure import Figure
 
 from raylm.config.sweep_file import format_sweep_file
-from raylm.report import figures, formats, plots
+from raylm.report import formats
 from raylm.report.advice import build_advice
-from raylm.report.importance import compute_importances
+from raylm.report.plots import gallery, style
 from raylm.report.reference import ReferenceTable, load_reference
 from raylm.report.tables.cells import RISING_LOSS
 from raylm.report.tables.groups import sort_rows
@@ -115,7 +114,7 @@ def render_html(
         precisions=_format_precisions(results),
         advice=build_advice(results),
         notes=[*table.notes, *_unfinished_notes(results)],
-        sections=build_sections(figures.build_figures(results), compute_importances(results) if record.search else []),
+        sections=build_sections(gallery.build_gallery(results)),
         launches=_group_launches(results.launches),
         datasets=_unique_datasets(results.launches),
         definitions=_select_definitions(table),
@@ -169,65 +168,17 @@ def _select_definitions(table: Table) -> dict[str, str]:
 
 # ---- figures ------------------------------------------------------------------------------------------------------
 
-PanelT = TypeVar("PanelT")
 
-
-def build_sections(
-    data: figures.Figures, importance_charts: Sequence[tuple[str, figures.BarChart]] = ()
-) -> list[Section]:
-    """Return the figures that have data, plotted.
-
-    Args:
-        data: data of the figures.
-        importance_charts: name of each dataset with the importance of its fields.
-    """
-    series_caption = "Trials on a line are equal in all other fields."
-    omitted = data.training_seconds.num_omitted if data.training_seconds else 0
-    time_caption = "Time in optimizer steps, without evaluations and checkpoints."
-    sections = [
-        Section(
-            "Loss curves",
-            "Lines: training loss, a mean between points. Markers: val loss. Training loss is measured before each "
-            "step.",
-            _render_plots(plots.plot_loss_curves, data.curves),
-        ),
-        Section(
-            "Val loss by context length",
-            series_caption,
-            _render_plots(plots.plot_series, data.val_loss_by_context_length),
-        ),
-        Section(
-            "Val loss by batch size", series_caption, _render_plots(plots.plot_series, data.val_loss_by_batch_size)
-        ),
-        Section(
-            "Parallel coordinates",
-            "Each line is a done trial: the values of all fields that differ, and its val loss; darker is lower.",
-            _render_plots(plots.plot_parallel_coordinates, data.parallel_coordinates),
-        ),
-        Section(
-            "Importance",
-            "Share of the variance of the val losses that a field explains (PED-ANOVA, done trials only).",
-            _render_plots(lambda chart: plots.plot_importances(chart[1], chart[0]), importance_charts),
-        ),
-        Section(
-            "Time and speed",
-            time_caption + (f" {omitted:,} more trials are in results.csv." if omitted else ""),
-            (
-                *_render_plots(plots.plot_training_time, filter(None, [data.training_seconds])),
-                *_render_plots(plots.plot_tokens_per_second, filter(None, [data.tokens_per_second])),
-            ),
-        ),
+def build_sections(exhibits: Iterable[gallery.Exhibit]) -> list[Section]:
+    """Return the figures, drawn."""
+    return [
+        Section(exhibit.title, exhibit.caption, tuple(_render_plot(panel.draw()) for panel in exhibit.panels))
+        for exhibit in exhibits
     ]
-    return [section for section in sections if section.plots]
 
 
-def _render_plots(plot: Callable[[PanelT], Figure], panels: Iterable[PanelT]) -> tuple[Plot, ...]:
-    """Return the plots of panels."""
-    drawn = [plot(panel) for panel in panels]
-    return tuple(
-        Plot(plots.to_data_url(figure), plots.get_alt_text(figure), figure.get_figwidth() > plots.WIDTH)
-        for figure in drawn
-    )
+def _render_plot(figure: Figure) -> Plot:
+    return Plot(style.to_data_url(figure), style.get_alt_text(figure), figure.get_figwidth() > style.PAGE.width)
 
 
 # ---- launches -----------------------------------------------------------------------------------------------------

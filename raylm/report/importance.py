@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from raylm.report.figures import BarChart
+from raylm.report.figures.panels import BarChart
 from raylm.report.labels import find_varying_fields, format_field_name, format_field_value
 from raylm.results.rows import DONE, Row, SweepRows
 

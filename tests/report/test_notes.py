@@ -13,7 +13,7 @@ from sample_rows import sample_row
 
 from raylm.config.trial import TrialConfig
 from raylm.report.advice import build_advice
-from raylm.report.figures import build_figures
+from raylm.report.figures.build import build_figures
 from raylm.report.formats import format_csv, format_latex, format_markdown
 from raylm.report.html import write_html
 from raylm.report.importance import compute_importances

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 from sample_rows import FOLDER, sample_row
 
-from raylm.report import plots
-from raylm.report.figures import BarChart, build_figures
+from raylm.report.figures.build import build_figures
+from raylm.report.figures.panels import BarChart
+from raylm.report.plots import bars, lines, maps, style
 from raylm.results.rows import SweepRows
 from raylm.results.storage import Folder
 
@@ -21,14 +22,14 @@ def test_plots_are_deterministic() -> None:
     def render() -> list[str]:
         assert data.training_seconds is not None and data.tokens_per_second is not None
         panels = [
-            plots.plot_loss_curves(data.curves[0]),
-            plots.plot_series(data.val_loss_by_context_length[0]),
-            plots.plot_series(data.val_loss_by_batch_size[0]),
-            plots.plot_parallel_coordinates(data.parallel_coordinates[0]),
-            plots.plot_training_time(data.training_seconds),
-            plots.plot_tokens_per_second(data.tokens_per_second),
+            lines.plot_loss_curves(data.curves[0]),
+            lines.plot_field(data.by_field[0]),
+            lines.plot_field(data.by_field[1]),
+            maps.plot_parallel_coordinates(data.parallel_coordinates[0]),
+            bars.plot_training_time(data.training_seconds),
+            bars.plot_tokens_per_second(data.tokens_per_second),
         ]
-        return [plots.to_svg(panel) for panel in panels]
+        return [style.to_svg(panel) for panel in panels]
 
     first = render()
     assert first == render() and all(svg.startswith("<svg") and "<dc:date>" not in svg for svg in first)
@@ -37,18 +38,18 @@ def test_plots_are_deterministic() -> None:
 def test_panel_with_a_constant_loss_is_plotted() -> None:
     (panel,) = build_figures(SweepRows(Folder(FOLDER), [sample_row(2.0)])).curves
     flat = replace(panel, loss_range=(2.0, 2.0))
-    assert plots.to_svg(plots.plot_loss_curves(flat)).rstrip().endswith("</svg>")
+    assert style.to_svg(lines.plot_loss_curves(flat)).rstrip().endswith("</svg>")
 
 
 def test_plot_has_an_alternative_text() -> None:
     data = build_figures(SweepRows(Folder(FOLDER), [sample_row(2.0)]))
     assert data.training_seconds is not None
     figures = [
-        plots.plot_loss_curves(data.curves[0]),
-        plots.plot_training_time(data.training_seconds),
-        plots.plot_importances(BarChart("", ("seed",), (100.0,)), "imdb"),
+        lines.plot_loss_curves(data.curves[0]),
+        bars.plot_training_time(data.training_seconds),
+        bars.plot_importances(BarChart("", ("seed",), (100.0,)), "imdb"),
     ]
-    assert [plots.get_alt_text(figure) for figure in figures] == [
+    assert [style.get_alt_text(figure) for figure in figures] == [
         "Loss curves, pydocs, gpt2-nano",
         "Training time of each trial",
         "Importance of each field, imdb",

@@ -1,0 +1,1 @@
+"""Data of the figures: points and labels, derived from rows. `raylm.report.plots` draws them."""
