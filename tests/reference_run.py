@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,9 +16,10 @@ from raylm.results import sweep_record
 from raylm.results.folder import find_results, prune_checkpoints, write_final_status
 from raylm.results.rows import DIVERGED
 from raylm.results.storage import Folder
+from raylm.results.zero_shot import load_zero_shot, write_zero_shot
 from raylm.training import models
 from raylm.training.device import resolve_precision
-from raylm.training.options import ExecutionOptions
+from raylm.training.options import ExecutionOptions, TrainingHooks
 from raylm.training.train import finetune
 from raylm.tuning.prepare import PreparedInputs
 
@@ -48,7 +50,9 @@ def _train(folder: Folder, trial: TrialConfig, precision: str) -> sweep_record.D
     source = models.resolve_model(trial.model, pretrained=trial.pretrained)
     corpus = preparation.prepare(trial.dataset_spec, source.fetch_files(), trial.model)
     options = ExecutionOptions(precision=resolve_precision(precision, "cpu"))
-    for number, evaluation in enumerate(finetune(trial, corpus, source, options=options)):
+    is_known = load_zero_shot(folder, trial) is not None
+    hooks = TrainingHooks(on_initial_loss=None if is_known else partial(write_zero_shot, folder, trial))
+    for number, evaluation in enumerate(finetune(trial, corpus, source, options=options, hooks=hooks)):
         checkpoint = folder.path / LAUNCH / trial.run_name / f"checkpoint_{number:06d}"
         if evaluation.diverged:
             reason = f"the loss was not finite in epoch {evaluation.eval_metrics.epoch}"

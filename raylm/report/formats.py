@@ -14,6 +14,7 @@ from raylm.report.tables.columns import find_swept_fields
 from raylm.report.tables.groups import sort_rows
 from raylm.report.tables.table import build_table
 from raylm.results.folder import parse_launch_number
+from raylm.results.measures import perplexity
 from raylm.results.progress import LOSS_NAMES
 from raylm.results.rows import DIVERGED, DONE, FAILED, STOPPED, Row, SweepRows
 from raylm.units import format_duration, pluralize
@@ -120,6 +121,10 @@ def build_record(
         "precision": results.find_precision(row),
         "lossless": data.lossless if data and metrics else None,
         "best": row.config.id in {best.config.id for best in results.best_by_dataset.values()},
+        "perplexity": perplexity(metrics.val_loss) if metrics else None,
+        "word_perplexity": perplexity(metrics.adj_val_loss) if metrics else None,
+        "bits_per_byte": results.bits_per_byte(row),
+        "zero_shot_loss": row.zero_shot_loss,
     }
 
 

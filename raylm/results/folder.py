@@ -20,7 +20,7 @@ from msgspec import Meta
 from raylm.config.sweep import Sweep
 from raylm.config.trial import TrialConfig
 from raylm.errors import UserError
-from raylm.results import json_files, manifest, sweep_record
+from raylm.results import json_files, manifest, sweep_record, zero_shot
 from raylm.results.json_files import DamagedFileError
 from raylm.results.rows import DONE, INTERRUPTED, PENDING, Row, SavedCheckpoint, SweepRows
 from raylm.results.storage import Storage
@@ -90,8 +90,9 @@ def count_unsuggested(sweep: Sweep, results: SweepRows) -> int:
 def load_rows(storage: Storage, trials: Iterable[TrialConfig], record: SweepRecord | None = None) -> SweepRows:
     """Return the rows of these trials, with the record of their sweep."""
     length_evals, test_losses = load_length_evals(storage), load_test_losses(storage)
+    all_entries = storage.list_entries()
     by_folder: dict[str, dict[str, int | None]] = {}
-    for name, size in storage.list_entries().items():
+    for name, size in all_entries.items():
         launch, _, below = name.partition("/")
         if below and LAUNCH_PATTERN.fullmatch(launch):
             by_folder.setdefault(below.split("/")[0], {})[name] = size
@@ -100,6 +101,8 @@ def load_rows(storage: Storage, trials: Iterable[TrialConfig], record: SweepReco
         return {name: size for folder in trial.folder_names for name, size in by_folder.get(folder, {}).items()}
 
     rows = [_build_row(storage, trial, entries(trial), length_evals, test_losses) for trial in trials]
+    starts = zero_shot.load_losses(storage, all_entries)
+    rows = [replace(row, zero_shot_loss=starts.get(zero_shot.zero_shot_key(row.config))) for row in rows]
     return SweepRows(storage, rows, record)
 
 

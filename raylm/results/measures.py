@@ -7,6 +7,8 @@ A tokenizer that loses a part of its text has no loss that compares with another
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -50,6 +52,11 @@ class Measure:
     def format(self, value: float) -> str:
         """Return a value or a difference of values; bytes are smaller than tokens and need a digit more."""
         return f"{value:.{4 if self.name == NATS_PER_BYTE else 3}f}"
+
+
+def perplexity(loss: float) -> float | None:
+    """Return the perplexity, e^loss, of a loss in nats; None if it is above the largest float."""
+    return math.exp(loss) if loss < math.log(sys.float_info.max) else None
 
 
 PER_WORD = Measure()

@@ -58,6 +58,8 @@ class Row:
     """Precision of each of `length_evals`; those of versions before have none."""
     test_precision: str | None = None
     """Precision of `test_loss`; None if there is none, or it is of a version before."""
+    zero_shot_loss: float | None = None
+    """Val loss of the model before fine-tuning in nats per token."""
 
     @property
     def metrics(self) -> EvalMetrics | None:
@@ -135,6 +137,11 @@ class SweepRows:
         record = self.data.get(row.config.corpus_key)
         factor = None if is_lossy(record) else bytes_factor(record)
         return None if row.metrics is None or factor is None else row.metrics.val_loss * factor
+
+    def bits_per_byte(self, row: Row) -> float | None:
+        """Return a row's val loss in bits per byte of the original text; None as for `nats_per_byte`."""
+        nats = self.nats_per_byte(row)
+        return None if nats is None else nats / math.log(2)
 
     def find_launch(self, row: Row) -> LaunchRecord | None:
         """Return the launch that evaluated a row's best epoch; None if its record is lost."""

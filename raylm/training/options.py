@@ -43,6 +43,9 @@ class TrainingHooks:
     GPU)."""
     on_out_of_memory: Callable[[MicroBatching], None] = _ignore
     """Called with the smaller micro-batching a trial falls back to after running out of memory."""
+    on_initial_loss: Callable[[float, str], None] | None = None
+    """Called by the first rank with the val loss before the first step, in nats per token, and its precision; None: it
+    is not computed."""
     is_checkpoint_due: Callable[[], bool] = _never
     """Returns True if a checkpoint is due before the next evaluation; polled whenever the loss is read. With several
     ranks, the answer of the first one counts."""

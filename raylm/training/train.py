@@ -105,6 +105,10 @@ def finetune(
     trainer = _build_trainer(config, corpus, source, options, hooks, resume_from, dist_context)
     progress, steps_per_epoch = trainer.progress, trainer.progress.total_steps // config.epochs
     stops = _evaluation_steps(steps_per_epoch, config.evals_per_epoch)
+    if hooks.on_initial_loss is not None and resume_from is None:
+        initial_loss = trainer.validation_loss()
+        if dist_context.rank == 0 and math.isfinite(initial_loss):
+            hooks.on_initial_loss(initial_loss, options.precision)
     while not progress.is_complete:
         epoch, first_step = divmod(progress.step, steps_per_epoch)
         if first_step == 0:

@@ -175,8 +175,11 @@ class Trainer:
 
     def evaluate(self, epoch: int) -> EvalMetrics:
         """Return the current losses, in an epoch counted from 0."""
-        length, size, precision = self.config.context_length, self.progress.micro_batch_size, self.options.precision
-        val_loss = validation_loss(self.model, self.corpus, length, size, precision, self.dist_context)
-        progress = self.progress
+        val_loss, progress = self.validation_loss(), self.progress
         losses = progress.train_loss, val_loss, self.corpus.validation.per_word(val_loss)
-        return EvalMetrics(epoch + 1, progress.step, progress.tokens_seen, *losses, precision)
+        return EvalMetrics(epoch + 1, progress.step, progress.tokens_seen, *losses, self.options.precision)
+
+    def validation_loss(self) -> float:
+        """Return the current loss on the validation split, in nats per token."""
+        length, size, precision = self.config.context_length, self.progress.micro_batch_size, self.options.precision
+        return validation_loss(self.model, self.corpus, length, size, precision, self.dist_context)

@@ -55,6 +55,7 @@ class Coordinator:
         self._errors: dict[str, list[str]] = {}
         self._memory_errors: dict[str, str] = {}
         self._limits: dict[str, MicroBatching] = {}
+        self._zero_shot_runs: dict[str, str] = {}
         self._paused = False
         self._attempts: dict[str, Attempts] = {}
         self._restart_reasons: dict[str, str] = {}
@@ -132,6 +133,21 @@ class Coordinator:
         if micro_batching is not None:
             self._limits[shape] = micro_batching.clamp(self._limits.get(shape))
         return self._limits.get(shape)
+
+    def claim_zero_shot(self, key: str, run_name: str) -> bool:
+        """Return whether a run is to compute the loss of its model before fine-tuning.
+
+        The first one that asks is, or after an error of that one the next.
+
+        Args:
+            key: equal for runs that start from the same loss.
+            run_name: the run that asks.
+        """
+        claimant = self._zero_shot_runs.get(key, run_name)
+        if claimant != run_name and not self.get_errors(claimant):
+            return False
+        self._zero_shot_runs[key] = run_name
+        return True
 
     def pause_all(self) -> None:
         """Command all runs to save a checkpoint and end."""

@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -34,6 +34,7 @@ from raylm.planning.devices import machine_memory
 from raylm.planning.memory import RUNTIME_BASELINE_BYTES, MemoryModel
 from raylm.results.folder import open_latest_checkpoint
 from raylm.results.progress import MicroBatching, StepMetrics
+from raylm.results.zero_shot import load_zero_shot, write_zero_shot, zero_shot_key
 from raylm.training import device, models
 from raylm.training.options import ExecutionOptions, TrainingHooks
 from raylm.training.train import Evaluation, finetune
@@ -192,7 +193,10 @@ class _Attempt:
             raise UserError(str(problem))  # a search may suggest such a trial
         with open_latest_checkpoint(context.storage, trial) as checkpoint:
             print_timestamped(f"resumes from {checkpoint.name}" if checkpoint else "starts")
-            hooks = TrainingHooks(on_out_of_memory=partial(_record_limit, self._coordinator, self._size_key))
+            hooks = TrainingHooks(
+                on_out_of_memory=partial(_record_limit, self._coordinator, self._size_key),
+                on_initial_loss=None if checkpoint else self._claim_zero_shot(),
+            )
             train_fn = partial(
                 finetune,
                 trial,
@@ -213,6 +217,14 @@ class _Attempt:
 
                 hooks = replace(hooks, on_step=on_step, is_checkpoint_due=self._client.checkpoint_due)
                 self._report(train_fn(corpus=ray.get(corpus), dist_context=dist_context, hooks=hooks), reporter)
+
+    def _claim_zero_shot(self) -> Callable[[float, str], None] | None:
+        """Return the function that records the loss before fine-tuning; None if it is recorded or being computed."""
+        trial, storage = self._trial, self._context.storage
+        claim = self._coordinator.claim_zero_shot.remote(zero_shot_key(trial), self._run_name)
+        if not ray.get(claim) or load_zero_shot(storage, trial) is not None:
+            return None
+        return partial(write_zero_shot, storage, trial)
 
     def _resolve_source(self) -> models.ModelSource:
         """Return the trial's model, with its files on this machine."""

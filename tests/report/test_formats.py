@@ -72,7 +72,7 @@ COLUMNS = """
     optimizer lr_schedule warmup_ratio weight_decay max_grad_norm pretrained
     max_train_tokens evals_per_epoch steps tokens_seen first_loss training_seconds estimated_seconds
     micro_batch_size recompute checkpoint going_up reference_train_loss reference_val_loss reference_adj_val_loss
-    nats_per_byte precision lossless best
+    nats_per_byte precision lossless best perplexity word_perplexity bits_per_byte zero_shot_loss
 """
 
 
@@ -82,7 +82,8 @@ def test_csv_has_every_column_in_order_and_numbers_in_full(results: SweepRows) -
     done = dict(zip(rows[0], rows[1], strict=True))
     start = ["wikitext2", "512", "gpt2-xl", "8", "1", "5e-05", "0.1", "3", "2.6912", "2.5151", "2.8749", "1"]
     assert rows[1][: len(start) + 4] == [*start, DONE.run_name, "done", "", DONE.id]
-    assert [row[-1] for row in rows[1:3]] == ["True", "False"]
+    best = rows[0].index("best")
+    assert [row[best] for row in rows[1:3]] == ["True", "False"]
     fields = ("learning_rate", "dropout", "pretrained", "max_train_tokens")
     assert [done[name] for name in fields] == ["5e-05", "0.1", "True", ""]
     assert (done["steps"], done["tokens_seen"], done["micro_batch_size"]) == ("20", "10000", "4")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import shutil
 import time
 from pathlib import Path
@@ -40,10 +41,12 @@ def test_rows_and_tables_are_the_same(folder: Path) -> None:
     runs = dict(zip((row["run"] for row in old), (row["run"] for row in new), strict=True))
     assert runs == {name: row.config.run_name for name, row in zip(runs, results.rows, strict=True)}
     assert all(name in row.config.folder_names for name, row in zip(runs, results.rows, strict=True))
-    added = {"nats_per_byte": "", "lossless": ""}
+    added = dict.fromkeys(("nats_per_byte", "lossless", "bits_per_byte", "zero_shot_loss"), "")
     for row, before in zip(new, old, strict=True):
         changed = {"run": runs[before["run"]], "precision": "float32" if row["val_loss"] else "", "best": row["best"]}
+        changed |= {name: row[name] for name in ("perplexity", "word_perplexity")}
         assert row == {**before, **added, **changed}
+        assert not row["val_loss"] or float(row["perplexity"]) == math.exp(float(row["val_loss"]))
     assert [row["best"] for row in new] == ["True", "False", "False"]
     assert list(new[0])[4:8] == ["epochs", "learning_rate", "max_grad_norm", "max_train_tokens"]
     table = [line.split(" | ") for line in formats.format_markdown(results, load_reference()).splitlines()]

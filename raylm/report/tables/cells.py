@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from raylm.config.trial import TrialConfig
@@ -17,6 +17,7 @@ from raylm.report.tables.columns import (
     RUN_COLUMN,
     SEEDS_COLUMN,
     TEST_COLUMN,
+    ZERO_SHOT_COLUMN,
     Column,
     format_field_columns,
     list_swept_columns,
@@ -45,6 +46,7 @@ class Layout:
     has_seeds: bool
     context_lengths: list[int]
     """Other context lengths with evaluations, in tokens, ascending."""
+    has_zero_shot: bool
     has_test_loss: bool
     nats_per_byte: dict[str, float] | None
     """Nats per byte by trial id, of rows with a loss that compares; None if no dataset is ranked by them."""
@@ -68,6 +70,7 @@ class Layout:
             has_reference=any(row is not None for _, row in lines),
             has_seeds=any(len(group.rows) > 1 for group in groups),
             context_lengths=sorted(lengths),
+            has_zero_shot=any(row.zero_shot_loss is not None for group in groups for row in group.rows),
             has_test_loss=any(row.test_loss is not None for group in groups for row in group.rows),
             nats_per_byte=per_byte,
             lossy_ids=frozenset(row.config.id for row in lossy_rows(results)),
@@ -101,10 +104,12 @@ def list_cells(layout: Layout) -> list[tuple[Column, FormatCell]]:
         cells += _list_loss_cells(layout, number, column)
     if (per_byte := layout.nats_per_byte) is not None:
         cells.append((BYTES_COLUMN, lambda group, _: _format_per_byte(group, per_byte)))
+    if layout.has_zero_shot:
+        cells.append((ZERO_SHOT_COLUMN, lambda group, _: _format_means(row.zero_shot_loss for row in group.rows)))
     for length in layout.context_lengths:
         cells.append((_length_column(length), lambda group, _, length=length: _format_val_at(group, length)))  # type: ignore[misc]
     if layout.has_test_loss:
-        cells.append((TEST_COLUMN, lambda group, _: _format_test_loss(group)))
+        cells.append((TEST_COLUMN, lambda group, _: _format_means(row.test_loss for row in group.rows)))
     cells.append((BEST_EPOCH_COLUMN, lambda group, _: _format_epochs(group)))
     if layout.has_seeds:
         cells.append((SEEDS_COLUMN, lambda group, _: str(len(group.metrics))))
@@ -152,8 +157,8 @@ def _format_val_at(group: SeedGroup, length: int) -> str:
     return format_mean_interval(own or [row.length_evals[length] for row in group.rows if length in row.length_evals])
 
 
-def _format_test_loss(group: SeedGroup) -> str:
-    return format_mean_interval([row.test_loss for row in group.rows if row.test_loss is not None])
+def _format_means(losses: Iterable[float | None]) -> str:
+    return format_mean_interval([loss for loss in losses if loss is not None])
 
 
 def _format_epochs(group: SeedGroup) -> str:

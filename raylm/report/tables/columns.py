@@ -40,6 +40,8 @@ KEY_COLUMNS = (
 LOSS_COLUMNS = (Column("train loss"), Column("val loss"), Column("adj val loss"))
 BYTES_COLUMN = Column(NATS_PER_BYTE)
 """Column of tables that rank by it."""
+ZERO_SHOT_COLUMN = Column("zero-shot", key="zero_shot_loss")
+"""Val loss before fine-tuning."""
 TEST_COLUMN, SEEDS_COLUMN = Column("test loss"), Column("n")
 BEST_EPOCH_COLUMN, RUN_COLUMN = Column("best epoch"), Column("run", is_numeric=False)
 REFERENCE_COLUMNS = (*KEY_COLUMNS, *LOSS_COLUMNS, BEST_EPOCH_COLUMN, RUN_COLUMN)
