@@ -17,6 +17,12 @@ MAX_REPR_CHARS = 80
 MAX_SUMMARY_CHARS = 500
 
 
+NO_HOME = (
+    "this user has no home: HOME is not set, and the user is not in /etc/passwd; "
+    "set HOME to a folder that can be written"
+)
+
+
 class UserError(Exception):
     """A mistake that the user can correct.
 
@@ -40,7 +46,19 @@ class PauseReason(enum.StrEnum):
 
     INTERRUPTED = "interrupted"
     DISK_FULL = "the disk is full"
+    FILE_LIMIT = "a file would be larger than this process may write"
     BUDGET_USED = "the time budget is used up"
+
+    @property
+    def advice(self) -> str:
+        """Change without which the same command would end for the same reason; empty if none is needed."""
+        needed = {self.DISK_FULL: "free some space", self.FILE_LIMIT: "raise the limit with `ulimit -f unlimited`"}
+        return needed.get(self, "")
+
+    @property
+    def next_step(self) -> str:
+        """Advice, and the way to resume."""
+        return f"{self.advice}, then run the same command to resume".removeprefix(", then ")
 
 
 @dataclass(frozen=True)
@@ -94,11 +112,15 @@ def is_file_limit(error: BaseException) -> bool:
     return getattr(error, "errno", None) == errno.EFBIG or os.strerror(errno.EFBIG) in str(error)
 
 
+def find_disk_limit(error: BaseException) -> PauseReason:
+    """Return the cause of an error for which `is_disk_full` holds."""
+    return PauseReason.FILE_LIMIT if is_file_limit(error) else PauseReason.DISK_FULL
+
+
 def describe_full_disk(error: BaseException) -> tuple[str, str]:
     """Return the cause of an error for which `is_disk_full` holds, and what to do about it."""
-    if is_file_limit(error):
-        return "a file would be larger than this process may write", "raise the limit with `ulimit -f unlimited`"
-    return "the disk is full", "free some space"
+    cause = find_disk_limit(error)
+    return str(cause), cause.advice
 
 
 def is_not_writable(error: OSError) -> bool:
@@ -111,6 +133,11 @@ def describe_os_error(error: OSError) -> str:
     cause, advice = describe_full_disk(error) if is_disk_full(error) else (error.strerror or str(error), "")
     path = f" ({error.filename})" if error.filename else ""
     return escape_control_chars(f"{cause}{path}" + (f"; {advice}" if advice else ""))
+
+
+def is_home_unknown(error: BaseException) -> bool:
+    """Return whether `Path.home` or `Path.expanduser` has found no home of this user."""
+    return isinstance(error, RuntimeError) and "determine home" in str(error)
 
 
 # ---- text of messages ---------------------------------------------------------------------------------------------

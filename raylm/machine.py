@@ -10,7 +10,7 @@ import socket
 import tempfile
 from pathlib import Path
 
-from raylm.errors import UserError
+from raylm.errors import NO_HOME, UserError, is_home_unknown
 from raylm.files import write_private_file
 from raylm.units import GIB
 
@@ -27,7 +27,7 @@ RAY_NEEDS = {"RLIMIT_AS": ("v", 64 * 2**30), "RLIMIT_NPROC": ("u", 4096), "RLIMI
 
 
 def allowed_cpus() -> int:
-    """Return the number of cores that this process may use: by its affinity, its control group, and SLURM's allocation.
+    """Return the number of cores that this process may use: by its affinity, its control group, and SLURM.
 
     `os.cpu_count` returns those that exist.
     """
@@ -35,9 +35,10 @@ def allowed_cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         limits.append(len(os.sched_getaffinity(0)))
     limits += [quota for quota in (_cgroup_quota(),) if quota is not None]
-    slurm = os.environ.get("SLURM_CPUS_ON_NODE", "")
-    if slurm.isdecimal() and "SLURM_JOB_ID" in os.environ:
-        limits.append(int(slurm))
+    if "SLURM_JOB_ID" in os.environ:
+        names = ["SLURM_CPUS_ON_NODE"]
+        names += ["SLURM_CPUS_PER_TASK"] if "SLURM_STEP_ID" in os.environ else []  # of `srun`, not of a batch script
+        limits += [int(value) for name in names if (value := os.environ.get(name, "")).isdecimal()]
     return max(1, math.floor(min(limits)))
 
 
@@ -70,6 +71,17 @@ def _parse_quota(file: Path) -> float | None:
         return int(quota) / int(period)
     except (OSError, ValueError, ZeroDivisionError):
         return None
+
+
+def prepare_ray_start() -> None:
+    """Check that nothing is known to keep Ray from starting on this machine, and create its token.
+
+    Raises:
+        UserError: if something is.
+    """
+    if obstacle := find_ray_obstacle():
+        raise UserError(f"Ray cannot start: {obstacle}")
+    create_ray_token()
 
 
 def find_ray_obstacle() -> str | None:
@@ -149,7 +161,9 @@ def create_ray_token() -> None:
             return
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_private_file(file, secrets.token_hex(32))
-    except (OSError, RuntimeError) as error:  # RuntimeError: no home
+    except (OSError, RuntimeError) as error:
+        if is_home_unknown(error):
+            raise UserError(f"Ray cannot start: {NO_HOME}, or RAY_AUTH_TOKEN to any secret text") from error
         home = os.environ.get("HOME", "not set")
         reason = getattr(error, "strerror", None) or error
         advice = "set HOME to a folder that can be written, or RAY_AUTH_TOKEN to any secret text"

@@ -13,7 +13,7 @@ from raylm.config.catalog import MODELS
 from raylm.config.options import RunOptions
 from raylm.config.sweep import Sweep
 from raylm.config.trial import TrialConfig
-from raylm.errors import PauseReason, UserError, WorkError, describe_os_error
+from raylm.errors import PauseReason, UserError, describe_os_error
 from raylm.events import Listeners, TrialListener
 from raylm.files import WORKING_FOLDER_GONE, is_working_folder_gone
 from raylm.monitor.console import Console
@@ -58,7 +58,7 @@ class RunResult:
 
         A used-up time budget is no failure, even if no row is done.
         """
-        if self.pause_reason in (PauseReason.INTERRUPTED, PauseReason.DISK_FULL):
+        if self.pause_reason not in (None, PauseReason.BUDGET_USED):
             return 130 if self.pause_reason is PauseReason.INTERRUPTED else 1
         failed = self.unwritten or self.results.count(FAILED) or not (self.pause_reason or self.results.count(DONE))
         return 1 if failed else 0
@@ -156,7 +156,13 @@ class _Run:
             if not self._num_remaining:
                 return self._report(None)
             self._print_summary()
-            pause_reason = self._launch(heartbeat)
+            try:
+                pause_reason = self._launch(heartbeat)
+            except Exception:  # of any class
+                if self._has_started:
+                    self._results = results_folder.find_results(self._sweep, self._storage)
+                    self._report(None)
+                raise
             self._results = results_folder.find_results(self._sweep, self._storage)
             with self._note_unwritten("removing superseded checkpoints"):
                 results_folder.prune_checkpoints(self._results)
@@ -190,7 +196,9 @@ class _Run:
         """
         console = self._console
         with console.show_spinner("loading torch and transformers"):
+            from raylm.tuning.cluster import check_start
             from raylm.tuning.prepare import prepare_inputs
+        check_start(self._options.address)  # datasets may take long to prepare
         trials = self._representative_trials()
         prepared = prepare_inputs(trials, self._results, console.print_note, console.show_spinner)
         for (spec, model), corpus in prepared.corpora.items():
@@ -219,19 +227,14 @@ class _Run:
         sweep_id = (record and record.sweep_id) or secrets.token_hex(4)
         with TrackerPool(self._trackers, self._storage, sweep_id, self._results.rows, console.print_note) as trackers:
             prepared = self._prepare()  # tracker clients load meanwhile
-            try:
-                with console.show_spinner("starting Ray"):
-                    from raylm.tuning.launch import Launch
-                launch = Launch(self._sweep, prepared, self._results, self._options, sweep_id, console.print_note)
-                with launch.connect():
-                    with self._open_listeners(prepared, trackers, heartbeat) as listener:
-                        self._has_started = True
-                        pause_reason = launch.run(listener)
-                    trackers.close()  # trackers finish while Ray stops
-            except (WorkError, OSError):
-                if self._has_started:
-                    console.print_table(results_folder.find_results(self._sweep, self._storage))
-                raise
+            with console.show_spinner("starting Ray"):
+                from raylm.tuning.launch import Launch
+            launch = Launch(self._sweep, prepared, self._results, self._options, sweep_id, console.print_note)
+            with launch.connect():
+                with self._open_listeners(prepared, trackers, heartbeat) as listener:
+                    self._has_started = True
+                    pause_reason = launch.run(listener)
+                trackers.close()  # trackers finish while Ray stops
         return pause_reason
 
     @contextlib.contextmanager
@@ -279,7 +282,7 @@ class _Run:
         for output in formats.list_outputs(results):
             console.print_note(output)
         if pause_reason:
-            console.print_note(f"{pause_reason}: run the same command to resume")
+            console.print_note(f"{pause_reason}: {pause_reason.next_step}")
         elif results.count(FAILED) and not self._options.retry_failed:
             console.print_note("run with --retry-failed to run the failed rows again")
         for problem in self._unwritten:

@@ -39,10 +39,16 @@ def test_cores_are_those_that_are_allowed() -> None:
 def test_cores_of_a_slurm_job_are_those_of_its_allocation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(64))
+    for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_CPUS_PER_TASK"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLURM_CPUS_ON_NODE", "6")
     assert machine.allowed_cpus() == 64, "a leftover of another shell"
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     assert machine.allowed_cpus() == 6
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "2")
+    assert machine.allowed_cpus() == 6, "a batch script has all cores of its job"
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
+    assert machine.allowed_cpus() == 2
 
 
 @pytest.mark.parametrize(

@@ -91,8 +91,23 @@ def test_cache_on_a_file_system_without_locks_is_built(tmp_path: Path) -> None:
 def test_user_without_a_home_is_told_what_to_set(other_user: tuple[str, ...]) -> None:
     unset = dict.fromkeys(("HOME", "RAYLM_CACHE", "XDG_CACHE_HOME"))
     message = run_python("-c", BUILD, "text", prefix=other_user, **unset)
-    assert message.startswith("user 12345 has no home: HOME is not set")
+    assert message.startswith("this user has no home: HOME is not set")
     assert "set HOME to a folder that can be written, or RAYLM_CACHE" in message
+
+
+def test_sweep_file_of_a_user_without_a_home_is_told_what_to_set(tmp_path: Path, other_user: tuple[str, ...]) -> None:
+    (tmp_path / "sweep.py").write_text("from ray import tune\n")
+    (tmp_path / "sweep.py").chmod(0o644)
+    tmp_path.chmod(0o755)
+    code = (
+        "import sys; from pathlib import Path; from raylm.config.sweep_file import load_sweep\n"
+        "from raylm.errors import UserError\n"
+        "try: load_sweep(Path(sys.argv[1]))\n"
+        "except UserError as error: print(error)"
+    )
+    message = run_python("-c", code, str(tmp_path / "sweep.py"), prefix=other_user, HOME=None)
+    assert message.startswith(f"{tmp_path}/sweep.py:1: this user has no home: HOME is not set")
+    assert message.endswith("set HOME to a folder that can be written")
 
 
 def test_hub_cache_that_cannot_be_written_is_named() -> None:

@@ -25,6 +25,7 @@ from raylm.runner import RunResult
         ([DONE, INTERRUPTED, PENDING], PauseReason.INTERRUPTED, 130),
         ([FAILED, INTERRUPTED], PauseReason.INTERRUPTED, 130),
         ([DONE, INTERRUPTED], PauseReason.DISK_FULL, 1),
+        ([DONE, INTERRUPTED], PauseReason.FILE_LIMIT, 1),
         ([DONE, INTERRUPTED], PauseReason.BUDGET_USED, 0),
         ([INTERRUPTED, PENDING], PauseReason.BUDGET_USED, 0),
         ([FAILED, INTERRUPTED], PauseReason.BUDGET_USED, 1),

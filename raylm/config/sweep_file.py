@@ -15,7 +15,7 @@ from raylm import shadowing
 from raylm.config.overrides import parse_overrides
 from raylm.config.sweep import Sweep
 from raylm.config.trial import TrialConfig
-from raylm.errors import SweepError, UserError, format_suggestion, safe_repr
+from raylm.errors import NO_HOME, SweepError, UserError, format_suggestion, is_home_unknown, safe_repr
 from raylm.files import UnreadableTextError, read_utf8
 
 MAX_FILE_BYTES = 1_000_000
@@ -109,6 +109,8 @@ def _describe_exception(path: Path, error: BaseException) -> str:
         return f"{error.filename}:{error.lineno} is not valid Python: {error.msg}: {(error.text or '').strip()}"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
     location = f"{path}:{lines[-1]}" if lines else str(path)
+    if is_home_unknown(error):  # of Ray, which looks for a file there when it is imported
+        return f"{location}: {NO_HOME}"
     return f"{location} raises {type(error).__name__}: {message}"
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from raylm.errors import UserError, describe_full_disk, is_disk_full, is_file_limit, is_not_writable
+from raylm.errors import NO_HOME, UserError, describe_full_disk, is_disk_full, is_file_limit, is_not_writable
 from raylm.files import LocksUnsupportedError, lock_file
 
 log = logging.getLogger(__name__)
@@ -30,8 +30,7 @@ def root_dir() -> Path:
             return Path(override).expanduser()
         return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "raylm"
     except RuntimeError:
-        user = f"user {os.getuid()} has no home: HOME is not set, and the user is not in /etc/passwd"
-        raise UserError(f"{user}; set HOME to a folder that can be written, or RAYLM_CACHE") from None
+        raise UserError(f"{NO_HOME}, or RAYLM_CACHE") from None
 
 
 def find_problem() -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import glob
 import re
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ CHUNK_BYTES = 8 * 2**20
 MAX_CHUNK_ROWS = 1_000
 MAX_ARRAY_BYTES = 64 * 2**20
 """Largest file that is a single JSON array, which `datasets` reads whole into memory."""
+READ_COMMANDS = {"": "cat", ".gz": "gzip -dc", ".zst": "zstd -dc", ".bz2": "bzip2 -dc", ".xz": "xz -dc"}
+"""Commands that write the content of a file, by its compression."""
 _HIGH, _LOW = r"\\u[dD][89abAB][0-9a-fA-F][0-9a-fA-F]", r"\\u[dD][c-fC-F]"
 HALF_SURROGATE_PAIR = re.compile(rf"(?<!\\)(?:\\\\)*(?:{_HIGH}(?!{_LOW})|(?<!{_HIGH}){_LOW})")
 """Escape in JSON of half a character, behind an even number of backslashes."""
@@ -77,6 +80,9 @@ class TableFiles:
             _check_csv(path, self._separator)
         elif first.startswith("["):
             _check_array(path)
+        elif first.startswith('"'):
+            advice = "as by `jq -c '{text: .}'`"
+            raise UserError(f"dataset {path} has a string on each line; expected an object on each, {advice}")
 
     def _open_split(self, name: str) -> FileRows:
         load = partial(self._load, name)
@@ -131,6 +137,20 @@ class TableFiles:
         return UserError(f"{self.subject} cannot be read as {form}: {one_line(cause)}")
 
 
+def _advise_json_lines(path: Path, first: str) -> str:
+    """Return how to write the elements of a JSON array as lines.
+
+    Args:
+        path: file of the array.
+        first: beginning of its text.
+    """
+    suffix = path.suffix.lower() if path.suffix.lower() in COMPRESSED_SUFFIXES else ""
+    lines = (path.with_suffix("") if suffix else path).with_suffix(".jsonl")
+    elements = ".[] | {text: .}" if first.lstrip().removeprefix("[").lstrip().startswith('"') else ".[]"
+    command = f"{READ_COMMANDS[suffix]} {shlex.quote(str(path))} | jq -c '{elements}' > {shlex.quote(str(lines))}"
+    return f"write each element on a line, as by `{command}`, and use {lines} as the dataset"
+
+
 def _check_array(path: Path) -> None:
     """Check that a JSON array can be read: `datasets` holds it in memory, and drops halves of surrogate pairs.
 
@@ -140,11 +160,10 @@ def _check_array(path: Path) -> None:
     size, blocks = 0, list[str]()
     for block in TextFile(path).read_text():
         blocks.append(block)
-        size += len(block)
+        size += len(block.encode())
         if size > MAX_ARRAY_BYTES:
             limit = f"more than {MAX_ARRAY_BYTES // 2**20} MiB in one JSON array, which must be in memory whole"
-            advice = f"write each element on a line, as by `jq -c '.[]' {path.name} > {path.stem}.jsonl`"
-            raise UserError(f"dataset {path} has {limit}; {advice}")
+            raise UserError(f"dataset {path} has {limit}; {_advise_json_lines(path, blocks[0])}")
     text = "".join(blocks)
     if match := HALF_SURROGATE_PAIR.search(text):
         byte = len(text[: match.end()].encode())

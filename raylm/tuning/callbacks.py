@@ -106,8 +106,8 @@ class LaunchCallback(tune.Callback):
         elif "memory" in result:
             config = get_trial_config(trial)
             self.deferred[config.run_name] = config
-        elif result.get("paused") == PauseReason.DISK_FULL:
-            self.pause(PauseReason.DISK_FULL, f" ({result['detail']})")
+        elif result.get("paused") in (PauseReason.DISK_FULL, PauseReason.FILE_LIMIT):
+            self.pause(PauseReason(result["paused"]), f" ({result['detail']})")
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Handle a failed attempt that Tune follows with another."""

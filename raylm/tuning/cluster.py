@@ -64,9 +64,7 @@ def connect_ray(address: str | None, verbose: bool) -> Iterator[str | None]:
         options |= {"include_dashboard": True, "num_cpus": machine.allowed_cpus()}
         if inspect_gpus().problem:
             options["num_gpus"] = 0  # Ray counts GPUs that torch cannot use, such as Apple's
-        if obstacle := machine.find_ray_obstacle():
-            raise UserError(f"Ray cannot start: {obstacle}")
-        machine.create_ray_token()
+        machine.prepare_ray_start()
     try:
         with ray_private.ignore_hangup(), ray_private.end_hanging_start(START_TIMEOUT_SECONDS) as has_hung:
             context = ray.init(address, **options)
@@ -85,6 +83,12 @@ def connect_ray(address: str | None, verbose: bool) -> Iterator[str | None]:
     finally:
         with contextlib.nullcontext() if verbose else contextlib.redirect_stdout(io.StringIO()):
             ray.shutdown()  # repeats messages of raylets
+
+
+def check_start(address: str | None) -> None:
+    """Raise a UserError if Ray would be started on this machine and something is known to keep it from that."""
+    if resolve_address(address) == "local":
+        machine.prepare_ray_start()
 
 
 def resolve_address(address: str | None) -> str:

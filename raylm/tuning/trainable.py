@@ -24,7 +24,7 @@ from raylm.errors import (
     RestartError,
     UserError,
     WorkError,
-    describe_full_disk,
+    find_disk_limit,
     is_disk_full,
     summarize,
 )
@@ -169,9 +169,7 @@ class _Attempt:
             with contextlib.suppress(OSError):
                 traceback.print_exc()
             if is_disk_full(error):  # does not count towards max_failures
-                _report_end(
-                    {"paused": PauseReason.DISK_FULL, "detail": f"{summarize(error)}; {describe_full_disk(error)[1]}"}
-                )
+                _report_end({"paused": find_disk_limit(error), "detail": summarize(error)})
             elif self._record_error(error) > self._context.max_failures:
                 _report_end({"reason": summarize(error)})
             else:

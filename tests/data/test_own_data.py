@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raylm import TrialConfig
-from raylm.data import sources, text
+from raylm.data import sources, table_files, text
 from raylm.data.preparation import prepare
 from raylm.data.text import TextFile
 from raylm.errors import SweepError, UserError
@@ -244,6 +244,7 @@ def test_compressed_files_are_read(tmp_path: Path, compress: Callable[[bytes], b
         ("a.jsonl", b'{"text": {"a": "b"}}\n' * 3, ["no column `text` of strings", "text (nested)"]),
         ("a.jsonl", b'{"title": "a", "body": "b"}\n' * 3, ["text_column", "title (string), body (string)"]),
         ("a.jsonl", gzip.compress(b'{"text": "a"}\n', mtime=0), ["gzip", ".gz"]),
+        ("a.jsonl", b'"a text"\n"another"\n', ["a string on each line", "an object on each", "jq -c '{text: .}'"]),
         ("a.json", b'[{"text": "x \\ud83d y"}, {"text": "b"}]', ["byte 19", "half a surrogate pair"]),
         ("a.json", b'[{"text": "x \\\\\\ude00"}, {"text": "b"}]', ["half a surrogate pair"]),
         ("a.json", b'{"data": [{"text": "a"}]}', ["no column `text` of strings", "data (nested)"]),
@@ -271,6 +272,24 @@ def test_table_that_cannot_be_read_is_refused_by_name(
     (tmp_path / name).write_bytes(content)
     message = error_of(tmp_path / name)
     assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("name", "elements", "command"),
+    [
+        ("my rows.json", [{"text": "\u3042"}] * 40, "cat '{}/my rows.json' | jq -c '.[]' > '{}/my rows.jsonl'"),
+        ("rows.json.gz", ["some text"] * 40, "gzip -dc {}/rows.json.gz | jq -c '.[] | {{text: .}}' > {}/rows.jsonl"),
+    ],
+)
+def test_array_that_is_too_large_is_refused_with_the_command_that_makes_lines_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, elements: list[Any], command: str
+) -> None:
+    text = json.dumps(elements, ensure_ascii=False).encode()
+    (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+    monkeypatch.setattr(table_files, "MAX_ARRAY_BYTES", len(text))
+    read(tmp_path / name)
+    monkeypatch.setattr(table_files, "MAX_ARRAY_BYTES", len(text) - 1)
+    assert f"`{command.format(tmp_path, tmp_path)}`, and use {tmp_path}/" in error_of(tmp_path / name)
 
 
 def test_cells_of_white_space_in_quotes_and_separators_in_a_name_are_read_as_written(tmp_path: Path) -> None:
