@@ -18,7 +18,7 @@ from raylm.monitor.screen import open_console
 from raylm.monitor.state import SweepMonitor, SweepState
 from raylm.planning.plan import TrialPlan
 from raylm.report.reference import ReferenceTable
-from raylm.report.tables.columns import RUN_COLUMN, Column
+from raylm.report.tables.columns import RUN_COLUMN, Column, format_field_columns, list_varying_columns
 from raylm.report.tables.table import build_table
 from raylm.results.rows import PENDING, SweepRows
 from raylm.units import GIB, format_duration
@@ -89,27 +89,35 @@ class Console:
             yield
 
     def print_table(self, results: SweepRows, reference: ReferenceTable | None = None) -> None:
-        """Print the rows in the columns of the reference table; with a reference, its values and the differences.
+        """Print the rows in the columns of the reference table and of fields that vary, the best row in bold.
+
+        With a reference, its values and the differences are columns too.
 
         On a narrow terminal numbers stay whole (`fitted_table`).
         """
         built = build_table(results, reference)
-        self._print_fitted(built.columns, built.rows)
+        self._print_fitted(built.columns, built.rows, built.is_best)
         for note in built.notes:
             self.print_note(note)
 
-    def _print_fitted(self, columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
-        for line in render_table(columns, rows, self.rich_console.width):
+    def _print_fitted(
+        self, columns: Sequence[Column], rows: Sequence[Sequence[str]], is_bold: Sequence[bool] = ()
+    ) -> None:
+        for line in render_table(columns, rows, self.rich_console.width, is_bold):
             self.rich_console.print(line)
 
     def print_plan(self, results: SweepRows, plans: Sequence[TrialPlan | None], notes: Sequence[str]) -> None:
-        """Print the cost of each trial, then notes about all of them."""
+        """Print the fields that vary and the cost of each trial, then notes about all of them."""
         rows = []
         for row, plan in zip(results.rows, plans, strict=True):
             name = row.config.run_name + ("" if row.status == PENDING else f" ({row.status})")
             rows.append([*_format_plan_cells(plan), name])
         if rows:
-            self._print_fitted([*map(Column, PLAN_HEADINGS), RUN_COLUMN], rows)
+            trials = [row.config for row in results.rows]
+            columns = list_varying_columns(trials)
+            fields = format_field_columns(trials, columns)
+            rows = [[*texts, *cells] for texts, cells in zip(fields, rows, strict=True)]
+            self._print_fitted([*columns, *map(Column, PLAN_HEADINGS), RUN_COLUMN], rows)
         for note in notes:
             self.print_note(note)
 

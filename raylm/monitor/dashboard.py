@@ -19,6 +19,7 @@ from raylm.monitor.heartbeat import read_heartbeat
 from raylm.monitor.state import RunningTrial, SweepState, apply_live_state, idle_state
 from raylm.report import html
 from raylm.report.reference import load_reference
+from raylm.report.tables.columns import field_column
 from raylm.results import manifest, sweep_record
 from raylm.results.folder import LENGTH_EVALS_FILE, STATUS_FILE, load_rows
 from raylm.results.rows import SweepRows
@@ -143,6 +144,7 @@ def _render_live_section(view: DashboardView) -> str:
         description=view.description,
         format_duration=format_duration,
         format_polyline=format_polyline,
+        field_heading=lambda name: field_column(name).name,
     )
 
 

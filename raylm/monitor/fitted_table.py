@@ -33,6 +33,8 @@ class _Layout:
     """Run names that are written on lines below; None: they are a column."""
     constants: str = ""
     """Columns that never vary, with their values."""
+    is_bold: Sequence[bool] = ()
+    """True for rows in bold; empty: none is."""
 
     @property
     def widths(self) -> list[int]:
@@ -53,9 +55,9 @@ class _Layout:
             texts = [("",) * (height - len(heading)) + tuple(heading) for heading in self.headings]
             yield f"[bold]{escape(self._join([text[line] for text in texts]))}[/]"
         for number, cells in enumerate(self.rows):
-            yield escape(self._join(cells))
-            if self.runs is not None:
-                yield f"  {escape(self.runs[number])}"
+            lines = [self._join(cells), *([f"  {self.runs[number]}"] if self.runs is not None else [])]
+            is_bold = number < len(self.is_bold) and self.is_bold[number]
+            yield from (f"[bold]{escape(line)}[/]" if is_bold else escape(line) for line in lines)
 
     def _join(self, cells: Sequence[str]) -> str:
         padded = []
@@ -75,15 +77,18 @@ class _Layout:
         )
 
 
-def render_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> Iterator[str]:
+def render_table(
+    columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int, is_bold: Sequence[bool] = ()
+) -> Iterator[str]:
     """Yield the lines of a table in rich's markup; no line of numbers is longer than the width.
 
     Args:
         columns: columns, the last one of run names.
         rows: cells of each row.
         width: cells of a line.
+        is_bold: True for rows in bold; empty: none is.
     """
-    layout = _Layout(columns, rows, [[column.name] for column in columns])
+    layout = _Layout(columns, rows, [[column.name] for column in columns], is_bold=is_bold)
     for candidate in (layout, *_narrower(layout)):
         if candidate.fits(width):
             yield from candidate.render()

@@ -16,7 +16,8 @@ from rich.text import Text
 
 from raylm.config.trial import TrialConfig
 from raylm.events import PAUSING_HINT, TrialListener, format_evaluation
-from raylm.monitor.state import RunningTrial, SweepMonitor, SweepState
+from raylm.monitor.live_table import MIN_NAME_WIDTH, render_trials, shorten_name
+from raylm.monitor.state import SweepMonitor, SweepState
 from raylm.results.progress import StepMetrics
 from raylm.results.rows import DIVERGED, DONE, FAILED, INTERRUPTED, RUNNING, STOPPED
 from raylm.units import format_duration
@@ -29,15 +30,6 @@ STATUS_COLORS = {
     DIVERGED: "red",
     FAILED: "bold red",
 }
-STEP_HEADINGS = ("step", "tokens/s", "loss", "left")
-COLUMN_GAP = 2
-"""Characters between two columns."""
-MIN_BAR_WIDTH, MAX_BAR_WIDTH = 6, 30
-"""Width of a bar, in characters."""
-MIN_NAME_WIDTH = 24
-"""Minimum length of a shortened run name, in characters."""
-SUFFIX_CHARS = 5
-"""Characters at the end of a run name, a part of its id, that shortening keeps."""
 RESERVED_LINES = 8
 """Lines of the terminal that are not for running trials."""
 REFRESH_PER_SECOND = 4
@@ -149,20 +141,20 @@ class PlainView(EventLog):
         self._print(f"{format_end(trial, status, reason)} ({state.num_finished:,} of {state.total:,}{left})")
 
 
-def render_state(state: SweepState, width: int, max_running: int = 1000) -> RenderableType:
+def render_state(state: SweepState, width: int, max_lines: int = 1000) -> RenderableType:
     """Return the state of a sweep as lines for a terminal.
 
     Args:
         state: the state to render.
         width: characters per line.
-        max_running: maximum number of running trials to list, at least 1.
+        max_lines: maximum number of lines with running trials; one is listed in any case.
     """
     parts: list[RenderableType] = [_render_heading(state)]
-    listed = state.running[: max(max_running, 1)]
-    if listed:
-        parts.append(_render_trials(listed, width))
-    if len(listed) < len(state.running):
-        parts.append(Text(f"and {len(state.running) - len(listed):,} more", style="dim"))
+    if state.running:
+        table, num_listed = render_trials(state.running, width, max_lines)
+        parts.append(table)
+        if num_listed < len(state.running):
+            parts.append(Text(f"and {len(state.running) - num_listed:,} more", style="dim"))
     parts.append(_render_total(state))
     for dataset, best in state.best.items():
         prefix = f"best on {dataset}: {best}, "
@@ -180,33 +172,6 @@ def _render_heading(state: SweepState) -> Text:
     return text
 
 
-def _render_trials(running: tuple[RunningTrial, ...], width: int) -> Table:
-    """Return a table of running trials; name and bar share the width that the numbers leave."""
-    rows = [_format_step_cells(trial.step) for trial in running]
-    columns = list(zip(STEP_HEADINGS, *rows, strict=True))
-    free_width = width - sum(COLUMN_GAP + max(map(len, column)) for column in columns) - COLUMN_GAP
-    bar_width = min(max(free_width - max(len(trial.run_name) for trial in running), MIN_BAR_WIDTH), MAX_BAR_WIDTH)
-    name_width = max(free_width - bar_width, MIN_NAME_WIDTH)
-    table = Table(box=None, pad_edge=False, padding=(0, COLUMN_GAP, 0, 0), header_style="dim")
-    table.add_column("run", no_wrap=True)
-    table.add_column("", width=bar_width)
-    for heading in STEP_HEADINGS:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for trial, cells in zip(running, rows, strict=True):
-        step, total = (trial.step.step, trial.step.total_steps) if trial.step else (0, 1)
-        name = escape(shorten_name(trial.run_name, name_width))
-        table.add_row(name, ProgressBar(total=total, completed=step, width=bar_width), *cells)
-    return table
-
-
-def _format_step_cells(step: StepMetrics | None) -> tuple[str, ...]:
-    """Return the cells of a running trial below `STEP_HEADINGS`."""
-    if step is None:
-        return "starting", "", "", ""
-    steps, rate = f"{step.step:,}/{step.total_steps:,}", f"{step.tokens_per_second:,.0f}"
-    return steps, rate, f"{step.loss:.3f}", format_duration(step.seconds_left)
-
-
 def _render_total(state: SweepState) -> Table:
     """Return the line of the whole sweep."""
     text = f"{state.num_finished:,} of {state.total:,} trials"
@@ -216,8 +181,3 @@ def _render_total(state: SweepState) -> Table:
     line = Table.grid(padding=(0, 2, 0, 0))
     line.add_row(bar, f"{100 * state.fraction_done:.0f} %", text)
     return line
-
-
-def shorten_name(name: str, max_chars: int) -> str:
-    """Return a run name, without its middle if it is too long; its beginning and the end of its id stay."""
-    return name if len(name) <= max_chars else f"{name[: max_chars - SUFFIX_CHARS - 1]}…{name[-SUFFIX_CHARS:]}"

@@ -14,6 +14,7 @@ import msgspec
 from raylm.config.trial import TrialConfig
 from raylm.events import DEFERRED, PAUSED, TrialListener
 from raylm.monitor.best_trial import BestTrial as BestTrial
+from raylm.report.tables.columns import format_varying_fields
 from raylm.results.measures import PER_WORD, Measure
 from raylm.results.progress import StepMetrics
 from raylm.results.rows import (
@@ -48,6 +49,8 @@ class RunningTrial(msgspec.Struct, frozen=True, rename={"run_name": "run", "star
     """Latest step; None before the first."""
     curve: tuple[tuple[int, float], ...] = ()
     """(step, training loss) at some steps of this attempt."""
+    fields: Mapping[str, str] = msgspec.field(default_factory=dict)
+    """Values of the fields that vary in the sweep, as texts."""
 
     def with_step(self, step: StepMetrics) -> RunningTrial:
         """Return this trial after a step.
@@ -171,6 +174,8 @@ class SweepMonitor(TrialListener):
         """Parts of the trials that their latest checkpoints hold, as far as it is known: each evaluation saves one."""
         self._fractions = dict(self._initial_fractions)
         self._best = _best_trials(results, self._measures)
+        self._trials = {row.config.run_name: row.config for row in results.rows}
+        self._fields = format_varying_fields(self._trials)
         self._running: dict[str, RunningTrial] = {}
         self._pause_reason = ""
         self._start_time: float | None = None
@@ -184,6 +189,8 @@ class SweepMonitor(TrialListener):
             self._running[run_name] = RunningTrial(run_name, time.time())
             if run_name not in self._costs:
                 self._costs[run_name] = self._estimate_cost(trial)
+                self._trials[run_name] = trial
+                self._fields = format_varying_fields(self._trials)
 
     def on_step(self, trial: TrialConfig, step: StepMetrics) -> None:
         """Update a running trial; a step of any other trial is late and is dropped.
@@ -245,7 +252,9 @@ class SweepMonitor(TrialListener):
                 sweep=self._sweep,
                 total=self._num_trials,
                 counts={status: number for status, number in counts.items() if number > 0},
-                running=tuple(self._running.values()),
+                running=tuple(
+                    msgspec.structs.replace(trial, fields=self._fields[run]) for run, trial in self._running.items()
+                ),
                 best=dict(self._best),
                 fraction_done=fraction_done,
                 seconds_left=seconds_left,

@@ -223,7 +223,7 @@ def test_plan_of_every_sweep_needs_no_network_and_leaves_no_trace(folder: Path) 
     plans = done.stdout.split("== ")[1:]
     for text, trials in zip(plans, NUM_TRIALS.values(), strict=True):
         assert f"{trials} trials, {trials} remaining" in text
-        rows = re.findall(r"^ *[\d.]+[MG] .* ~[\d.,]+ (?:s|min|h|d) +[\w.-]+ *$", text, re.MULTILINE)
+        rows = re.findall(r"^ *(?:\S.* )?[\d.]+[MG] .* ~[\d.,]+ (?:s|min|h|d) +[\w.-]+ *$", text, re.MULTILINE)
         assert len(rows) == trials
     assert [path.name for path in folder.rglob("*")] == ["good.py"]
 

@@ -86,9 +86,9 @@ def test_plan_has_a_line_per_trial_with_its_status() -> None:
     results.rows[1] = build_results().rows[1]
     console.print_plan(results, [plan_trial(TRIALS[0], 1_000_000), None], ["a note"])
     heading, first, second, note = [line.rstrip() for line in file.getvalue().splitlines()]
-    assert heading.split()[0] == "params" and first.split()[:2] == ["124M", "1M"]
+    assert heading.split()[:2] == ["model", "params"] and first.split()[:3] == ["gpt2", "124M", "1M"]
     assert first.endswith(TRIALS[0].run_name)
-    assert second.split()[:8] == 8 * ["?"] and second.endswith("(failed)") and note == "a note"
+    assert second.split()[:9] == ["[b]odd", *8 * ["?"]] and second.endswith("(failed)") and note == "a note"
 
 
 @pytest.mark.parametrize(("width", "num_lines"), [(120, 2), (60, 6)])

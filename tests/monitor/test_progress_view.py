@@ -14,7 +14,8 @@ from rich.console import Console
 from raylm.config.trial import TrialConfig
 from raylm.events import DEFERRED, PAUSED
 from raylm.monitor import progress_view
-from raylm.monitor.progress_view import LiveView, PlainView, render_state, shorten_name
+from raylm.monitor.live_table import shorten_name
+from raylm.monitor.progress_view import LiveView, PlainView, render_state
 from raylm.monitor.state import BestTrial, RunningTrial, SweepMonitor, SweepState
 from raylm.results.progress import StepMetrics
 from raylm.results.rows import DONE, FAILED, PENDING, QUEUED, RUNNING, Row, SweepRows
@@ -36,9 +37,9 @@ RUN = TRIAL.run_name
 LOSSES = {"epoch": 1, "step": 20, "train_loss": 3.0, "val_loss": 2.5, "adj_val_loss": 4.0}
 
 
-def render_lines(state: SweepState, width: int, max_running: int = 1000) -> list[str]:
+def render_lines(state: SweepState, width: int, max_lines: int = 1000) -> list[str]:
     console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None, record=True)
-    console.print(render_state(state, width, max_running))
+    console.print(render_state(state, width, max_lines))
     return [line.rstrip() for line in console.export_text().splitlines()]
 
 
@@ -67,7 +68,7 @@ def test_view_fits_in_the_terminal(width: int) -> None:
 
 
 def test_running_trials_that_do_not_fit_are_counted() -> None:
-    lines = render_lines(STATE, 80, max_running=1)
+    lines = render_lines(STATE, 80, max_lines=1)
     assert [bool(re.match("wikitext103", line)) for line in lines] == [False, False, True, False, False, False]
     assert lines[3] == "and 2 more"
 

@@ -5,7 +5,7 @@ The columns of the reference table come first, in its order; then the fields tha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,6 +80,19 @@ def format_field_columns(configs: Sequence[TrialConfig], columns: Sequence[Colum
     """Return the cells of each trial below columns of fields; different values have different texts."""
     by_column = [format_field_values(column.key, [getattr(c, column.key) for c in configs]) for column in columns]
     return [list(cells) for cells in zip(*by_column, strict=True)] if by_column else [[] for _ in configs]
+
+
+def format_varying_fields(trials: Mapping[str, TrialConfig]) -> dict[str, dict[str, str]]:
+    """Return the texts of the fields that vary for each trial, by its run name."""
+    columns = list_varying_columns(trials.values())
+    cells = format_field_columns(list(trials.values()), columns)
+    names = [column.key for column in columns]
+    return {run: dict(zip(names, texts, strict=True)) for run, texts in zip(trials, cells, strict=True)}
+
+
+def field_column(name: str) -> Column:
+    """Return the column of a field by its name; its heading is that of the reference if it has one."""
+    return next((column for column in KEY_COLUMNS if column.key == name), Column(format_field_name(name), key=name))
 
 
 def _is_numeric(configs: Sequence[TrialConfig], name: str) -> bool:
