@@ -89,12 +89,14 @@ class CudaRecording:
             RuntimeError: if memory runs out, or the step waits for the device.
         """
         self._graph = torch.cuda.CUDAGraph()
-        torch._C._cuda_clearCublasWorkspaces()  # the recorded step has one of its own
+        torch._C._cuda_clearCublasWorkspaces()  # of ordinary steps; the recorded one has its own
         # the outer context restores the stream if the inner one fails to; other threads may wait for the device
         capture = torch.cuda.graph(self._graph, capture_error_mode="thread_local")
-        with torch.cuda.stream(torch.cuda.current_stream()), capture:
-            self.loss = run()
-        torch._C._cuda_clearCublasWorkspaces()
+        try:
+            with torch.cuda.stream(torch.cuda.current_stream()), capture:
+                self.loss = run()
+        finally:
+            torch._C._cuda_clearCublasWorkspaces()
 
     def launch(self) -> None:
         """Run the step in the current stream."""

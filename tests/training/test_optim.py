@@ -42,6 +42,23 @@ def test_adafactor_equals_transformers_with_an_absolute_step(weight_decay: float
         assert torch.isfinite(parameter).all()
 
 
+def test_stacks_resume_from_a_state_in_any_order() -> None:
+    """A checkpoint lists the values of a parameter by name; here, as with square matrices, all have one shape."""
+    parameters = {name: torch.nn.Parameter(torch.ones(3, 3)) for name in ("uninterrupted", "resumed")}
+    optimizers = {name: Adafactor([parameter], lr=1e-2, stacked=True) for name, parameter in parameters.items()}
+    for step in range(2):
+        if step == 1:
+            state = optimizers["uninterrupted"].state[parameters["uninterrupted"]]
+            values = {name: state[name].clone() for name in sorted(state)}
+            optimizers["resumed"].state[parameters["resumed"]] = values
+            parameters["resumed"].data.copy_(parameters["uninterrupted"])
+        for name, parameter in parameters.items():
+            parameter.grad = torch.arange(1.0, 10.0).view(3, 3) ** (step + 1)
+            if name == "uninterrupted" or step == 1:
+                optimizers[name].step()
+    assert torch.equal(*parameters.values())
+
+
 def test_root_mean_square_of_a_step_is_the_learning_rate() -> None:
     weights = make_parameters()[:1]
     before = weights[0].detach().clone()

@@ -151,7 +151,7 @@ class Adafactor(torch.optim.Optimizer):
 
     def _build_stack(self, parameters: list[Tensor], step: Tensor) -> _Stack:
         """Move the second moments of parameters into a stack."""
-        names = [name for name in self.state[parameters[0]] if name != "step"]
+        names = ("second_moment",) if "second_moment" in self.state[parameters[0]] else ("row", "column")
         moments = [torch.stack([self.state[parameter][name] for parameter in parameters]) for name in names]
         for number, parameter in enumerate(parameters):
             views = {name: moment[number] for name, moment in zip(names, moments, strict=True)}
