@@ -10,7 +10,8 @@ It needs no network and no weights: models have random weights, and the text is 
 file, and tables in Markdown beside it, are written after every measurement. Started again, it goes on with the cases
 that are missing for this card, these versions and this code. A case that fails, or takes three times as long as
 planned, is recorded with its message, and the next one runs. Its packages: torch, transformers, numpy, safetensors,
-msgspec and psutil; triton, liger-kernel and ray where they are installed.
+msgspec and psutil; triton, liger-kernel and ray where they are installed. A case that lacks a package is skipped, and
+tried again by the next run.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,9 +34,10 @@ from first_hour_parts.plan import PARTS, Case, Part, describe, find_part
 from first_hour_parts.records import Records, describe_environment, list_rows
 
 BENCH = Path(__file__).resolve().parent
+ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+"""Variables of the measuring process, unless they are set: no network, and the allocator's options of a trial."""
 START_SECONDS = 300
 """Limit of the time that a process takes to start and to find the GPU."""
-DONE = ("done", "skipped")
 
 Todo = list[tuple[Part, Case]]
 
@@ -52,7 +55,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path), "HF_HUB_OFFLINE": "1"},
+            env={**ENVIRONMENT, **os.environ, "PYTHONPATH": os.pathsep.join(path)},
             start_new_session=True,  # processes that a measurement starts end with it
         )
         self.environment: dict[str, Any] = self._read(START_SECONDS).get("environment", {})
@@ -105,7 +108,7 @@ def run_cases(todo: Todo, records: Records, options: dict[str, Any], *, retry: b
         environment = records.number_of(worker.environment)
         for part, case in todo:
             earlier = records.find(environment, part.name, case.name)
-            if earlier is not None and (earlier["status"] in DONE or not retry):
+            if earlier is not None and (earlier["status"] == "done" or (earlier["status"] == "failed" and not retry)):
                 continue
             if time.monotonic() + case.seconds > deadline:
                 is_complete = False
@@ -145,7 +148,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--part", nargs="+", metavar="PART", default=[], help="parts to measure; default: all")
     parser.add_argument("--minutes", type=float, default=60, help="start no case that would end later; default: 60")
     parser.add_argument("--retry", action="store_true", help="measure again what has failed")
-    parser.add_argument("--no-cudnn", action="store_true", help="no attention by cuDNN")
     parser.add_argument("--out", type=Path, default=Path("first-hour.json"), help="JSON file; default: %(default)s")
     parser.add_argument("--list", action="store_true", help="print the parts and their planned times")
     args = parser.parse_args(arguments)
@@ -154,11 +156,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     parts = [find_part(name) for name in args.part] or list(PARTS)
     todo = [(part, case) for part in parts for case in part.cases]
-    options = {"device": args.device, "tiny": args.tiny, "cudnn": not args.no_cudnn}
+    options = {"device": args.device, "tiny": args.tiny}
     records = Records(args.out)
     is_complete = run_cases(todo, records, options, retry=args.retry, minutes=args.minutes)
     latest = [m for m in records.measurements if any((m["part"], m["case"]) == (p.name, c.name) for p, c in todo)]
-    print(f"{args.out}, {args.out.with_suffix('.md')}: {len(latest)} measurements")
+    counts = Counter(m["status"] for m in latest)
+    print(f"{args.out}, {args.out.with_suffix('.md')}: " + ", ".join(f"{n} {status}" for status, n in counts.items()))
     if not is_complete:
         print("the time is over before the last case; the same command goes on with the next one")
     return int(any(m["status"] == "failed" for m in latest))

@@ -8,11 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from head import LossFn, plain_blocks_loss
 from torch import Tensor
 
 from first_hour_parts.setup import Setup, build_model
 from first_hour_parts.steps import build_step
-from raylm.training.loss import linear_cross_entropy
+from raylm.training.loss import has_loss_kernel, linear_cross_entropy
 from raylm.training.optim.adafactor import Adafactor
 
 SHAPES = ((50257, 768), (768, 2304), (768, 2304), (768, 3072), (3072, 768), (768,), (768,), (3072,))
@@ -36,12 +37,12 @@ def head_errors(setup: Setup, *, mean: float) -> dict[str, Any]:
         logits_NV = torch.nn.functional.linear(hidden_ND, weight_VD)
         return torch.nn.functional.cross_entropy(logits_NV.to(total_dtype), targets_N, reduction="sum")
 
+    loss_fns: dict[str, LossFn] = {"float64": whole, "raylm": linear_cross_entropy, "whole logits": whole}
+    if has_loss_kernel(setup.device):
+        loss_fns["raylm, no kernel"] = plain_blocks_loss
     results = {}
-    for name, dtype, loss_fn in (
-        ("float64", torch.float64, whole),
-        ("raylm", torch.float32, linear_cross_entropy),
-        ("whole logits", torch.float32, whole),
-    ):
+    for name, loss_fn in loss_fns.items():
+        dtype = torch.float64 if name == "float64" else torch.float32
         total_dtype = dtype
         hidden, weight = (value.to(dtype).detach().requires_grad_() for value in (hidden_ND, weight_VD))
         with torch.autocast(setup.device, torch.bfloat16, enabled=dtype == torch.float32):

@@ -140,6 +140,14 @@ PARTS: tuple[Part, ...] = (
     ),
     Part("memory", "Peak memory against the plan", (*_cells("trials.peak", WHOLE_BATCHES), *OTHER_MEMORY)),
     Part(
+        "graphs",
+        "Trials whose steps are CUDA graphs, or launched kernel by kernel",
+        (
+            *_cells("trials.graph", {"gpt2 8x256": 40, "gpt2 64x1024": 50, "gpt2-xl 16x1024": 130}),
+            *_cells("trials.graph", {"gpt2 8x256": 40}, dropout=0.1),
+        ),
+    ),
+    Part(
         "compile",
         "Blocks and optimizer compiled",
         (*_cells("steps.measure", {"gpt2 8x256": 80, "gpt2 64x1024": 90, "gpt2-xl 16x1024": 130}, tool="compiled"),),
@@ -164,8 +172,8 @@ PARTS: tuple[Part, ...] = (
         "out of memory",
         "Trials on a part of the card's memory",
         (
-            *_cells("trials.out_of_memory", {"gpt2 8x1024": 40}, fraction_of_plan=0.7),
-            *_cells("trials.out_of_memory", {"gpt2 8x1024": 40}, fraction_of_plan=0.35),
+            *_cells("trials.out_of_memory", {"gpt2 8x1024": 40}, enough_for=4),
+            *_cells("trials.out_of_memory", {"gpt2 8x1024": 40}, enough_for=0),
         ),
     ),
     Part(

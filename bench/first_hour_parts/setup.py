@@ -50,13 +50,23 @@ class Cell:
         return self.batch_size * (self.context_length - 1)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Setup:
     """Device of the measurements, and whether they are to be small."""
 
     device: str
     """`cpu` or `cuda`."""
     tiny: bool
+
+    @functools.cached_property
+    def is_simulated(self) -> bool:
+        """True on a stand-in for a GPU, which computes nothing: its losses and times are not those of a card."""
+        return self.device == "cuda" and torch.ones(4, device="cuda").sum().item() != 4.0
+
+    def prepare(self) -> None:
+        """Set up this process: no attention by cuDNN on a stand-in, which does not have it."""
+        if self.is_simulated:
+            torch.backends.cuda.enable_cudnn_sdp(False)
 
     @property
     def precision(self) -> str:

@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from first_hour_parts.setup import NotMeasuredError, Setup, build_model
 from first_hour_parts.steps import build_step
+from raylm.planning.memory import RUNTIME_BASELINE_BYTES
+from raylm.training.device import limit_gpu_memory
 
 SWEEP = """
 from ray import tune
@@ -73,8 +73,9 @@ def _run_together(setup: Setup, cell: str, number: int) -> list[dict[str, float]
 
 def _train_in_this_process(setup: Setup, cell: str, share: float) -> None:
     """Train for some seconds once a line is read, and print the tokens per second."""
+    setup.prepare()
     if setup.device == "cuda" and share < 1:
-        torch.cuda.set_per_process_memory_fraction(share)
+        limit_gpu_memory(share, RUNTIME_BASELINE_BYTES["cuda"])
     sizes = setup.cell(cell)
     model = build_model(sizes, 0.0, setup.device)
     step = build_step(sizes, model, setup.device, tool="raylm", precision=setup.precision)

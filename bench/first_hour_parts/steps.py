@@ -71,10 +71,10 @@ def build_step(
 
 def measure(setup: Setup, *, cell: str, tool: str, dropout: float = 0.0) -> dict[str, Any]:
     """Return tokens per second, times, first loss and peak memory of a step."""
+    if tool == "compiled" and (setup.device == "cpu" or not layers.has_triton()):
+        raise NotMeasuredError("needs a GPU, Triton and a C compiler")
     sizes = setup.cell(cell)
     model = build_model(sizes, dropout, setup.device)
-    if tool == "compiled" and (setup.device == "cpu" or not layers.can_compile(model)):
-        raise NotMeasuredError("needs a GPU, Triton and a C compiler")
     step = build_step(sizes, model, setup.device, tool=tool, precision=setup.precision)
     started = time.perf_counter()
     first_loss = step().item()
@@ -95,6 +95,8 @@ def profile(setup: Setup, *, cell: str) -> dict[str, Any]:
     """Return the time of a step of raylm in ms by kernel (on a CPU: by operator), the longest first."""
     from torch.profiler import ProfilerActivity
 
+    if setup.is_simulated:
+        raise NotMeasuredError("needs a GPU that computes")
     sizes = setup.cell(cell)
     model = build_model(sizes, 0.0, setup.device)
     step = build_step(sizes, model, setup.device, tool="raylm", precision=setup.precision)

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
-from first_hour_parts.setup import Cell, Setup, build_config, build_corpus
+from first_hour_parts.setup import Cell, NotMeasuredError, Setup, build_config, build_corpus
 from raylm.config.trial import TrialConfig
 from raylm.planning.memory import RUNTIME_BASELINE_BYTES, MemoryModel
 from raylm.results.progress import MicroBatching, StepMetrics
+from raylm.training import trainer
 from raylm.training.models import ModelSource
 from raylm.training.options import ExecutionOptions, TrainingHooks
+from raylm.training.step_graph import CudaRecording
 from raylm.training.train import Evaluation, finetune
+
+TIMED_TOKENS = 1_000_000
+"""Tokens of a trial whose throughput is measured, within 60 to 400 steps."""
+PLAN_MARGIN = 1.2
+"""Memory that a trial is limited to, in units of the planned peak of what it is to fall back to."""
 
 
 def build_trial(cell: Cell, **options: Any) -> TrialConfig:
@@ -51,32 +61,95 @@ def start(
         yield from finetune(config, corpus, source, options=options, hooks=hooks, resume_from=resume_from)
 
 
-def throughput(setup: Setup, *, cell: str) -> dict[str, Any]:
-    """Return the tokens per second of a trial's steps after the first twenty, against the plan's estimate."""
-    sizes = setup.cell(cell)
-    steps = setup.pick(60, 4)
+@dataclass(frozen=True)
+class TimedTrial:
+    """Result of a trial that has been run to its end."""
+
+    tokens_per_second: float
+    """Of the last two thirds of its steps."""
+    seconds: float
+    """Of the whole trial, with building the model and the evaluation."""
+    losses: list[float]
+    """Training loss of each step, or of a few of them together."""
+    train_loss: float
+    val_loss: float
+    warnings: list[str]
+    """Warnings of raylm."""
+
+
+def run_timed(setup: Setup, cell: Cell, config: TrialConfig, steps: int) -> TimedTrial:
+    """Run a trial of some steps and one evaluation."""
     times: list[tuple[int, float]] = []
 
     def on_step(metrics: StepMetrics) -> None:
         times.append((metrics.step, time.perf_counter()))
 
-    config = build_trial(sizes)
     started = time.perf_counter()
-    (last,) = start(setup, sizes, config, steps, hooks=TrainingHooks(on_step=on_step))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        (last,) = start(setup, cell, config, steps, hooks=TrainingHooks(on_step=on_step))
     taken = time.perf_counter() - started
     (first_step, first_time), (last_step, last_time) = times[len(times) // 3], times[-1]
-    measured = (last_step - first_step) * sizes.num_tokens / (last_time - first_time)
+    return TimedTrial(
+        tokens_per_second=(last_step - first_step) * cell.num_tokens / (last_time - first_time),
+        seconds=taken,
+        losses=[loss for _, loss in last.trainer.progress.curve],
+        train_loss=last.eval_metrics.train_loss,
+        val_loss=last.eval_metrics.val_loss,
+        warnings=[str(warning.message) for warning in caught if "raylm" in warning.filename],
+    )
+
+
+def _num_steps(setup: Setup, cell: Cell) -> int:
+    """Return a number of steps that takes a GPU seconds."""
+    return int(setup.pick(max(60, min(400, TIMED_TOKENS // cell.num_tokens)), 4))
+
+
+def throughput(setup: Setup, *, cell: str) -> dict[str, Any]:
+    """Return the tokens per second of a trial, against the plan's estimate."""
+    sizes = setup.cell(cell)
+    config, steps = build_trial(sizes), _num_steps(setup, sizes)
+    trial = run_timed(setup, sizes, config, steps)
     estimate = _estimate_tokens_per_second(setup, sizes, config, steps)
-    metrics = last.eval_metrics
     return {
-        "tokens/s": measured,
+        "tokens/s": trial.tokens_per_second,
         "estimated": estimate,
-        "estimated / measured": estimate / measured if estimate else None,
-        "s of the whole trial": taken,
-        "train loss": metrics.train_loss,
-        "val loss": metrics.val_loss,
+        "estimated / measured": estimate / trial.tokens_per_second if estimate else None,
+        "s of the whole trial": trial.seconds,
+        "train loss": trial.train_loss,
+        "val loss": trial.val_loss,
         **setup.peak_gib(),
+        "warnings": "; ".join(trial.warnings) or None,
     }
+
+
+def graph(setup: Setup, *, cell: str, dropout: float = 0.0) -> dict[str, Any]:
+    """Return throughput, memory and losses of a trial whose steps are CUDA graphs, and launched kernel by kernel."""
+    if setup.device != "cuda":
+        raise NotMeasuredError("needs a GPU")
+    sizes = setup.cell(cell)
+    config, steps = build_trial(sizes, dropout=dropout), _num_steps(setup, sizes)
+    values: dict[str, Any] = {}
+    losses: list[list[float]] = []
+    for name, can_record in (("as a graph", trainer.can_record), ("kernel by kernel", lambda *_: False)):
+        setup.clear()
+        with mock.patch.object(trainer, "can_record", can_record), _count_launches() as launch:
+            trial = run_timed(setup, sizes, config, steps)
+        losses.append(trial.losses)
+        values[name] = {
+            "tokens/s": trial.tokens_per_second,
+            "steps": steps,
+            "launches of a graph": launch.call_count,
+            **setup.peak_gib(),
+            "val loss": trial.val_loss,
+            "warnings": "; ".join(trial.warnings) or None,
+        }
+    return {"largest difference of losses": max(abs(a - b) for a, b in zip(*losses, strict=True)), **values}
+
+
+def _count_launches() -> Any:
+    """Return a context manager that counts the launches of recorded steps."""
+    return mock.patch.object(CudaRecording, "launch", autospec=True, side_effect=CudaRecording.launch)
 
 
 def _estimate_tokens_per_second(setup: Setup, cell: Cell, config: TrialConfig, steps: int) -> float | None:
@@ -117,12 +190,18 @@ def peak(
     return {**values, "ran as planned": "yes" if used == micro_batching else f"no: {used}"}
 
 
-def out_of_memory(setup: Setup, *, cell: str, fraction_of_plan: float) -> dict[str, Any]:
-    """Return what a trial falls back to with less memory than its batch takes, and the effect on its losses."""
+def out_of_memory(setup: Setup, *, cell: str, enough_for: int) -> dict[str, Any]:
+    """Return what a trial falls back to with less memory than its batch takes, and the effect on its losses.
+
+    Args:
+        cell: the trial.
+        enough_for: micro-batch that memory is planned to be enough for; 0: one window, with activations recomputed.
+    """
     sizes = setup.cell(cell)
     config, steps, fallbacks = build_trial(sizes), setup.pick(6, 2), list[str]()
-    planned = memory_model(setup, sizes, config, setup.precision).peak_bytes(MicroBatching(sizes.batch_size))
-    limit = int(fraction_of_plan * (planned - RUNTIME_BASELINE_BYTES[setup.device]))
+    target = MicroBatching(max(1, enough_for), recompute=enough_for == 0)
+    planned = memory_model(setup, sizes, config, setup.precision).peak_bytes(target)
+    limit = int(PLAN_MARGIN * (planned - RUNTIME_BASELINE_BYTES[setup.device]))
 
     def on_out_of_memory(smaller: MicroBatching) -> None:
         held = f", {torch.cuda.memory_allocated() / 2**30:.2f} GiB still held" if setup.device == "cuda" else ""

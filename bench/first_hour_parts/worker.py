@@ -33,6 +33,7 @@ PACKAGES = ("transformers", "triton", "liger-kernel", "ray")
 def describe(setup: Setup) -> dict[str, Any]:
     """Return card, driver, versions, and a hash of raylm's training code; None for what there is not."""
     environment: dict[str, Any] = {"device": cpu_name(), "tiny": True if setup.tiny else None}
+    environment["simulated"] = True if setup.is_simulated else None
     if setup.device == "cuda":
         properties = torch.cuda.get_device_properties(0)
         environment |= {
@@ -41,7 +42,7 @@ def describe(setup: Setup) -> dict[str, Any]:
             "capability": f"{properties.major}.{properties.minor}",
             "driver": _driver_version(),
             "CUDA": torch.version.cuda,
-            "cuDNN": torch.backends.cudnn.version() if torch.backends.cuda.cudnn_sdp_enabled() else "not used",
+            "cuDNN": torch.backends.cudnn.version(),
         }
     versions = {name: _version(name) for name in PACKAGES}
     host = {"CPU": cpu_name(), "threads": torch.get_num_threads(), "Python": platform.python_version()}
@@ -83,6 +84,8 @@ def measure(setup: Setup, part: Part, case: Case) -> dict[str, Any]:
         result = {"status": "done", "values": values}
     except NotMeasuredError as error:
         result = {"status": "skipped", "message": str(error)}
+    except ModuleNotFoundError as error:
+        result = {"status": "skipped", "message": f"needs the package {error.name}"}
     except Exception as error:  # whatever torch, transformers, Triton or the driver raise: recorded, and the next one
         traceback.print_exc()
         text = " ".join(str(error).split())[:MESSAGE_LENGTH]
@@ -109,8 +112,7 @@ def main() -> None:
     os.dup2(2, 1)  # whatever libraries print is no event
     options = json.loads(sys.argv[1])
     setup = Setup(options["device"], options["tiny"])
-    if setup.device == "cuda":
-        torch.backends.cuda.enable_cudnn_sdp(options["cudnn"])
+    setup.prepare()
     print(json.dumps({"environment": describe(setup)}), file=events)
     for line in sys.stdin:
         part_name, case_name = json.loads(line)
