@@ -155,7 +155,7 @@ def test_latex_is_a_booktabs_table_with_escaped_text(results: SweepRows) -> None
         [r"\toprule", r"\midrule", r"\midrule", r"\midrule", r"\bottomrule"]
     )
     done = r"wikitext2 & 512 & gpt2-xl & 8 & 5e-05 & 0.1 & 3 & 2.69 & 2.52 & 2.87 & 1"
-    assert rf"{done} & wikitext2-gpt2-xl-512x8-s3-1254134d29 \\" in lines
+    assert rf"{done} & {DONE.run_name} \\" in lines
     assert any(
         line.startswith(r"50\%\_of\_a\&b.txt & 1024 & c\textbackslash{}d & 8 & 5e-05 & default & 0 & -- &")
         for line in lines
