@@ -160,9 +160,10 @@ class StepGraph:
                 group["capturable"] = True
         try:
             self._recording = self._record_step(lambda: run_step(self._micro_batches))
-        except RuntimeError as error:
+        except Exception as error:  # the same step has just run in the usual way, and can go on so
             self._is_available = False
-            warnings.warn(f"steps run without a CUDA graph: {summarize(error)}", stacklevel=2)
+            cause = summarize(error.__context__ or error)  # the end of a failed recording is an error of its own
+            warnings.warn(f"steps run without a CUDA graph: {cause}", stacklevel=2)
         for group in self._optimizer.param_groups:
             if "capturable" in group:
                 group["capturable"] = False
