@@ -98,6 +98,7 @@ class Listeners(TrialListener):
 
 
 def format_evaluation(metrics: Mapping[str, Any]) -> str:
-    """Return the losses of an evaluation as one line."""
+    """Return the losses of an evaluation as one line, with the epochs so far as `1` or `0.11`."""
+    epochs = metrics.get("epochs_seen", metrics["epoch"])
     losses = f"train loss {metrics['train_loss']:.3f}, val loss {metrics['val_loss']:.3f}"
-    return f"epoch {metrics['epoch']}: {losses}, adj val loss {metrics['adj_val_loss']:.3f}"
+    return f"epoch {round(epochs, 2):g}: {losses}, adj val loss {metrics['adj_val_loss']:.3f}"

@@ -11,6 +11,9 @@ from raylm.cli.common import ResultsFolderArgument, exit_codes
 from raylm.errors import UserError, describe_os_error
 from raylm.units import pluralize
 
+FORMAT_SYNONYMS = {"md": "markdown", "tex": "latex", "text": "table", "txt": "table", "htm": "html"}
+"""Other names of formats."""
+
 
 def report(
     results_folder: ResultsFolderArgument,
@@ -36,6 +39,7 @@ def report(
         from raylm.report.reference import load_reference
 
         texts = {"markdown": formats.format_markdown, "latex": formats.format_latex, "csv": formats.format_csv}
+        output_format = FORMAT_SYNONYMS.get(output_format, output_format)
         if output_format not in ("table", "html", *texts):
             raise UserError(f"--format: got {output_format!r}; expected one of table, {', '.join(texts)}, html")
         if as_json and output_format != "table":

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+from raylm.config.other_names import unknown_field
 from raylm.config.validation import FIELD_RULES, FieldRule, validate_field
-from raylm.errors import Problem, SweepError, unknown_name_problem
+from raylm.errors import Problem, SweepError, safe_repr
 
 
 def parse_overrides(assignments: Iterable[str], field_names: Iterable[str]) -> dict[str, Any]:
@@ -22,13 +23,24 @@ def parse_overrides(assignments: Iterable[str], field_names: Iterable[str]) -> d
         if not equals:
             problems.append(Problem(assignment, "expected field=value"))
         elif name not in field_names:
-            problems.append(unknown_name_problem(name, field_names))
+            problems.append(unknown_field(name, field_names))
         else:
             values[name], problem = validate_field(name, _parse_value(FIELD_RULES.get(name), text))
-            problems += [problem] if problem else []
+            problems += [_explain_list(problem, name, text)] if problem else []
     if problems:
         raise SweepError([replace(p, location=f"--set {p.location}") for p in problems], "the command line")
     return values
+
+
+def _explain_list(problem: Problem, name: str, text: str) -> Problem:
+    """Return the problem of a value; if it is a list of valid values, advice to put them into the sweep file."""
+    rule = FIELD_RULES.get(name)
+    parts = [part.strip(" []()'\"") for part in text.split(",")]
+    values = [_parse_value(rule, part) for part in parts]
+    if ("," not in text and "[" not in text) or any(validate_field(name, value)[1] for value in values):
+        return problem
+    grid = f"tune.grid_search([{', '.join(map(repr, values))}])"
+    return Problem(name, f"got {safe_repr(text)}; --set takes one value; expected {grid} in the sweep file for several")
 
 
 def _parse_value(rule: FieldRule | None, text: str) -> object:

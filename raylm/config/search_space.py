@@ -72,17 +72,35 @@ def check_field_space(name: str, value: object, *, is_search: bool) -> Problem |
     """Return a problem if a field's grid or distribution is malformed. Does not check the values in it."""
     if is_distribution(value):
         return _check_distribution(name, value, is_search)
+    if (values := _list_several(value)) is not None:
+        meant = f"tune.{'choice' if is_search else 'grid_search'}({safe_repr(values)})"
+        return Problem(name, f"got {safe_repr(value)}; expected one value, or {meant} to try each")
     if not isinstance(value, dict):
         return None
+    if {"min", "max"} <= set(value):  # as in sweeps of W&B
+        meant = f"tune.uniform({safe_repr(value['min'])}, {safe_repr(value['max'])})"
+        return unexpected_value(name, value, f"{meant} or tune.loguniform(...){'' if is_search else ', and a search'}")
     if not is_grid(value):
         return unexpected_value(name, value, "a value or tune.grid_search([...])")
     choices = value["grid_search"]
     if is_search:
-        return Problem(name, f"got tune.grid_search({safe_repr(choices)}) in a search; expected tune.choice([...])")
+        meant = f"tune.choice({safe_repr(choices)})"
+        return Problem(name, f"got tune.grid_search({safe_repr(choices)}) in a search; expected {meant}")
     if not isinstance(choices, (list, tuple)):
         return Problem(name, f"got tune.grid_search({safe_repr(choices)}); expected a list of values")
     if not choices:
         return Problem(name, "the grid is empty; expected at least one value in tune.grid_search([...])")
+    return None
+
+
+def _list_several(value: object) -> list[Any] | None:
+    """Return the values that a list, a NumPy array or W&B's `{"values": [...]}` holds; None for anything else."""
+    if isinstance(value, dict) and set(value) == {"values"}:
+        value = value["values"]
+    if isinstance(value, (list, tuple, set, frozenset, range)):
+        return list(value)
+    if type(value).__module__ == "numpy" and getattr(value, "ndim", 0) == 1:
+        return list(value.tolist())  # type: ignore[attr-defined]
     return None
 
 

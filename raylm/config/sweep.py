@@ -9,8 +9,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from raylm.config import search_space, validation
+from raylm.config.other_names import unknown_field, unknown_sweep_option
 from raylm.config.trial import Resources, TrialConfig
-from raylm.errors import Problem, SweepError, unexpected_value, unknown_name_problem
+from raylm.errors import Problem, SweepError, unexpected_value
 
 MAX_TRIALS = 10_000
 """Largest number of trials of a grid; more are taken for a mistake."""
@@ -63,7 +64,8 @@ class Sweep:
     def __new__(cls, **kwargs: Any) -> Sweep:
         """Report unknown and missing options together with all other problems; Python would stop at the first."""
         known = [field.name for field in fields(cls)]
-        problems = [unknown_name_problem(name, known) for name in kwargs if name not in known]
+        field_names = [field.name for field in fields(TrialConfig)]
+        problems = [unknown_sweep_option(name, known, field_names) for name in kwargs if name not in known]
         problems += [
             Problem(name, f"is missing; expected {expected}")
             for name, expected in REQUIRED_OPTIONS.items()
@@ -159,12 +161,18 @@ def _check_space_type(space: Any, is_search: bool) -> Problem | None:
     if is_search:
         if not callable(space) and not isinstance(space, Mapping):
             return unexpected_value("space", space, "one dict of fields, or a function, as the space of a search")
-        if not search_space.is_search_space(space):
+        if not search_space.is_search_space(space) and not _find_unsearchable(space):
             return Problem("space", "has no field to search; expected a distribution, such as tune.choice([...])")
         return None
     if not isinstance(space, (Mapping, list, tuple)) or not all(isinstance(s, Mapping) for s in _list_spaces(space)):
         return unexpected_value("space", space, "a dict of fields, or a list of dicts")
     return None if _list_spaces(space) else Problem("space", "is empty; expected at least one dict of fields")
+
+
+def _find_unsearchable(space: Any) -> list[str]:
+    """Return the fields of a search's space with values that are no distribution, such as a grid: each is reported."""
+    items = space.items() if isinstance(space, Mapping) else []
+    return [name for name, value in items if search_space.check_field_space(name, value, is_search=True)]
 
 
 def _check_space(space: Mapping[str, Any], location: str, is_search: bool) -> list[Problem]:
@@ -175,7 +183,7 @@ def _check_space(space: Mapping[str, Any], location: str, is_search: bool) -> li
     problems: list[Problem | None] = []
     for name, value in space.items():
         if name not in defaults:
-            problems.append(unknown_name_problem(name, defaults))
+            problems.append(unknown_field(name, defaults, [field.name for field in fields(Sweep)]))
         elif problem := search_space.check_field_space(name, value, is_search=is_search):
             problems.append(problem)
         else:

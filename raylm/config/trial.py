@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from raylm.config import validation
 from raylm.config.dataset import DATASET_OPTIONS, CorpusKey, DatasetSpec
-from raylm.errors import SweepError
+from raylm.config.other_names import unknown_field, unknown_resource
+from raylm.errors import Problem, SweepError
 
 KEY_FIELDS = ("dataset", "model", "context_length", "batch_size")
 """Fields that each run name begins with."""
@@ -98,6 +99,13 @@ class TrialConfig:
     max_documents: int | None = None
     """Number of documents used, from the start of the train split, of which the last tenth is validated on if there is
     no validation split. None: all."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> TrialConfig:
+        """Report names that are no fields, with the one that is meant; Python would name the first only."""
+        names = [field.name for field in fields(cls)]
+        if problems := [unknown_field(name, names) for name in kwargs if name not in names]:
+            raise SweepError(problems)
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         problems = []
@@ -211,6 +219,15 @@ class Resources:
     none. `auto`: as None, but trials that would leave a GPU idle share one."""
     cpus: int = 1
     """CPU cores and threads per trial. With several GPUs, each GPU's process gets an equal share."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Resources:
+        """Report names that are no options, with the one that is meant; Python would name the first only."""
+        names = [field.name for field in fields(cls)]
+        if problems := [unknown_resource(name, names).nested_in("resources") for name in kwargs if name not in names]:
+            raise SweepError(problems)
+        if args:
+            raise SweepError([Problem("resources", "got values without names; expected Resources(gpus=..., cpus=...)")])
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         if problems := validation.check_resources(self.gpus, self.cpus):

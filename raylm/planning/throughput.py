@@ -6,7 +6,7 @@ The time is an estimate: that of the arithmetic and of the memory traffic at the
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from raylm.config.catalog import ModelShape
@@ -215,15 +215,25 @@ def parse_gpu(gpu: str) -> tuple[Device, int]:
     Raises:
         UserError: if the name is unknown.
     """
-    match = re.fullmatch(r"(?:([1-9]\d{0,4})x)?(.+)", gpu.strip().lower())
-    name = match[2] if match else gpu
+    match = re.fullmatch(r"(?:([1-9]\d{0,4})\s*x\s*)?(.+)", gpu.strip().lower())
     options = {device.cli_name: device for device in DEVICES}
+    name = _find_gpu_name(match[2] if match else gpu, options)
     if name not in options:
-        hint = format_suggestion(name, options)
+        same_number = [option for option in options if re.findall(r"\d+", option) == re.findall(r"\d+", name)]
+        hint = format_suggestion(name, same_number if re.search(r"\d{3}", name) else options)
         raise UserError(
             f"--gpu: got {safe_repr(gpu)}; expected one of {', '.join(options)}, or as 8x{DEVICES[0].cli_name}{hint}"
         )
     return options[name], int(match[1] or 1) if match else 1
+
+
+def _find_gpu_name(text: str, options: Iterable[str]) -> str:
+    """Return the known name of a GPU that a text means, as `rtx-4090` for `4090` or `NVIDIA RTX4090`, or the text."""
+
+    def plain(name: str) -> str:
+        return re.sub(r"nvidia|geforce|tesla|rtx|[\s_-]", "", name)
+
+    return next((option for option in options if plain(text) and plain(option) == plain(text)), text)
 
 
 def placement_from_record(record: SlotRecord) -> Placement:

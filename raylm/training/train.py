@@ -55,6 +55,7 @@ class Evaluation:
             "best_val_loss": best.val_loss if best else math.nan,
             "best_adj_val_loss": best.adj_val_loss if best else math.nan,
             "best_epoch": best.epoch if best else math.nan,
+            "epochs_seen": progress.step * self.trainer.config.epochs / progress.total_steps,
             "diverged": int(self.diverged),
             "tokens_per_second": progress.tokens_seen / progress.training_seconds,
         }

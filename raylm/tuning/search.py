@@ -23,9 +23,10 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from raylm.config import search_space
+from raylm.config.other_names import unknown_field
 from raylm.config.sweep import Sweep
 from raylm.config.trial import TrialConfig
-from raylm.errors import SweepError, UserError, safe_repr, unknown_name_problem
+from raylm.errors import SweepError, UserError, safe_repr
 from raylm.results.measures import PER_WORD, Measure
 from raylm.results.rows import DIVERGED, FAILED, STOPPED, Row
 from raylm.results.storage import Storage
@@ -225,13 +226,9 @@ def _sample_function_trials(sweep: Sweep, space_function: Any) -> Iterator[Trial
 
 
 def _build_trial(fields: Mapping[str, Any]) -> TrialConfig:
-    """Return the trial with these fields.
-
-    Raises:
-        SweepError: if a field does not exist or is invalid, which only a define-by-run function can cause.
-    """
+    """Return the trial with these fields; raise a SweepError for a mistake, which only a function can cause."""
     known = [field.name for field in dataclasses.fields(TrialConfig)]
-    if problems := [unknown_name_problem(name, known) for name in fields if name not in known]:
+    if problems := [unknown_field(name, known) for name in fields if name not in known]:
         raise SweepError(problems)
     return TrialConfig(**fields)
 

@@ -18,7 +18,9 @@ from raylm.errors import SweepError
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("batch_size", tune.grid_search([1, 2]), "in a search; expected tune.choice([...])"),
+        ("batch_size", tune.grid_search([1, 2]), "in a search; expected tune.choice([1, 2])"),
+        ("batch_size", [1, 2], "got [1, 2]; expected one value, or tune.choice([1, 2]) to try each"),
+        ("dropout", {"min": 0, "max": 0.2}, "expected tune.uniform(0, 0.2) or tune.loguniform(...)"),
         ("batch_size", tune.choice([]), "the choice is empty"),
         ("batch_size", tune.choice([4, "8"]), "got '8'; expected a whole number"),
         ("batch_size", tune.choice([tune.choice([1, 2])]), "expected a whole number"),
@@ -79,11 +81,15 @@ def test_function_space_requires_search() -> None:
         ("seed", "expected one dict of fields, or a function"),
         ({}, "has no field to search"),
         ({"seed": 1}, "has no field to search; expected a distribution, such as tune.choice([...])"),
-        ({"seed": tune.grid_search([1, 2])}, "has no field to search"),
     ],
 )
 def test_space_without_a_searchable_field_is_rejected(space: Any, words: str) -> None:
     assert_one_problem(search_sweep, "space", words, space=space)
+
+
+@pytest.mark.parametrize("value", [tune.grid_search([1, 2]), [1, 2]], ids=["grid", "list"])
+def test_several_values_in_a_space_without_a_distribution_are_answered_with_a_choice(value: Any) -> None:
+    assert_one_problem(search_sweep, "space.seed", "tune.choice([1, 2])", space={"seed": value})
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -10,8 +11,9 @@ import pytest
 from config_problems import list_locations, message_of, to_params
 from ray import tune
 
+from raylm.config import other_names
 from raylm.config.sweep import MAX_TRIALS, Sweep
-from raylm.config.trial import Resources
+from raylm.config.trial import Resources, TrialConfig
 from raylm.errors import SweepError, UserError
 
 
@@ -67,7 +69,19 @@ def test_maximum_number_of_trials_applies_to_all_spaces_together() -> None:
     ("space", "location", "words"),
     [
         ({"batchsize": 8}, "space.batchsize", "did you mean 'batch_size'"),
-        ([{"seed": 1}, {"lr": 1}], "space[1].lr", "expected one of dataset, model"),
+        ([{"seed": 1}, {"lrx": 1}], "space[1].lrx", "expected one of dataset, model"),
+        ([{"seed": 1}, {"lr": 1}], "space[1].lr", "did you mean 'learning_rate'"),
+        ({"num_train_epochs": 3}, "space.num_train_epochs", "did you mean 'epochs'"),
+        ({"Block-Size": 64}, "space.Block-Size", "did you mean 'context_length'"),
+        ({"gradient_accumulation_steps": 4}, "space.gradient_accumulation_steps", "batch_size is the whole batch"),
+        ({"n_layer": 4}, "space.n_layer", "expected another model, or a folder with a config.json"),
+        ({"max_iters": 4}, "space.max_iters", "expected epochs, or max_train_tokens"),
+        ({"bf16": True}, "space.bf16", "expected Sweep(precision='bfloat16' or 'float32')"),
+        ({"precision": "float32"}, "space.precision", "is an option of the sweep"),
+        ({"learning_rate": [1e-4, 1e-3]}, "space.learning_rate", "or tune.grid_search([0.0001, 0.001]) to try each"),
+        ({"seed": np.arange(2)}, "space.seed", "or tune.grid_search([0, 1]) to try each"),
+        ({"seed": {"values": [0, 1]}}, "space.seed", "or tune.grid_search([0, 1]) to try each"),
+        ({"dropout": {"min": 0, "max": 0.2}}, "space.dropout", "tune.uniform(0, 0.2) or tune.loguniform(...), and a"),
         ({1: 2}, "space.1", "not known"),
         ({"seed": grid()}, "space.seed", "empty"),
         ({"seed": {"grid_search": 3}}, "space.seed", "expected a list"),
@@ -86,6 +100,37 @@ def test_maximum_number_of_trials_applies_to_all_spaces_together() -> None:
 def test_problem_of_a_space_is_located(space: Any, location: str, words: str) -> None:
     message = message_of(Sweep, name="s", space=space)
     assert list_locations(message)[0] == location and words in message
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "words"),
+    [
+        (Resources, {"cpu": 2}, "resources.cpu: is not known; did you mean 'cpus'?"),
+        (Resources, {"num_gpus": 2}, "resources.num_gpus: is not known; did you mean 'gpus'?"),
+        (TrialConfig, {"lr": 1e-3}, "lr: is not known; did you mean 'learning_rate'?"),
+        (Sweep, {"name": "s", "space": {"seed": 1}, "n_trials": 3}, "did you mean 'num_samples'?"),
+        (Sweep, {"name": "s", "space": {"seed": 1}, "metric": "loss"}, "rows are ranked by val loss"),
+        (Sweep, {"name": "s", "learning_rate": 1e-3}, 'expected space={"learning_rate": ...}'),
+    ],
+)
+def test_name_of_another_tool_is_answered_with_the_one_that_is_meant(
+    make: Any, options: dict[str, Any], words: str
+) -> None:
+    assert words in message_of(make, **options)
+
+
+def test_resources_without_names_are_answered_with_them() -> None:
+    with pytest.raises(SweepError, match=r"expected Resources\(gpus=..., cpus=...\)"):
+        Resources(*[2])
+
+
+def test_every_meant_field_exists_and_no_other_name_is_a_field() -> None:
+    names = {field.name for field in dataclasses.fields(TrialConfig)}
+    assert set(other_names.FIELD_NAMES) <= names
+    assert set(other_names.SWEEP_NAMES) <= {field.name for field in dataclasses.fields(Sweep)}
+    others = [*other_names.FIELD_NAMES.values(), *other_names.FIELD_ADVICE]
+    words = [word for text in others for word in text.split()]
+    assert len(words) == len(set(words)) and names.isdisjoint(words)
 
 
 @pytest.mark.parametrize("field", ["model", "dataset", "optimizer", "learning_rate", "batch_size"])

@@ -91,6 +91,7 @@ def test_plain_view_prints_a_line_for_each_event(monkeypatch: pytest.MonkeyPatch
     for number in (10, 10, 20):
         view.on_step(TRIAL, build_step(number))
     view.on_evaluate(TRIAL, LOSSES)
+    view.on_evaluate(TRIAL, {**LOSSES, "epochs_seen": 1 / 9})
     view.on_step(TRIAL, build_step(20))
     view.on_retry(TRIAL, "its process died")
     view.on_step(TRIAL, build_step(30))
@@ -102,6 +103,7 @@ def test_plain_view_prints_a_line_for_each_event(monkeypatch: pytest.MonkeyPatch
         f"{RUN}  step 10 of 100, train loss 5.000, 10 tokens/s, ~3.0 min left",
         f"{RUN}  step 20 of 100, train loss 5.000, 10 tokens/s, ~2.7 min left",
         f"{RUN}  epoch 1: train loss 3.000, val loss 2.500, adj val loss 4.000",
+        f"{RUN}  epoch 0.11: train loss 3.000, val loss 2.500, adj val loss 4.000",
         f"{RUN}  starts again from its latest checkpoint: its process died",
         f"{RUN}  started",
         "interrupted: running trials save a checkpoint, which takes up to 25 s; press Ctrl-C again to exit at once",
