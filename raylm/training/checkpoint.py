@@ -5,7 +5,8 @@ Without pickle: tensors are in safetensors files, everything else is in the mani
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,24 +23,74 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def save(
+def start_saving(
     folder: Path,
     config: TrialConfig,
     model: PreTrainedModel,
     optimizer: torch.optim.Optimizer,
     tokenizer_files: Mapping[str, bytes],
     progress: Progress,
-) -> None:
-    """Write a checkpoint into an empty folder."""
-    model.save_pretrained(folder)
-    for name, content in tokenizer_files.items():
-        (folder / name).write_bytes(content)
-    save_file(_optimizer_tensors(optimizer), folder / manifest.OPTIMIZER_FILE)
-    manifest.write(folder, config, progress)
+    *,
+    copied: bool = False,
+) -> Callable[[], None]:
+    """Save a checkpoint as far as the trial has to wait for it.
+
+    Args:
+        folder: empty folder of the checkpoint.
+        copied: copy all tensors to the host's memory and write them later. Otherwise they are written now.
+
+    Returns:
+        Function that completes the checkpoint, in any thread: hashes its files and writes the manifest, which makes
+        it count, after the files if they are not written yet.
+    """
+    weights, state, progress = model.state_dict(), _optimizer_tensors(optimizer), deepcopy(progress)
+    if copied:
+        weights, state = _copy_to_host([weights, state])
+
+    def write_files() -> None:
+        model.save_pretrained(folder, state_dict=weights)
+        for name, content in tokenizer_files.items():
+            (folder / name).write_bytes(content)
+        save_file({name: value.cpu() for name, value in state.items()}, folder / manifest.OPTIMIZER_FILE)
+
+    def complete() -> None:
+        if copied:
+            write_files()
+        manifest.write(folder, config, progress)
+
+    if not copied:
+        write_files()
+    return complete
+
+
+def count_bytes(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> int:
+    """Return the bytes of the tensors of a checkpoint."""
+    tensors = [*model.parameters(), *model.buffers(), *_optimizer_tensors(optimizer).values()]
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def _copy_to_host(groups: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """Return copies of tensors on the host, those of a GPU in pinned memory; tied tensors stay tied.
+
+    Copies from a GPU run together, and are waited for once.
+    """
+    copies: dict[tuple[object, ...], Tensor] = {}
+    for tensor in (tensor for group in groups for tensor in group.values()):
+        if _identity(tensor) not in copies:
+            copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            copies[_identity(tensor)] = copy.copy_(tensor, non_blocking=True)
+    if any(tensor.is_cuda for group in groups for tensor in group.values()):
+        torch.cuda.current_stream().synchronize()
+    return [{name: copies[_identity(tensor)] for name, tensor in group.items()} for group in groups]
+
+
+def _identity(tensor: Tensor) -> tuple[object, ...]:
+    """Return a key that two tensors of the same numbers in the same memory share."""
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
 def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
-    """Load the state that `save` wrote into a new optimizer."""
+    """Load the state that `start_saving` wrote into a new optimizer."""
     tensors = load_file(folder / manifest.OPTIMIZER_FILE)
     is_fused = {p: bool(group.get("fused")) for group in optimizer.param_groups for p in group["params"]}
     for number, parameter in enumerate(_parameters(optimizer)):
@@ -63,7 +114,7 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     for number, parameter in enumerate(_parameters(optimizer)):
         for name, value in optimizer.state[parameter].items():
             if isinstance(value, Tensor):
-                tensors[f"{number}.{name}.tensor"] = value.detach().contiguous().cpu()
+                tensors[f"{number}.{name}.tensor"] = value.detach().contiguous()
             else:
                 tensors[f"{number}.{name}.int"] = torch.tensor(int(value))
     return tensors

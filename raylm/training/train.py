@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,9 +64,23 @@ class Evaluation:
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint of the trial into an empty folder."""
+        self.start_saving(folder)()
+
+    def start_saving(self, folder: Path, max_copy_bytes: float = 0) -> Callable[[], None]:
+        """Save a checkpoint into an empty folder as far as the trial has to wait for it.
+
+        On a GPU, that is a copy of its tensors to the host's memory, if they take at most `max_copy_bytes`. Otherwise
+        they are written.
+
+        Returns:
+            Function that completes the checkpoint, in any thread.
+        """
         trainer = self.trainer
-        checkpoint.save(
-            folder, trainer.config, trainer.model, trainer.optimizer, trainer.corpus.tokenizer_files, trainer.progress
+        model, optimizer, tokenizer_files = trainer.model, trainer.optimizer, trainer.corpus.tokenizer_files
+        on_gpu = trainer.options.device == "cuda"
+        copied = on_gpu and checkpoint.count_bytes(model, optimizer) <= max_copy_bytes
+        return checkpoint.start_saving(
+            folder, trainer.config, model, optimizer, tokenizer_files, trainer.progress, copied=copied
         )
 
 

@@ -1,6 +1,6 @@
 """Reports of a trial: evaluations and checkpoints to Ray Tune, steps to the coordinator, gauges to Prometheus.
 
-A checkpoint is uploaded in a thread while training continues.
+A checkpoint is completed and uploaded in a thread while training continues.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ Metrics = Mapping[str, float]
 class AsyncReporter:
     """Reports evaluations to Tune in order, in a thread. Used as a context, whose end waits for the last report.
 
-    Tune ends a trial by raising SystemExit in the thread that reports. That and any other error of reporting is raised
-    again in the trial's own thread, by the next `raise_if_failed` or `wait`.
+    Tune ends a trial by raising SystemExit in the thread that reports. That and any other error of saving or reporting
+    is raised again in the trial's own thread, by the next `raise_if_failed` or `wait`.
     """
 
     def __init__(self) -> None:
@@ -46,17 +46,17 @@ class AsyncReporter:
         if exc is None:
             self.wait()
 
-    def submit(self, metrics: Metrics, save: Callable[[Path], None]) -> None:
-        """Save a checkpoint into a temporary folder, then report it with the metrics in the background.
+    def submit(self, metrics: Metrics, start_saving: Callable[[Path], Callable[[], None]]) -> None:
+        """Start to save a checkpoint into a temporary folder; complete and report it in the background.
 
         Args:
-            save: writes the checkpoint into an empty folder.
+            start_saving: saves into an empty folder as far as the trial has to wait; returns what completes it.
         """
         self.wait()
         folder = tempfile.TemporaryDirectory()
         try:
-            save(Path(folder.name))
-            self._pending = self._executor.submit(_report_to_tune, metrics, folder)
+            complete = start_saving(Path(folder.name))
+            self._pending = self._executor.submit(_report_to_tune, metrics, folder, complete)
         except BaseException:
             folder.cleanup()
             raise
@@ -73,8 +73,9 @@ class AsyncReporter:
             pending.result()
 
 
-def _report_to_tune(metrics: Metrics, folder: tempfile.TemporaryDirectory[str]) -> None:
+def _report_to_tune(metrics: Metrics, folder: tempfile.TemporaryDirectory[str], complete: Callable[[], None]) -> None:
     with folder as path:
+        complete()
         tune.report(dict(metrics), checkpoint=tune.Checkpoint.from_directory(path))
 
 

@@ -48,6 +48,9 @@ from raylm.units import GIB
 
 INTERMEDIATE_CHECKPOINT_SCORE = 1e9
 """Score of a checkpoint between two evaluations: Tune keeps it beside the one of the best evaluation."""
+MAX_COPY_FRACTION = 0.3
+"""Largest checkpoint that is copied to the host's memory, as a fraction of the trial's share of it: torch keeps that
+memory for the next copy, in blocks of up to twice the size of a tensor."""
 COORDINATOR_TIMEOUT_SECONDS = 5
 """Time limit of a call to the coordinator that must not block the end of a process."""
 
@@ -108,6 +111,8 @@ def _limit_memory(context: LaunchContext, run_name: str) -> Iterator[None]:
         yield
     finally:
         watchdog.stop()
+        if on_gpu:
+            torch.accelerator.empty_host_cache()  # pinned memory of checkpoints
         LEAK_CHECK.measure(torch.cuda.memory_allocated() if on_gpu else 0)
         if on_gpu:
             torch.cuda.empty_cache()
@@ -260,6 +265,7 @@ class _Attempt:
 
     def _report(self, evaluations: Iterator[Evaluation], reporter: AsyncReporter) -> None:
         """Report each evaluation with its checkpoint to Tune, until the trial ends or has to exit."""
+        max_copy_bytes = MAX_COPY_FRACTION * self._context.memory_fraction * machine_memory()[1]
         for evaluation in evaluations:
             metrics = evaluation.metrics()
             if evaluation.diverged:
@@ -270,7 +276,7 @@ class _Attempt:
             is_evaluated = "val_loss" in metrics
             print_timestamped(format_evaluation(metrics) if is_evaluated else f"saved at step {metrics['step']:,}")
             metrics["checkpoint_score"] = metrics.get("val_loss", INTERMEDIATE_CHECKPOINT_SCORE)
-            reporter.submit(metrics, evaluation.save)
+            reporter.submit(metrics, partial(evaluation.start_saving, max_copy_bytes=max_copy_bytes))
             self._client.on_checkpoint(metrics)
             if self._client.command is not Command.CONTINUE and not evaluation.trainer.progress.is_complete:
                 self._client.should_exit = True

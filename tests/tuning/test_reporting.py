@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,8 @@ def fake_report(monkeypatch: pytest.MonkeyPatch) -> FakeReport:
 
 
 def save_text(text: str) -> Any:
-    return lambda folder: (folder / "weights").write_text(text)
+    """Return a function that starts to save a text; it is written when the checkpoint is completed."""
+    return lambda folder: lambda: (folder / "weights").write_text(text)
 
 
 def test_training_continues_during_an_upload(fake_report: FakeReport) -> None:
@@ -89,10 +90,49 @@ def test_error_of_saving_is_raised_at_once_and_leaves_no_file(
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
-    def fail(folder: Path) -> None:
+    def fail(folder: Path) -> Callable[[], None]:
         (folder / "half").write_text("half")
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space"), AsyncReporter() as reporter:
         reporter.submit({"epoch": 1}, fail)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_training_continues_while_a_checkpoint_is_written(fake_report: FakeReport) -> None:
+    may_write = threading.Event()
+
+    def start_saving(folder: Path) -> Callable[[], None]:
+        def complete() -> None:
+            assert may_write.wait(timeout=30) and threading.current_thread() is not threading.main_thread()
+            (folder / "weights").write_text("one")
+
+        return complete
+
+    fake_report.allowed.set()
+    with AsyncReporter() as reporter:
+        reporter.submit({"epoch": 1}, start_saving)  # returns before anything is written
+        reporter.raise_if_failed()
+        may_write.set()
+    assert fake_report.reported == [(1, "one")]
+
+
+def test_error_of_completing_a_checkpoint_ends_the_trial_and_reports_nothing(
+    fake_report: FakeReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def start_saving(folder: Path) -> Callable[[], None]:
+        def complete() -> None:
+            (folder / "half").write_text("half")
+            raise OSError(28, "No space left on device")
+
+        return complete
+
+    fake_report.allowed.set()
+    with pytest.raises(OSError, match="No space"), AsyncReporter() as reporter:
+        reporter.submit({"epoch": 1}, start_saving)
+        for _ in range(3000):
+            reporter.raise_if_failed()
+            threading.Event().wait(0.01)
+    assert list(tmp_path.iterdir()) == [] and fake_report.reported == []
