@@ -5,7 +5,7 @@ Without pickle: tensors are in safetensors files, everything else is in the mani
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,7 +45,7 @@ def start_saving(
     """
     weights, state, progress = model.state_dict(), _optimizer_tensors(optimizer), deepcopy(progress)
     if copied:
-        weights, state = _copy_to_host([weights, state])
+        weights, state = _copy_to_host(weights, state)
 
     def write_files() -> None:
         model.save_pretrained(folder, state_dict=weights)
@@ -69,19 +69,24 @@ def count_bytes(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> int
     return sum(tensor.nbytes for tensor in tensors)
 
 
-def _copy_to_host(groups: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
-    """Return copies of tensors on the host, those of a GPU in pinned memory; tied tensors stay tied.
+def _copy_to_host(
+    weights: Mapping[str, Tensor], state: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return copies of weights, of which tied ones stay tied, and of an optimizer's state on the host.
 
-    Copies from a GPU run together, and are waited for once.
+    Copies from a GPU, in pinned memory, run together and are waited for once.
     """
-    copies: dict[tuple[object, ...], Tensor] = {}
-    for tensor in (tensor for group in groups for tensor in group.values()):
-        if _identity(tensor) not in copies:
-            copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-            copies[_identity(tensor)] = copy.copy_(tensor, non_blocking=True)
-    if any(tensor.is_cuda for group in groups for tensor in group.values()):
+    unique = {_identity(tensor): tensor for tensor in weights.values()}
+    copies = {key: _start_copy(tensor) for key, tensor in unique.items()}
+    state_copies = {name: _start_copy(tensor) for name, tensor in state.items()}
+    if any(tensor.is_cuda for tensor in unique.values()):
         torch.cuda.current_stream().synchronize()
-    return [{name: copies[_identity(tensor)] for name, tensor in group.items()} for group in groups]
+    return {name: copies[_identity(tensor)] for name, tensor in weights.items()}, state_copies
+
+
+def _start_copy(tensor: Tensor) -> Tensor:
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+    return copy.copy_(tensor, non_blocking=True)
 
 
 def _identity(tensor: Tensor) -> tuple[object, ...]:
