@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from rich.console import Console as RichConsole
 from rich.live import Live
@@ -19,6 +20,7 @@ from raylm.monitor.state import SweepMonitor, SweepState
 from raylm.planning.plan import TrialPlan
 from raylm.report.reference import ReferenceTable
 from raylm.report.tables.columns import RUN_COLUMN, Column, format_field_columns, list_varying_columns
+from raylm.report.tables.sheet import Sheet
 from raylm.report.tables.table import build_table
 from raylm.results.rows import PENDING, SweepRows
 from raylm.units import GIB, format_duration
@@ -95,9 +97,23 @@ class Console:
 
         On a narrow terminal numbers stay whole (`fitted_table`).
         """
-        built = build_table(results, reference)
-        self._print_fitted(built.columns, built.rows, built.is_best)
-        for note in built.notes:
+        table = build_table(results, reference)
+        self.print_sheet(Sheet(table.columns, table.rows, table.notes, best_rows=tuple(table.is_best)))
+
+    def print_sheet(self, sheet: Sheet) -> None:
+        """Print a table with its notes; a best cell that is not named otherwise has a star."""
+        columns, notes = list(sheet.columns), list(sheet.notes)
+        rows = [
+            [f"{cell} *" if (row, column) in sheet.bold else cell for column, cell in enumerate(cells)]
+            for row, cells in enumerate(sheet.rows)
+        ]
+        if sheet.span is not None:
+            first, heading = sheet.span
+            columns[first:] = [replace(column, name=f"{heading} {column.name}") for column in columns[first:]]
+        if columns[-1] != RUN_COLUMN:  # the last column of a fitted table is moved to lines of its own
+            columns, rows = [*columns, Column("", is_numeric=False)], [[*cells, ""] for cells in rows]
+        self._print_fitted(columns, rows, sheet.best_rows)
+        for note in [*notes, *(["* best"] if sheet.bold else [])]:
             self.print_note(note)
 
     def _print_fitted(

@@ -55,7 +55,7 @@ class _Layout:
             texts = [("",) * (height - len(heading)) + tuple(heading) for heading in self.headings]
             yield f"[bold]{escape(self._join([text[line] for text in texts]))}[/]"
         for number, cells in enumerate(self.rows):
-            lines = [self._join(cells), *([f"  {self.runs[number]}"] if self.runs is not None else [])]
+            lines = [self._join(cells), *([f"  {self.runs[number]}"] if self.runs and self.runs[number] else [])]
             is_bold = number < len(self.is_bold) and self.is_bold[number]
             yield from (f"[bold]{escape(line)}[/]" if is_bold else escape(line) for line in lines)
 

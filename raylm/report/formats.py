@@ -1,4 +1,4 @@
-"""Tables as text: Markdown and LaTeX for people, CSV for programs. No torch, no Ray."""
+"""Tables as text: Markdown for people, CSV for programs. No torch, no Ray."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from raylm.planning import plan, throughput
 from raylm.report.reference import ReferenceTable, load_reference
 from raylm.report.tables.columns import find_swept_fields
 from raylm.report.tables.groups import sort_rows
+from raylm.report.tables.sheet import Sheet
 from raylm.report.tables.table import build_table
 from raylm.results.folder import parse_launch_number
 from raylm.results.measures import perplexity
@@ -21,47 +22,28 @@ from raylm.units import format_duration, pluralize
 
 PRECISION_SUFFIX = "_precision"
 """Ending of the names of columns with the precision of a value of `raylm evaluate`."""
-LATEX_ESCAPES = {
-    "\\": r"\textbackslash{}",
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "–": "--",
-    "±": r"$\pm$",
-}
 
 
 def format_markdown(results: SweepRows, reference: ReferenceTable | None = None) -> str:
     """Return the table with its notes as a list below."""
     table = build_table(results, reference)
-    rows = format_markdown_rows([table.column_names, ["---"] * len(table.columns), *table.rows])
-    notes = [f"- {note}" for note in table.notes]
+    return format_markdown_sheet(Sheet(table.columns, table.rows, table.notes))
+
+
+def format_markdown_sheet(sheet: Sheet) -> str:
+    """Return a sheet, best cells in bold, with its notes as a list below."""
+    cells = [
+        [f"**{cell}**" if (row, column) in sheet.bold else cell for column, cell in enumerate(line)]
+        for row, line in enumerate(sheet.rows)
+    ]
+    rows = format_markdown_rows([sheet.column_names, ["---"] * len(sheet.columns), *cells])
+    notes = [f"- {note}" for note in sheet.notes]
     return "\n".join([rows, *(["", *notes] if notes else []), ""])
 
 
 def format_markdown_rows(rows: Iterable[Sequence[str]]) -> str:
     """Return cells as rows of a Markdown table."""
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)
-
-
-def format_latex(results: SweepRows, reference: ReferenceTable | None = None) -> str:
-    """Return the table with booktabs rules between datasets, and its notes as comments."""
-    table = build_table(results, reference)
-    alignment = "".join("r" if column.is_numeric else "l" for column in table.columns)
-    text = [rf"\begin{{tabular}}{{{alignment}}}", r"\toprule", _format_latex_row(table.column_names)]
-    dataset = None
-    for cells in table.rows:
-        if cells[0] != dataset:
-            text.append(r"\midrule")
-        dataset = cells[0]
-        text.append(_format_latex_row(cells))
-    text += [r"\bottomrule", r"\end{tabular}", *(f"% {note}" for note in table.notes)]
-    return "\n".join([*text, ""])
-
-
-def _format_latex_row(cells: Sequence[str]) -> str:
-    escaped = ("".join(LATEX_ESCAPES.get(character, character) for character in cell) for cell in cells)
-    return " & ".join(escaped) + r" \\"
 
 
 # ---- records of rows ----------------------------------------------------------------------------------------------
@@ -136,7 +118,11 @@ def build_records(results: SweepRows, reference: ReferenceTable | None = None) -
 
 def format_csv(results: SweepRows, reference: ReferenceTable | None = None) -> str:
     """Return the records as CSV with numbers in full precision; missing values are empty."""
-    records = build_records(results, reference)
+    return format_csv_records(build_records(results, reference))
+
+
+def format_csv_records(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return records with equal names as CSV with numbers in full precision; missing values are empty."""
     return "".join(map(_format_csv_row, [list(records[0]), *(list(record.values()) for record in records)]))
 
 

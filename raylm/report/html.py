@@ -21,6 +21,8 @@ from raylm.results.rows import DIVERGED, DONE, INTERRUPTED, PENDING, QUEUED, RUN
 from raylm.results.sweep_record import DataRecord, LaunchRecord, SweepRecord
 
 REPORT_FILE = "report.html"
+SELECTION_FILE = "report-selection.html"
+"""File of a report of selected rows or columns."""
 
 NEXT_RUN_NOTES = {
     INTERRUPTED: "the next run resumes it from its last checkpoint",
@@ -77,21 +79,34 @@ class Section:
         return len(self.plots) == 1 and not self.plots[0].is_wide
 
 
-def write_html(results: SweepRows, reference: ReferenceTable | None = None) -> str:
+def write_html(
+    results: SweepRows,
+    reference: ReferenceTable | None = None,
+    *,
+    table: Table | None = None,
+    name: str = REPORT_FILE,
+) -> str:
     """Write report.html into the results folder, unless it is up to date; return its location.
 
     Args:
         results: rows of any status.
         reference: table to compare with; None: the one packaged with raylm.
+        table: table of the page; None: that of the rows.
+        name: name of the file.
     """
-    text = render_html(results, reference or load_reference())
-    if not results.storage.has_text(REPORT_FILE, text):
-        results.storage.write(REPORT_FILE, text)
-    return results.storage.uri_of(REPORT_FILE)
+    text = render_html(results, reference or load_reference(), table=table)
+    if not results.storage.has_text(name, text):
+        results.storage.write(name, text)
+    return results.storage.uri_of(name)
 
 
 def render_html(
-    results: SweepRows, reference: ReferenceTable | None = None, template_name: str = "report.html", **context: object
+    results: SweepRows,
+    reference: ReferenceTable | None = None,
+    template_name: str = "report.html",
+    *,
+    table: Table | None = None,
+    **context: object,
 ) -> str:
     """Return the page; the same results folder gives the same text.
 
@@ -99,11 +114,12 @@ def render_html(
         results: rows of any status.
         reference: table to compare with; None: no comparison.
         template_name: the report's template, or one that extends it.
+        table: table of the page; None: that of the rows.
         context: further variables of the template.
     """
     record = results.record or SweepRecord(results.storage.name, [])
     precision = results.launches[-1].precision if results.launches else "auto"
-    table = build_table(results, reference)
+    table = table or build_table(results, reference)
     return render_template(
         template_name,
         name=record.name,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raylm.config.sweep import Sweep
@@ -22,7 +22,9 @@ SUMMED_FIELDS = ("tokens", "steps", "flops", "checkpoint_bytes", "estimated_seco
 """Numbers of a trial's plan that are summed over trials."""
 
 
-def format_report_json(results: SweepRows, reference: ReferenceTable | None = None) -> str:
+def format_report_json(
+    results: SweepRows, reference: ReferenceTable | None = None, records: Sequence[Mapping[str, Any]] | None = None
+) -> str:
     """Return the rows with the columns of results.csv, their count by status, and the best run of each dataset.
 
     `swept` names the fields that vary, `best_by` the loss that the rows of a dataset are ranked by; `notes` are those
@@ -31,7 +33,7 @@ def format_report_json(results: SweepRows, reference: ReferenceTable | None = No
     return _dump_json(
         {
             "results": results.storage.uri,
-            "rows": formats.build_records(results, reference),
+            "rows": formats.build_records(results, reference) if records is None else list(records),
             "swept": list_varying_fields(row.config for row in results.rows),
             "counts": {status: results.count(status) for status in STORED_STATUSES},
             "best": {dataset: row.config.run_name for dataset, row in results.best_by_dataset.items()},

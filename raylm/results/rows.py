@@ -94,6 +94,8 @@ class SweepRows:
     """Rows in the order of the sweep file."""
     record: SweepRecord | None = None
     """Content of sweep.json when the rows were read; None before the first launch."""
+    is_ordered: bool = False
+    """True if the rows are in the order to show, as after a selection."""
 
     @property
     def launches(self) -> list[LaunchRecord]:

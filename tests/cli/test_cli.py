@@ -182,12 +182,13 @@ RUN_FLAGS = (
         ([], "--version --install-completion --show-completion --help"),
         (["run"], RUN_FLAGS),
         (["plan"], "--storage --set --gpu --price-per-hour --json --help"),
-        (["report"], "--format --reference --json --help"),
+        (["report"], "--format --reference --columns --where --sort --top --pivot --json --help"),
+        (["figures"], "--format --help"),
         (["evaluate"], "--context-lengths --split --help"),
         (["generate"], "--prompt --run --max-new-tokens --temperature --seed --help"),
         (["export"], "--run --dataset --license --push --public --help"),
     ],
-    ids=["raylm", "run", "plan", "report", "evaluate", "generate", "export"],
+    ids=["raylm", "run", "plan", "report", "figures", "evaluate", "generate", "export"],
 )
 def test_help_names_every_flag_and_no_other(verb: list[str], flags: str) -> None:
     done = run_raylm([*verb, "--help"])

@@ -144,20 +144,3 @@ def test_summary_counts_stopped_rows(results: SweepRows) -> None:
     again = load_results(results.storage.uri)
     assert formats.format_summary(again) == "5 rows: 1 done, 1 stopped, 1 diverged, 1 failed, 1 remaining"
     assert f"- {INTERRUPTED.run_name} stopped: it is not among the best third" in formats.format_markdown(again)
-
-
-def test_latex_is_a_booktabs_table_with_escaped_text(results: SweepRows) -> None:
-    config = TrialConfig.from_record({"dataset": "50%_of_a&b.txt", "model": "c\\d"})
-    rows = [*results.rows[:2], *load_rows(results.storage, [config]).rows]
-    lines = formats.format_latex(SweepRows(results.storage, rows)).splitlines()
-    assert lines[0] == r"\begin{tabular}{lrlrrrrrrrrl}"
-    assert [line for line in lines if line.startswith("\\") and "tabular" not in line] == (
-        [r"\toprule", r"\midrule", r"\midrule", r"\midrule", r"\bottomrule"]
-    )
-    done = r"wikitext2 & 512 & gpt2-xl & 8 & 5e-05 & 0.1 & 3 & 2.69 & 2.52 & 2.87 & 1"
-    assert rf"{done} & {DONE.run_name} \\" in lines
-    assert any(
-        line.startswith(r"50\%\_of\_a\&b.txt & 1024 & c\textbackslash{}d & 8 & 5e-05 & default & 0 & -- &")
-        for line in lines
-    )
-    assert lines[-1] == "% imdb-gpt2-256x64-lr0.5-c0ad266f5f diverged: the loss of step 17 is not finite"

@@ -14,10 +14,11 @@ from sample_rows import sample_row
 from raylm.config.trial import TrialConfig
 from raylm.report.advice import build_advice
 from raylm.report.figures.build import build_figures
-from raylm.report.formats import format_csv, format_latex, format_markdown
+from raylm.report.formats import format_csv, format_markdown
 from raylm.report.html import write_html
 from raylm.report.importance import compute_importances
 from raylm.report.json_output import format_report_json
+from raylm.report.latex import format_latex
 from raylm.report.reference import load_reference
 from raylm.report.tables.table import build_table
 from raylm.results.data_record import DataRecord, describe_data

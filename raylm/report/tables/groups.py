@@ -42,7 +42,12 @@ class SeedGroup:
 
 
 def sort_rows(results: SweepRows) -> list[Row]:
-    """Return the rows ordered by dataset, model size, context length and batch size, ties as in the sweep."""
+    """Return the rows ordered by dataset, model size, context length and batch size, ties as in the sweep.
+
+    Rows that are ordered already stay so.
+    """
+    if results.is_ordered:
+        return list(results.rows)
     datasets = list(dict.fromkeys(row.config.dataset for row in results.rows))
     models = [*MODELS, *dict.fromkeys(row.config.model for row in results.rows if row.config.model not in MODELS)]
 
