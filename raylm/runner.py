@@ -20,7 +20,7 @@ from raylm.monitor.console import Console
 from raylm.monitor.state import SweepMonitor
 from raylm.monitor.trackers.dispatcher import TrackerPool
 from raylm.monitor.trackers.options import TrackerOptions, resolve
-from raylm.planning import plan
+from raylm.planning import plan, totals
 from raylm.planning.disk_space import check_disk_space
 from raylm.report import formats
 from raylm.report.advice import build_advice
@@ -32,7 +32,6 @@ from raylm.results.lock import lock
 from raylm.results.open_storage import open_first_given, open_storage
 from raylm.results.rows import DONE, FAILED, SweepRows
 from raylm.results.storage import Storage
-from raylm.units import pluralize
 
 if TYPE_CHECKING:
     from raylm.tuning.prepare import PreparedInputs
@@ -178,15 +177,16 @@ class _Run:
             sweep_record.write(self._storage, replace(record, trials=trials))
 
     def _print_summary(self) -> None:
-        sweep, remaining = self._sweep, f"{self._num_remaining:,} remaining"
-        if sweep.search is None:
-            num_trials = len(self._results.rows)
-            duplicates = sweep.grid_size - num_trials
-            note = f" ({pluralize(duplicates, 'duplicate')} removed)" if duplicates else ""
-            self._console.print_note(f"sweep {sweep.name}: {pluralize(num_trials, 'trial')}{note}, {remaining}")
-        else:
-            trials = pluralize(sweep.num_samples or 0, "trial")
-            self._console.print_note(f"sweep {sweep.name}: {trials} by {sweep.search_name}, {remaining}")
+        self._console.print_note(totals.describe_trials(self._sweep, len(self._results.rows), self._num_remaining))
+        self._print_plan()
+
+    def _print_plan(self) -> None:
+        """Show what the launch costs, as far as it is known here."""
+        is_here = self._options.address in (None, "local") and not os.environ.get("RAY_ADDRESS")
+        with self._console.show_spinner("estimating time and memory"):
+            lines = totals.describe_launch(self._sweep, self._unfinished, self._num_remaining, is_here=is_here)
+        for line in lines:
+            self._console.print_note(line)
 
     def _prepare(self) -> PreparedInputs:
         """Return the inputs of the trials, and show how much there is to train on.
@@ -206,7 +206,7 @@ class _Run:
             console.print_note(f"{spec} in {model}'s tokens: {'; '.join(splits)}")
         if self._sweep.search is None:
             sizes = [len(prepared.corpora[trial.corpus_key].train.tokens) for trial in self._unfinished]
-            console.print_note(plan.format_work(self._unfinished, sizes))
+            console.print_note(totals.format_work(self._unfinished, sizes))
         check_disk_space(self._unfinished or trials, self._num_remaining, self._storage)
         return prepared
 

@@ -97,7 +97,8 @@ def plan(
     with exit_codes():
         from raylm.config.sweep_file import load_sweep
         from raylm.planning import throughput
-        from raylm.planning.plan import describe_prepared_data, plan_trials, planned_trials, summary_lines
+        from raylm.planning.plan import describe_prepared_data, plan_trials, planned_trials
+        from raylm.planning.totals import summary_lines
         from raylm.results.folder import find_results
         from raylm.runner import resolve_storage
 

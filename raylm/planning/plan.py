@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -18,7 +17,6 @@ from raylm.planning.throughput import Placement
 from raylm.results.data_record import DataRecord, describe_data
 from raylm.results.progress import MicroBatching, Progress
 from raylm.results.rows import SweepRows
-from raylm.units import GIB, format_duration, pluralize
 
 COST_FIELDS = ("dataset", "model", "context_length", "batch_size", "epochs", "max_train_tokens", "optimizer")
 """Fields of a config that the cost of a trial depends on."""
@@ -26,10 +24,6 @@ MAX_REPRESENTATIVE_TRIALS = 1000
 """Limit of trials that are planned for a search's space."""
 BYTES_PER_TOKEN = 4
 """Bytes of English text per token, roughly."""
-LEGEND = (
-    "micro: windows at a time, r with recomputed activations; GiB: peak memory of the device; disk: GiB",
-    "~ estimated; ? not known before model and dataset are fetched",
-)
 
 
 @dataclass(frozen=True)
@@ -184,110 +178,3 @@ def representative_trials(sweep: Sweep) -> list[TrialConfig]:
 def planned_trials(sweep: Sweep, results: SweepRows) -> list[TrialConfig]:
     """Return the trials of the rows, and those that span what a search may still suggest."""
     return [*(row.config for row in results.rows), *representative_trials(sweep)]
-
-
-def summary_lines(
-    sweep: Sweep,
-    plans: Sequence[TrialPlan | None],
-    remaining: Sequence[TrialPlan | None],
-    placement: Placement | None,
-    price_per_hour: float | None,
-) -> list[str]:
-    """Return the lines below the table of a plan.
-
-    Args:
-        sweep: the sweep.
-        plans: plans of all trials; of a search, of those suggested so far.
-        remaining: plans of unfinished trials.
-        placement: devices of a trial; None if they are unknown.
-        price_per_hour: price of a GPU, or of a machine without one, per hour.
-    """
-    lines = []
-    if plans:
-        lines.append(f"{pluralize(len(plans), 'trial')}, {len(remaining)} remaining: {_format_totals(remaining)}")
-    if sweep.num_samples is not None:
-        finished = f"{len(plans) - len(remaining)} finished"
-        trials = pluralize(sweep.num_samples, "trial")
-        lines.append(f"search of {trials}, {finished}; each is suggested from earlier results")
-    if placement is None:
-        return [*lines, "no known GPU for these trials in this machine: --gpu NAME shows memory and time on one"]
-    if sweep.num_samples is not None:
-        representative = plan_trials(representative_trials(sweep), placement)
-        lines.append(_format_search_time(representative, sweep, placement, price_per_hour))
-    elif remaining:
-        lines.append(_format_time(remaining, placement, price_per_hour))
-    return [*lines, f"on {placement}", *(LEGEND if plans else [])]
-
-
-def _format_totals(plans: Sequence[TrialPlan | None]) -> str:
-    """Return the tokens, steps, FLOPs and disk space of these trials together."""
-    known = [plan for plan in plans if plan is not None]
-    if plans and not known:
-        return "the amount of work is not known yet"
-    about = "" if len(known) == len(plans) and all(plan.is_exact for plan in known) else "about "
-    text = f"{about}{sum(plan.tokens for plan in known):,} tokens in {sum(plan.steps for plan in known):,} steps"
-    flops = _sum_or_none(plans, lambda plan: plan.flops)
-    disk_bytes = _sum_or_none(plans, lambda plan: plan.checkpoint_bytes)
-    if flops is not None and disk_bytes is not None:
-        text += f", {flops / 1e15:,.3g} PFLOPs, {disk_bytes / GIB:,.1f} GiB on disk"
-    return text
-
-
-def _format_time(plans: Sequence[TrialPlan | None], placement: Placement, price_per_hour: float | None) -> str:
-    """Return the time of these trials together, their device-hours and the price."""
-    seconds = _sum_or_none(plans, lambda plan: plan.amortized_seconds)
-    device_seconds = _sum_or_none(plans, lambda plan: plan.device_seconds)
-    if seconds is None or device_seconds is None:
-        return "the time is not known yet"
-    longest = max((plan.seconds or 0.0 for plan in plans if plan), default=0.0)
-    text = f"~{format_duration(max(longest, seconds))} of training"
-    concurrent = {plan.placement.concurrent_trials for plan in plans if plan and plan.placement}
-    if max(concurrent) > 1:
-        text += f", {' to '.join(map(str, sorted({min(concurrent), max(concurrent)})))} at a time"
-    return f"{text}; {_format_device_hours(device_seconds, placement, price_per_hour)}"
-
-
-def _format_search_time(
-    plans: Sequence[TrialPlan | None], sweep: Sweep, placement: Placement, price_per_hour: float | None
-) -> str:
-    """Return the time of a search: the range of its representative trials, and their mean times its samples."""
-    known = [plan for plan in plans if plan is not None and plan.seconds is not None and plan.placement is not None]
-    if not known or len(known) < len(plans):
-        return "the time of its trials is not known yet"
-    samples, times = sweep.num_samples or 0, [plan.seconds or 0.0 for plan in known]
-    shortest, longest = format_duration(min(times)), format_duration(max(times))
-    each = f"~{shortest}" if shortest == longest else f"~{shortest} to ~{longest}"
-    concurrent = [min(plan.placement.concurrent_trials, samples) for plan in known if plan.placement]
-    total = statistics.fmean(time / number for time, number in zip(times, concurrent, strict=True)) * samples
-    device_seconds = statistics.fmean(plan.device_seconds or 0.0 for plan in known) * samples
-    text = (
-        f"training takes {each} per trial, ~{format_duration(total)} for {pluralize(samples, 'trial')} of mean length"
-    )
-    text += f"; {_format_device_hours(device_seconds, placement, price_per_hour)}"
-    return text + ("; less if trials are stopped early" if sweep.scheduler is not None else "")
-
-
-def _format_device_hours(device_seconds: float, placement: Placement, price_per_hour: float | None) -> str:
-    """Return GPU-hours or machine-hours, and their price."""
-    hours = device_seconds / 3600
-    unit = "GPU-hours" if placement.device.type == "cuda" else "machine-hours"
-    cost = "" if price_per_hour is None else f", ~{hours * price_per_hour:,.2f} at {price_per_hour:,.2f} per hour"
-    return f"~{hours:,.{2 if hours < 10 else 0}f} {unit}{cost}"
-
-
-def _sum_or_none(plans: Sequence[TrialPlan | None], key: Callable[[TrialPlan], float | None]) -> float | None:
-    """Return the sum over all plans, or None if any value is unknown."""
-    values = [key(plan) if plan is not None else None for plan in plans]
-    return None if None in values else sum(value for value in values if value is not None)
-
-
-def format_work(trials: Sequence[TrialConfig], train_tokens: Sequence[int]) -> str:
-    """Return the training work of trials as one line.
-
-    Args:
-        trials: trials that will run.
-        train_tokens: size of each one's train split, in tokens.
-    """
-    planned = [plan_trial(trial, size) for trial, size in zip(trials, train_tokens, strict=True)]
-    tokens, steps = sum(trial.tokens for trial in planned), sum(trial.steps for trial in planned)
-    return f"to train on: {tokens:,} tokens in {steps:,} optimizer steps"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ray import tune
@@ -13,8 +15,10 @@ from raylm.config.catalog import MODELS, ModelShape
 from raylm.config.dataset import DatasetSpec
 from raylm.data.preparation import prepare
 from raylm.planning import throughput
-from raylm.planning.plan import plan_trial, plan_trials, summary_lines
+from raylm.planning.devices import Device
+from raylm.planning.plan import plan_trial, plan_trials
 from raylm.planning.throughput import Placement
+from raylm.planning.totals import describe_launch, describe_trials, summary_lines
 from raylm.results.progress import MicroBatching
 from raylm.training import models
 from raylm.training.train import finetune
@@ -110,3 +114,32 @@ def test_plan_of_a_search_spans_its_shortest_to_its_longest_trial() -> None:
     assert second.startswith(f"training takes ~{format_duration(short)} to ~{format_duration(long)} per trial, ~")
     assert " for 10 trials of mean length; " in second
     assert second.endswith("less if trials are stopped early")
+
+
+def test_launch_begins_with_time_memory_and_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    placement = place_on("4xa100")
+    monkeypatch.setattr(throughput, "find_placement", lambda *arguments: placement)
+    sweep = Sweep(name="s", space={"dataset": "wikitext2", "model": "gpt2", "batch_size": tune.grid_search([8, 16])})
+    work, time = describe_launch(sweep, sweep.trials(), 2, is_here=True)
+    assert re.fullmatch(r"plan: about [\d,]+ tokens in .* GiB on disk, up to \d+\.\d GiB of memory per trial", work)
+    assert re.fullmatch(r"plan: ~[\d.]+ (s|min) of training, 4 at a time; ~[\d.]+ GPU-hours; on A100", time)
+    assert describe_launch(sweep, sweep.trials(), 2, is_here=False) == [work.split(", up to")[0]]
+    assert describe_trials(sweep, 2, 1) == "sweep s: 2 trials, 1 remaining"
+
+
+@pytest.mark.parametrize("search", [None, "random"])
+def test_launch_of_more_than_a_day_says_what_makes_it_shorter(
+    search: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu = Placement(Device("a CPU", None, 0.5, 20, 64, "cpu"), 1.0, 1, "float32")
+    find = throughput.find_placement
+    monkeypatch.setattr(throughput, "find_placement", lambda *given: find(*given) if len(given) == 3 else cpu)
+    values = ["gpt2", "gpt2-xl"]
+    models = tune.choice(values) if search else tune.grid_search(values)
+    options: dict[str, Any] = {"search": search, "num_samples": 20} if search else {}
+    sweep = Sweep(name="s", space={"dataset": "imdb", "model": models}, **options)
+    line = describe_launch(sweep, [] if search else sweep.trials(), 20 if search else 2, is_here=True)[-1]
+    limit, gpu, model = line.removeprefix("plan: more than a day; shorter with ").split(", or ")
+    assert re.fullmatch(r"--set max_train_tokens=\d+000 for a first look \(~[\d.]+ (min|h)\)", limit)
+    assert re.fullmatch(r"one rtx-4090 \(~[\d.]+ (min|h|d); `raylm plan FILE --gpu rtx-4090`\)", gpu)
+    assert re.fullmatch(r"a smaller model than gpt2-xl, which takes \d\d % of the time", model)
