@@ -58,7 +58,14 @@ class Worker:
             env={**ENVIRONMENT, **os.environ, "PYTHONPATH": os.pathsep.join(path)},
             start_new_session=True,  # processes that a measurement starts end with it
         )
-        self.environment: dict[str, Any] = self._read(START_SECONDS).get("environment", {})
+        self._first = self._read(START_SECONDS)
+        self.environment: dict[str, Any] = self._first.get("environment", {})
+
+    @property
+    def problem(self) -> str:
+        """Reason for which it cannot measure; empty if it can."""
+        unknown = "" if self.environment else "the measuring process ended at its start; its message is above"
+        return str(self._first.get("problem", unknown))
 
     def measure(self, part: Part, case: Case, limit: float) -> dict[str, Any]:
         """Return the measurement of a case, failed if the process ends or reaches the limit in seconds."""
@@ -126,8 +133,10 @@ def run_cases(todo: Todo, records: Records, options: dict[str, Any], *, retry: b
 def _start(options: dict[str, Any]) -> Worker:
     """Return a new process that measures, which has found the device."""
     worker = Worker(options)
-    if not worker.environment:
-        raise SystemExit("the measuring process ended at its start; its message is above")
+    if worker.problem:
+        worker.close()
+        print(f"--device {options['device']}: {worker.problem}", file=sys.stderr)
+        raise SystemExit(2)
     return worker
 
 

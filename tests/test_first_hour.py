@@ -121,8 +121,22 @@ def test_failed_and_killed_measurements_are_recorded_and_the_next_one_runs(
     assert results["card", part.cases[1].name]["status"] == "done"
 
 
+def test_machine_without_a_gpu_is_refused_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(SystemExit) as exited:
+        load("first_hour").main(["--device", "cuda", "--out", str(tmp_path / "measured.json")])
+    assert exited.value.code == 2
+    assert "--device cuda: torch" in capfd.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.nightly
-def test_two_processes_share_a_device(tmp_path: Path) -> None:
+@pytest.mark.ray
+def test_two_processes_and_two_trials_share_a_device(tmp_path: Path) -> None:
     file = tmp_path / "measured.json"
-    assert run(file, "sharing") == 0
-    assert all(m["values"]["tokens/s, two together"] > 0 for m in read(file).values())
+    assert run(file, *SLOW_PARTS) == 0
+    *processes, sweep = read(file).values()
+    assert all(m["values"]["tokens/s, two together"] > 0 for m in processes)
+    assert sweep["values"]["at the same time"] == "yes"

@@ -50,7 +50,10 @@ class Records:
         lines = ["# The first hour on a GPU", ""]
         for number, environment in enumerate(self.environments):
             own = [m for m in self.measurements if m["environment"] == number]
-            lines += [f"## {environment['device']}", "", describe_environment(environment), ""]
+            simulated = (
+                ", simulated: its losses and times are not those of a card" if environment.get("simulated") else ""
+            )
+            lines += [f"## {environment['device']}{simulated}", "", describe_environment(environment), ""]
             for part in PARTS:
                 order = {case.name: number for number, case in enumerate(part.cases)}
                 rows = [m for m in own if m["part"] == part.name]

@@ -1,6 +1,6 @@
 """Process that measures: reads cases from standard input, writes an event for each to standard output, as JSON.
 
-The first event describes the environment. It says so if the GPU has failed in
+The first event describes the environment, or the reason for which there is no GPU. It says so if the GPU has failed in
 this process.
 """
 
@@ -25,6 +25,7 @@ from first_hour_parts.plan import Case, Part, find_part
 from first_hour_parts.setup import REPOSITORY, NotMeasuredError, Setup
 from raylm.errors import is_out_of_memory
 from raylm.planning.devices import cpu_name
+from raylm.training.device import inspect_gpus
 
 MESSAGE_LENGTH = 300
 PACKAGES = ("transformers", "triton", "liger-kernel", "ray")
@@ -112,6 +113,9 @@ def main() -> None:
     os.dup2(2, 1)  # whatever libraries print is no event
     options = json.loads(sys.argv[1])
     setup = Setup(options["device"], options["tiny"])
+    if setup.device == "cuda" and (problem := inspect_gpus().problem):
+        print(json.dumps({"problem": problem}), file=events)
+        return
     setup.prepare()
     print(json.dumps({"environment": describe(setup)}), file=events)
     for line in sys.stdin:
