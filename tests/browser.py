@@ -44,6 +44,28 @@ class Page:
             elif message["method"] in ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded"):
                 self.console_errors.append(str(message["params"]))
 
+    async def evaluate(self, code: str) -> Any:
+        """Return the value of an expression of JavaScript, which JSON can represent."""
+        answer = await self.send_command("Runtime.evaluate", expression=code, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    async def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
+        """Press the mouse at a point, in CSS pixels, move it to another one, and release it."""
+        for kind, (x, y) in (("mousePressed", start), ("mouseMoved", end), ("mouseReleased", end)):
+            await self.send_command(
+                "Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1, clickCount=1
+            )
+
+    async def move_mouse(self, x: float, y: float) -> None:
+        """Move the mouse to a point, in CSS pixels."""
+        await self.send_command("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+
+    async def press_key(self, key: str) -> None:
+        """Press and release a key of the keyboard, such as `Enter`."""
+        for kind in ("keyDown", "keyUp"):
+            await self.send_command("Input.dispatchKeyEvent", type=kind, key=key, code=key)
+
     async def read_text(self, selector: str = "body") -> str:
         """Return the visible text of an element."""
         code = f"document.querySelector({selector!r}).innerText"

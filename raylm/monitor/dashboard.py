@@ -37,7 +37,7 @@ MAX_RENDER_FRACTION = 0.2
 """Maximum fraction of time spent on drawing figures: trials may train on the same processor."""
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'nonce-{nonce}'; connect-src 'self'; "
-    "style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+    "style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 )
 SECURITY_HEADERS = {
     "Cache-Control": "no-store",

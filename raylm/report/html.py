@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from raylm.config.sweep_file import format_sweep_file
 from raylm.report import formats
 from raylm.report.advice import build_advice
-from raylm.report.plots import gallery, style
+from raylm.report.page_rows import build_page_rows, find_detail_column
+from raylm.report.plots import gallery, inline, style
 from raylm.report.reference import ReferenceTable, load_reference
 from raylm.report.tables.cells import RISING_LOSS
 from raylm.report.tables.groups import sort_rows
@@ -20,7 +21,7 @@ from raylm.report.tables.table import Table, build_table
 from raylm.results.rows import DIVERGED, DONE, INTERRUPTED, PENDING, QUEUED, RUNNING, SweepRows
 from raylm.results.sweep_record import DataRecord, LaunchRecord, SweepRecord
 
-REPORT_FILE = "report.html"
+REPORT_FILE = REPORT_TEMPLATE = "report.html"
 SELECTION_FILE = "report-selection.html"
 """File of a report of selected rows or columns."""
 
@@ -56,19 +57,19 @@ DEFINITION_COLUMNS = {"nats per byte": "nats per byte", "val at": "val at", "n, 
 
 @dataclass(frozen=True)
 class Plot:
-    """Panel as an image of the page."""
+    """Panel as an element of the page."""
 
-    data_url: str
-    """SVG as a `data:` URL."""
-    alt_text: str
+    svg: str
+    """SVG element."""
     is_wide: bool = False
-    """True if the image takes the full width of the page."""
+    """True if the plot takes the full width of the page."""
 
 
 @dataclass(frozen=True)
 class Section:
     """Figure of one or more panels."""
 
+    name: str
     title: str
     caption: str
     plots: tuple[Plot, ...]
@@ -103,7 +104,7 @@ def write_html(
 def render_html(
     results: SweepRows,
     reference: ReferenceTable | None = None,
-    template_name: str = "report.html",
+    template_name: str = REPORT_TEMPLATE,
     *,
     table: Table | None = None,
     **context: object,
@@ -125,7 +126,9 @@ def render_html(
         name=record.name,
         summary=formats.format_summary(results),
         columns=table.columns,
-        rows=list(zip(table.rows, table.is_best, strict=True)),
+        rows=build_page_rows(table, formats.build_records(results, reference)),
+        detail_column=find_detail_column(table.columns),
+        has_files=template_name == REPORT_TEMPLATE,
         best_by=_format_measures(results),
         precisions=_format_precisions(results),
         advice=build_advice(results),
@@ -188,13 +191,20 @@ def _select_definitions(table: Table) -> dict[str, str]:
 def build_sections(exhibits: Iterable[gallery.Exhibit]) -> list[Section]:
     """Return the figures, drawn."""
     return [
-        Section(exhibit.title, exhibit.caption, tuple(_render_plot(panel.draw()) for panel in exhibit.panels))
+        Section(
+            exhibit.name,
+            exhibit.title,
+            exhibit.caption,
+            tuple(
+                _render_plot(panel.draw(), f"{exhibit.name}-{number}") for number, panel in enumerate(exhibit.panels)
+            ),
+        )
         for exhibit in exhibits
     ]
 
 
-def _render_plot(figure: Figure) -> Plot:
-    return Plot(style.to_data_url(figure), style.get_alt_text(figure), figure.get_figwidth() > style.PAGE.width)
+def _render_plot(figure: Figure, name: str) -> Plot:
+    return Plot(inline.to_inline_svg(figure, name), figure.get_figwidth() > style.PAGE.width)
 
 
 # ---- launches -----------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -51,15 +52,21 @@ def test_page_is_well_formed_and_self_contained(results: SweepRows) -> None:
     assert [row.status for row in results.rows] == [DONE, DONE, DIVERGED, INTERRUPTED, FAILED, PENDING]
     html = render_html(results)
     reader = PageReader(html)
-    assert not {"script", "link", "iframe", "object"} & set(reader.tags)
-    assert reader.tags.count("img") == len(reader.urls) == 5
-    assert all(url.startswith("data:image/svg+xml;base64,") for url in reader.urls)
-    assert "url(" not in html and "@import" not in html and "http" not in html
+    assert not {"link", "iframe", "object", "img"} & set(reader.tags)
+    assert reader.tags.count("script") == 1 and "src=" not in html
+    assert reader.tags.count("svg") == 5
+    ids = re.findall(r' id="([^"]*)"', html)
+    assert len(ids) == len(set(ids))
+    references = {*re.findall(r"url\(#([^)]*)\)", html), *re.findall(r'xlink:href="#([^"]*)"', html)}
+    assert references and references <= set(ids)
+    assert "url(h" not in html and "@import" not in html
+    assert set(re.findall(r"https?://[^\" ]*", html)) <= {"http://www.w3.org/1999/xlink", "http://www.w3.org/2000/svg"}
+    assert all(not url.startswith(("http", "//")) for url in reader.urls)
 
 
 def test_names_are_escaped(results: SweepRows) -> None:
     reader = PageReader(render_html(results))
-    assert "b" not in reader.tags and "script" not in reader.tags
+    assert "b" not in reader.tags and reader.tags.count("script") == 1
     assert MODEL in reader.text and "RuntimeError: <script>alert(1)</script>" in reader.text
 
 
@@ -118,7 +125,7 @@ def test_page_of_one_row_of_any_status(tmp_path: Path, status: str) -> None:
     results = write_record(tmp_path, [trial])
     assert results.rows[0].status == status
     reader = PageReader(render_html(results))
-    assert reader.tags.count("img") == (3 if status in (DONE, INTERRUPTED, DIVERGED) else 0)
+    assert reader.tags.count("svg") == (3 if status in (DONE, INTERRUPTED, DIVERGED) else 0)
     assert "No launch is recorded." in reader.text
 
 

@@ -9,7 +9,18 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from raylm.report.figures.panels import BarChart
-from raylm.report.plots.style import COLORS, GRAY, PAGE, Layout, choose_time_unit, new_figure, style_context, wrap
+from raylm.report.plots.style import (
+    COLORS,
+    GRAY,
+    INK,
+    PAGE,
+    Layout,
+    choose_time_unit,
+    mark_trials,
+    new_figure,
+    style_context,
+    wrap,
+)
 
 BAR_HEIGHT = 0.2
 """Height per bar, inches."""
@@ -41,9 +52,11 @@ def _plot_bar_chart(chart: BarChart, layout: Layout, alt_text: str, xlabel: str,
         figure, axes = new_figure(alt_text, width, 0.9 + BAR_HEIGHT * len(values))
         digits = max(0, 2 - math.floor(math.log10(max(values))))
         bars = axes.barh(range(len(values)), values, height=0.62, color=COLORS[0])
+        for number, (bar, run) in enumerate(zip(bars, chart.runs, strict=False)):
+            mark_trials(bar, number, [[run]])
         axes.bar_label(bars, [f"{value:,.{digits}f}" for value in values], padding=3)
         labels = [text if len(text) <= limit else text[: limit - 1] + "…" for text in chart.labels]
-        axes.set_yticks(range(len(values)), labels, color="black", fontsize=layout.small_font_size)
+        axes.set_yticks(range(len(values)), labels, color=INK, fontsize=layout.small_font_size)
         axes.set(ylim=(len(values) - 0.4, -0.6), xlim=(0, max(values) * 1.22), xlabel=xlabel)
         title = wrap(chart.legend, layout)
         figure.suptitle(title, x=0.01, horizontalalignment="left", fontsize=layout.small_font_size, color=GRAY)

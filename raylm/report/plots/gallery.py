@@ -78,7 +78,7 @@ def list_exhibits(data: Figures, importances: Sequence[tuple[str, BarChart]] = (
         _exhibit(
             "parallel-coordinates",
             "Parallel coordinates",
-            "Each line is a done trial: the values of all fields that differ, and its val loss; darker is lower.",
+            "Each line is a done trial: the values of all fields that differ, and its val loss; stronger is lower.",
             [(panel.title, panel, partial(plot_parallel_coordinates, panel)) for panel in data.parallel_coordinates],
         ),
         *(

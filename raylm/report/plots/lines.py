@@ -20,6 +20,7 @@ from raylm.report.plots.style import (
     Layout,
     add_legend,
     choose_time_unit,
+    mark_trials,
     new_figure,
     style_context,
     unzip_points,
@@ -46,8 +47,10 @@ def plot_loss_curves(panel: CurvesPanel, layout: Layout = PAGE) -> Figure:
         figure, axes = new_figure(f"Loss curves, {panel.title}", layout.width, layout.height)
         for number, curve in enumerate(panel.curves):
             color, style, marker = COLORS[number], LINE_STYLES[number], MARKERS[number]
-            axes.plot(*unzip_points(curve.train), color=color, linestyle=style, linewidth=0.9, alpha=0.8)
-            axes.plot(*unzip_points(curve.val), color=color, linewidth=0.5, marker=marker, zorder=3)
+            (train,) = axes.plot(*unzip_points(curve.train), color=color, linestyle=style, linewidth=0.9, alpha=0.8)
+            (val,) = axes.plot(*unzip_points(curve.val), color=color, linewidth=0.5, marker=marker, zorder=3)
+            for artist in (train, val):
+                mark_trials(artist, number, [[curve.run]])
             axes.plot([], [], color=color, linestyle=style, marker=marker, label=curve.label)
         low, high = panel.loss_range
         space = 0.04 * (high - low) or 0.1
@@ -71,7 +74,7 @@ def plot_field(panel: FieldPanel, layout: Layout = PAGE) -> Figure:
         for number, line in enumerate(panel.series):
             x, y = unzip_points(line.points)
             style = LINE_STYLES[number] if panel.is_joined else "none"
-            axes.errorbar(
+            artists = axes.errorbar(
                 x,
                 y,
                 yerr=line.intervals if any(line.intervals) else None,
@@ -83,6 +86,7 @@ def plot_field(panel: FieldPanel, layout: Layout = PAGE) -> Figure:
                 elinewidth=0.8,
                 alpha=1 if panel.is_joined else 0.75,
             )
+            mark_trials(artists.lines[0], number, line.runs)
         _set_scale(axes, panel, layout)
         axes.set(title=wrap(panel.title, layout), xlabel=label, ylabel=describe_loss(panel.loss_name))
         axes.margins(0.08)
@@ -135,7 +139,8 @@ def plot_tradeoff(panel: TradeoffPanel, layout: Layout = PAGE) -> Figure:
             x, y = unzip_points(line.points)
             color, marker = COLORS[number], MARKERS[number]
             scaled = [value / size for value in x]
-            axes.plot(scaled, y, color=color, marker=marker, linestyle="none", label=line.label, alpha=0.8)
+            (points,) = axes.plot(scaled, y, color=color, marker=marker, linestyle="none", label=line.label, alpha=0.8)
+            mark_trials(points, number, line.runs)
         axes.set_xscale("log")
         if max(costs) < 30 * min(costs):
             axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))

@@ -8,7 +8,18 @@ from matplotlib.figure import Figure
 
 from raylm.report.figures.grouping import describe_loss
 from raylm.report.figures.panels import HeatMap, ParallelPanel
-from raylm.report.plots.style import GRAY, PAGE, Layout, new_figure, style_context, wrap
+from raylm.report.plots.style import (
+    GRAY,
+    INK,
+    PAGE,
+    PAPER_COLOR,
+    Layout,
+    mark_axis,
+    mark_trials,
+    new_figure,
+    style_context,
+    wrap,
+)
 
 MAX_NARROW_AXES = 4
 """Maximum number of parallel axes in a plot of the usual width."""
@@ -47,8 +58,8 @@ def plot_heat_map(panel: HeatMap, layout: Layout = PAGE) -> Figure:
                     fontsize=layout.small_font_size,
                     fontweight="bold" if loss == low else "normal",
                 )
-        axes.set_xticks([column + 0.5 for column in range(num_columns)], panel.column_labels, color="black")
-        axes.set_yticks([row + 0.5 for row in range(num_rows)], panel.row_labels, color="black")
+        axes.set_xticks([column + 0.5 for column in range(num_columns)], panel.column_labels, color=INK)
+        axes.set_yticks([row + 0.5 for row in range(num_rows)], panel.row_labels, color=INK)
         lowest = f", lowest of {panel.num_trials} trials" if panel.num_trials > 1 else ""
         title = wrap(f"{panel.title}: {describe_loss(panel.loss_name)}{lowest}", layout)
         figure.suptitle(title, fontsize=layout.font_size + 0.5)
@@ -70,10 +81,13 @@ def plot_parallel_coordinates(panel: ParallelPanel, layout: Layout = PAGE) -> Fi
         width = layout.width if len(panel.axes) <= MAX_NARROW_AXES else layout.wide_width
         figure, axes = new_figure(f"Parallel coordinates, {panel.title}", width, layout.height)
         colors = ScalarMappable(Normalize(0, LIGHTEST), COLOR_MAP)
-        for line in sorted(panel.coordinates, key=lambda positions: -positions[-1]):
-            axes.plot(range(len(line)), line, color=colors.to_rgba(line[-1]), linewidth=1.3)  # type: ignore[arg-type]
+        lines = zip(panel.coordinates, panel.runs, strict=True)
+        for number, (line, run) in enumerate(sorted(lines, key=lambda pair: -pair[0][-1])):
+            color = colors.to_rgba(line[-1])  # type: ignore[arg-type]
+            (artist,) = axes.plot(range(len(line)), line, color=color, linewidth=1.3)
+            mark_trials(artist, number, [[run]])
         for position, axis in enumerate(panel.axes):
-            axes.axvline(position, color=GRAY, linewidth=0.7)
+            mark_axis(axes.axvline(position, color=GRAY, linewidth=0.7), position)
             for height, label in axis.ticks:
                 axes.annotate(
                     label,
@@ -82,11 +96,11 @@ def plot_parallel_coordinates(panel: ParallelPanel, layout: Layout = PAGE) -> Fi
                     textcoords="offset points",
                     va="center",
                     fontsize=layout.small_font_size - 0.5,
-                    bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.9, "pad": 0.6},
+                    bbox={"facecolor": PAPER_COLOR, "edgecolor": "none", "alpha": 0.9, "pad": 0.6},
                 )
         names = [axis.name for axis in panel.axes]
         loss = describe_loss(panel.axes[-1].name).replace(" (", "\n(")
-        axes.set_xticks(range(len(names)), [*names[:-1], loss], color="black")
+        axes.set_xticks(range(len(names)), [*names[:-1], loss], color=INK)
         axes.set(title=wrap(panel.title, layout), yticks=[], xlim=(-0.1, len(names) - 0.6), ylim=(-0.06, 1.06))
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0)

@@ -10,21 +10,24 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
+import re
 import textwrap
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# without yellow, which is hard to see on white
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#000000")
 LINE_STYLES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 1)), "-")
 MARKERS = ("o", "s", "^", "D", "v", "X")
-GRAY = "#555555"
+INK, GRAY, GRID, PAPER_COLOR = "#1a1a1a", "#555555", "#dddddd", "#ffffff"
+"""Colors of text, axes, grid and background, which follow the theme of a page."""
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", INK)
+"""Colors of lines: without yellow, which is hard to see on white."""
 
 FILE_FORMATS = ("pdf", "svg", "png")
 METADATA: dict[str, dict[str, None]] = {
@@ -33,6 +36,9 @@ METADATA: dict[str, dict[str, None]] = {
     "png": {"Software": None},
 }
 """Metadata to leave out of files, so that the same plot gives the same bytes."""
+TRIAL_MARK, LEGEND_MARK, AXIS_MARK = "trials:", "legend:", "axis:"
+"""Beginnings of the ids of marked elements in an SVG."""
+MARKED_ID = re.compile(rf' id="(?:{TRIAL_MARK}|{LEGEND_MARK}|{AXIS_MARK})[^"]*"')
 PNG_DPI = 300
 
 
@@ -79,7 +85,10 @@ RC_PARAMS: dict[Any, Any] = {
     "axes.linewidth": 0.7,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "grid.color": "#dddddd",
+    "grid.color": GRID,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
     "grid.linewidth": 0.6,
     "xtick.color": GRAY,
     "ytick.color": GRAY,
@@ -120,16 +129,22 @@ def render(figure: Figure, file_format: str) -> bytes:
         figure: plot.
         file_format: one of `FILE_FORMATS`.
     """
+    content = _save(figure, file_format)
+    return MARKED_ID.sub("", content.decode()).encode() if file_format == "svg" else content
+
+
+def to_svg(figure: Figure, *, with_marks: bool = False) -> str:
+    """Return the SVG of a plot as an element, with or without the ids of marked elements, which are not unique."""
+    text = _save(figure, "svg").decode()
+    text = text[text.index("<svg") :]
+    return text if with_marks else MARKED_ID.sub("", text)
+
+
+def _save(figure: Figure, file_format: str) -> bytes:
     out = io.BytesIO()
     with style_context():
         figure.savefig(out, format=file_format, metadata=METADATA[file_format], dpi=PNG_DPI)
     return out.getvalue()
-
-
-def to_svg(figure: Figure) -> str:
-    """Return the SVG of a plot as an element."""
-    text = render(figure, "svg").decode()
-    return text[text.index("<svg") :]
 
 
 def to_data_url(figure: Figure) -> str:
@@ -145,7 +160,27 @@ def add_legend(figure: Figure, axes: Axes, layout: Layout, title: str, labels: S
         rows = -(-len(labels) // columns) + 1 + title.count("\n")
         figure.set_figheight(figure.get_figheight() + rows * layout.row_height)
         handles, _ = axes.get_legend_handles_labels()
-        figure.legend(handles, labels, title=title, loc="outside lower center", ncols=columns, handlelength=3)
+        legend = figure.legend(handles, labels, title=title, loc="outside lower center", ncols=columns, handlelength=3)
+        for number, (text, handle) in enumerate(zip(legend.get_texts(), legend.legend_handles, strict=True)):
+            for artist in (text, handle):
+                if artist is not None:
+                    artist.set_gid(f"{LEGEND_MARK}{number}")
+
+
+def mark_trials(artist: Artist, number: int, points: Iterable[Sequence[str]]) -> None:
+    """Name the trials that an artist shows, for the script of the page.
+
+    Args:
+        artist: line or bar.
+        number: number of its line in the legend.
+        points: run names of each of its points; of a line that is one trial, a single one.
+    """
+    artist.set_gid(f"{TRIAL_MARK}{number}:" + "|".join(",".join(runs) for runs in points))
+
+
+def mark_axis(artist: Artist, number: int) -> None:
+    """Name an axis of parallel coordinates by its number, for the script of the page."""
+    artist.set_gid(f"{AXIS_MARK}{number}")
 
 
 def wrap(text: str, layout: Layout) -> str:
