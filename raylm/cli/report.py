@@ -21,7 +21,10 @@ FORMAT_SYNONYMS = {"md": "markdown", "tex": "latex", "text": "table", "txt": "ta
 
 
 def report(
-    results_folder: ResultsFolderArgument,
+    results_folders: Annotated[
+        list[str],
+        typer.Argument(metavar="RESULTS...", help="Results folder; several are set side by side, with differences."),
+    ],
     output_format: Annotated[
         str, typer.Option("--format", help="table, markdown, latex, csv, or html, which writes a file.")
     ] = "table",
@@ -53,6 +56,8 @@ def report(
     raylm report runs/imdb-search --where optimizer=adamw --top 5 --columns model,learning_rate,val_loss
 
     raylm report runs/imdb-grid --json | jq .best
+
+    raylm report runs/before runs/after
     """
     with exit_codes():
         from raylm.report.analysis import load_results
@@ -73,14 +78,40 @@ def report(
             tuple(name for name in columns.split(",") if name.strip()),
             pivot,
         )
+        if len(results_folders) > 1:
+            if reference is not None:
+                raise UserError("--reference takes one results folder; got several")
+            _print_comparison(results_folders, options, "json" if as_json else output_format)
+            return
         reference_table = load_reference(reference)
-        results = select(load_results(results_folder), options, reference_table)
+        results = select(load_results(results_folders[0]), options, reference_table)
         if as_json or output_format in TEXT_FORMATS:
             print(format_report(results, "json" if as_json else output_format, options, reference_table), end="")
         elif output_format == "table":
             _print_report(results, options, reference_table)
         else:
             _write_page(results, options, reference_table)
+
+
+def _print_comparison(folders: list[str], options: ReportOptions, output_format: str) -> None:
+    """Print several sweeps side by side.
+
+    Raises:
+        UserError: if an option or format is for one sweep only.
+    """
+    from raylm.monitor.console import Console
+    from raylm.report.analysis import load_results
+    from raylm.report.select.compare import build_comparison_sheet, compare_sweeps
+    from raylm.report.select.output import ReportOptions, format_comparison, select
+    from raylm.report.select.rows import RowSelection
+
+    if output_format == "html" or options != ReportOptions(RowSelection(where=options.rows.where)):
+        raise UserError("--sort, --top, --columns, --pivot and --format html take one results folder; got several")
+    comparison = compare_sweeps([select(load_results(folder), options) for folder in folders])
+    if output_format == "table":
+        Console().print_sheet(build_comparison_sheet(comparison))
+    else:
+        print(format_comparison(comparison, output_format), end="")
 
 
 def _print_report(results: SweepRows, options: ReportOptions, reference: ReferenceTable) -> None:

@@ -120,16 +120,41 @@ def plan(
         Console().print_plan(results, plans, [*notes, *describe_prepared_data(planned_trials(sweep, results))])
 
 
-def ls() -> None:
-    """List the bundled sweeps.
+def ls(
+    storage: Annotated[
+        str | None,
+        typer.Argument(metavar="RUNS", help="Location of results folders, such as runs; default: the bundled sweeps."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the sweeps of RUNS as JSON.")] = False,
+) -> None:
+    """List the bundled sweeps, or the sweeps of a storage with their state.
 
     raylm ls
+
+    raylm ls runs
     """
     with exit_codes():
         from raylm.config.sweep_file import list_bundled_sweeps
         from raylm.monitor.console import Console
 
-        Console().print_listing([(sweep.name, sweep.summary) for sweep in list_bundled_sweeps()])
+        if storage is None:
+            if as_json:
+                raise UserError("--json needs a location of results folders, as in raylm ls runs --json")
+            Console().print_listing([(sweep.name, sweep.summary) for sweep in list_bundled_sweeps()])
+            return
+        import dataclasses
+        import json
+
+        from raylm.monitor import listing
+        from raylm.results.open_storage import open_storage
+
+        sweeps = listing.list_sweeps(open_storage(storage))
+        if not sweeps:
+            raise UserError(f"{storage} has no results folders; expected a location such as runs, with STORAGE/SWEEP")
+        if as_json:
+            print(json.dumps([dataclasses.asdict(sweep) for sweep in sweeps], indent=2, ensure_ascii=False))
+        else:
+            Console().print_sheet(listing.build_listing_sheet(sweeps))
 
 
 def _complete_sweep_names() -> list[str]:

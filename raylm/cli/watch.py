@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from raylm.cli.common import ResultsFolderArgument, exit_codes
+from raylm.errors import UserError
 
 
 def status(
@@ -14,9 +15,11 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Refresh until the sweep ends.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the state as JSON.")] = False,
 ) -> None:
-    """Show the state of a sweep, also from another terminal: running trials, time left, best rows so far.
+    """Show the state of a sweep, or of all that run in a storage: running trials, time left, best rows so far.
 
     raylm status runs/imdb-grid --watch
+
+    raylm status runs
     """
     with exit_codes("the sweep continues"):
         import json
@@ -31,6 +34,8 @@ def status(
         from raylm.report.analysis import load_results
         from raylm.results.heartbeat import HEARTBEAT_SECONDS
 
+        if _show_running(results_folder, watch, as_json):
+            return
         console, results = Console(), load_results(results_folder)
         last = heartbeat.read_heartbeat(results.storage)
         if watch and last and last.is_alive:
@@ -49,6 +54,42 @@ def status(
             summary = [] if alive else [formats.format_summary(results)]
             heartbeat_note = [last.description] if last else []
             console.print_status(state, [*heartbeat_note, *summary, *formats.list_outputs(results)])
+
+
+def _show_running(location: str, watch: bool, as_json: bool) -> bool:
+    """Show the state of each sweep that runs in a storage; return False if the location is not one.
+
+    Raises:
+        UserError: if one sweep has to be chosen.
+    """
+    import json
+
+    import msgspec
+
+    from raylm.monitor import listing
+    from raylm.monitor.console import Console
+    from raylm.monitor.state import idle_state
+    from raylm.results.open_storage import open_storage
+
+    storage = open_storage(location)
+    if listing.is_results_folder(storage) or not (names := listing.find_sweeps(storage)):
+        return False
+    if watch:
+        raise UserError(f"--watch shows one sweep; expected {' or '.join(f'{location}/{name}' for name in names[:3])}")
+    running, console = listing.find_running(storage), Console()
+    states = [(results, last, last.state or idle_state(results)) for results, last in running]
+    if as_json:
+        entries = [
+            {"results": results.storage.uri, "alive": True, "process": last.pid, "host": last.host}
+            | msgspec.to_builtins(state)
+            for results, last, state in states
+        ]
+        print(json.dumps(entries, indent=2))
+        return True
+    for results, last, state in states:
+        console.print_status(state, [f"{results.storage.uri}: {last.description}", ""])
+    console.print_note(f"{len(running)} of {len(names)} sweeps in {location} running; raylm ls {location} lists all")
+    return True
 
 
 def dashboard(

@@ -113,7 +113,7 @@ class Console:
         if columns[-1] != RUN_COLUMN:  # the last column of a fitted table is moved to lines of its own
             columns, rows = [*columns, Column("", is_numeric=False)], [[*cells, ""] for cells in rows]
         self._print_fitted(columns, rows, sheet.best_rows)
-        for note in [*notes, *(["* best"] if sheet.bold else [])]:
+        for note in [*notes, *([f"* {sheet.bold_meaning}"] if sheet.bold else [])]:
             self.print_note(note)
 
     def _print_fitted(

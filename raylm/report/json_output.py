@@ -30,7 +30,7 @@ def format_report_json(
     `swept` names the fields that vary, `best_by` the loss that the rows of a dataset are ranked by; `notes` are those
     below the table.
     """
-    return _dump_json(
+    return dump_json(
         {
             "results": results.storage.uri,
             "rows": formats.build_records(results, reference) if records is None else list(records),
@@ -65,7 +65,7 @@ def format_plan_json(
         for row, trial_plan in zip(results.rows, plans, strict=True)
     ]
     remaining = [costs for row, costs in zip(results.rows, rows, strict=True) if not row.is_finished]
-    return _dump_json(
+    return dump_json(
         {
             "sweep": sweep.name,
             "results": results.storage.uri,
@@ -133,7 +133,8 @@ def _sum_or_none(values: Sequence[Any]) -> Any:
     return None if None in values else sum(values)
 
 
-def _dump_json(content: dict[str, Any]) -> str:
+def dump_json(content: dict[str, Any]) -> str:
+    """Return content as JSON, with null for numbers that are not finite."""
     return json.dumps(_replace_nonfinite(content), indent=2, ensure_ascii=False, allow_nan=False)
 
 

@@ -85,7 +85,8 @@ def format_sheet(sheet: Sheet) -> str:
         lines.append(_format_row(bold))
     lines += [r"\bottomrule", r"\end{tabular}"]
     has_mark = any(RISING_LOSS in cell for cells in sheet.rows for cell in cells)
-    notes = [*sheet.notes, *([f"arrow: {RISING_LOSS} at the end"] if has_mark else [])]
+    meaning = [f"bold: {sheet.bold_meaning}"] if sheet.bold and sheet.bold_meaning != "best" else []
+    notes = [*sheet.notes, *meaning, *([f"arrow: {RISING_LOSS} at the end"] if has_mark else [])]
     return "\n".join([*lines, *(f"% {' '.join(note.split())}" for note in notes), ""])
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from raylm.report import formats, json_output, latex
 from raylm.report.reference import ReferenceTable
 from raylm.report.select.columns import select_columns, select_record_columns
+from raylm.report.select.compare import Comparison, build_comparison_sheet
 from raylm.report.select.paper import build_paper_sheet
 from raylm.report.select.pivot import build_pivot, build_pivot_sheet
 from raylm.report.select.rows import Record, RowSelection, RowsT, select_rows
@@ -97,3 +98,15 @@ def format_report(
     if text_format == "csv":
         return formats.format_csv_records(records)
     return json_output.format_report_json(results, reference, records) + "\n"
+
+
+def format_comparison(comparison: Comparison, text_format: str) -> str:
+    """Return several sweeps side by side as text, in one of `TEXT_FORMATS`."""
+    if text_format == "latex":
+        return latex.format_sheet(build_comparison_sheet(comparison))
+    if text_format == "markdown":
+        return formats.format_markdown_sheet(build_comparison_sheet(comparison))
+    if text_format == "csv":
+        return formats.format_csv_records(comparison.as_records())
+    content = {"sweeps": comparison.labels, "rows": comparison.as_records(), "notes": comparison.notes}
+    return json_output.dump_json(content) + "\n"

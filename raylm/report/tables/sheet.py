@@ -21,6 +21,8 @@ class Sheet:
     """True for each best row whose run name says so; empty if there are no run names."""
     breaks: frozenset[int] = frozenset()
     """Numbers of the rows that begin another dataset."""
+    bold_meaning: str = "best"
+    """Meaning of bold cells."""
     span: tuple[int, str] | None = None
     """Number of the first of the columns that share a heading, up to the last, and the heading."""
 
