@@ -14,11 +14,11 @@ from unittest import mock
 
 import torch
 
-from first_hour_parts.setup import Cell, NotMeasuredError, Setup, build_config, build_corpus
+from first_hour_parts.setup import Cell, Setup, build_config, build_corpus
 from raylm.config.trial import TrialConfig
 from raylm.planning.memory import RUNTIME_BASELINE_BYTES, MemoryModel
 from raylm.results.progress import MicroBatching, StepMetrics
-from raylm.training import trainer
+from raylm.training import train, trainer
 from raylm.training.models import ModelSource
 from raylm.training.options import ExecutionOptions, TrainingHooks
 from raylm.training.step_graph import CudaRecording
@@ -123,33 +123,38 @@ def throughput(setup: Setup, *, cell: str) -> dict[str, Any]:
     }
 
 
-def graph(setup: Setup, *, cell: str, dropout: float = 0.0) -> dict[str, Any]:
-    """Return throughput, memory and losses of a trial whose steps are CUDA graphs, and launched kernel by kernel."""
-    if setup.device != "cuda":
-        raise NotMeasuredError("needs a GPU")
+def graph(setup: Setup, *, cell: str, dropout: float = 0.0, tool: str = "raylm") -> dict[str, Any]:
+    """Return throughput, memory and losses of a trial whose steps are CUDA graphs, and launched kernel by kernel.
+
+    Args:
+        cell: the trial.
+        dropout: its dropout.
+        tool: `raylm`, or `compiled`: as trials of many steps are.
+    """
     sizes = setup.cell(cell)
     config, steps = build_trial(sizes, dropout=dropout), _num_steps(setup, sizes)
+    min_steps = 1 if tool == "compiled" else steps + 1
     values: dict[str, Any] = {}
     losses: list[list[float]] = []
     for name, can_record in (("as a graph", trainer.can_record), ("kernel by kernel", lambda *_: False)):
         setup.clear()
-        with mock.patch.object(trainer, "can_record", can_record), _count_launches() as launch:
+        with (
+            mock.patch.object(train, "MIN_STEPS_TO_COMPILE", min_steps),
+            mock.patch.object(trainer, "can_record", can_record),
+            mock.patch.object(CudaRecording, "launch", autospec=True, side_effect=CudaRecording.launch) as launch,
+        ):
             trial = run_timed(setup, sizes, config, steps)
         losses.append(trial.losses)
         values[name] = {
             "tokens/s": trial.tokens_per_second,
             "steps": steps,
             "launches of a graph": launch.call_count,
+            "s of the whole trial": trial.seconds,
             **setup.peak_gib(),
             "val loss": trial.val_loss,
             "warnings": "; ".join(trial.warnings) or None,
         }
     return {"largest difference of losses": max(abs(a - b) for a, b in zip(*losses, strict=True)), **values}
-
-
-def _count_launches() -> Any:
-    """Return a context manager that counts the launches of recorded steps."""
-    return mock.patch.object(CudaRecording, "launch", autospec=True, side_effect=CudaRecording.launch)
 
 
 def _estimate_tokens_per_second(setup: Setup, cell: Cell, config: TrialConfig, steps: int) -> float | None:
