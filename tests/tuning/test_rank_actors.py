@@ -26,7 +26,10 @@ pytestmark = pytest.mark.ray
 
 @pytest.fixture(scope="module")
 def sweep(small_text: Path) -> Sweep:
-    """Two trials on two GPUs each. At a learning rate of 1e-3, a hundred steps would make 1e-3 of rounding."""
+    """Two trials on two GPUs each. At a learning rate of 1e-3, a hundred steps would make 1e-3 of rounding.
+
+    In bfloat16, products of other shapes round differently: val losses of one and two ranks differ by 2e-5.
+    """
     space = {
         "dataset": str(small_text),
         "context_length": 16,
@@ -34,7 +37,7 @@ def sweep(small_text: Path) -> Sweep:
         "learning_rate": 1e-4,
         "epochs": 4,
     }
-    return Sweep(name="shared", space=space, resources=Resources(gpus=2))
+    return Sweep(name="shared", space=space, precision="float32", resources=Resources(gpus=2))
 
 
 @pytest.fixture(scope="module")
