@@ -60,6 +60,11 @@ def inspect_gpus() -> GpuReport:
     )
 
 
+def choose_device() -> str:
+    """Return the device type of work outside of Ray: `cuda` if torch can use a GPU, else `cpu`."""
+    return "cpu" if inspect_gpus().problem else "cuda"
+
+
 def _explain_missing_gpu(torch_warnings: list[str]) -> str:
     """Return why `torch.cuda.is_available()` is false."""
     version = f"torch {torch.__version__}"

@@ -6,8 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import torch
-
 from raylm.config.trial import TrialConfig
 from raylm.data.corpus import Corpus
 from raylm.data.preparation import load_cached, prepare
@@ -23,7 +21,7 @@ from raylm.results.folder import (
 from raylm.results.rows import DONE, Row, SweepRows
 from raylm.results.sweep_record import RECORD_FILE
 from raylm.training import models
-from raylm.training.device import resolve_precision
+from raylm.training.device import choose_device, resolve_precision
 from raylm.training.validation import validation_loss
 
 if TYPE_CHECKING:
@@ -117,7 +115,7 @@ def _load_best(results: SweepRows, row: Row) -> tuple[PreTrainedModel, str]:
     """Return the best checkpoint's model on this machine's device, and the precision to evaluate it in."""
     with open_best_checkpoint(results, row) as folder:
         model = models.load_pretrained(folder, row.config.run_name)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device()
     model.to(device)
     requested = results.launches[-1].precision if results.launches else "auto"
     return model, resolve_precision("float32" if requested == "float32" else "auto", device)  # may lack bfloat16

@@ -15,6 +15,7 @@ from raylm.errors import UserError
 from raylm.results.folder import open_best_checkpoint
 from raylm.results.rows import Row, SweepRows
 from raylm.training import models
+from raylm.training.device import choose_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -55,7 +56,7 @@ def generate_samples(
     Raises:
         UserError: if a checkpoint is damaged, or the prompt fills the context of a model.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device()
     for row in rows:
         with open_best_checkpoint(results, row) as folder:
             model = models.load_pretrained(folder, row.config.run_name)

@@ -124,6 +124,7 @@ def test_a_gpu_without_kernels_is_not_usable(
     monkeypatch.setattr(torch, "cuda", FakeCuda("Tesla V100-SXM2-16GB", capability, architectures))
     report = device.inspect_gpus()
     assert (report.problem == "") == is_usable == (report.names == ("Tesla V100-SXM2-16GB",))
+    assert device.choose_device() == ("cuda" if is_usable else "cpu")
     if not is_usable:
         assert "no kernels for Tesla V100-SXM2-16GB" in report.problem and "whl/cu126" in report.problem
 
