@@ -177,11 +177,8 @@ class _Run:
             sweep_record.write(self._storage, replace(record, trials=trials))
 
     def _print_summary(self) -> None:
+        """Show the numbers of trials, and what the launch costs as far as it is known here."""
         self._console.print_note(totals.describe_trials(self._sweep, len(self._results.rows), self._num_remaining))
-        self._print_plan()
-
-    def _print_plan(self) -> None:
-        """Show what the launch costs, as far as it is known here."""
         is_here = self._options.address in (None, "local") and not os.environ.get("RAY_ADDRESS")
         with self._console.show_spinner("estimating time and memory"):
             lines = totals.describe_launch(self._sweep, self._unfinished, self._num_remaining, is_here=is_here)
@@ -227,10 +224,13 @@ class _Run:
         sweep_id = (record and record.sweep_id) or secrets.token_hex(4)
         with TrackerPool(self._trackers, self._storage, sweep_id, self._results.rows, console.print_note) as trackers:
             prepared = self._prepare()  # tracker clients load meanwhile
-            with console.show_spinner("starting Ray"):
-                from raylm.tuning.launch import Launch
-            launch = Launch(self._sweep, prepared, self._results, self._options, sweep_id, console.print_note)
-            with launch.connect():
+            with contextlib.ExitStack() as connection:
+                with console.show_spinner("starting Ray"):
+                    from raylm.tuning.launch import Launch
+
+                    results, options = self._results, self._options
+                    launch = Launch(self._sweep, prepared, results, options, sweep_id, console.print_note)
+                    connection.enter_context(launch.connect())
                 with self._open_listeners(prepared, trackers, heartbeat) as listener:
                     self._has_started = True
                     pause_reason = launch.run(listener)

@@ -56,12 +56,17 @@ def run(
     if address and address.startswith(("http://", "https://")):
         _submit_job(address, file, context)
     with exit_codes("run the same command to resume", "finished trials are saved; run the same command to resume"):
-        from raylm import runner
         from raylm.config.sweep_file import load_sweep
-        from raylm.monitor.trackers.options import resolve
+        from raylm.monitor.console import Console
 
+        console = Console(quiet=quiet, keeps_working=True)
+        with console.show_spinner(f"reading {file}", on_terminal_only=True):  # which imports Ray
+            from raylm import runner
+            from raylm.monitor.trackers.options import resolve
+
+            sweep = load_sweep(file, overrides or ())
         result = runner.run(
-            load_sweep(file, overrides or ()),
+            sweep,
             storage=storage,
             retry_failed=retry_failed,
             max_concurrent=max_concurrent,

@@ -79,15 +79,21 @@ class Console:
         open_console(keeps_working=True, stderr=True).print(escape(f"raylm: {text}"))
 
     @contextlib.contextmanager
-    def show_spinner(self, text: str) -> Iterator[None]:
-        """Print a note about a long operation, with a spinner on a terminal while it runs."""
+    def show_spinner(self, text: str, *, on_terminal_only: bool = False) -> Iterator[None]:
+        """Print a note about a long operation, with a spinner on a terminal while it runs.
+
+        Args:
+            text: the note.
+            on_terminal_only: leave it out where the output is a file or a pipe.
+        """
         if self.quiet:
             yield
         elif self.rich_console.is_terminal:
             with self.rich_console.status(escape(text)):
                 yield
         else:
-            self.print_note(text)
+            if not on_terminal_only:
+                self.print_note(text)
             yield
 
     def print_table(self, results: SweepRows, reference: ReferenceTable | None = None) -> None:

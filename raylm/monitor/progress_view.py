@@ -19,7 +19,7 @@ from raylm.events import PAUSING_HINT, TrialListener, format_evaluation
 from raylm.monitor.live_table import MIN_NAME_WIDTH, render_trials, shorten_name
 from raylm.monitor.state import SweepMonitor, SweepState
 from raylm.results.progress import StepMetrics
-from raylm.results.rows import DIVERGED, DONE, FAILED, INTERRUPTED, RUNNING, STOPPED
+from raylm.results.rows import DIVERGED, DONE, FAILED, INTERRUPTED, QUEUED, RUNNING, STOPPED
 from raylm.units import format_duration
 
 STATUS_COLORS = {
@@ -155,6 +155,8 @@ def render_state(state: SweepState, width: int, max_lines: int = 1000) -> Render
         parts.append(table)
         if num_listed < len(state.running):
             parts.append(Text(f"and {len(state.running) - num_listed:,} more", style="dim"))
+    elif QUEUED in state.counts:
+        parts.append(Text("waiting for a trial to start", style="dim"))
     parts.append(_render_total(state))
     for dataset, best in state.best.items():
         prefix = f"best on {dataset}: {best}, "
