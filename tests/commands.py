@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -87,6 +88,12 @@ class Command:
     def hang_up(self) -> None:
         """Send SIGHUP to its process group, as a terminal that is closed does."""
         os.killpg(self.process.pid, signal.SIGHUP)
+
+    def terminate_all(self) -> None:
+        """Send SIGTERM to all recorded processes, as systemd and batch systems do; `timeout` to the process group."""
+        for process in self.processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.terminate()
 
     def kill(self) -> None:
         """Kill the command; Ray's processes must end by themselves."""

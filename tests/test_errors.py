@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from raylm.errors import UserError, escape_control_chars, is_disk_full, one_line, safe_repr, summarize
+from raylm.errors import PauseReason, UserError, escape_control_chars, is_disk_full, one_line, safe_repr, summarize
 
 
 @pytest.mark.parametrize("message", ["", "  ", "\n\n"])
@@ -50,3 +50,10 @@ def test_value_is_printed_short_whatever_it_is() -> None:
 def test_full_disk_is_recognized(error: Exception) -> None:
     assert is_disk_full(error)
     assert not is_disk_full(OSError(errno.EACCES, "Permission denied"))
+
+
+def test_pause_says_what_to_change_before_the_same_command_resumes() -> None:
+    resume = "run the same command to resume"
+    assert PauseReason.INTERRUPTED.next_step == resume
+    assert PauseReason.DISK_FULL.next_step == f"free some space, then {resume}"
+    assert PauseReason.FILE_LIMIT.next_step == f"raise the limit with `ulimit -f unlimited`, then {resume}"

@@ -35,13 +35,10 @@ def exit_codes(interrupt_note: str = "", failure_note: str = "") -> Iterator[Non
     try:
         yield
         sys.stdout.flush()
-    except UserError as error:
+    except (UserError, WorkError) as error:
         gone = f"; {WORKING_FOLDER_GONE}" if is_working_folder_gone() and WORKING_FOLDER_GONE not in str(error) else ""
         Console().print_error(f"{error}{gone}")
-        raise typer.Exit(2) from None
-    except WorkError as error:
-        Console().print_error(str(error))
-        raise typer.Exit(1) from None
+        raise typer.Exit(2 if isinstance(error, UserError) else 1) from None
     except BrokenPipeError:  # as by `| head`: nobody reads on
         discard_output(sys.stdout)
         raise typer.Exit(0) from None

@@ -66,7 +66,7 @@ def connect_ray(address: str | None, verbose: bool) -> Iterator[str | None]:
             options["num_gpus"] = 0  # Ray counts GPUs that torch cannot use, such as Apple's
         machine.prepare_ray_start()
     try:
-        with ray_private.ignore_hangup(), ray_private.end_hanging_start(START_TIMEOUT_SECONDS) as has_hung:
+        with ray_private.shield_processes(), ray_private.end_hanging_start(START_TIMEOUT_SECONDS) as has_hung:
             context = ray.init(address, **options)
     except Exception as error:  # Ray raises errors of many classes while it starts
         if is_local:
@@ -77,6 +77,7 @@ def connect_ray(address: str | None, verbose: bool) -> Iterator[str | None]:
             "--address local to start Ray on this machine"
         ) from error
     try:
+        ray_private.kill_processes_at_shutdown()
         url = context.dashboard_url
         with contextlib.nullcontext() if verbose else ray_private.suppress_raylet_messages():
             yield f"http://{url}" if url else None

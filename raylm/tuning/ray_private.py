@@ -19,6 +19,7 @@ if "error" in os.environ.get("PYTHONWARNINGS", ""):
     del os.environ["PYTHONWARNINGS"]  # Ray's processes would end at the deprecations of their own packages
 
 import psutil
+from ray._private import worker
 from ray._private.accelerators import get_accelerator_manager_for_resource
 from ray._private.services import find_bootstrap_address
 from ray._private.state import state
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 AWS_CREDENTIAL_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
 """Variables that Tune copies from the driver's environment into that of trials (ray/tune/execution/class_cache.py)."""
+SHUTDOWN_SECONDS = 10.0
+"""Time for killed processes to end."""
 RAYLET_MESSAGE_THREAD = "ray_listen_error_messages"
 """Name of the driver's thread that prints messages of raylets (ray/_private/worker.py)."""
 
@@ -119,16 +122,47 @@ class _RayletMessageFilter(io.TextIOBase):
 
 
 @contextlib.contextmanager
-def ignore_hangup() -> Iterator[None]:
-    """Start processes that a closed terminal does not end: trials need them to save their checkpoints."""
+def shield_processes() -> Iterator[None]:
+    """Start processes that neither a closed terminal nor SIGTERM ends: trials need them to save their checkpoints.
+
+    `timeout`, systemd and batch systems send SIGTERM to all processes of a command. A blocked signal stays blocked in
+    all that a process starts; Ray blocks SIGINT so, and ends with SIGKILL what has not ended.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         yield
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         signal.signal(signal.SIGHUP, before)
+
+
+def kill_processes_at_shutdown() -> None:
+    """Let `ray.shutdown` kill the Ray that this process has started at once: its processes do not react to SIGTERM.
+
+    Ray itself would wait a second for each, and leave the agents of its raylet behind.
+    """
+    node = worker._global_node
+    if node is None or not node.all_processes:  # of another command
+        return
+
+    def kill_all_processes(**options: object) -> None:
+        roots = [
+            psutil.Process(info.process.pid)
+            for infos in node.all_processes.values()
+            for info in infos
+            if info.process.poll() is None
+        ]
+        found = [process for root in roots for process in [root, *root.children(recursive=True)]]
+        for process in found:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(found, timeout=SHUTDOWN_SECONDS)
+
+    node.kill_all_processes = kill_all_processes
 
 
 @contextlib.contextmanager

@@ -182,10 +182,12 @@ class TuneRunner:
             try:
                 tuner.fit()
             except Exception as error:  # of any class; finished trials are in storage
-                if "low on memory" not in str(error):
+                is_over = queue.all_finished or (callback.pause_reason and not callback.running)
+                if "low on memory" in str(error):
+                    callback.handle_out_of_memory(exclusive)
+                elif not is_over:  # else Tune has failed in its own analysis, as without a working folder
                     lines = str(error).strip().splitlines() or [type(error).__name__]
                     raise WorkError(f"Ray Tune failed: {lines[-1]}") from error
-                callback.handle_out_of_memory(exclusive)
         return TuneResult(queue.all_finished, callback.pause_reason, list(callback.deferred.values()))
 
     def _build_context(self, launch_name: str, exclusive: bool) -> LaunchContext:

@@ -34,9 +34,12 @@ def end_while_training(start: Start, grid: Uninterrupted, end: Callable[[Command
 
 
 @pytest.mark.nightly
-def test_closed_terminal_saves_the_trials(grid: Uninterrupted, start: Start, ray_address: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", [Command.hang_up, Command.terminate_all])
+def test_closed_terminal_and_end_of_a_batch_job_save_the_trials(
+    grid: Uninterrupted, start: Start, ray_address: str, tmp_path: Path, end: Callable[[Command], None]
+) -> None:
     folder = tmp_path / "runs" / "chaos"
-    end_while_training(start, grid, Command.hang_up)
+    end_while_training(start, grid, end)
     assert any(0 < progress.step < progress.total_steps for progress in find_saved_progress(folder))
     assert (folder / "results.csv").exists() and (folder / "report.html").exists()
     assert start(grid[0], "--address", ray_address).wait() == 0

@@ -26,6 +26,7 @@ from raylm.cli.app import app
 from raylm.config.dataset import DatasetSpec
 from raylm.config.sweep_file import load_sweep
 from raylm.data import preparation, tokenizer
+from raylm.errors import WorkError
 from raylm.report.analysis import load_results
 from raylm.results.folder import load_rows
 from raylm.results.manifest import verify
@@ -155,6 +156,20 @@ def test_best_epoch_is_kept_beside_the_latest_and_a_diverged_trial_is_not_ranked
 
 
 # ---- what is refused, and what fails ------------------------------------------------------------------------------
+
+
+def test_launch_that_fails_writes_the_results_of_what_is_done(sweep: Sweep, copied: Path, run_here: RunHere) -> None:
+    assert isinstance(sweep.space, dict)
+    wide = replace(sweep, space={**sweep.space, "context_length": {"grid_search": [16, 32, 24]}})
+    before = read_stable_table(copied)
+    (copied / "launch-002").write_text("no folder")
+    for name in ("results.csv", "results.md", "report.html"):
+        (copied / name).unlink()
+    with pytest.raises((WorkError, OSError)):
+        run_here(wide)
+    after = read_stable_table(copied)
+    assert len(after) == 6 and {run: after[run] for run in before} == before
+    assert (copied / "results.md").exists() and (copied / "report.html").exists()
 
 
 def test_failing_trial_stops_no_other_and_can_be_retried(

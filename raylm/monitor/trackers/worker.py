@@ -103,7 +103,8 @@ class Dispatcher:
 
 def main() -> None:
     """Track the events of standard input; after its end, exit within the grace time."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command closes the input when it ends
+    for number in (signal.SIGINT, signal.SIGTERM):  # the command closes the input when it ends
+        signal.signal(number, signal.SIG_IGN)
     os.nice(NICENESS)
     output = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # the output of clients is not for the user
