@@ -8,6 +8,7 @@ import resource
 import secrets
 import socket
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from raylm.errors import NO_HOME, UserError, is_home_unknown
@@ -22,7 +23,14 @@ RAY_SOCKET_SUFFIX = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/pla
 LOOPBACK = "127.0.0.1"
 MIN_ADDRESS_SPACE_BYTES = 15 * GIB
 """Virtual memory that Ray starts with (measured: 16 GB suffice, with 8 GB its processes wait for each other)."""
-RAY_NEEDS = {"RLIMIT_AS": ("v", 64 * 2**30), "RLIMIT_NPROC": ("u", 4096), "RLIMIT_NOFILE": ("n", 1024)}
+OBJECT_STORE_FRACTION, MAX_OBJECT_STORE_BYTES = 0.3, 200 * 10**9
+"""Size of the file that Ray creates for its object store: a fraction of the available memory, at most so many bytes."""
+RAY_NEEDS = {
+    "RLIMIT_AS": ("v", 64 * 2**30),
+    "RLIMIT_FSIZE": ("f", MAX_OBJECT_STORE_BYTES),
+    "RLIMIT_NPROC": ("u", 4096),
+    "RLIMIT_NOFILE": ("n", 1024),
+}
 """Limits of a process, with the option of `ulimit`, and values that Ray is known to start with."""
 
 
@@ -86,7 +94,7 @@ def prepare_ray_start() -> None:
 
 def find_ray_obstacle() -> str | None:
     """Return what keeps Ray from starting on this machine, with what to change, or None if nothing is known to."""
-    return _check_temporary_folder() or _check_loopback() or _check_address_space()
+    return _check_temporary_folder() or _check_loopback() or _check_address_space() or _check_file_size()
 
 
 def describe_limits() -> str:
@@ -95,7 +103,7 @@ def describe_limits() -> str:
     for name, (flag, needed) in RAY_NEEDS.items():
         soft, _ = resource.getrlimit(getattr(resource, name))
         if soft not in (-1, resource.RLIM_INFINITY) and soft < needed:
-            found.append(f"`ulimit -{flag}` is {soft // 1024 if flag == 'v' else soft:,}")
+            found.append(f"`ulimit -{flag}` is {soft // 1024 if flag in 'vf' else soft:,}")
     return f"{' and '.join(found)}, which may be too low" if found else ""
 
 
@@ -127,6 +135,29 @@ def _check_address_space() -> str | None:
         return None
     needed = f"Ray needs {MIN_ADDRESS_SPACE_BYTES / GIB:.0f} GiB"
     return f"the limit of virtual memory is {soft / GIB:.1f} GiB and {needed}; raise it with `ulimit -v unlimited`"
+
+
+def _check_file_size() -> str | None:
+    """Return a message if the limit on the size of files is lower than Ray's object store: Ray would hang."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    needed = min(OBJECT_STORE_FRACTION * _available_memory(), MAX_OBJECT_STORE_BYTES)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return None
+    store = f"Ray's object store is a file of {needed / GIB:.1f} GiB"
+    return f"the limit on the size of a file is {soft / GIB:.1f} GiB and {store}; raise it with `ulimit -f unlimited`"
+
+
+def _available_memory() -> int:
+    """Return the memory that is available to this process, in bytes; 0 if it is not known."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, ValueError, StopIteration):
+        return 0
+    for file in (CGROUP_ROOT / "memory.max", CGROUP_ROOT / "memory" / "memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):  # `max`: not limited
+            available = min(available, int(file.read_text()))
+    return available
 
 
 def _check_loopback() -> str | None:

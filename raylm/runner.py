@@ -158,7 +158,7 @@ class _Run:
             try:
                 pause_reason = self._launch(heartbeat)
             except Exception:  # of any class
-                if self._has_started:
+                if self._has_started and sweep_record.load(self._storage):  # which may have been removed
                     self._results = results_folder.find_results(self._sweep, self._storage)
                     self._report(None)
                 raise

@@ -103,6 +103,14 @@ def test_low_limit_of_virtual_memory_is_told() -> None:
     assert "the limit of virtual memory is 11.2 GiB and Ray needs 15 GiB" in message and "ulimit -v" in message
 
 
+def test_low_limit_of_the_size_of_files_is_told() -> None:
+    code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0})); " + OBSTACLE
+    message = run_python(code.format(10**8))
+    assert "the limit on the size of a file is 0.1 GiB and Ray's object store is a file of" in message
+    assert "raise it with `ulimit -f unlimited`" in message
+    assert run_python(code.format(10**13)) == "None\n"
+
+
 def test_home_that_cannot_be_written_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)

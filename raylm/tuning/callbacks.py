@@ -18,11 +18,13 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from raylm.config.trial import TrialConfig
-from raylm.errors import PauseReason
+from raylm.errors import PauseReason, WorkError
 from raylm.events import DEFERRED, PAUSE_TIMEOUT_SECONDS, PAUSED, TrialListener
 from raylm.results.folder import load_row, write_final_status
+from raylm.results.json_files import DamagedFileError, read_text
 from raylm.results.rows import DIVERGED, DONE, FAILED, STOPPED
 from raylm.results.storage import Storage
+from raylm.results.sweep_record import RECORD_FILE
 from raylm.tuning.searcher import get_trial_config
 from raylm.tuning.trial_queue import TrialQueue
 
@@ -111,6 +113,7 @@ class LaunchCallback(tune.Callback):
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Handle a failed attempt that Tune follows with another."""
+        self._check_results_folder()
         config, reason = get_trial_config(trial), read_failure_reason(trial)
         self._coordinator.record_restart.remote(config.run_name, reason)
         self._listener.on_retry(config, reason)
@@ -134,7 +137,16 @@ class LaunchCallback(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Handle the last failed attempt of a trial."""
+        self._check_results_folder()
         self._finish_trial(get_trial_config(trial), FAILED, read_failure_reason(trial))
+
+    def _check_results_folder(self) -> None:
+        """Raise a WorkError, which ends the launch, if the results folder has been removed: each retry would fail."""
+        with contextlib.suppress(DamagedFileError):
+            if read_text(self._storage, RECORD_FILE) is None:
+                raise WorkError(
+                    f"{self._storage.uri} was removed while trials ran; run the same command to start again"
+                )
 
     def _finish_trial(self, config: TrialConfig, status: str, reason: str) -> None:
         if status != DONE:

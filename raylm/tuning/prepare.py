@@ -125,7 +125,7 @@ def _warn_about_corpus(trial: TrialConfig, corpus: Corpus, notify: Notify) -> No
     if np.array_equal(corpus.train.tokens, corpus.validation.tokens):
         notify(f"warning: {trial.dataset} is validated on its training text")
     if not corpus.is_lossless:
-        unknown = f"{corpus.unknown_share:.0%} of the tokens are unknown, and " if corpus.unknown_share else ""
+        unknown = f"{100 * corpus.unknown_share:.2g} % of the tokens are unknown, and " if corpus.unknown_share else ""
         problem = f"{unknown}decoded, the tokens of {trial.model} give another text"
         notify(f"warning: {trial.dataset}: {problem}: adj val loss does not compare")
 

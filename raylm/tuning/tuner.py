@@ -181,6 +181,8 @@ class TuneRunner:
         ):
             try:
                 tuner.fit()
+            except WorkError:
+                raise
             except Exception as error:  # of any class; finished trials are in storage
                 is_over = queue.all_finished or (callback.pause_reason and not callback.running)
                 if "low on memory" in str(error):

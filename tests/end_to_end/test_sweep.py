@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -170,6 +171,24 @@ def test_launch_that_fails_writes_the_results_of_what_is_done(sweep: Sweep, copi
     after = read_stable_table(copied)
     assert len(after) == 6 and {run: after[run] for run in before} == before
     assert (copied / "results.md").exists() and (copied / "report.html").exists()
+
+
+@pytest.mark.nightly
+def test_removed_results_folder_ends_the_launch_and_is_named(
+    small_text: Path, tmp_path: Path, run_here: RunHere
+) -> None:
+    folder = tmp_path / "runs" / "small"
+
+    def remove() -> None:
+        wait_for(lambda: any(folder.glob("launch-001/*/checkpoint_*/manifest.json")), 120)
+        shutil.rmtree(folder)
+
+    removal = threading.Thread(target=remove)
+    removal.start()
+    with pytest.raises(WorkError, match=rf"{folder} was removed while trials ran"):
+        run_here(small(small_text, epochs=60))
+    removal.join()
+    assert not (folder / "results.md").exists()
 
 
 def test_failing_trial_stops_no_other_and_can_be_retried(
