@@ -21,7 +21,7 @@ from raylm.results.rows import DIVERGED, DONE, FAILED, STOPPED, Row, SweepRows
 from raylm.units import format_duration, pluralize
 
 PRECISION_SUFFIX = "_precision"
-"""Ending of the names of columns with the precision of a value of `raylm evaluate`."""
+"""Ending of the names of columns with the precision of the value beside."""
 
 
 def format_markdown(results: SweepRows, reference: ReferenceTable | None = None) -> str:
@@ -107,6 +107,7 @@ def build_record(
         "word_perplexity": perplexity(metrics.adj_val_loss) if metrics else None,
         "bits_per_byte": results.bits_per_byte(row),
         "zero_shot_loss": row.zero_shot_loss,
+        f"zero_shot_loss{PRECISION_SUFFIX}": row.zero_shot_precision,
     }
 
 

@@ -164,7 +164,7 @@ def _format_precisions(results: SweepRows) -> str:
     """Return the precisions that the table's losses were evaluated in; empty if they are not known."""
     precisions = {results.find_precision(row) for row in results.rows}
     for row in results.rows:
-        precisions |= {*row.length_precisions.values(), row.test_precision}
+        precisions |= {*row.length_precisions.values(), row.test_precision, row.zero_shot_precision}
     return " and ".join(sorted(precision for precision in precisions if precision))
 
 

@@ -85,10 +85,11 @@ def _describe_precision(results: SweepRows, compared: Sequence[Row]) -> list[str
     if not rounded and not any("bfloat16" in column.values() for column in evaluated.values()):
         return []
     notes = []
-    if rounded:
-        every = "all train and val losses were" if evaluated else "all losses were"
-        subject = every if len(rounded) == len(rows) else f"losses of {_join_names(rounded)} were"
-        notes.append(f"{subject} evaluated in bfloat16")
+    if all(set(column.values()) == {"bfloat16"} for column in evaluated.values()) and len(rounded) == len(rows):
+        notes, evaluated = ["all losses were evaluated in bfloat16"], {}
+    elif rounded:
+        subject = "all train and val losses" if len(rounded) == len(rows) else f"losses of {_join_names(rounded)}"
+        notes = [f"{subject} were evaluated in bfloat16"]
     columns: dict[str, list[str]] = {}
     for name, column in evaluated.items():
         columns.setdefault(_describe_column(column, rows), []).append(name)
@@ -99,7 +100,7 @@ def _describe_precision(results: SweepRows, compared: Sequence[Row]) -> list[str
 
 
 def _list_evaluations(rows: Sequence[Row]) -> dict[str, dict[str, str | None]]:
-    """Return the precisions of the values of `raylm evaluate` by column of the table and id of the trial."""
+    """Return the precisions of the values of `raylm evaluate` and before fine-tuning, by column and trial."""
     lengths = sorted({length for row in rows for length in row.length_evals})
     columns: dict[str, dict[str, str | None]] = {
         f"val at {length}": {
@@ -107,8 +108,9 @@ def _list_evaluations(rows: Sequence[Row]) -> dict[str, dict[str, str | None]]:
         }
         for length in lengths
     }
-    test = {row.config.id: row.test_precision for row in rows if row.test_loss is not None}
-    return {**columns, "test loss": test} if test else columns
+    columns["test loss"] = {row.config.id: row.test_precision for row in rows if row.test_loss is not None}
+    columns["zero-shot"] = {row.config.id: row.zero_shot_precision for row in rows if row.zero_shot_loss is not None}
+    return {name: column for name, column in columns.items() if column}
 
 
 def _describe_column(precisions: Mapping[str, str | None], rows: Sequence[Row]) -> str:

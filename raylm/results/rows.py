@@ -60,6 +60,8 @@ class Row:
     """Precision of `test_loss`; None if there is none, or it is of a version before."""
     zero_shot_loss: float | None = None
     """Val loss of the model before fine-tuning in nats per token."""
+    zero_shot_precision: str | None = None
+    """Precision of `zero_shot_loss`."""
 
     @property
     def metrics(self) -> EvalMetrics | None:

@@ -51,8 +51,8 @@ def load_zero_shot(storage: Storage, trial: TrialConfig) -> ZeroShotLoss | None:
     return json_files.load_or_none(storage, _file(zero_shot_key(trial)), ZeroShotLoss)
 
 
-def load_losses(storage: Storage, entries: Iterable[str]) -> dict[str, float]:
-    """Return the recorded losses by key, in nats per token; a damaged file counts as missing.
+def load_losses(storage: Storage, entries: Iterable[str]) -> dict[str, ZeroShotLoss]:
+    """Return the recorded losses by key; a damaged file counts as missing.
 
     Args:
         storage: results folder.
@@ -60,7 +60,7 @@ def load_losses(storage: Storage, entries: Iterable[str]) -> dict[str, float]:
     """
     keys = [name.removeprefix(f"{FOLDER}/").removesuffix(".json") for name in entries if name.startswith(f"{FOLDER}/")]
     recorded = {key: json_files.load_or_none(storage, _file(key), ZeroShotLoss) for key in keys}
-    return {key: loss.val_loss for key, loss in recorded.items() if loss is not None}
+    return {key: loss for key, loss in recorded.items() if loss is not None}
 
 
 def write_zero_shot(storage: Storage, trial: TrialConfig, val_loss: float, precision: str) -> None:

@@ -73,6 +73,7 @@ COLUMNS = """
     max_train_tokens evals_per_epoch steps tokens_seen first_loss training_seconds estimated_seconds
     micro_batch_size recompute checkpoint going_up reference_train_loss reference_val_loss reference_adj_val_loss
     nats_per_byte precision lossless best perplexity word_perplexity bits_per_byte zero_shot_loss
+    zero_shot_loss_precision
 """
 
 

@@ -249,6 +249,10 @@ def test_precision_of_other_context_lengths_and_of_the_test_split_is_said_beside
     ]
     tested = replace(exact, length_evals={}, test_precision="bfloat16")
     assert notes(sweep(tested, records=[data()])) == ["test loss: evaluated in bfloat16"]
+    started = replace(with_precision(sample_row(), "bfloat16"), zero_shot_loss=8.3, zero_shot_precision="bfloat16")
+    assert notes(sweep(started, records=[data()])) == ["all losses were evaluated in bfloat16"]
+    resumed = with_precision(started, "float32")
+    assert notes(sweep(resumed, records=[data()])) == ["zero-shot: evaluated in bfloat16"]
 
 
 def _parts(row: Row) -> tuple[Any, ...]:

@@ -41,7 +41,9 @@ def test_rows_and_tables_are_the_same(folder: Path) -> None:
     runs = dict(zip((row["run"] for row in old), (row["run"] for row in new), strict=True))
     assert runs == {name: row.config.run_name for name, row in zip(runs, results.rows, strict=True)}
     assert all(name in row.config.folder_names for name, row in zip(runs, results.rows, strict=True))
-    added = dict.fromkeys(("nats_per_byte", "lossless", "bits_per_byte", "zero_shot_loss"), "")
+    added = dict.fromkeys(
+        ("nats_per_byte", "lossless", "bits_per_byte", "zero_shot_loss", "zero_shot_loss_precision"), ""
+    )
     for row, before in zip(new, old, strict=True):
         changed = {"run": runs[before["run"]], "precision": "float32" if row["val_loss"] else "", "best": row["best"]}
         changed |= {name: row[name] for name in ("perplexity", "word_perplexity")}

@@ -72,6 +72,7 @@ def test_perplexities_and_bits_per_byte_are_those_of_transformers_and_the_file(r
         expected = total / math.log(2) / len(VALIDATION_TEXT.encode())
         assert float(record["bits_per_byte"]) == pytest.approx(expected, rel=1e-5)
         assert float(record["zero_shot_loss"]) == row.zero_shot_loss
+        assert record["zero_shot_loss_precision"] == row.zero_shot_precision == "float32"
 
 
 def test_trials_share_a_start_unless_model_text_or_window_differ() -> None:
