@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import ray
 from ray._private import worker
+from ray._private.node import Node
 from ray._private.state import state
 
 from raylm.tuning import ray_private
@@ -53,6 +54,27 @@ def test_hidden_credentials_are_those_that_tune_copies(monkeypatch: pytest.Monke
 
 def test_progress_reporter_is_silent_in_notebooks_only() -> None:
     assert ray_private.silent_progress_reporter() is None
+
+
+def test_processes_are_started_so_that_signals_of_a_shell_or_a_batch_system_do_not_end_them() -> None:
+    code = (
+        "import signal, subprocess, sys\n"
+        "from raylm.tuning.ray_private import shield_processes\n"
+        "started = [sys.executable, '-c', 'print(1, flush=True); input(); print(2)']\n"
+        "with shield_processes():\n"
+        "    child = subprocess.Popen(started, stdin=-1, stdout=-1, text=True)\n"
+        "child.stdout.readline()\n"
+        "for number in (signal.SIGTERM, signal.SIGHUP): child.send_signal(number)\n"
+        "print(child.communicate('\\n')[0].strip(), child.returncode, signal.pthread_sigmask(signal.SIG_BLOCK, []))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "2 0 set()\n"
+
+
+def test_shutdown_ends_the_processes_of_a_node_through_this_method() -> None:
+    assert "_global_node.kill_all_processes(" in inspect.getsource(worker.shutdown)
+    assert {"check_alive", "allow_graceful"} <= set(inspect.signature(Node.kill_all_processes).parameters)
+    assert "self.all_processes" in inspect.getsource(Node.kill_all_processes)
 
 
 def test_usage_statistics_import_no_trackers() -> None:
