@@ -155,6 +155,25 @@ class LaunchCallback(tune.Callback):
         self.running.pop(config.run_name, None)
         self._listener.on_trial_end(config, status, reason)
 
+    def handle_tune_error(self, error: Exception, exclusive: bool) -> None:
+        """Handle an error that Tune has ended with.
+
+        Args:
+            exclusive: whether trials run one at a time.
+
+        Raises:
+            WorkError: unless the error leaves no trial that has to run in this launch.
+        """
+        if isinstance(error, WorkError):
+            raise error
+        if "low on memory" in str(error):
+            self.handle_out_of_memory(exclusive)
+            return
+        is_over = self._queue.all_finished or (self.pause_reason and not self.running)
+        if not is_over:  # else Tune has failed in its own analysis, as without a working folder
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise WorkError(f"Ray Tune failed: {lines[-1]}") from error
+
     def handle_out_of_memory(self, exclusive: bool) -> None:
         """Defer or fail the running trials after Ray's memory monitor killed a process of one of them, and Tune failed.
 

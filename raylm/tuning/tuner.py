@@ -18,7 +18,7 @@ from raylm.config.catalog import ModelShape
 from raylm.config.dataset import CorpusKey
 from raylm.config.sweep import Sweep
 from raylm.config.trial import TrialConfig
-from raylm.errors import PauseReason, UserError, WorkError
+from raylm.errors import PauseReason, UserError
 from raylm.events import TrialListener
 from raylm.planning import memory
 from raylm.results.progress import MicroBatching
@@ -181,15 +181,8 @@ class TuneRunner:
         ):
             try:
                 tuner.fit()
-            except WorkError:
-                raise
             except Exception as error:  # of any class; finished trials are in storage
-                is_over = queue.all_finished or (callback.pause_reason and not callback.running)
-                if "low on memory" in str(error):
-                    callback.handle_out_of_memory(exclusive)
-                elif not is_over:  # else Tune has failed in its own analysis, as without a working folder
-                    lines = str(error).strip().splitlines() or [type(error).__name__]
-                    raise WorkError(f"Ray Tune failed: {lines[-1]}") from error
+                callback.handle_tune_error(error, exclusive)
         return TuneResult(queue.all_finished, callback.pause_reason, list(callback.deferred.values()))
 
     def _build_context(self, launch_name: str, exclusive: bool) -> LaunchContext:
