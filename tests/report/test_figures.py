@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -28,6 +29,13 @@ def test_curve_has_epochs_on_its_axis() -> None:
     assert curve.train == ((0.5, 2.2), (1.0, 2.1), (1.5, 2 + 1 / 15), (2.0, 2.05))
     assert curve.val == ((1.0, 3.0), (2.0, 2.0))
     assert panel.loss_range == (2.0, 3.0)
+
+
+def test_curve_of_val_losses_begins_with_the_loss_before_fine_tuning() -> None:
+    row = replace(sample_row(3.0, epochs=2), zero_shot_loss=4.5)
+    (panel,) = build(row).curves
+    assert panel.curves[0].val == ((0.0, 4.5), (1.0, 4.0), (2.0, 3.0))
+    assert panel.loss_range[1] == 4.5
 
 
 def test_curves_are_labelled_with_the_varying_fields() -> None:

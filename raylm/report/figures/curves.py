@@ -33,7 +33,8 @@ def _build_curve(row: Row, names: Sequence[str]) -> Curve:
     progress = row.latest_checkpoint.progress
     epochs_per_step = row.config.epochs / progress.total_steps
     train = [(step * epochs_per_step, loss) for step, loss in progress.curve]
-    val = [(evaluation.step * epochs_per_step, evaluation.val_loss) for evaluation in progress.evaluations]
+    start = [] if row.zero_shot_loss is None else [(0.0, row.zero_shot_loss)]
+    val = start + [(evaluation.step * epochs_per_step, evaluation.val_loss) for evaluation in progress.evaluations]
     status = "" if row.status == DONE else f" ({row.status})"
     label = format_label(row, names) + status
     return Curve(label, _finite_points(train), _finite_points(val), row.config.run_name)

@@ -61,8 +61,8 @@ def list_exhibits(data: Figures, importances: Sequence[tuple[str, BarChart]] = (
         _exhibit(
             "loss-curves",
             "Loss curves",
-            "Lines: training loss, a mean between points. Markers: val loss. Training loss is measured before each "
-            "step.",
+            "Lines: training loss, a mean between points. Markers: val loss, at 0 that before fine-tuning. Training "
+            "loss is measured before each step.",
             [(panel.title, panel, partial(plot_loss_curves, panel)) for panel in data.curves],
         ),
         *_field_exhibits(data),
