@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from raylm.config.dataset import DATASET_OPTIONS
@@ -49,15 +50,46 @@ def format_markdown_rows(rows: Iterable[Sequence[str]]) -> str:
 # ---- records of rows ----------------------------------------------------------------------------------------------
 
 
-def build_record(
-    row: Row, results: SweepRows, reference: ReferenceTable | None = None, estimated_seconds: float | None = None
+@dataclass(frozen=True)
+class _RecordColumns:
+    """Columns of records that depend on all rows of a sweep, found once."""
+
+    swept: list[str]
+    """Fields that vary, whose columns come before the losses."""
+    unused: frozenset[str]
+    """Options of datasets that no row has, which have no column."""
+    context_lengths: list[int]
+    """Other context lengths with evaluations, in tokens, ascending."""
+    has_test_loss: bool
+    best_ids: frozenset[str]
+    """Ids of the best row of each dataset."""
+
+    @classmethod
+    def of(cls, results: SweepRows) -> _RecordColumns:
+        """Return the columns of these rows."""
+        options = {name for row in results.rows for name in row.config.dataset_spec.options}
+        return cls(
+            swept=find_swept_fields(row.config for row in results.rows),
+            unused=frozenset(name for name in DATASET_OPTIONS if name not in options),
+            context_lengths=sorted({length for row in results.rows for length in row.length_evals}),
+            has_test_loss=any(row.test_loss is not None for row in results.rows),
+            best_ids=frozenset(row.config.id for row in results.best_by_dataset.values()),
+        )
+
+
+def _build_record(
+    row: Row,
+    results: SweepRows,
+    columns: _RecordColumns,
+    reference: ReferenceTable | None,
+    estimated_seconds: float | None,
 ) -> dict[str, Any]:
     """Return the values of a row by column of results.csv; None where a value does not exist.
 
     Args:
         row: row of any status.
-        results: all rows of the sweep, which determine the columns that come before the losses, of fields that vary,
-            and those of other context lengths.
+        results: all rows of the sweep.
+        columns: columns that depend on all rows.
         reference: table to take the reference losses from.
         estimated_seconds: estimated training time of the steps done.
     """
@@ -68,7 +100,7 @@ def build_record(
         "context_length": config.context_length,
         "model": config.model,
         "batch_size": config.batch_size,
-        **{name: getattr(config, name) for name in find_swept_fields(other.config for other in results.rows)},
+        **{name: getattr(config, name) for name in columns.swept},
         **{name: getattr(metrics, name, None) for name in LOSS_NAMES},
         "best_epoch": metrics.epoch if metrics else None,
         "run": config.run_name,
@@ -76,9 +108,8 @@ def build_record(
         "reason": row.reason or None,
         "trial_id": config.id,
     }
-    options = {name for other in results.rows for name in other.config.dataset_spec.options}
-    unused = {name for name in DATASET_OPTIONS if name not in options}
-    record |= {name: value for name, value in config.as_dict().items() if name not in record and name not in unused}
+    others = config.as_dict().items()
+    record |= {name: value for name, value in others if name not in record and name not in columns.unused}
     record |= {
         "steps": progress.step if progress else None,
         "tokens_seen": progress.tokens_seen if progress else None,
@@ -90,10 +121,10 @@ def build_record(
         "checkpoint": row.best_checkpoint.folder if row.best_checkpoint else None,
         "going_up": progress.is_loss_rising if progress else None,
     }
-    for length in sorted({length for other in results.rows for length in other.length_evals}):
+    for length in columns.context_lengths:
         record[f"val_loss_at_{length}"] = row.length_evals.get(length)
         record[f"val_loss_at_{length}{PRECISION_SUFFIX}"] = row.length_precisions.get(length)
-    if any(other.test_loss is not None for other in results.rows):
+    if columns.has_test_loss:
         record |= {"test_loss": row.test_loss, f"test_loss{PRECISION_SUFFIX}": row.test_precision}
     reference_row = reference.find_row(config) if reference else None
     record |= {f"reference_{name}": getattr(reference_row, name, None) for name in LOSS_NAMES}
@@ -102,7 +133,7 @@ def build_record(
         "nats_per_byte": results.nats_per_byte(row),
         "precision": results.find_precision(row),
         "lossless": data.lossless if data and metrics else None,
-        "best": row.config.id in {best.config.id for best in results.best_by_dataset.values()},
+        "best": config.id in columns.best_ids,
         "perplexity": perplexity(metrics.val_loss) if metrics else None,
         "word_perplexity": perplexity(metrics.adj_val_loss) if metrics else None,
         "bits_per_byte": results.bits_per_byte(row),
@@ -113,8 +144,9 @@ def build_record(
 
 def build_records(results: SweepRows, reference: ReferenceTable | None = None) -> list[dict[str, Any]]:
     """Return the record of each row, in the table's order."""
-    estimates = estimate_training_seconds(results)
-    return [build_record(row, results, reference, estimates.get(row.config.id)) for row in sort_rows(results)]
+    estimates, columns = estimate_training_seconds(results), _RecordColumns.of(results)
+    rows = sort_rows(results)
+    return [_build_record(row, results, columns, reference, estimates.get(row.config.id)) for row in rows]
 
 
 def format_csv(results: SweepRows, reference: ReferenceTable | None = None) -> str:
