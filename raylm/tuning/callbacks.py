@@ -172,7 +172,8 @@ class LaunchCallback(tune.Callback):
         is_over = self._queue.all_finished or (self.pause_reason and not self.running)
         if not is_over:  # else Tune has failed in its own analysis, as without a working folder
             lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise WorkError(f"Ray Tune failed: {lines[-1]}") from error
+            own = RAYLM_ERROR_PREFIX.sub("", lines[-1])  # of an error raised here, which Tune wraps
+            raise WorkError(own if own != lines[-1] else f"Ray Tune failed: {own}") from error
 
     def handle_out_of_memory(self, exclusive: bool) -> None:
         """Defer or fail the running trials after Ray's memory monitor killed a process of one of them, and Tune failed.

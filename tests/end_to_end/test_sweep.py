@@ -185,7 +185,7 @@ def test_removed_results_folder_ends_the_launch_and_is_named(
 
     removal = threading.Thread(target=remove)
     removal.start()
-    with pytest.raises(WorkError, match=rf"{folder} was removed while trials ran"):
+    with pytest.raises(WorkError, match=rf"^{folder} was removed while trials ran"):
         run_here(small(small_text, epochs=60))
     removal.join()
     assert not (folder / "results.md").exists()
