@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from raylm.report.figures.panels import BarChart
@@ -45,7 +46,7 @@ def _field_importances(rows: Sequence[Row], names: Sequence[str], losses: Mappin
     """
     import optuna
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _without_messages():
         warnings.simplefilter("ignore")  # the evaluator is experimental
         study = optuna.create_study(storage=optuna.storages.InMemoryStorage())
         distributions = {name: _infer_distribution([getattr(row.config, name) for row in rows]) for name in names}
@@ -55,6 +56,19 @@ def _field_importances(rows: Sequence[Row], names: Sequence[str], losses: Mappin
             study.add_trial(trial)
         evaluator = optuna.importance.PedAnovaImportanceEvaluator()
         return optuna.importance.get_param_importances(study, evaluator=evaluator)
+
+
+@contextlib.contextmanager
+def _without_messages() -> Iterator[None]:
+    """Hide Optuna's message on each new study, and restore the user's verbosity afterwards."""
+    import optuna
+
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(verbosity)
 
 
 def _infer_distribution(values: Sequence[Any]) -> BaseDistribution:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import pytest
 from simulated import build_row
 
 from raylm import TrialConfig
@@ -26,12 +27,13 @@ def sample_rows(count: int) -> list[Row]:
 STORAGE = Folder(Path("nowhere"))
 
 
-def test_field_that_determines_the_loss_has_the_largest_share() -> None:
+def test_field_that_determines_the_loss_has_the_largest_share(capfd: pytest.CaptureFixture[str]) -> None:
     ((dataset, chart),) = compute_importances(SweepRows(STORAGE, sample_rows(30)))
     assert dataset == "pydocs"
     assert chart.labels[0] == "learning rate"
     assert set(chart.labels) == {"learning rate", "batch size", "seed"}
     assert abs(sum(chart.values) - 100) < 1e-6
+    assert capfd.readouterr() == ("", "")
 
 
 def test_too_few_done_rows_have_no_importance() -> None:

@@ -64,6 +64,14 @@ def test_table_has_no_hashes_and_best_losses_in_bold() -> None:
     assert not any(row.config.id in text for row in rows)
 
 
+def test_rows_of_a_search_are_told_apart_without_run_names() -> None:
+    fields = ({"learning_rate": 1e-3 + n * 1e-9, "dropout": None if n % 2 else 0.1} for n in range(8))
+    searched = sweep(*fields, {"optimizer": "adamw"}, {"context_length": 64})
+    lines = [line for line in format_latex(searched).splitlines() if line.startswith("pydocs")]
+    fields_only = {tuple(line.split(" & ")[:7]) for line in lines}
+    assert len(fields_only) == len(lines) == 10
+
+
 def test_differences_to_the_reference_are_set_in_math() -> None:
     text = format_latex(
         sweep({"dataset": "imdb", "model": "gpt2-medium", "context_length": 256, "batch_size": 64}), load_reference()
