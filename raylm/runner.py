@@ -154,7 +154,8 @@ class _Run:
                 self._load(results_folder.find_results(self._sweep, self._storage))
             if not self._num_remaining:
                 return self._report(None)
-            self._print_summary()
+            self._console.print_note(totals.describe_trials(self._sweep, len(self._results.rows), self._num_remaining))
+            self._print_plan()
             try:
                 pause_reason = self._launch(heartbeat)
             except Exception:  # of any class
@@ -171,17 +172,15 @@ class _Run:
 
     def _update_record(self) -> None:
         """Write the grid's current trials into sweep.json if it has others."""
-        record = self._results.record
-        trials = [row.config for row in self._results.rows]
+        record, trials = self._results.record, [row.config for row in self._results.rows]
         if record is not None and self._sweep.search is None and record.trials != trials:
             sweep_record.write(self._storage, replace(record, trials=trials))
 
-    def _print_summary(self) -> None:
-        """Show the numbers of trials, and what the launch costs as far as it is known here."""
-        self._console.print_note(totals.describe_trials(self._sweep, len(self._results.rows), self._num_remaining))
+    def _print_plan(self) -> None:
         is_here = self._options.address in (None, "local") and not os.environ.get("RAY_ADDRESS")
         with self._console.show_spinner("estimating time and memory"):
             lines = totals.describe_launch(self._sweep, self._unfinished, self._num_remaining, is_here=is_here)
+        self._is_planned = not any(totals.UNKNOWN in line for line in lines)
         for line in lines:
             self._console.print_note(line)
 
@@ -204,6 +203,8 @@ class _Run:
         if self._sweep.search is None:
             sizes = [len(prepared.corpora[trial.corpus_key].train.tokens) for trial in self._unfinished]
             console.print_note(totals.format_work(self._unfinished, sizes))
+        if not self._is_planned:  # the sizes of the datasets are known now
+            self._print_plan()
         check_disk_space(self._unfinished or trials, self._num_remaining, self._storage)
         return prepared
 
@@ -228,8 +229,7 @@ class _Run:
                 with console.show_spinner("starting Ray"):
                     from raylm.tuning.launch import Launch
 
-                    results, options = self._results, self._options
-                    launch = Launch(self._sweep, prepared, results, options, sweep_id, console.print_note)
+                    launch = Launch(self._sweep, prepared, self._results, self._options, sweep_id, console.print_note)
                     connection.enter_context(launch.connect())
                 with self._open_listeners(prepared, trackers, heartbeat) as listener:
                     self._has_started = True

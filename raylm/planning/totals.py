@@ -17,6 +17,8 @@ LEGEND = (
     "micro: windows at a time, r with recomputed activations; GiB: peak memory of the device; disk: GiB",
     "~ estimated; ? not known before model and dataset are fetched",
 )
+UNKNOWN = "is not known yet"
+"""End of a line about costs that depend on a dataset or a model that is not on this machine yet."""
 DAY_SECONDS, SHORT_SECONDS = 86_400, 4 * 3600
 """Time of training above which a launch says what would make it shorter, and the time that it aims at."""
 SUGGESTED_GPU = "rtx-4090"
@@ -62,7 +64,7 @@ def _format_totals(plans: Sequence[TrialPlan | None]) -> str:
     """Return the tokens, steps, FLOPs and disk space of these trials together."""
     known = [plan for plan in plans if plan is not None]
     if plans and not known:
-        return "the amount of work is not known yet"
+        return f"the amount of work {UNKNOWN}"
     about = "" if len(known) == len(plans) and all(plan.is_exact for plan in known) else "about "
     text = f"{about}{sum(plan.tokens for plan in known):,} tokens in {sum(plan.steps for plan in known):,} steps"
     flops = _sum_or_none(plans, lambda plan: plan.flops)
@@ -77,7 +79,7 @@ def _format_time(plans: Sequence[TrialPlan | None], placement: Placement, price_
     seconds = _sum_or_none(plans, lambda plan: plan.amortized_seconds)
     device_seconds = _sum_or_none(plans, lambda plan: plan.device_seconds)
     if seconds is None or device_seconds is None:
-        return "the time is not known yet"
+        return f"the time {UNKNOWN}"
     longest = max((plan.seconds or 0.0 for plan in plans if plan), default=0.0)
     text = f"~{format_duration(max(longest, seconds))} of training"
     concurrent = {plan.placement.concurrent_trials for plan in plans if plan and plan.placement}
@@ -92,7 +94,7 @@ def _format_search_time(
     """Return the time of a search: the range of its representative trials, and their mean times its samples."""
     known = [plan for plan in plans if plan is not None and plan.seconds is not None and plan.placement is not None]
     if not known or len(known) < len(plans):
-        return "the time of its trials is not known yet"
+        return f"the time of its trials {UNKNOWN}"
     times = [plan.seconds or 0.0 for plan in known]
     shortest, longest = format_duration(min(times)), format_duration(max(times))
     each = f"~{shortest}" if shortest == longest else f"~{shortest} to ~{longest}"
