@@ -101,6 +101,7 @@ def plan(
     """
     with exit_codes():
         from raylm.config.sweep_file import load_sweep
+        from raylm.monitor.console import Console
         from raylm.planning import throughput
         from raylm.planning.plan import describe_prepared_data, plan_trials, planned_trials
         from raylm.planning.totals import summary_lines
@@ -109,20 +110,20 @@ def plan(
 
         if price_per_hour is not None and not 0 <= price_per_hour < math.inf:
             raise UserError(f"--price-per-hour: got {price_per_hour:g}; expected a number of at least 0, such as 1.80")
-        sweep = load_sweep(file, overrides or ())
-        placement = throughput.find_placement(sweep.resources, sweep.precision, gpu)
-        results = find_results(sweep, resolve_storage(sweep, storage))
-        plans = plan_trials([row.config for row in results.rows], placement)
+        console = Console(quiet=as_json)
+        with console.show_spinner(f"planning {file}", on_terminal_only=True):  # the file imports Ray
+            sweep = load_sweep(file, overrides or ())
+            placement = throughput.find_placement(sweep.resources, sweep.precision, gpu)
+            results = find_results(sweep, resolve_storage(sweep, storage))
+            plans = plan_trials([row.config for row in results.rows], placement)
         if as_json:
             from raylm.report.json_output import format_plan_json
 
             print(format_plan_json(sweep, results, plans, placement, price_per_hour))
             return
-        from raylm.monitor.console import Console
-
         remaining = [plan for row, plan in zip(results.rows, plans, strict=True) if not row.is_finished]
         notes = summary_lines(sweep, plans, remaining, placement, price_per_hour)
-        Console().print_plan(results, plans, [*notes, *describe_prepared_data(planned_trials(sweep, results))])
+        console.print_plan(results, plans, [*notes, *describe_prepared_data(planned_trials(sweep, results))])
 
 
 def ls(
