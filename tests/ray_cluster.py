@@ -46,6 +46,11 @@ def start_cluster(**head_resources: Any) -> Iterator[Cluster]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def resolve_device(resources: object) -> str:
+    """Return the device that trials of tests compute on."""
+    return "cpu"
+
+
 @dataclass(frozen=True)
 class FinishedRun:
     """A sweep that has run."""
@@ -68,7 +73,7 @@ def run_on_cluster(sweep: Sweep, storage: Path, address: str, **options: Any) ->
     with (
         contextlib.redirect_stdout(output),
         contextlib.redirect_stderr(output),
-        mock.patch.object(tuner, "resolve_device", lambda resources: "cpu"),
+        mock.patch.object(tuner, "resolve_device", resolve_device),
         mock.patch.object(nodes, "resolve_gpus", lambda requested, *arguments, **options: requested),
     ):
         result = run(sweep, storage=str(storage), address=address, **options)

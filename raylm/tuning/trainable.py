@@ -23,7 +23,6 @@ from raylm.errors import (
     PauseReason,
     RestartError,
     UserError,
-    WorkError,
     find_disk_limit,
     is_disk_full,
     summarize,
@@ -31,7 +30,7 @@ from raylm.errors import (
 from raylm.events import format_evaluation
 from raylm.numerics import windows_per_rank
 from raylm.planning.devices import machine_memory
-from raylm.planning.memory import RUNTIME_BASELINE_BYTES, MemoryModel
+from raylm.planning.memory import MemoryModel
 from raylm.results.folder import open_latest_checkpoint
 from raylm.results.progress import MicroBatching, StepMetrics
 from raylm.results.zero_shot import load_zero_shot, write_zero_shot, zero_shot_key
@@ -90,6 +89,7 @@ def _capture_output(context: LaunchContext, run_name: str, rank: int) -> context
 def _rank_context(context: LaunchContext, run_name: str, rank: int) -> Iterator[None]:
     """Prepare the process of a rank other than the first for training."""
     with _capture_output(context, run_name, rank), _limit_memory(context, run_name):
+        trial_process.prepare_gpu(context.gpus_per_rank if context.device == "cuda" else 0)
         yield
 
 
@@ -101,16 +101,13 @@ def _limit_memory(context: LaunchContext, run_name: str) -> Iterator[None]:
         ray.get(context.coordinator.record_memory_error.remote(run_name, message), timeout=COORDINATOR_TIMEOUT_SECONDS)
 
     torch.set_num_threads(context.threads_per_rank)
-    on_gpu = context.device == "cuda"
-    if on_gpu:
-        device.set_allocator_options()
-        device.limit_gpu_memory(min(context.gpus_per_rank, 1.0), RUNTIME_BASELINE_BYTES["cuda"])
     watchdog = MemoryWatchdog(context.memory_fraction, record_memory_error)
     watchdog.start()
     try:
         yield
     finally:
         watchdog.stop()
+        on_gpu = context.device == "cuda" and torch.cuda.is_available()
         if on_gpu:
             torch.accelerator.empty_host_cache()  # pinned memory of checkpoints
         LEAK_CHECK.measure(torch.cuda.memory_allocated() if on_gpu else 0)
@@ -190,10 +187,12 @@ class _Attempt:
 
         Raises:
             UserError: if the trial cannot run on so many ranks, or its model cannot be loaded.
+            WorkError: if torch cannot use the GPU.
         """
         trial, context = self._trial, self._context
         if problem := validation.check_batch_sizes("batch_size", [trial.batch_size], context.world_size):
             raise UserError(str(problem))  # a search may suggest such a trial
+        trial_process.prepare_gpu(context.gpus_per_rank if context.device == "cuda" else 0)
         with open_latest_checkpoint(context.storage, trial) as checkpoint:
             print_timestamped(f"resumes from {checkpoint.name}" if checkpoint else "starts")
             hooks = TrainingHooks(
@@ -240,8 +239,6 @@ class _Attempt:
     def _choose_options(self) -> ExecutionOptions:
         """Return device, precision and micro-batching; trials of the same size share a limit of the latter."""
         context = self._context
-        if context.device == "cuda" and (problem := device.inspect_gpus().problem):  # of a node that was added later
-            raise WorkError(f"torch cannot use the GPU of {platform.node()}: {problem}")
         precision = device.resolve_precision(context.precision, context.device)
         limit = ray.get(self._coordinator.micro_batching_limit.remote(self._size_key))
         return ExecutionOptions(context.device, precision, self._choose_micro_batching(precision), limit)

@@ -9,16 +9,18 @@ import contextlib
 import datetime
 import gc
 import os
+import platform
 import sys
 import threading
 from collections.abc import Callable, Iterator
 
 import psutil
 
-from raylm.errors import escape_control_chars
+from raylm.errors import WorkError, escape_control_chars
 from raylm.planning.devices import machine_memory
+from raylm.planning.memory import RUNTIME_BASELINE_BYTES
 from raylm.results.storage import Storage
-from raylm.training.device import trim_heap
+from raylm.training import device
 from raylm.units import GIB
 
 POLL_SECONDS = 0.1
@@ -97,7 +99,7 @@ class LeakCheck:
             device_bytes: memory that the process holds on a GPU.
         """
         gc.collect()
-        trim_heap()  # freed memory is no leak
+        device.trim_heap()  # freed memory is no leak
         now = psutil.Process().memory_info().rss + device_bytes
         self._baseline_bytes = now if self._baseline_bytes is None else min(now, self._baseline_bytes)
         self.leaked_bytes = now - self._baseline_bytes
@@ -109,6 +111,19 @@ def set_worker_environment() -> None:
         os.environ.setdefault(name, value)
     for name in LAUNCHER_VARIABLES:
         os.environ.pop(name, None)
+
+
+def prepare_gpu(share: float) -> None:
+    """Set the allocator's options and this process's share of its GPU; no-op if the share is 0.
+
+    Raises:
+        WorkError: if torch cannot use the GPU, as on a node that was added after the launch had started.
+    """
+    if share:
+        if problem := device.inspect_gpus().problem:
+            raise WorkError(f"torch cannot use the GPU of {platform.node()}: {problem}")
+        device.set_allocator_options()
+        device.limit_gpu_memory(min(share, 1.0), RUNTIME_BASELINE_BYTES["cuda"])
 
 
 def log_file_name(rank: int) -> str:
