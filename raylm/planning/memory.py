@@ -8,6 +8,7 @@ from raylm.config.catalog import ModelShape
 from raylm.config.trial import TrialConfig
 from raylm.numerics import LOGITS_BLOCK_ROWS, QUERY_BLOCK_ROWS, windows_per_rank
 from raylm.results.progress import MicroBatching
+from raylm.units import GIB
 
 # Tensors saved by autograd for the backward pass; tests count them with `torch.autograd.graph.saved_tensors_hooks`.
 SAVED_ACTIVATION_BYTES = {"float32": 64, "bfloat16": 36}
@@ -34,6 +35,12 @@ activations, but glibc does not fill every gap: bench/plan_accuracy.py measures 
 CUDA's allocator hands out what was freed: 0."""
 USABLE_MEMORY_FRACTION = 0.85
 """Fraction of a device's memory that is planned with; the rest is left to the allocator and the runtime."""
+
+
+MAX_MEMORY_FRACTION = 0.95
+"""Fraction of a GPU's memory of which a trial that needs more is refused: it would run out of memory."""
+FALLBACK_RATIO = 0.75
+"""Memory to continue with after a GPU's ran out, relative to the memory of before: each attempt costs a step."""
 
 
 def checkpoint_bytes(shape: ModelShape, optimizer: str) -> int:
@@ -78,7 +85,7 @@ class MemoryModel:
     def peak_bytes(self, micro_batching: MicroBatching) -> int:
         """Return the peak memory of a step: at the loss, in the backward pass, or in the optimizer's update.
 
-        On a GPU it is within 5 % below and 15 % above the bytes that torch's allocator hands out (docs/benchmarks.md).
+        On a GPU it is at most 5 % below and 15 % above the bytes of all tensors that are alive (docs/benchmarks.md).
         """
         shape, trial = self.shape, self.config
         persistent = (4 + OPTIMIZER_STATE_BYTES[trial.optimizer]) * shape.num_parameters
@@ -90,7 +97,7 @@ class MemoryModel:
         at_the_loss += gradients if accumulates else self._overlap_bytes(micro_batching)
         # of the last layer, with the inputs of all others, or of the first one, with the gradients of all others
         in_backward = gradients + saved + head_gradient if accumulates else max(saved + head_gradient, gradients)
-        in_backward = in_backward + self._layer_bytes(micro_batching) if micro_batching.recompute else 0
+        in_backward = (in_backward + self._layer_bytes(micro_batching)) if micro_batching.recompute else 0
         # the head's and the embedding's gradient of the same weight; while they are added, their sum
         at_the_embedding = gradients + (3 if accumulates else 2) * head_gradient
         in_update = gradients + head_gradient  # the update of the largest parameter
@@ -117,12 +124,53 @@ class MemoryModel:
             return 0
         return int(GRADIENT_OVERLAP_FACTOR * 4 * self.shape.num_parameters)
 
-    def choose_micro_batching(self, available_bytes: float) -> MicroBatching:
-        """Return the largest micro-batch that fits, of a batch divided into equal parts of at least one window.
+    @property
+    def candidates(self) -> list[MicroBatching]:
+        """Splits of the batch into equal parts of at least one window, the fastest first.
 
-        Activations are recomputed only if no micro-batch fits otherwise. If none fits at all, return the smallest.
+        Recomputing activations takes longer than any number of micro-batches; of a kind, the largest is the fastest.
         """
         sizes = dict.fromkeys(-(-self.max_rank_windows // parts) for parts in range(1, self.max_rank_windows + 1))
-        options = [MicroBatching(size, recompute) for recompute in (False, True) for size in sizes]
+        return [MicroBatching(size, recompute) for recompute in (False, True) for size in sizes]
+
+    def choose_micro_batching(self, available_bytes: float) -> MicroBatching:
+        """Return the fastest candidate that fits; if none fits, the one that needs least.
+
+        A whole batch may need less than one window: no gradients of earlier micro-batches lie beside it.
+        """
         limit = available_bytes * USABLE_MEMORY_FRACTION
-        return next((option for option in options if self.peak_bytes(option) <= limit), options[-1])
+        fitting = (candidate for candidate in self.candidates if self.peak_bytes(candidate) <= limit)
+        return next(fitting, None) or min(self.candidates, key=self.peak_bytes)
+
+    def next_smaller(self, micro_batching: MicroBatching) -> MicroBatching | None:
+        """Return the micro-batching to continue with after memory ran out, or None if none needs less.
+
+        On a GPU it is the fastest candidate that needs clearly less by its peak, else the one that needs least. On a
+        CPU, whose process has more in its memory than a trial's tensors, the windows are halved.
+        """
+        if self.device_type == "cpu":
+            return micro_batching.next_smaller
+        used = self._tensor_bytes(micro_batching)
+        candidates = (candidate for candidate in self.candidates if candidate.recompute or not micro_batching.recompute)
+        smaller = [candidate for candidate in candidates if self._tensor_bytes(candidate) < used]
+        clearly = (candidate for candidate in smaller if self._tensor_bytes(candidate) <= FALLBACK_RATIO * used)
+        return next(clearly, None) or min(smaller, key=self._tensor_bytes, default=None)
+
+    def min_bytes(self, *, recompute: bool = True) -> int:
+        """Return the least peak memory of any candidate, or of those that do not recompute activations."""
+        return min(self.peak_bytes(candidate) for candidate in self.candidates if recompute or not candidate.recompute)
+
+    def describe_excess(self, available_bytes: float) -> str | None:
+        """Return a message if not even the smallest candidate fits into a GPU's memory, else None."""
+        needed, trial = self.min_bytes(), self.config
+        if self.device_type == "cpu" or needed <= available_bytes * MAX_MEMORY_FRACTION:
+            return None
+        return (
+            f"{trial.model} at context length {trial.context_length:,} with {trial.optimizer} needs "
+            f"{needed / GIB:.1f} GiB of GPU memory even with recomputed activations, and has "
+            f"{available_bytes / GIB:.1f} GiB; use a larger GPU, a smaller model or a shorter context"
+        )
+
+    def _tensor_bytes(self, micro_batching: MicroBatching) -> int:
+        """Return the peak memory without that of the runtime."""
+        return self.peak_bytes(micro_batching) - RUNTIME_BASELINE_BYTES[self.device_type]

@@ -159,7 +159,16 @@ def estimate_seconds(config: TrialConfig, progress: Progress, placement: Placeme
     memory_model = MemoryModel(shape, config, placement.device.type, placement.precision, progress.ranks)
     micro_batching = MicroBatching(progress.micro_batch_size, progress.recompute)
     shared = placement.with_sharing(memory_model)
-    return shared.estimate_training_seconds(memory_model, micro_batching, progress.tokens_seen, progress.step)
+    return shared.estimate_training_seconds(
+        memory_model, micro_batching, progress.tokens_seen, progress.step, progress.total_steps
+    )
+
+
+def describe_excess(plans: Sequence[TrialPlan | None]) -> list[str]:
+    """Return a message for each kind of trial that needs more memory than its GPU has; its rows will fail."""
+    known = [(plan.memory_model, plan.placement) for plan in plans if plan]
+    messages = (model.describe_excess(place.available_bytes) for model, place in known if model and place)
+    return list(dict.fromkeys(message for message in messages if message))
 
 
 # ---- all trials together ------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Placement of trials on devices, and the time that training takes there. No torch.
 
-The time is an estimate: that of the arithmetic and of the memory traffic at the rates that good kernels reach.
+The time is an estimate: on a CPU that of the arithmetic and of the memory traffic, on a GPU that of `GpuTimeModel`.
 """
 
 from __future__ import annotations
@@ -14,24 +14,21 @@ from raylm.config.trial import Resources, TrialConfig
 from raylm.errors import UserError, format_suggestion, safe_repr
 from raylm.machine import allowed_cpus
 from raylm.planning.devices import DEVICES, Device, find_device, list_gpu_names, measure_cpu, resolve_precision
+from raylm.planning.gpu_time import BANDWIDTH_EFFICIENCY, GpuTimeModel
 from raylm.planning.memory import MemoryModel
 from raylm.results.progress import MicroBatching
 from raylm.results.sweep_record import DeviceRecord, SlotRecord
 from raylm.units import GIB
 
-GEMM_EFFICIENCY = {"cpu": 0.6, "cuda": 0.7}
-"""Fraction of a device's peak rate that training's matrix products reach: on a CPU of NumPy's own product, see
-bench/plan_accuracy.py; on an H100 the best public kernel for a head and its loss, 698 TFLOP/s (README of
-linkedin/Liger-Kernel)."""
-BANDWIDTH_EFFICIENCY = 0.9
-"""Fraction of the memory bandwidth that elementwise kernels reach."""
-LAYER_LAUNCH_SECONDS = {"cpu": 1e-3, "cuda": 4e-4}
-"""Time to launch the kernels of one layer, forward and backward. A GPU computes meanwhile, a CPU does not."""
-LAYER_TRAFFIC_BYTES = 116
+CPU_GEMM_EFFICIENCY = 0.6
+"""Fraction of the rate of NumPy's own matrix product that training's products reach: bench/plan_accuracy.py."""
+CPU_LAYER_SECONDS = 1e-3
+"""Time to launch the operations of one layer on a CPU, forward and backward; nothing is computed meanwhile."""
+CPU_LAYER_TRAFFIC_BYTES = 116
 """Memory traffic besides the matrix products, in bfloat16: bytes per token, layer and unit of width."""
-LOGIT_TRAFFIC_BYTES = 6
+CPU_LOGIT_TRAFFIC_BYTES = 6
 """Memory traffic of the head, in bfloat16: bytes per token and entry of the vocabulary."""
-PARAMETER_TRAFFIC_BYTES = 36
+CPU_PARAMETER_TRAFFIC_BYTES = 36
 """Memory traffic per parameter and step: gradients cleared, computed and clipped, and the optimizer's passes."""
 MAX_TRIALS_PER_GPU = 8
 """Limit of trials that share a GPU with `Resources(gpus="auto")`."""
@@ -79,22 +76,41 @@ class Placement:
         )
 
     def estimate_training_seconds(
-        self, memory_model: MemoryModel, micro_batching: MicroBatching, tokens: int, steps: int
+        self,
+        memory_model: MemoryModel,
+        micro_batching: MicroBatching,
+        tokens: int,
+        steps: int,
+        total_steps: int | None = None,
     ) -> float:
-        """Return the estimated time of optimizer steps, without evaluations, checkpoints and the start."""
-        shape, device_type = memory_model.shape, self.device.type
+        """Return the estimated time of optimizer steps, without evaluations, checkpoints and the start.
+
+        Args:
+            memory_model: shape and config of the trial.
+            micro_batching: its micro-batches.
+            tokens: tokens of these steps.
+            steps: number of steps.
+            total_steps: steps of the whole trial; None: these are all. A GPU's kernels are compiled in long trials.
+        """
+        if self.device.type == "cuda":
+            return self.gpu_time_model(memory_model, micro_batching).training_seconds(tokens, steps, total_steps)
+        shape = memory_model.shape
         flops = tokens * shape.training_flops_per_token(memory_model.config.context_length)
         flops *= 4 / 3 if micro_batching.recompute else 1
-        traffic = LAYER_TRAFFIC_BYTES * shape.num_layers * shape.hidden_size + LOGIT_TRAFFIC_BYTES * shape.vocab_size
-        traffic *= tokens * (1 if self.precision == "bfloat16" else 2)
-        flops_per_s = self.device.peak_tflops(self.precision) * 1e12 * GEMM_EFFICIENCY[device_type]
+        traffic = CPU_LAYER_TRAFFIC_BYTES * shape.num_layers * shape.hidden_size
+        traffic = (traffic + CPU_LOGIT_TRAFFIC_BYTES * shape.vocab_size) * tokens
+        traffic *= 1 if self.precision == "bfloat16" else 2
+        flops_per_s = self.device.peak_tflops(self.precision) * 1e12 * CPU_GEMM_EFFICIENCY
         bytes_per_s = self.device.gb_per_s * 1e9 * BANDWIDTH_EFFICIENCY
         computing = (flops / flops_per_s + traffic / bytes_per_s) / self.devices_per_trial
-        updating = steps * shape.num_parameters * PARAMETER_TRAFFIC_BYTES / bytes_per_s / min(self.devices_per_trial, 1)
+        update_bytes = steps * shape.num_parameters * CPU_PARAMETER_TRAFFIC_BYTES
+        updating = update_bytes / bytes_per_s / min(self.devices_per_trial, 1)
         micro_batches = steps * -(-memory_model.max_rank_windows // micro_batching.micro_batch_size)
-        launching = micro_batches * shape.num_layers * LAYER_LAUNCH_SECONDS[device_type]
-        busy = computing + updating
-        return max(busy, launching) if device_type == "cuda" else busy + launching
+        return computing + updating + micro_batches * shape.num_layers * CPU_LAYER_SECONDS
+
+    def gpu_time_model(self, memory_model: MemoryModel, micro_batching: MicroBatching) -> GpuTimeModel:
+        """Return the time model of a trial on these GPUs."""
+        return GpuTimeModel(self.device, memory_model, micro_batching, min(self.devices_per_trial, 1.0))
 
     def __str__(self) -> str:
         device, per_trial = self.device, self.devices_per_trial
@@ -118,7 +134,7 @@ class Placement:
 def trials_per_gpu(placement: Placement, memory_model: MemoryModel) -> int:
     """Return how many such trials share a GPU: the fewest with (nearly) the best throughput, if all fit.
 
-    A small trial leaves a GPU idle while its kernels are launched; other trials compute meanwhile. No trial takes a
+    A small trial leaves a GPU idle while the host prepares a step; other trials compute meanwhile. No trial takes a
     smaller micro-batch for the sake of sharing: all use the one that fits a whole GPU.
     """
     alone = memory_model.choose_micro_batching(placement.available_bytes)

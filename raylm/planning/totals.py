@@ -9,7 +9,7 @@ from dataclasses import replace
 from raylm.config.sweep import Sweep
 from raylm.config.trial import Resources, TrialConfig
 from raylm.planning import throughput
-from raylm.planning.plan import TrialPlan, plan_trial, plan_trials, representative_trials
+from raylm.planning.plan import TrialPlan, describe_excess, plan_trial, plan_trials, representative_trials
 from raylm.planning.throughput import Placement
 from raylm.units import GIB, format_duration, pluralize
 
@@ -57,7 +57,7 @@ def summary_lines(
         lines.append(_format_search_time(representative, sweep, placement, price_per_hour, sweep.num_samples))
     elif remaining:
         lines.append(_format_time(remaining, placement, price_per_hour))
-    return [*lines, f"on {placement}", *(LEGEND if plans else [])]
+    return [*lines, *describe_excess(plans), f"on {placement}", *(LEGEND if plans else [])]
 
 
 def _format_totals(plans: Sequence[TrialPlan | None]) -> str:

@@ -74,7 +74,10 @@ def format_plan_json(
             "remaining": _sum_costs(remaining, price_per_hour),
             "search": _summarize_search(sweep, placement) if sweep.num_samples is not None else None,
             "device": _placement_fields(placement) if placement else None,
-            "notes": plan.describe_prepared_data(plan.planned_trials(sweep, results)),
+            "notes": [
+                *plan.describe_excess(plans),
+                *plan.describe_prepared_data(plan.planned_trials(sweep, results)),
+            ],
         }
     )
 

@@ -31,11 +31,17 @@ class MicroBatching:
             return MicroBatching(-(-self.micro_batch_size // 2), self.recompute)
         return None if self.recompute else MicroBatching(1, recompute=True)
 
-    def clamp(self, limit: MicroBatching | None) -> MicroBatching:
-        """Return this split, reduced where it needs more memory than the limit."""
-        if limit is None:
+    def clamp(self, limit: MicroBatching | None, max_windows: int) -> MicroBatching:
+        """Return this split, or one that needs no more memory than a limit, of a batch of at most so many windows.
+
+        Windows are compared only between splits of a kind: a whole batch that is recomputed may need less than one
+        window that is not.
+        """
+        if limit is None or (self.recompute and not limit.recompute):
             return self
-        return MicroBatching(min(self.micro_batch_size, limit.micro_batch_size), self.recompute or limit.recompute)
+        if limit.recompute and not self.recompute:
+            return MicroBatching(min(limit.micro_batch_size, max_windows), recompute=True)
+        return MicroBatching(min(self.micro_batch_size, limit.micro_batch_size), self.recompute)
 
     def __str__(self) -> str:
         """Return a description for messages."""

@@ -9,6 +9,11 @@ from typing import final
 from raylm.results.progress import MicroBatching, StepMetrics
 
 
+def _halve(micro_batching: MicroBatching) -> MicroBatching | None:
+    """Return half the windows, then recomputed activations; None if there is none."""
+    return micro_batching.next_smaller
+
+
 @dataclass(frozen=True)
 class ExecutionOptions:
     """Device, precision and micro-batching of a trial: how it is computed. The config decides what."""
@@ -22,6 +27,10 @@ class ExecutionOptions:
     micro-batching if its number of ranks is the same."""
     micro_batching_limit: MicroBatching | None = None
     """Upper limit of the micro-batching, also of a resumed trial's: similar trials ran out of memory above it."""
+    next_smaller: Callable[[MicroBatching], MicroBatching | None] = _halve
+    """Returns the micro-batching to continue with after memory ran out; None: there is none that needs less."""
+    min_steps_to_compile: int | None = None
+    """Optimizer steps of a trial from which its blocks and its optimizer are compiled for a GPU; None: never."""
 
 
 def _ignore(_: object) -> None:

@@ -28,10 +28,6 @@ if TYPE_CHECKING:
     pass
 
 
-MIN_STEPS_TO_COMPILE = 2000
-"""Optimizer steps from which compiling pays on a GPU: estimated from half a minute of compiling, not measured."""
-
-
 @dataclass(frozen=True)
 class Evaluation:
     """State of a trial at an evaluation or at a due checkpoint. Save it before requesting the next one."""
@@ -164,13 +160,14 @@ def _build_trainer(
         if progress.ranks != dist_context.world_size:  # rounding and memory differ in any case
             progress.ranks, progress.micro_batching = dist_context.world_size, micro_batching
         model = models.load_pretrained(resume_from, config.run_name)
-    progress.micro_batching = progress.micro_batching.clamp(options.micro_batching_limit)
+    progress.micro_batching = progress.micro_batching.clamp(options.micro_batching_limit, max_windows)
     if options.device == "cpu" and (progress.recompute or progress.micro_batch_size < max_windows):
         lower_mmap_threshold()
     if progress.recompute:
         models.enable_activation_checkpointing(model)
     model.to(options.device).train()
-    is_compiled = options.device == "cuda" and total_steps >= MIN_STEPS_TO_COMPILE and layers.can_compile(model)
+    is_long = options.min_steps_to_compile is not None and total_steps >= options.min_steps_to_compile
+    is_compiled = options.device == "cuda" and is_long and layers.can_compile(model)
     if is_compiled:
         layers.compile_blocks(model)
     optimizer = build_optimizer(config, model, is_compiled)

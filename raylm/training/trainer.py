@@ -121,7 +121,7 @@ class Trainer:
                     return total_nll
             total_nll = self._accumulate_gradients(micro_batches)
         except RuntimeError as error:
-            if not is_out_of_memory(error) or self.progress.micro_batching.next_smaller is None:
+            if not is_out_of_memory(error) or self.options.next_smaller(self.progress.micro_batching) is None:
                 raise
             return None  # the caller frees memory: until this return, the error's traceback holds tensors
         self._update()
@@ -159,7 +159,7 @@ class Trainer:
             RestartError: if this needs a restart from a checkpoint: other ranks are in the middle of the step, or the
                 blocks are compiled.
         """
-        smaller = self.progress.micro_batching.next_smaller
+        smaller = self.options.next_smaller(self.progress.micro_batching)
         assert smaller is not None
         self.hooks.on_out_of_memory(smaller)
         if self.dist_context.world_size > 1 or (self.is_compiled and smaller.recompute):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import sys
 import time
 from dataclasses import dataclass
 
@@ -131,7 +132,7 @@ class Coordinator:
             micro_batching: micro-batching that a trial fell back to; None: no new limit.
         """
         if micro_batching is not None:
-            self._limits[shape] = micro_batching.clamp(self._limits.get(shape))
+            self._limits[shape] = micro_batching.clamp(self._limits.get(shape), max_windows=sys.maxsize)
         return self._limits.get(shape)
 
     def claim_zero_shot(self, key: str, run_name: str) -> bool:

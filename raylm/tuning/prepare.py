@@ -9,22 +9,28 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from raylm.config.catalog import ModelShape
+from raylm.config.catalog import ModelShape, find_gpt2_shape
 from raylm.config.dataset import CorpusKey
 from raylm.config.trial import TrialConfig
 from raylm.data import cache, hub, preparation
 from raylm.data.corpus import Corpus
-from raylm.errors import UserError
+from raylm.errors import UserError, WorkError
 from raylm.events import Notify, ShowProgress
-from raylm.planning.devices import Device
+from raylm.numerics import windows_per_rank
+from raylm.planning.devices import Device, machine_memory
+from raylm.planning.gpu_time import min_steps_to_compile
+from raylm.planning.memory import MemoryModel
 from raylm.planning.throughput import gpu_fraction
 from raylm.results.data_record import describe_words
+from raylm.results.progress import MicroBatching
 from raylm.results.rows import FAILED, SweepRows
 from raylm.results.storage import Storage
 from raylm.results.sweep_record import DataRecord, ModelRecord
 from raylm.training import model_check, models
 from raylm.training.models import ModelSource
+from raylm.training.options import ExecutionOptions
 
 
 @dataclass(frozen=True)
@@ -230,6 +236,28 @@ class LaunchContext:
         return replace(
             self, gpus_per_rank=self.gpus_per_rank * fraction, memory_fraction=self.memory_fraction * fraction
         )
+
+    def plan_options(self, trial: TrialConfig, precision: str, limit: MicroBatching | None) -> ExecutionOptions:
+        """Return the options that fit a rank's share of this machine's device; all windows for an unknown model shape.
+
+        Raises:
+            WorkError: if a GPT-2 needs more memory than the GPU has.
+        """
+        shape, on_gpu = self.shapes[trial.model, trial.pretrained], self.device == "cuda"
+        if shape is None:
+            whole = MicroBatching(windows_per_rank(trial.batch_size, self.world_size))
+            return ExecutionOptions(self.device, precision, whole, limit)
+        memory_model = MemoryModel(shape, trial, self.device, precision, self.world_size)
+        total = torch.cuda.mem_get_info()[1] if on_gpu else machine_memory()[1]
+        available = total * (self.gpus_per_rank if on_gpu else self.memory_fraction)
+        options = ExecutionOptions(self.device, precision, memory_model.choose_micro_batching(available), limit)
+        if not on_gpu or find_gpt2_shape(trial.model) is None:  # the estimate of other families is rough
+            return options
+        if excess := memory_model.describe_excess(available):
+            raise WorkError(excess)
+        name, share = torch.cuda.get_device_name(), min(self.gpus_per_rank, 1.0)
+        min_steps = min_steps_to_compile(name, memory_model, memory_model.choose_micro_batching(available), share)
+        return replace(options, next_smaller=memory_model.next_smaller, min_steps_to_compile=min_steps)
 
 
 # ---- models in local folders --------------------------------------------------------------------------------------

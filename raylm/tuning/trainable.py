@@ -28,9 +28,7 @@ from raylm.errors import (
     summarize,
 )
 from raylm.events import format_evaluation
-from raylm.numerics import windows_per_rank
 from raylm.planning.devices import machine_memory
-from raylm.planning.memory import MemoryModel
 from raylm.results.folder import open_latest_checkpoint
 from raylm.results.progress import MicroBatching, StepMetrics
 from raylm.results.zero_shot import load_zero_shot, write_zero_shot, zero_shot_key
@@ -241,24 +239,12 @@ class _Attempt:
         context = self._context
         precision = device.resolve_precision(context.precision, context.device)
         limit = ray.get(self._coordinator.micro_batching_limit.remote(self._size_key))
-        return ExecutionOptions(context.device, precision, self._choose_micro_batching(precision), limit)
+        return context.plan_options(self._trial, precision, limit)
 
     @property
     def _size_key(self) -> str:
         """Key of trials that need the same memory per window."""
         return f"{self._trial.model} at {self._trial.context_length}"
-
-    def _choose_micro_batching(self, precision: str) -> MicroBatching:
-        """Return the micro-batching that fits a rank's share of its device; all windows for an unknown model shape."""
-        trial, context = self._trial, self._context
-        shape = context.shapes[trial.model, trial.pretrained]
-        if shape is None:
-            return MicroBatching(windows_per_rank(trial.batch_size, context.world_size))
-        if context.device == "cuda":
-            available = torch.cuda.mem_get_info()[1] * context.gpus_per_rank
-        else:
-            available = machine_memory()[1] * context.memory_fraction
-        return MemoryModel(shape, trial, context.device, precision, context.world_size).choose_micro_batching(available)
 
     def _report(self, evaluations: Iterator[Evaluation], reporter: AsyncReporter) -> None:
         """Report each evaluation with its checkpoint to Tune, until the trial ends or has to exit."""

@@ -21,7 +21,6 @@ from raylm.config.trial import TrialConfig
 from raylm.errors import PauseReason, UserError
 from raylm.events import TrialListener
 from raylm.planning import memory
-from raylm.results.progress import MicroBatching
 from raylm.results.storage import Storage
 from raylm.training import device as training_device
 from raylm.tuning import cluster, prepare, ray_private
@@ -100,7 +99,7 @@ def build_placement_group(resources: Mapping[str, float], gpu_memory_gib: int = 
 def estimate_gpu_memory_gib(
     trial: TrialConfig, shape: ModelShape | None, precision: str, max_gib: float, world_size: int = 1
 ) -> int:
-    """Return the GPU memory that a trial needs with one window per micro-batch, in GiB, at most `max_gib`.
+    """Return the GPU memory that a trial needs without recomputing activations, in GiB, at most `max_gib`.
 
     Args:
         shape: shape of its model; None (unknown): the trial needs the largest GPU.
@@ -111,7 +110,7 @@ def estimate_gpu_memory_gib(
         return int(max_gib)
     precisions = ("float32", "bfloat16") if precision == "auto" else (precision,)
     memory_models = [memory.MemoryModel(shape, trial, "cuda", kind, world_size) for kind in precisions]
-    needed = max(model.peak_bytes(MicroBatching(micro_batch_size=1)) for model in memory_models)
+    needed = max(model.min_bytes(recompute=False) for model in memory_models)
     return min(math.ceil(needed / memory.USABLE_MEMORY_FRACTION / GIB), int(max_gib))
 
 

@@ -94,11 +94,12 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sum of the device storages that are alive, in the allocator's units, and its peak."""
+    """Sum of the device storages that are alive, in the allocator's units, and its peak; runs out above a limit."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit_bytes: int | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.allocated = self.peak = 0
+        self._limit_bytes = limit_bytes
         self._sizes: dict[int, int] = {}
 
     def __torch_dispatch__(
@@ -113,8 +114,11 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _add(self, storage: Any) -> None:
         key = storage._cdata
         if key not in self._sizes:
-            self._sizes[key] = -(-storage.nbytes() // ALLOCATION_UNIT) * ALLOCATION_UNIT
-            self.allocated += self._sizes[key]
+            size = -(-storage.nbytes() // ALLOCATION_UNIT) * ALLOCATION_UNIT
+            if self._limit_bytes is not None and self.allocated + size > self._limit_bytes:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            self._sizes[key] = size
+            self.allocated += size
             self.peak = max(self.peak, self.allocated)
             weakref.finalize(storage, self._remove, key)
 

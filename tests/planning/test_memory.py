@@ -19,7 +19,9 @@ from raylm.units import GIB
 WIDTH, HEADS, LENGTH, BATCH, VOCABULARY = 64, 2, 256, 2, 64
 
 
-def count_saved_bytes(folder: Path, num_layers: int, precision: str, dropout: float, recompute: bool) -> int:
+def count_saved_bytes(
+    folder: Path, num_layers: int, precision: str, dropout: float, recompute: bool, compiled: bool = False
+) -> int:
     """Return the bytes that the forward pass of a GPT-2 saves for the backward pass, without its float32 weights."""
     sizes = {"vocab_size": VOCABULARY, "n_positions": LENGTH, "n_embd": WIDTH, "n_layer": num_layers, "n_head": HEADS}
     GPT2Config(**sizes, bos_token_id=0, eos_token_id=0).save_pretrained(folder)
@@ -27,6 +29,9 @@ def count_saved_bytes(folder: Path, num_layers: int, precision: str, dropout: fl
     model = models.load_model(source, vocab_size=VOCABULARY, dropout=dropout, seed=0).train()
     if recompute:
         models.enable_activation_checkpointing(model)
+    if compiled:  # the compiler's choice of what is saved, without its kernels
+        for block in model.base_model.h:
+            block.compile(backend="aot_eager_decomp_partition")
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     saved: dict[int, torch.Tensor] = {}  # the tensors themselves, so that no storage is reused
 
@@ -54,6 +59,14 @@ def test_saved_bytes_of_a_layer_are_those_of_autograd(
     planned = MemoryModel(shape, trial, "cpu", precision).saved_bytes(MicroBatching(BATCH, recompute))
     copies = 2 * 12 * WIDTH**2 if precision == "bfloat16" and not recompute else 0  # of the weights of its matrices
     assert three - two == pytest.approx(planned + copies, rel=0.02)
+
+
+def test_compiled_layers_save_at_most_what_is_planned(tmp_path: Path) -> None:
+    two, three = (count_saved_bytes(tmp_path, layers, "bfloat16", 0.0, False, compiled=True) for layers in (2, 3))
+    torch.compiler.reset()
+    shape, trial = ModelShape(1, WIDTH, HEADS, VOCABULARY, LENGTH), TrialConfig(context_length=LENGTH, dropout=0.0)
+    planned = MemoryModel(shape, trial, "cuda", "bfloat16").saved_bytes(MicroBatching(BATCH)) + 2 * 12 * WIDTH**2
+    assert 1.0 <= planned / (three - two) <= 1.1
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -91,6 +91,14 @@ def test_plan_on_a_gpu_has_micro_batch_memory_and_time() -> None:
     assert large.seconds is not None and small.seconds is not None and small.seconds > 10 * large.seconds
 
 
+def test_plan_says_which_trials_exceed_the_memory_of_the_gpu() -> None:
+    sweep = Sweep(name="s", space={"model": tune.grid_search(["gpt2", "gpt2-xl"]), "optimizer": "adamw"})
+    plans = [plan_trial(trial, 1_000_000, placement=place_on("l4")) for trial in sweep.trials()]
+    lines = [line for line in summary_lines(sweep, plans, plans, place_on("l4"), None) if "GiB of GPU memory" in line]
+    assert len(lines) == 1 and lines[0].startswith("gpt2-xl at context length 1,024 with adamw needs 2")
+    assert "and has 22.0 GiB; use a larger GPU" in lines[0]
+
+
 def test_plan_of_a_sweep_sums_its_trials() -> None:
     sweep = Sweep(name="s", space={"model": "gpt2", "batch_size": tune.grid_search([8, 16, 64])})
     plans = [plan_trial(trial, 1_000_000, placement=place_on("4xa100")) for trial in sweep.trials()]
