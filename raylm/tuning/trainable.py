@@ -108,7 +108,7 @@ def _limit_memory(context: LaunchContext, run_name: str) -> Iterator[None]:
         on_gpu = context.device == "cuda" and torch.cuda.is_available()
         if on_gpu:
             torch.accelerator.empty_host_cache()  # pinned memory of checkpoints
-        LEAK_CHECK.measure(torch.cuda.memory_allocated() if on_gpu else 0)
+        LEAK_CHECK.measure(torch.cuda.memory_allocated if on_gpu else lambda: 0)
         if on_gpu:
             torch.cuda.empty_cache()
 

@@ -92,15 +92,15 @@ class LeakCheck:
         self.leaked_bytes = 0
         """Growth at the last measurement."""
 
-    def measure(self, device_bytes: int = 0) -> None:
+    def measure(self, measure_device: Callable[[], int] = lambda: 0) -> None:
         """Free memory, then measure.
 
         Args:
-            device_bytes: memory that the process holds on a GPU.
+            measure_device: function that returns the bytes that the process holds on a GPU.
         """
         gc.collect()
         device.trim_heap()  # freed memory is no leak
-        now = psutil.Process().memory_info().rss + device_bytes
+        now = psutil.Process().memory_info().rss + measure_device()
         self._baseline_bytes = now if self._baseline_bytes is None else min(now, self._baseline_bytes)
         self.leaked_bytes = now - self._baseline_bytes
 

@@ -68,7 +68,7 @@ def test_what_a_process_keeps_between_two_trials_is_noticed_and_what_it_frees_is
     kept += [np.ones(2**22) for _ in range(3)]  # 32 MiB each
     footprint.measure()
     assert footprint.leaked_bytes == pytest.approx(3 * 2**25, rel=0.2)
-    footprint.measure(device_bytes=2**30)
+    footprint.measure(lambda: 2**30)
     assert footprint.leaked_bytes == pytest.approx(3 * 2**25 + 2**30, rel=0.1)
     del kept[1:]
     footprint.measure()
