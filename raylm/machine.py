@@ -81,12 +81,21 @@ def _parse_quota(file: Path) -> float | None:
         return None
 
 
-def prepare_ray_start() -> None:
+def prepare_ray_start(cpus: int = 1) -> None:
     """Check that nothing is known to keep Ray from starting on this machine, and create its token.
 
+    Args:
+        cpus: cores that each trial requests.
+
     Raises:
-        UserError: if something is.
+        UserError: if something is, or there are fewer cores.
     """
+    if cpus > (allowed := allowed_cpus()):
+        cores = f"{allowed} core{'s' if allowed > 1 else ''}"
+        raise UserError(
+            f"a trial requests {cpus} CPUs and this command may use {cores} (by its affinity, container or SLURM); "
+            "request fewer with resources=Resources(cpus=...)"
+        )
     if obstacle := find_ray_obstacle():
         raise UserError(f"Ray cannot start: {obstacle}")
     create_ray_token()

@@ -194,7 +194,7 @@ class _Run:
         with console.show_spinner("loading torch and transformers"):
             from raylm.tuning.cluster import check_start
             from raylm.tuning.prepare import prepare_inputs
-        check_start(self._options.address)  # datasets may take long to prepare
+        check_start(self._options.address, self._sweep.resources.cpus)  # datasets may take long to prepare
         trials = self._representative_trials()
         prepared = prepare_inputs(trials, self._results, console.print_note, console.show_spinner)
         for (spec, model), corpus in prepared.corpora.items():

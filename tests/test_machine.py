@@ -103,6 +103,11 @@ def test_low_limit_of_virtual_memory_is_told() -> None:
     assert "the limit of virtual memory is 11.2 GiB and Ray needs 15 GiB" in message and "ulimit -v" in message
 
 
+def test_trial_that_requests_more_cores_than_are_allowed_is_refused() -> None:
+    with pytest.raises(UserError, match=r"a trial requests 5000 CPUs and this command may use \d+ cores? .*fewer"):
+        machine.prepare_ray_start(5000)
+
+
 def test_low_limit_of_the_size_of_files_is_told() -> None:
     code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0})); " + OBSTACLE
     message = run_python(code.format(10**8))

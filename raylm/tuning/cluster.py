@@ -86,10 +86,10 @@ def connect_ray(address: str | None, verbose: bool) -> Iterator[str | None]:
             ray.shutdown()  # repeats messages of raylets
 
 
-def check_start(address: str | None) -> None:
-    """Raise a UserError if Ray would be started on this machine and something is known to keep it from that."""
+def check_start(address: str | None, cpus: int) -> None:
+    """Raise a UserError if Ray would be started on this machine, and cannot, or has fewer cores than a trial."""
     if resolve_address(address) == "local":
-        machine.prepare_ray_start()
+        machine.prepare_ray_start(cpus)
 
 
 def resolve_address(address: str | None) -> str:
