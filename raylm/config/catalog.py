@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,10 +60,6 @@ SHAPE_KEYS = (
 """Keys of each field of `ModelShape` in a config.json, in the order of the fields."""
 
 
-MAX_HEADER_BYTES = 100_000_000
-"""Limit of the header of a safetensors file, that of the format's own library."""
-
-
 def max_positions(config: Mapping[str, Any]) -> int | None:
     """Return the longest context in a model's config.json, in tokens, or None if it has none."""
     return _find_int(config, POSITION_KEYS)
@@ -91,31 +85,6 @@ def find_gpt2_shape(model: str | Path) -> ModelShape | None:
     """Return the shape of a model with GPT-2's layers, whose size and cost follow from it; None for other families."""
     is_other = model not in MODELS and (read_model_config(model) or {}).get("model_type", "gpt2") != "gpt2"
     return None if is_other else find_shape(model)
-
-
-def count_parameters(model: str | Path) -> int | None:
-    """Return the number of weights of a model, or None if it is not known without fetching it.
-
-    That of GPT-2's layers follows from its shape; other families are counted by the headers of the safetensors files
-    in a local folder, where tied weights are stored once.
-    """
-    if shape := find_gpt2_shape(model):
-        return shape.num_parameters
-    files = [] if model in MODELS else sorted(Path(model).glob("*.safetensors"))
-    try:
-        return sum(map(_count_stored_weights, files)) or None
-    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError, struct.error):  # damaged
-        return None
-
-
-def _count_stored_weights(file: Path) -> int:
-    """Return the number of weights in a safetensors file, by its header: 8 bytes of length, then JSON."""
-    with file.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        if length > MAX_HEADER_BYTES:
-            raise ValueError(f"{file}: the header has {length:,} bytes")
-        header = json.loads(stream.read(length))
-    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
 
 
 def _find_int(config: Mapping[str, Any], keys: tuple[str, ...]) -> int | None:

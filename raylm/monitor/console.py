@@ -189,7 +189,7 @@ def _format_plan_cells(plan: TrialPlan | None) -> list[str]:
         return ["?"] * len(PLAN_HEADINGS)
     about, micro_batching = "" if plan.is_exact else "~", plan.micro_batching
     return [
-        _format_si(plan.num_parameters) if plan.num_parameters else "?",
+        _format_si(plan.shape.num_parameters) if plan.shape else "?",
         about + _format_si(plan.tokens),
         f"{about}{plan.steps:,}",
         "?" if plan.flops is None else f"{plan.flops / 1e15:,.3g}",

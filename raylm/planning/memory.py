@@ -43,9 +43,9 @@ FALLBACK_RATIO = 0.75
 """Memory to continue with after a GPU's ran out, relative to the memory of before: each attempt costs a step."""
 
 
-def checkpoint_bytes(num_parameters: int, optimizer: str) -> int:
+def checkpoint_bytes(shape: ModelShape, optimizer: str) -> int:
     """Return the size of one checkpoint: float32 weights, and AdamW's two moments."""
-    return num_parameters * (4 + OPTIMIZER_STATE_BYTES[optimizer])
+    return shape.num_parameters * (4 + OPTIMIZER_STATE_BYTES[optimizer])
 
 
 @dataclass(frozen=True)

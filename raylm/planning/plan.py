@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from raylm.config import search_space
-from raylm.config.catalog import DATASETS, ModelShape, count_parameters, find_gpt2_shape, find_shape
+from raylm.config.catalog import DATASETS, ModelShape, find_gpt2_shape, find_shape
 from raylm.config.sweep import Sweep
 from raylm.config.trial import TrialConfig
 from raylm.data import local_files, preparation
@@ -43,11 +42,6 @@ class TrialPlan:
     placement: Placement | None = None
     """Devices of the trial; None if they are unknown."""
 
-    @functools.cached_property
-    def num_parameters(self) -> int | None:
-        """Number of weights of the model; None if it is unknown before the model is fetched."""
-        return count_parameters(self.config.model)
-
     @property
     def flops(self) -> float | None:
         """FLOPs of training, without the second forward pass of recomputed activations; None if unknown."""
@@ -58,7 +52,7 @@ class TrialPlan:
     @property
     def checkpoint_bytes(self) -> int | None:
         """Disk space of the trial's best and latest checkpoint; None if unknown."""
-        return estimate_checkpoint_bytes(self.config, self.shape) if self.num_parameters else None
+        return estimate_checkpoint_bytes(self.config, self.shape) if self.shape else None
 
     @property
     def memory_model(self) -> MemoryModel | None:
@@ -106,10 +100,9 @@ class TrialPlan:
 def estimate_checkpoint_bytes(config: TrialConfig, shape: ModelShape | None = None) -> int | None:
     """Return the disk space of a trial's best and latest checkpoint; None if the model's shape is unknown."""
     shape = shape or find_shape(config.model)
-    num_parameters = count_parameters(config.model) or (shape.num_parameters if shape else None)
-    if num_parameters is None:
+    if shape is None:
         return None
-    return checkpoint_bytes(num_parameters, config.optimizer) * min(2, config.epochs * config.evals_per_epoch)
+    return checkpoint_bytes(shape, config.optimizer) * min(2, config.epochs * config.evals_per_epoch)
 
 
 def plan_trial(

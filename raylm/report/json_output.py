@@ -84,9 +84,9 @@ def format_plan_json(
 
 def _plan_fields(trial_plan: TrialPlan | None) -> dict[str, Any]:
     """Return the numbers of a trial's plan."""
-    batching = trial_plan.micro_batching if trial_plan else None
+    batching, shape = (trial_plan.micro_batching, trial_plan.shape) if trial_plan else (None, None)
     return {
-        "parameters": trial_plan.num_parameters if trial_plan else None,
+        "parameters": shape.num_parameters if shape else None,
         "tokens": trial_plan.tokens if trial_plan else None,
         "steps": trial_plan.steps if trial_plan else None,
         "exact": trial_plan.is_exact if trial_plan else None,

@@ -107,5 +107,5 @@ def test_ranks_share_the_batch_and_need_buffers_for_gradients() -> None:
 
 def test_checkpoint_holds_float32_weights_and_the_moments_of_adamw() -> None:
     shape = MODELS["gpt2"].shape
-    assert memory.checkpoint_bytes(shape.num_parameters, "adafactor") == 4 * shape.num_parameters
-    assert memory.checkpoint_bytes(shape.num_parameters, "adamw") == 12 * shape.num_parameters
+    assert memory.checkpoint_bytes(shape, "adafactor") == 4 * shape.num_parameters
+    assert memory.checkpoint_bytes(shape, "adamw") == 12 * shape.num_parameters
