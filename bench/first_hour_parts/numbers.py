@@ -91,7 +91,7 @@ def losses(setup: Setup, *, tool: str, precision: str, on: str | None = None) ->
         precision: `float32` or `bfloat16`.
         on: device, if not that of the setup.
     """
-    device, cell = on or setup.device, setup.cell("gpt2 4x256")
+    device, cell = on or setup.device, setup.cell("gpt2 2x256")
     steps = setup.pick(20, 3)
     model = build_model(cell, 0.0, "cpu").to(device)
     attention = "eager" if precision == "float32" else "sdpa"

@@ -105,7 +105,7 @@ PARTS: tuple[Part, ...] = (
     ),
     Part(
         "losses",
-        "Losses of 20 steps of gpt2 at 4 x 256 on real text, from the same weights",
+        "Losses of 20 steps of gpt2 at 2 x 256 on real text, from the same weights",
         (
             Case("raylm, CPU, float32", 75, "numbers.losses", {"tool": "raylm", "precision": "float32", "on": "cpu"}),
             Case("raylm, float32", 15, "numbers.losses", {"tool": "raylm", "precision": "float32"}),
