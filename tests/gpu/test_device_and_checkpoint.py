@@ -14,6 +14,7 @@ import pytest
 import torch
 from fake_cuda.trial import random_corpus
 
+from gpu.counters import IS_FAKE
 from raylm.config.trial import TrialConfig
 from raylm.planning import devices
 from raylm.planning.memory import RUNTIME_BASELINE_BYTES
@@ -23,9 +24,6 @@ from raylm.training import checkpoint, device, models
 from raylm.training.options import ExecutionOptions
 from raylm.training.train import finetune
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, which may be the fake one")
-
-IS_FAKE = "FAKEGPU" in os.environ
 CONTEXT_BYTES = RUNTIME_BASELINE_BYTES["cuda"]
 
 

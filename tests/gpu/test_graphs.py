@@ -22,8 +22,6 @@ from raylm.training.step_graph import WARMUP_STEPS, CudaRecording
 from raylm.training.train import Evaluation, finetune
 from raylm.training.trainer import Trainer
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, which may be the fake one")
-
 VOCAB_SIZE = 500
 STEPS = 20
 """Steps of an epoch; the last one has a short batch."""
