@@ -141,6 +141,7 @@ def test_where_nothing_is_less_the_error_is_raised(corpus: Corpus) -> None:
 
 REAL = """
 import json, resource, sys, torch
+import transformers.models.gpt2.modeling_gpt2  # before the limit: its libraries are mapped when a model is loaded
 from raylm import Resources, Sweep, TrialConfig
 from raylm.config.dataset import DatasetSpec
 from raylm.data.preparation import prepare
