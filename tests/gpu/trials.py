@@ -10,6 +10,7 @@ from typing import Any
 from raylm.config.trial import TrialConfig
 from raylm.data.corpus import Corpus
 from raylm.results.progress import EvalMetrics, MicroBatching, Progress, StepMetrics
+from raylm.training.distributed import SINGLE_PROCESS, DistributedContext
 from raylm.training.models import ModelSource
 from raylm.training.options import ExecutionOptions, TrainingHooks
 from raylm.training.train import Evaluation, finetune
@@ -47,6 +48,7 @@ def train(
     resume_from: Path | None = None,
     save_first_to: Path | None = None,
     on_evaluation: Any = None,
+    dist_context: DistributedContext = SINGLE_PROCESS,
 ) -> Observed:
     """Train a trial to its end.
 
@@ -58,10 +60,13 @@ def train(
         resume_from: folder of a checkpoint.
         save_first_to: folder for a checkpoint of the first evaluation, after which the trial is given up.
         on_evaluation: function that is called with each evaluation.
+        dist_context: this process among the ranks of the trial.
     """
     observed = Observed()
     hooks = TrainingHooks(observed.steps.append, observed.reductions.append)
-    running = finetune(config, corpus, source, options=options, hooks=hooks, resume_from=resume_from)
+    running = finetune(
+        config, corpus, source, options=options, hooks=hooks, resume_from=resume_from, dist_context=dist_context
+    )
     for evaluation in running:
         assert not evaluation.diverged
         observed.evaluations.append(evaluation.eval_metrics)
