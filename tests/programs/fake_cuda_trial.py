@@ -58,7 +58,7 @@ if __name__ == "__main__":
         corpus = random_corpus(trial, num_windows=int(sys.argv[2]) * trial.batch_size)
         with fake_cuda() as waits, OperationCounter() as counter:
             (evaluation,) = finetune(trial, corpus, source, options=ExecutionOptions("cuda", "bfloat16"))
-            trainer = evaluation.trainer
+            trainer, num_waits = evaluation.trainer, len(waits)
             resumed = count_state_by_device(resume_optimizer(trial, trainer))
     steps = trainer.progress.step
-    print(json.dumps({"steps": steps, "waits": len(waits), "resumed": resumed, "operations": counter.counts}))
+    print(json.dumps({"steps": steps, "waits": num_waits, "resumed": resumed, "operations": counter.counts}))

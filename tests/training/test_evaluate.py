@@ -53,7 +53,7 @@ def test_table_has_a_column_for_each_length(trained_sweep: SweepRows) -> None:
     values = {length_eval.context_length: length_eval.val_loss for length_eval in evals}
     reloaded = load_results(trained_sweep.storage.uri)
     head, _, line = formats.format_markdown(reloaded).splitlines()[:3]
-    assert "| adj val loss | val at 16 | val at 64 | best epoch | n | run |" in head
+    assert "| adj val loss | zero-shot | val at 16 | val at 64 | best epoch | n | run |" in head
     assert f"| {values[16]:.2f} | {values[64]:.2f} | 1 | 1 |" in line
     first, second = csv.DictReader(formats.format_csv(reloaded).splitlines())
     assert (float(first["val_loss_at_16"]), second["val_loss_at_16"]) == (values[16], "")
