@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from raylm.report.figures.grouping import describe_loss
-from raylm.report.figures.panels import CATEGORIES, LINEAR, LOG, LOG2, CurvesPanel, FieldPanel, TradeoffPanel
+from raylm.report.figures.panels import CATEGORIES, LINEAR, LOG, LOG2, CurvesPanel, FieldPanel, Points, TradeoffPanel
 from raylm.report.plots.style import (
     COLORS,
     GRAY,
@@ -48,7 +48,9 @@ def plot_loss_curves(panel: CurvesPanel, layout: Layout = PAGE) -> Figure:
         for number, curve in enumerate(panel.curves):
             color, style, marker = COLORS[number], LINE_STYLES[number], MARKERS[number]
             (train,) = axes.plot(*unzip_points(curve.train), color=color, linestyle=style, linewidth=0.9, alpha=0.8)
-            (val,) = axes.plot(*unzip_points(curve.val), color=color, linewidth=0.5, marker=marker, zorder=3)
+            (val,) = axes.plot(
+                *unzip_points(_part_from_start(curve.val)), color=color, linewidth=0.5, marker=marker, zorder=3
+            )
             for artist in (train, val):
                 mark_trials(artist, number, [[curve.run]])
             axes.plot([], [], color=color, linestyle=style, marker=marker, label=curve.label)
@@ -63,6 +65,11 @@ def plot_loss_curves(panel: CurvesPanel, layout: Layout = PAGE) -> Figure:
         axes.set_xlim(left=0)
         add_legend(figure, axes, layout, panel.legend, [curve.label for curve in panel.curves])
         return figure
+
+
+def _part_from_start(val: Points) -> Points:
+    """Return val losses with a gap after the one before fine-tuning: no line joins it to the first evaluation."""
+    return (val[0], (math.nan, math.nan), *val[1:]) if val and val[0][0] == 0 else val
 
 
 def plot_field(panel: FieldPanel, layout: Layout = PAGE) -> Figure:
