@@ -18,7 +18,7 @@ from first_hour_parts.setup import Cell, Setup, build_config, build_corpus
 from raylm.config.trial import TrialConfig
 from raylm.planning.memory import RUNTIME_BASELINE_BYTES, MemoryModel
 from raylm.results.progress import MicroBatching, StepMetrics
-from raylm.training import train, trainer
+from raylm.training import trainer
 from raylm.training.models import ModelSource
 from raylm.training.options import ExecutionOptions, TrainingHooks
 from raylm.training.step_graph import CudaRecording
@@ -51,9 +51,15 @@ def start(
     micro_batching: MicroBatching | None = None,
     hooks: TrainingHooks = TrainingHooks(),
     resume_from: Path | None = None,
+    compiled: bool = False,
 ) -> Iterator[Evaluation]:
     """Start a trial of some steps; return the iterator of its evaluations."""
-    options = ExecutionOptions(setup.device, precision or setup.precision, micro_batching)
+    options = ExecutionOptions(
+        setup.device,
+        precision or setup.precision,
+        micro_batching,
+        min_steps_to_compile=1 if compiled else None,
+    )
     with tempfile.TemporaryDirectory() as folder:
         build_config(cell, 0.0).save_pretrained(folder)
         source = ModelSource(cell.model, folder, pretrained=False)
@@ -77,7 +83,7 @@ class TimedTrial:
     """Warnings of raylm."""
 
 
-def run_timed(setup: Setup, cell: Cell, config: TrialConfig, steps: int) -> TimedTrial:
+def run_timed(setup: Setup, cell: Cell, config: TrialConfig, steps: int, *, compiled: bool = False) -> TimedTrial:
     """Run a trial of some steps and one evaluation."""
     times: list[tuple[int, float]] = []
 
@@ -87,7 +93,7 @@ def run_timed(setup: Setup, cell: Cell, config: TrialConfig, steps: int) -> Time
     started = time.perf_counter()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        (last,) = start(setup, cell, config, steps, hooks=TrainingHooks(on_step=on_step))
+        (last,) = start(setup, cell, config, steps, hooks=TrainingHooks(on_step=on_step), compiled=compiled)
     taken = time.perf_counter() - started
     (first_step, first_time), (last_step, last_time) = times[len(times) // 3], times[-1]
     return TimedTrial(
@@ -133,17 +139,15 @@ def graph(setup: Setup, *, cell: str, dropout: float = 0.0, tool: str = "raylm")
     """
     sizes = setup.cell(cell)
     config, steps = build_trial(sizes, dropout=dropout), _num_steps(setup, sizes)
-    min_steps = 1 if tool == "compiled" else steps + 1
     values: dict[str, Any] = {}
     losses: list[list[float]] = []
     for name, can_record in (("as a graph", trainer.can_record), ("kernel by kernel", lambda *_: False)):
         setup.clear()
         with (
-            mock.patch.object(train, "MIN_STEPS_TO_COMPILE", min_steps),
             mock.patch.object(trainer, "can_record", can_record),
             mock.patch.object(CudaRecording, "launch", autospec=True, side_effect=CudaRecording.launch) as launch,
         ):
-            trial = run_timed(setup, sizes, config, steps)
+            trial = run_timed(setup, sizes, config, steps, compiled=tool == "compiled")
         losses.append(trial.losses)
         values[name] = {
             "tokens/s": trial.tokens_per_second,
