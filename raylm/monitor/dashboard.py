@@ -13,11 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import quote
 
 from raylm.errors import UserError
 from raylm.monitor.heartbeat import read_heartbeat
 from raylm.monitor.state import RunningTrial, SweepState, apply_live_state, idle_state
 from raylm.report import html
+from raylm.report.page_rows import find_log
 from raylm.report.reference import load_reference
 from raylm.report.tables.columns import field_column
 from raylm.results import manifest, sweep_record
@@ -87,6 +89,14 @@ class Dashboard:
                 self._update_page(view.results)
             live = _render_live_section(view)
             return self._page.replace(self._nonce_placeholder, nonce).replace(self._live_placeholder, live)
+
+    def read_log(self, path: str) -> str | None:
+        """Return the log of a trial, by its path on this server; None if no trial has it, or it is gone."""
+        with self._lock:
+            names = {f"/{quote(name)}": name for row in self._load_results().rows if (name := find_log(row))}
+        with contextlib.suppress(FileNotFoundError):
+            return self._storage.read(names[path]) if path in names else None
+        return None
 
     def _load_view(self) -> DashboardView:
         """Return the content now; set the version of the page, unless it was drawn a short time ago."""
@@ -159,7 +169,7 @@ def format_polyline(trial: RunningTrial) -> str:
 
 
 class DashboardServer(ThreadingHTTPServer):
-    """HTTP server of the page at `/` and of its changing section at `/live`."""
+    """HTTP server of the page at `/`, its changing section at `/live`, and the logs of trials."""
 
     daemon_threads = True
 
@@ -204,14 +214,18 @@ class _Handler(BaseHTTPRequestHandler):
             elif self.path == "/live":
                 section, version = self.server.dashboard.render_live()
                 self._respond(HTTPStatus.OK, section, {"Raylm-Version": version})
+            elif (log := self.server.dashboard.read_log(self.path)) is not None:
+                self._respond(HTTPStatus.OK, log, content_type="text/plain")
             else:
                 self._respond(HTTPStatus.NOT_FOUND, "the only page is /\n")
         except (UserError, OSError) as error:
             self._respond(HTTPStatus.SERVICE_UNAVAILABLE, f"{error}\n")
 
-    def _respond(self, status: HTTPStatus, text: str, headers: Mapping[str, str] | None = None) -> None:
+    def _respond(
+        self, status: HTTPStatus, text: str, headers: Mapping[str, str] | None = None, content_type: str = "text/html"
+    ) -> None:
         content = text.encode()
-        content_type = "text/html" if status is HTTPStatus.OK else "text/plain"
+        content_type = content_type if status is HTTPStatus.OK else "text/plain"
         self.send_response(status)
         self.send_header("Content-Type", f"{content_type}; charset=utf-8")
         self.send_header("Content-Length", str(len(content)))

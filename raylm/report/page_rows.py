@@ -99,6 +99,12 @@ def _describe(row: Row) -> TrialDetails:
         if getattr(row.config, field.name) != getattr(defaults, field.name)
     }
     texts = (f"{format_field_name(name)} {format_field_value(value)}" for name, value in changed.items())
-    latest, best = row.latest_checkpoint, row.best_checkpoint
-    log = quote(str(PurePosixPath(latest.folder).parent / LOG_FILE)) if latest else ""
-    return TrialDetails(row.config.run_name, ", ".join(texts), log, quote(f"{best.folder}/") if best else "")
+    best = row.best_checkpoint
+    log, checkpoint = quote(find_log(row)), quote(f"{best.folder}/") if best else ""
+    return TrialDetails(row.config.run_name, ", ".join(texts), log, checkpoint)
+
+
+def find_log(row: Row) -> str:
+    """Return the name of the log of a trial's latest launch; empty before its first checkpoint."""
+    latest = row.latest_checkpoint
+    return str(PurePosixPath(latest.folder).parent / LOG_FILE) if latest else ""

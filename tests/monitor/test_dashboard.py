@@ -68,13 +68,23 @@ def test_page_is_the_report_with_the_live_section_above(server: DashboardServer)
     status, text, headers = request(server, "/")
     reader = PageReader(text)
     assert status == 200 and reader.tags.count("script") == 2 and "b" not in reader.tags
-    assert reader.urls == []
+    (log,) = reader.urls
+    assert log == f"launch-001/{RUNS[0]}/log.txt"
     words = " ".join(reader.text.split())
     assert f"1 done 2 {PENDING} 1 failed 2 of 4 trials finished; not running" in words
     assert f"{RUNS[1]} failed: ValueError: no" in words and "Loss curves" in words
     assert "script-src 'nonce-" in headers["Content-Security-Policy"] and "*" not in headers["Content-Security-Policy"]
     nonces = {request(server, "/")[2]["Content-Security-Policy"] for _ in range(2)}
     assert len(nonces) == 2, "each response has its own nonce"
+
+
+def test_log_of_a_trial_is_served_as_text(server: DashboardServer, results: SweepRows) -> None:
+    path = f"launch-001/{RUNS[0]}/log.txt"
+    Path(results.storage.uri, path).write_text("<script>step 1</script>", encoding="utf-8")
+    status, text, headers = request(server, f"/{path}")
+    assert (status, text, headers["Content-Type"]) == (200, "<script>step 1</script>", "text/plain; charset=utf-8")
+    Path(results.storage.uri, path).unlink()
+    assert request(server, f"/{path}")[0] == 404
 
 
 @pytest.mark.parametrize(
@@ -86,6 +96,9 @@ def test_page_is_the_report_with_the_live_section_above(server: DashboardServer)
         ("/live", "127.0.0.1.attacker.example:80", "GET", 403),
         ("/", "", "GET", 403),
         ("/sweep.json", None, "GET", 404),
+        (f"/launch-001/{RUNS[0]}/../../sweep.json", None, "GET", 404),
+        (f"/launch-001/{RUNS[0]}/checkpoint_000000/raylm.json", None, "GET", 404),
+        (f"/launch-001/{RUNS[0]}/log.txt", "attacker.example", "GET", 403),
         ("/../my-sweep/sweep.json", None, "GET", 404),
         ("/", None, "POST", 501),
         ("/", None, "PUT", 501),
