@@ -125,6 +125,29 @@ class LabCluster:
             time.sleep(0.5)
 
 
+def build_hosts_environment(folder: Path) -> dict[str, str]:
+    """Return the environment variables of lab_hosts.sh for hosts with their files in a folder that all of them see."""
+    shared = {str(folder), sys.prefix, sys.base_prefix, str(ROOT)}
+    return {
+        "PATH": os.environ["PATH"],
+        "LAB_DIR": str(folder),
+        "LAB_NET": NETWORK_PREFIX,
+        "LAB_TAG": f"lab{LAB_ID}",
+        "LAB_SHARE": " ".join(sorted(shared)),
+    }
+
+
+@contextlib.contextmanager
+def start_hosts(folder: Path, num_hosts: int) -> Iterator[dict[str, str]]:
+    """Start hosts without a Ray until the context exits; yield the environment variables of lab_hosts.sh."""
+    env = build_hosts_environment(folder)
+    try:
+        _run_command([str(HOSTS_SCRIPT), "up", str(num_hosts)], env, 60)
+        yield env
+    finally:
+        _run_command([str(HOSTS_SCRIPT), "down"], env, 60)
+
+
 @contextlib.contextmanager
 def start_cluster(
     folder: Path, num_workers: int = 2, extra_env: Mapping[str, str] | None = None
@@ -148,14 +171,7 @@ def start_cluster(
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_API_SERVER_ADDRESS": dashboard,
     }
-    shared = {str(folder), sys.prefix, sys.base_prefix, str(ROOT)}
-    hosts = {
-        "PATH": os.environ["PATH"],
-        "LAB_DIR": str(folder),
-        "LAB_NET": NETWORK_PREFIX,
-        "LAB_TAG": f"lab{LAB_ID}",
-        "LAB_SHARE": " ".join(sorted(shared)),
-    }
+    hosts = build_hosts_environment(folder)
     addresses = [f"{NETWORK_PREFIX}.{10 + host}" for host in range(num_workers + 1)]
     config = folder / "onprem.yaml"
     config.write_text(yaml.safe_dump(_build_config(folder, addresses, extra_env or {}), sort_keys=False))
