@@ -57,14 +57,15 @@ def test_quickstart_learns_and_its_best_checkpoint_loads_in_transformers(tmp_pat
     corpus = prepare(DatasetSpec("pydocs"), None, "gpt2-nano")
     windows = Windows(corpus.validation.tokens, int(best["context_length"]), corpus.start_token_id)
     (launch,) = load_results(folder).launches
-    # evaluated in the trial's precision: bfloat16 alone moves the mean loss by 1e-4, the same products by 2e-6
-    half = resolve_precision(launch.precision, "cpu") == "bfloat16"
     total = 0.0
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
+    with torch.no_grad():
         for number in range(len(windows)):
             inputs = torch.from_numpy(windows.get_batch([number])[0])
             total += model(input_ids=inputs, labels=inputs).loss.item() * windows.count_tokens([number])
-    assert total / len(windows.tokens) == pytest.approx(float(best["val_loss"]), abs=1e-4)
+    # bfloat16 moves the mean loss by 6e-5: logits are not rounded; transformers under autocast rounds them: 2e-4
+    is_half = resolve_precision(launch.precision, "cpu") == "bfloat16"
+    tolerance = 1.5e-4 if is_half else 1e-5
+    assert total / len(windows.tokens) == pytest.approx(float(best["val_loss"]), abs=tolerance)
 
 
 def requests_so_far(hub: str) -> int:
