@@ -46,7 +46,7 @@ def test_raylm_command_of_the_docs_works(line: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(ROOT)
     _, verb, *arguments = words_of(line)
     done = run_raylm([verb, *arguments, *(["--dry-run"] if verb == "run" else [])])
-    nothing = ("is not a results folder", "has no results folders", "s3://bucket/raylm: it cannot be reached")
+    nothing = ("is not a results folder", "has no results folders", "s3://bucket/raylm: ")
     has_nothing_to_show = verb not in ("run", "plan", "doctor") and any(text in done.stderr for text in nothing)
     assert done.exit_code == 0 or has_nothing_to_show, done.stderr
 

@@ -102,7 +102,6 @@ def test_attention_with_dropout_equals_plain_attention_with_the_same_mask(length
 def test_compiled_training_equals_eager_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiles once for all shapes, as on a GPU, by inductor's CPU backend."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # code for other instruction sets is not reused
-    monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", True)
     _, eager = make_models(dropout=0.0)
     _, compiled = make_models(dropout=0.0)
     layers.compile_blocks(compiled)
@@ -110,16 +109,17 @@ def test_compiled_training_equals_eager_training(tmp_path: Path, monkeypatch: py
         (eager, Adafactor(eager.parameters(), lr=1e-3)),
         (compiled, Adafactor(compiled.parameters(), lr=1e-3, compiled=True)),
     ]
-    for step in range(3):
-        inputs_BT = torch.randint(0, 300, (3, 64), generator=torch.Generator().manual_seed(step))
-        losses = []
-        for model, optimizer in pairs:
-            loss = summed_loss(model, inputs_BT, inputs_BT.roll(-1, 1)) / inputs_BT.numel()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            optimizer.zero_grad()
-            losses.append(loss.item())
-        assert losses[0] == pytest.approx(losses[1], rel=TRAINING_ROUNDING)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for step in range(3):
+            inputs_BT = torch.randint(0, 300, (3, 64), generator=torch.Generator().manual_seed(step))
+            losses = []
+            for model, optimizer in pairs:
+                loss = summed_loss(model, inputs_BT, inputs_BT.roll(-1, 1)) / inputs_BT.numel()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                optimizer.zero_grad()
+                losses.append(loss.item())
+            assert losses[0] == pytest.approx(losses[1], rel=TRAINING_ROUNDING)
 
 
 def test_a_process_compiles_the_blocks_of_all_its_trials(
@@ -135,15 +135,14 @@ def test_a_process_compiles_the_blocks_of_all_its_trials(
         summed_loss(model.train(), tokens_BT, tokens_BT).backward()  # type: ignore[no-untyped-call]
 
     torch._dynamo.reset()
-    monkeypatch.setattr(dynamo, "recompile_limit", 1)
-    monkeypatch.setattr(dynamo, "accumulated_recompile_limit", 1)
     try:
-        train_one_step(width=8)
-        train_one_step(width=16)
-        assert "hit config" not in caplog.text
+        with dynamo.patch(recompile_limit=1, accumulated_recompile_limit=1):
+            train_one_step(width=8)
+            train_one_step(width=16)
+            assert "hit config" not in caplog.text
         monkeypatch.setattr(layers, "GRAPHS_PER_MODEL", 0)
-        monkeypatch.setattr(dynamo, "recompile_limit", 1)
-        train_one_step(width=24)
+        with dynamo.patch(recompile_limit=1, accumulated_recompile_limit=100):
+            train_one_step(width=24)
         assert "hit config.recompile_limit (1)" in caplog.text, "a trial's log would not name it"
     finally:
         torch._dynamo.reset()
