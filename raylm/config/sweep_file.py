@@ -14,15 +14,13 @@ from typing import Any
 from raylm import shadowing
 from raylm.config.overrides import parse_overrides
 from raylm.config.sweep import Sweep
-from raylm.config.trial import TrialConfig
+from raylm.config.trial import KEY_FIELDS, TrialConfig
 from raylm.errors import NO_HOME, SweepError, UserError, format_suggestion, is_home_unknown, safe_repr
 from raylm.files import UnreadableTextError, read_utf8
 
 MAX_FILE_BYTES = 1_000_000
 BUNDLED_SWEEP_FOLDERS = (Path(__file__).parents[1] / "sweeps", Path(__file__).parents[2] / "sweeps")
 """Folder of the bundled sweep files: in an installed package, and in a checkout."""
-FIELDS_ALWAYS_WRITTEN = ("dataset", "model", "context_length", "batch_size")
-"""Fields of a trial that a formatted sweep file has even at their defaults."""
 
 
 # ---- loading ------------------------------------------------------------------------------------------------------
@@ -189,13 +187,8 @@ def format_sweep_file(name: str, trials: Sequence[TrialConfig], precision: str =
 
     Fields at their defaults are omitted, except dataset, model, context length and batch size.
     """
-    defaults = {field.name: field.default for field in fields(TrialConfig)}
     spaces = [
-        {
-            field: value
-            for field, value in trial.as_dict().items()
-            if field in FIELDS_ALWAYS_WRITTEN or value != defaults[field]
-        }
+        {name: value for name, value in trial.as_dict().items() if name in (*KEY_FIELDS, *trial.changed_fields)}
         for trial in trials
     ]
     options = [f"    name={name!r},"]

@@ -15,7 +15,7 @@ from raylm.config.other_names import unknown_field, unknown_resource
 from raylm.errors import Problem, SweepError
 
 KEY_FIELDS = ("dataset", "model", "context_length", "batch_size")
-"""Fields that each run name begins with."""
+"""Fields that each run name begins with, and that a formatted sweep file has even at their defaults."""
 NAME_PREFIXES = {
     "learning_rate": "lr",
     "epochs": "e",
@@ -126,6 +126,15 @@ class TrialConfig:
         return {n: value for n, value in self.as_dict().items() if value is not None or n not in DATASET_OPTIONS}
 
     @property
+    def changed_fields(self) -> dict[str, Any]:
+        """The fields that are not at their defaults, by name, in the order of their definition."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+
+    def key_without(self, *names: str) -> tuple[Any, ...]:
+        """Return the values of all fields but these: equal for trials that differ in no other field."""
+        return tuple(value for name, value in self.as_dict().items() if name not in names)
+
+    @property
     def dataset_spec(self) -> DatasetSpec:
         """The fields that decide what the text is."""
         return DatasetSpec(**{field.name: getattr(self, field.name) for field in fields(DatasetSpec)})
@@ -173,9 +182,8 @@ class TrialConfig:
     def _name_parts(self) -> tuple[list[str], dict[str, str]]:
         """Return the parts of the run name that each trial has, and those of fields that are not at their defaults."""
         keys = [_slugify(self.dataset), _slugify(self.model), f"{self.context_length}x{self.batch_size}"]
-        changed = {field.name for field in fields(self) if getattr(self, field.name) != field.default}
-        names = [field.name for field in fields(self) if field.name in changed - set(KEY_FIELDS)]
-        return keys, {name: _format_name_part(name, getattr(self, name)) for name in names}
+        changed = self.changed_fields.items()
+        return keys, {name: _format_name_part(name, value) for name, value in changed if name not in KEY_FIELDS}
 
     @classmethod
     def from_record(cls, data: Mapping[str, Any]) -> TrialConfig:

@@ -97,18 +97,13 @@ def _tried_values(best: SeedGroup, field: str, groups: Sequence[SeedGroup]) -> l
 
     The list is empty if there are too few values to judge an edge by.
     """
-    paired = {
-        _field_value(group, field) for group in groups if _other_fields(group, field) == _other_fields(best, field)
-    } - {None}
+    others = best.config.key_without(field, "seed")
+    alike = [group for group in groups if group.config.key_without(field, "seed") == others]
+    paired = {_field_value(group, field) for group in alike} - {None}
     if len(paired) >= MIN_VALUES:
         return sorted(paired)
     unpaired = {_field_value(group, field) for group in groups} - {None}
     return sorted(unpaired) if len(unpaired) >= MIN_VALUES_UNPAIRED else []
-
-
-def _other_fields(group: SeedGroup, field: str) -> str:
-    """Return all fields but this one and the seed, as text."""
-    return repr({**group.config.as_dict(), field: None, "seed": None})
 
 
 def _next_value(field: str, edge: float, neighbor: float) -> float | None:

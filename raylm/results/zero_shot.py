@@ -18,7 +18,7 @@ from raylm.results import json_files
 from raylm.results.storage import Storage
 
 FOLDER = "zero-shot"
-KEY_FIELDS = ("dataset", "model", "pretrained", "context_length", *DATASET_OPTIONS)
+START_FIELDS = ("dataset", "model", "pretrained", "context_length", *DATASET_OPTIONS)
 """Fields of a trial that its loss before fine-tuning depends on; of random weights also the seed."""
 
 
@@ -42,7 +42,7 @@ def zero_shot_key(trial: TrialConfig) -> str:
 def _key_fields(trial: TrialConfig) -> dict[str, Any]:
     known = MODELS.get(trial.model)
     is_random = not trial.pretrained or (known is not None and known.hub_id is None)
-    names = {*KEY_FIELDS, "seed"} if is_random else {*KEY_FIELDS}
+    names = {*START_FIELDS, "seed"} if is_random else {*START_FIELDS}
     return {name: value for name, value in trial.as_record().items() if name in names}
 
 

@@ -77,6 +77,6 @@ def _lowest_loss(rows: Sequence[Row], loss: Loss, ranked: set[str]) -> float | N
     return min((loss.summarize(group)[0] for group in group_without(compared, "seed")), default=None)
 
 
-def _other_fields(rows: Sequence[Row], *names: str) -> frozenset[str]:
+def _other_fields(rows: Sequence[Row], *names: str) -> frozenset[tuple[Any, ...]]:
     """Return the different values of all fields but these."""
-    return frozenset(repr([v for k, v in row.config.as_dict().items() if k not in names]) for row in rows)
+    return frozenset(row.config.key_without(*names) for row in rows)

@@ -67,7 +67,7 @@ def group_by(items: Iterable[ItemT], key: Callable[[ItemT], Any]) -> list[list[I
 
 def group_without(rows: Iterable[Row], *names: str) -> list[list[Row]]:
     """Return rows that are equal in all fields but these as one list."""
-    return group_by(rows, lambda row: tuple(v for k, v in row.config.as_dict().items() if k not in names))
+    return group_by(rows, lambda row: row.config.key_without(*names))
 
 
 def _lowest_val_loss(line: Line) -> float:

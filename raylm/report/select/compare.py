@@ -75,11 +75,10 @@ class Comparison:
 def compare_sweeps(sweeps: Sequence[SweepRows]) -> Comparison:
     """Return results of several sweeps side by side, with notes where data, versions or precision differ."""
     labels = _choose_labels(sweeps)
-    lines: dict[str, list[SeedGroup | None]] = {}
+    lines: dict[tuple[Any, ...], list[SeedGroup | None]] = {}
     for number, results in enumerate(sweeps):
         for group in group_by_seed(results):
-            key = repr({**group.config.as_dict(), "seed": None})
-            lines.setdefault(key, [None] * len(sweeps))[number] = group
+            lines.setdefault(group.config.key_without("seed"), [None] * len(sweeps))[number] = group
     first = {key: next(group for group in line if group is not None) for key, line in lines.items()}
     one_each = dataclasses.replace(sweeps[0], rows=[group.rows[0] for group in first.values()], is_ordered=False)
     position = {group.config.id: number for number, group in enumerate(group_by_seed(one_each))}

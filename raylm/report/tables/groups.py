@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from raylm.config.catalog import MODELS
 from raylm.config.trial import TrialConfig
@@ -60,9 +61,9 @@ def sort_rows(results: SweepRows) -> list[Row]:
 
 def group_by_seed(results: SweepRows) -> list[SeedGroup]:
     """Return the rows in the order of `sort_rows`, those that differ in their seed only as one group."""
-    groups: dict[str, list[Row]] = {}
+    groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in sort_rows(results):
-        groups.setdefault(repr({**row.config.as_dict(), "seed": None}), []).append(row)
+        groups.setdefault(row.config.key_without("seed"), []).append(row)
     return [SeedGroup(rows) for rows in groups.values()]
 
 
