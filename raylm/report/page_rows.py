@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
 from urllib.parse import quote
 
-from raylm.config.trial import TrialConfig
 from raylm.report.labels import format_field_name, format_field_value
+from raylm.report.select.rows import Record, summarize_values
 from raylm.report.tables.columns import RUN_COLUMN, Column
 from raylm.report.tables.groups import SeedGroup
 from raylm.report.tables.table import Table
+from raylm.results.logs import log_file_name
 from raylm.results.rows import Row
-
-LOG_FILE = "log.txt"
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ class PageRow:
         return " ".join(trial.run_name for trial in self.trials)
 
 
-def build_page_rows(table: Table, records: Iterable[Mapping[str, Any]]) -> list[PageRow]:
+def build_page_rows(table: Table, records: Iterable[Record]) -> list[PageRow]:
     """Return the rows of a table for the page.
 
     Args:
@@ -76,29 +73,18 @@ def find_detail_column(columns: tuple[Column, ...]) -> int:
 
 
 def _build_cells(
-    columns: Sequence[Column], texts: Sequence[str], group: SeedGroup, records: Mapping[str, Mapping[str, Any]]
+    columns: Sequence[Column], texts: Sequence[str], group: SeedGroup, records: Mapping[str, Record]
 ) -> list[Cell]:
-    trials = [records[row.config.id] for row in group.rows]
-    return [
-        Cell(text, _sort_value([trial.get(column.key) for trial in trials]) if column.is_numeric else text)
+    values = [
+        summarize_values(group, records, column.key) if column.is_numeric else text
         for column, text in zip(columns, texts, strict=True)
     ]
-
-
-def _sort_value(values: list[Any]) -> str:
-    """Return the mean of the numbers among the values."""
-    numbers = [value for value in values if isinstance(value, int | float)]
-    return repr(statistics.fmean(numbers)) if numbers else ""
+    return [Cell(text, "" if value is None else str(value)) for text, value in zip(texts, values, strict=True)]
 
 
 def _describe(row: Row) -> TrialDetails:
-    defaults = TrialConfig.from_record({})
-    changed = {
-        field.name: getattr(row.config, field.name)
-        for field in fields(row.config)
-        if getattr(row.config, field.name) != getattr(defaults, field.name)
-    }
-    texts = (f"{format_field_name(name)} {format_field_value(value)}" for name, value in changed.items())
+    changed = row.config.changed_fields.items()
+    texts = (f"{format_field_name(name)} {format_field_value(value)}" for name, value in changed)
     best = row.best_checkpoint
     log, checkpoint = quote(find_log(row)), quote(f"{best.folder}/") if best else ""
     return TrialDetails(row.config.run_name, ", ".join(texts), log, checkpoint)
@@ -107,4 +93,4 @@ def _describe(row: Row) -> TrialDetails:
 def find_log(row: Row) -> str:
     """Return the name of the log of a trial's latest launch; empty before its first checkpoint."""
     latest = row.latest_checkpoint
-    return str(PurePosixPath(latest.folder).parent / LOG_FILE) if latest else ""
+    return str(PurePosixPath(latest.folder).parent / log_file_name(rank=0)) if latest else ""

@@ -15,6 +15,11 @@ MAX_NAMES = 10
 """Maximum number of run names in a message."""
 
 
+def log_file_name(rank: int) -> str:
+    """Return the name of a rank's log file in the trial's folder."""
+    return f"log-{rank}.txt" if rank else "log.txt"
+
+
 def match_row(results: SweepRows, query: str) -> Row:
     """Return the row with a run name, a unique beginning of a run name, or a trial id.
 

@@ -30,6 +30,7 @@ from raylm.errors import (
 from raylm.events import format_evaluation
 from raylm.planning.devices import machine_memory
 from raylm.results.folder import open_latest_checkpoint
+from raylm.results.logs import log_file_name
 from raylm.results.progress import MicroBatching, StepMetrics
 from raylm.results.zero_shot import load_zero_shot, write_zero_shot, zero_shot_key
 from raylm.training import device, models
@@ -79,7 +80,7 @@ def _capture_output(context: LaunchContext, run_name: str, rank: int) -> context
     """Return a context in which the output of this process goes to its log file."""
     trial_process.set_worker_environment()
     disable_progress_bars()
-    log_file = f"{context.launch_name}/{run_name}/{trial_process.log_file_name(rank)}"
+    log_file = f"{context.launch_name}/{run_name}/{log_file_name(rank)}"
     return trial_process.capture_output(context.storage, log_file)
 
 

@@ -126,11 +126,6 @@ def prepare_gpu(share: float) -> None:
         device.limit_gpu_memory(min(share, 1.0), RUNTIME_BASELINE_BYTES["cuda"])
 
 
-def log_file_name(rank: int) -> str:
-    """Return the name of a rank's log file in the trial's folder."""
-    return f"log-{rank}.txt" if rank else "log.txt"
-
-
 @contextlib.contextmanager
 def capture_output(storage: Storage, name: str) -> Iterator[None]:
     """Redirect all output of this process to a file: of Python, of libraries in C, of child processes.

@@ -92,6 +92,16 @@ def test_best_row_is_highlighted(results: SweepRows) -> None:
     assert results.rows[1].config.run_name in html[html.index('class="best"') :].split("</tr>")[0]
 
 
+def test_line_of_seeds_sorts_by_the_mean_that_it_shows(tmp_path: Path) -> None:
+    """Only done seeds are averaged, also where another one has losses."""
+    trials = [TrialConfig(seed=seed) for seed in range(3)]
+    for trial, loss, total_steps in zip(trials, (3.0, 3.5, 9.0), (40, 40, 80), strict=True):
+        save_checkpoint(tmp_path, trial, loss, total_steps)
+    html = render_html(write_record(tmp_path, trials))
+    assert re.findall(r'data-label="val loss" data-value="([^"]*)"', html) == ["3.25"]
+    assert re.findall(r'data-label="val loss"[^>]*>([^<]*)<', html)[0].startswith("3.25 ")
+
+
 def test_definitions_match_the_columns_of_the_table(tmp_path: Path) -> None:
     def defined_terms(name: str, *trials: TrialConfig) -> set[str]:
         html = render_html(write_record(tmp_path / name, list(trials)), load_reference())

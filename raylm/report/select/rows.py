@@ -121,7 +121,7 @@ def select_rows(results: RowsT, selection: RowSelection, records: Mapping[str, R
         descending, name = selection.sort.startswith("-"), selection.sort.removeprefix("-")
         key = resolve_column(name, list_names(records.values()), "--sort")
         groups = _sort_groups(
-            groups, {group.config.id: _summarize(group, records, key) for group in groups}, descending
+            groups, {group.config.id: summarize_values(group, records, key) for group in groups}, descending
         )
         groups = groups[: selection.top]
     elif selection.top is not None:
@@ -182,8 +182,8 @@ def collect_values(group: SeedGroup, records: Mapping[str, Record], name: str) -
     return [value for value in values if value is not None]
 
 
-def _summarize(group: SeedGroup, records: Mapping[str, Record], name: str) -> Any:
-    """Return the value that a line is sorted by: the mean of numbers, else the first; None without a value."""
+def summarize_values(group: SeedGroup, records: Mapping[str, Record], name: str) -> Any:
+    """Return the value of a line of the table, to sort by: the mean of numbers, else the first; None without one."""
     values = collect_values(group, records, name)
     if values and all(isinstance(value, int | float) for value in values):
         return statistics.fmean(values)
