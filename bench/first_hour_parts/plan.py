@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 MAX_PART_SECONDS = 480
-"""Limit of a part's planned time: a card is often lent for ten minutes a command."""
+"""Limit of a part's planned time: a shared machine often ends a command after ten minutes."""
 MAX_TOTAL_SECONDS = 3600
 """Limit of the planned time of all parts."""
 
