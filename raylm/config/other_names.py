@@ -94,6 +94,11 @@ RESOURCE_NAMES = {"gpus": "gpu num_gpus n_gpus GPU", "cpus": "cpu num_cpus n_cpu
 """Names of other tools with the meaning of an option of `Resources`, by the option."""
 
 
+def find_field(name: str) -> str | None:
+    """Return the field of a trial that a name of another tool means, or None."""
+    return next((field for field, names in FIELD_NAMES.items() if name in names.split()), None)
+
+
 def unknown_field(name: object, fields: Iterable[str], sweep_options: Iterable[str] = ()) -> Problem:
     """Return the problem of a field of a trial that does not exist, with the one that is meant if it is known."""
     if problem := _find(name, FIELD_NAMES, FIELD_ADVICE):
@@ -107,7 +112,7 @@ def unknown_sweep_option(name: str, options: Iterable[str], fields: Iterable[str
     """Return the problem of an option of a sweep that does not exist, with the one that is meant if it is known."""
     if problem := _find(name, SWEEP_NAMES, SWEEP_ADVICE):
         return problem
-    field = name if name in fields else next((f for f, names in FIELD_NAMES.items() if name in names.split()), None)
+    field = name if name in fields else find_field(name)
     if field is not None:
         return Problem(name, f'is a field of a trial, not an option of the sweep; expected space={{"{field}": ...}}')
     return unknown_name_problem(name, options)

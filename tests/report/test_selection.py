@@ -17,7 +17,7 @@ from raylm.cli.app import app
 from raylm.report.select.output import ReportOptions, build_sheet, format_report, index_records
 from raylm.report.select.output import select as select_options
 from raylm.report.select.pivot import Pivot, build_pivot, build_pivot_sheet
-from raylm.report.select.rows import Condition, RowSelection
+from raylm.report.select.rows import Condition, RowSelection, resolve_column
 from raylm.results.rows import FAILED, Row, SweepRows
 from raylm.results.storage import Folder
 
@@ -108,6 +108,22 @@ def test_condition_that_cannot_hold_is_refused(condition: str, words: list[str])
 
 
 # ---- columns ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("Context len", "context_length"),
+        ("zero-shot", "zero_shot_loss"),
+        ("adj val loss", "adj_val_loss"),
+        ("lr", "learning_rate"),
+        ("block_size", "context_length"),
+        ("micro_batch_size", "micro_batch_size"),  # a column, and the batch of another tool
+    ],
+)
+def test_columns_have_the_names_of_headings_and_of_other_tools(name: str, key: str) -> None:
+    names = ["context_length", "learning_rate", "adj_val_loss", "batch_size", "micro_batch_size", "zero_shot_loss"]
+    assert resolve_column(name, names, "--columns") == key
 
 
 def test_columns_are_those_of_the_table_or_of_results_csv() -> None:

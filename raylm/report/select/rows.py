@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from raylm.config.other_names import find_field
 from raylm.errors import UserError, format_suggestion, safe_repr
+from raylm.report.tables.columns import REFERENCE_COLUMNS, ZERO_SHOT_COLUMN
 from raylm.report.tables.groups import SeedGroup, group_by_seed
 from raylm.results.rows import DONE, SweepRows
 
@@ -26,6 +28,8 @@ COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
     ">=": operator.ge,
 }
+HEADINGS = {re.sub(r"[ -]", "_", column.name): column.key for column in (*REFERENCE_COLUMNS, ZERO_SHOT_COLUMN)}
+"""Keys of columns by their headings."""
 TEXT_VALUES: dict[Any, tuple[str, ...]] = {
     None: ("", "none", "default", "null"),
     True: ("true", "yes", "1"),
@@ -137,13 +141,16 @@ def list_names(records: Iterable[Record]) -> list[str]:
 
 
 def resolve_column(name: str, names: Sequence[str], option: str) -> str:
-    """Return the column with a name, which may have spaces or hyphens for underscores, as in a heading.
+    """Return the column with a name: of results.csv, a heading, or the name of a field in another tool.
+
+    Spaces and hyphens stand for underscores.
 
     Raises:
         UserError: if there is none.
     """
     key = re.sub(r"[ -]", "_", name.strip().lower())
-    key = {"context_len": "context_length", "lr": "learning_rate"}.get(key, key)
+    if key not in names:
+        key = HEADINGS.get(key) or find_field(key) or key
     if key not in names:
         hint = format_suggestion(key, names)
         raise UserError(f"{option}: no column {safe_repr(name)}{hint or ';'} there are {', '.join(names)}")
