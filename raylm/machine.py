@@ -1,4 +1,4 @@
-"""Machine that a command runs on: cores that it may use, and what keeps Ray from starting. Without Ray and torch."""
+"""Machine that a command runs on: its cores and memory, and what keeps Ray from starting. Without Ray and torch."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import resource
 import secrets
 import socket
 import tempfile
-from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 from raylm.errors import NO_HOME, UserError, is_home_unknown
 from raylm.files import write_private_file
@@ -81,6 +82,44 @@ def _parse_quota(file: Path) -> float | None:
         return None
 
 
+def machine_memory() -> tuple[int, int]:
+    """Return used and total bytes of the machine, or of the control group (container) that limits this process."""
+    machine = psutil.virtual_memory()
+    for folder, limit_file, usage_file in _list_control_groups():
+        try:
+            limit = int((folder / limit_file).read_text())
+            if limit < machine.total:
+                return int((folder / usage_file).read_text()) - _reclaimable_bytes(folder), limit
+        except (OSError, ValueError):  # missing, or `max`
+            continue
+    return machine.total - machine.available, machine.total
+
+
+def _list_control_groups() -> list[tuple[Path, str, str]]:
+    """Return the folders of this process's control groups with their limit and usage files: version 2, then 1."""
+    try:
+        lines = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    except OSError:
+        return []
+    v2_files, v1_files = ("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    v2_paths = [path for _, controllers, path in lines if not controllers]
+    v1_paths = [path for _, controllers, path in lines if "memory" in controllers.split(",")]
+    # inside a container the path is often that of the host; the container's own group is then the root
+    return [
+        *((CGROUP_ROOT / path.lstrip("/"), *v2_files) for path in v2_paths),
+        *((CGROUP_ROOT / "memory" / path.lstrip("/"), *v1_files) for path in v1_paths),
+        (CGROUP_ROOT, *v2_files),
+        (CGROUP_ROOT / "memory", *v1_files),
+    ]
+
+
+def _reclaimable_bytes(folder: Path) -> int:
+    """Return the bytes of cached files that the kernel frees on demand."""
+    lines = [line.split() for line in (folder / "memory.stat").read_text().splitlines()]
+    stats = {name: int(value) for name, value in lines}
+    return stats.get("total_inactive_file", stats.get("inactive_file", 0))
+
+
 def prepare_ray_start(cpus: int = 1) -> None:
     """Check that nothing is known to keep Ray from starting on this machine, and create its token.
 
@@ -149,24 +188,12 @@ def _check_address_space() -> str | None:
 def _check_file_size() -> str | None:
     """Return a message if the limit on the size of files is lower than Ray's object store: Ray would hang."""
     soft, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
-    needed = min(OBJECT_STORE_FRACTION * _available_memory(), MAX_OBJECT_STORE_BYTES)
+    used, total = machine_memory()
+    needed = min(OBJECT_STORE_FRACTION * (total - used), MAX_OBJECT_STORE_BYTES)
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return None
     store = f"Ray's object store is a file of {needed / GIB:.1f} GiB"
     return f"the limit on the size of a file is {soft / GIB:.1f} GiB and {store}; raise it with `ulimit -f unlimited`"
-
-
-def _available_memory() -> int:
-    """Return the memory that is available to this process, in bytes; 0 if it is not known."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, ValueError, StopIteration):
-        return 0
-    for file in (CGROUP_ROOT / "memory.max", CGROUP_ROOT / "memory" / "memory.limit_in_bytes"):
-        with suppress(OSError, ValueError):  # `max`: not limited
-            available = min(available, int(file.read_text()))
-    return available
 
 
 def _check_loopback() -> str | None:

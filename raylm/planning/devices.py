@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
+from raylm.machine import machine_memory
 from raylm.numerics import CPUINFO_FILE, cpu_has_bfloat16
 from raylm.units import GIB
 
@@ -30,7 +30,6 @@ NVIDIA_GPUS_DIR = Path("/proc/driver/nvidia/gpus")
 """Folder in which NVIDIA's driver for Linux describes its GPUs."""
 CPU_BUILD_SUFFIX = "+cpu"
 """End of the version of torch's build for CPUs, on Linux and Windows."""
-CGROUP_ROOT = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
@@ -168,44 +167,3 @@ def _min_seconds(function: Callable[[], Any]) -> float:
         function()
         best = min(best, time.perf_counter() - started)
     return best
-
-
-# ---- memory of the machine or container ---------------------------------------------------------------------------
-
-
-def machine_memory() -> tuple[int, int]:
-    """Return used and total bytes of the machine, or of the control group (container) that limits this process."""
-    machine = psutil.virtual_memory()
-    for folder, limit_file, usage_file in _list_control_groups():
-        try:
-            limit = int((folder / limit_file).read_text())
-            if limit < machine.total:
-                return int((folder / usage_file).read_text()) - _reclaimable_bytes(folder), limit
-        except (OSError, ValueError):  # missing, or `max`
-            continue
-    return machine.total - machine.available, machine.total
-
-
-def _list_control_groups() -> list[tuple[Path, str, str]]:
-    """Return the folders of this process's control groups with their limit and usage files: version 2, then 1."""
-    try:
-        lines = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
-    except OSError:
-        return []
-    v2_files, v1_files = ("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")
-    v2_paths = [path for _, controllers, path in lines if not controllers]
-    v1_paths = [path for _, controllers, path in lines if "memory" in controllers.split(",")]
-    # inside a container the path is often that of the host; the container's own group is then the root
-    return [
-        *((CGROUP_ROOT / path.lstrip("/"), *v2_files) for path in v2_paths),
-        *((CGROUP_ROOT / "memory" / path.lstrip("/"), *v1_files) for path in v1_paths),
-        (CGROUP_ROOT, *v2_files),
-        (CGROUP_ROOT / "memory", *v1_files),
-    ]
-
-
-def _reclaimable_bytes(folder: Path) -> int:
-    """Return the bytes of cached files that the kernel frees on demand."""
-    lines = [line.split() for line in (folder / "memory.stat").read_text().splitlines()]
-    stats = {name: int(value) for name, value in lines}
-    return stats.get("total_inactive_file", stats.get("inactive_file", 0))

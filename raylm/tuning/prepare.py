@@ -18,8 +18,9 @@ from raylm.data import cache, hub, preparation
 from raylm.data.corpus import Corpus
 from raylm.errors import UserError, WorkError
 from raylm.events import Notify, ShowProgress
+from raylm.machine import machine_memory
 from raylm.numerics import windows_per_rank
-from raylm.planning.devices import Device, machine_memory
+from raylm.planning.devices import Device
 from raylm.planning.gpu_time import min_steps_to_compile
 from raylm.planning.memory import MemoryModel
 from raylm.planning.throughput import gpu_fraction
@@ -250,13 +251,14 @@ class LaunchContext:
         memory_model = MemoryModel(shape, trial, self.device, precision, self.world_size)
         total = torch.cuda.mem_get_info()[1] if on_gpu else machine_memory()[1]
         available = total * (self.gpus_per_rank if on_gpu else self.memory_fraction)
-        options = ExecutionOptions(self.device, precision, memory_model.choose_micro_batching(available), limit)
+        chosen = memory_model.choose_micro_batching(available)
+        options = ExecutionOptions(self.device, precision, chosen, limit)
         if not on_gpu or find_gpt2_shape(trial.model) is None:  # the estimate of other families is rough
             return options
         if excess := memory_model.describe_excess(available):
             raise WorkError(excess)
         name, share = torch.cuda.get_device_name(), min(self.gpus_per_rank, 1.0)
-        min_steps = min_steps_to_compile(name, memory_model, memory_model.choose_micro_batching(available), share)
+        min_steps = min_steps_to_compile(name, memory_model, chosen, share)
         return replace(options, next_smaller=memory_model.next_smaller, min_steps_to_compile=min_steps)
 
 

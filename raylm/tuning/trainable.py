@@ -28,7 +28,7 @@ from raylm.errors import (
     summarize,
 )
 from raylm.events import format_evaluation
-from raylm.planning.devices import machine_memory
+from raylm.machine import machine_memory
 from raylm.results.folder import open_latest_checkpoint
 from raylm.results.logs import log_file_name
 from raylm.results.progress import MicroBatching, StepMetrics

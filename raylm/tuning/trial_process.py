@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 import psutil
 
 from raylm.errors import WorkError, escape_control_chars
-from raylm.planning.devices import machine_memory
+from raylm.machine import machine_memory
 from raylm.planning.memory import RUNTIME_BASELINE_BYTES
 from raylm.results.storage import Storage
 from raylm.training import device

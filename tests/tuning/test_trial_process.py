@@ -12,8 +12,7 @@ import pytest
 from conftest import RunHere
 from trial_hooks import train_and_leak
 
-from raylm import Resources, Sweep
-from raylm.planning import devices
+from raylm import Resources, Sweep, machine
 from raylm.tuning import trial_process, tuner
 
 EATER = """
@@ -28,7 +27,7 @@ print("still there")
 
 
 def test_memory_in_use_is_part_of_all_there_is() -> None:
-    used, total = devices.machine_memory()
+    used, total = machine.machine_memory()
     assert 0 < used < total <= psutil.virtual_memory().total
 
 
@@ -36,10 +35,10 @@ def test_the_limit_of_a_container_goes_before_the_machines(tmp_path: Path, monke
     (tmp_path / "memory.max").write_text("2000000000\n")
     (tmp_path / "memory.current").write_text("900000000\n")
     (tmp_path / "memory.stat").write_text("anon 700000000\ninactive_file 100000000\n")
-    monkeypatch.setattr(devices, "CGROUP_ROOT", tmp_path)
-    assert devices.machine_memory() == (800_000_000, 2_000_000_000)
+    monkeypatch.setattr(machine, "CGROUP_ROOT", tmp_path)
+    assert machine.machine_memory() == (800_000_000, 2_000_000_000)
     (tmp_path / "memory.max").write_text("max\n")
-    assert devices.machine_memory()[1] == psutil.virtual_memory().total
+    assert machine.machine_memory()[1] == psutil.virtual_memory().total
 
 
 @pytest.mark.parametrize(
