@@ -29,6 +29,11 @@ def list_varying_fields(configs: Iterable[TrialConfig], *exclude: str) -> list[s
     return [name for name in names if len({getattr(trial, name) for trial in trials}) > 1]
 
 
+def is_number(value: Any) -> bool:
+    """Return whether a value is a number, and not a truth value, which Python counts among them."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def format_field_name(name: str) -> str:
     """Return the name of a field with spaces."""
     return name.replace("_", " ")

@@ -12,13 +12,12 @@ from raylm.report.figures.grouping import (
     choose_loss,
     group_by,
     group_without,
-    is_number,
     ranked_rows,
     sort_values,
     split_into_panels,
 )
 from raylm.report.figures.panels import CATEGORIES, LINEAR, LOG, LOG2, FieldPanel, Series
-from raylm.report.labels import find_varying_fields, format_field_value, format_label, format_legend
+from raylm.report.labels import find_varying_fields, format_field_value, format_label, format_legend, is_number
 from raylm.results.rows import Row, SweepRows
 
 POWERS_OF_TWO_FIELDS = ("context_length", "batch_size")

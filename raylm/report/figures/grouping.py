@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from raylm.config.catalog import MODELS
 from raylm.report.figures.panels import MAX_LINES
-from raylm.report.labels import find_varying_fields, format_field_value
+from raylm.report.labels import find_varying_fields, format_field_value, is_number
 from raylm.report.tables.groups import student_t_quantile
 from raylm.results.measures import ADJ_VAL_LOSS, NATS_PER_BYTE, VAL_LOSS
 from raylm.results.rows import DONE, Row, SweepRows
@@ -128,8 +128,3 @@ def sort_values(name: str, values: Iterable[Any]) -> list[Any]:
         return sorted(different, key=order.index)
     numbers = [value for value in different if is_number(value)]
     return [*(value for value in different if not is_number(value)), *sorted(numbers)]
-
-
-def is_number(value: Any) -> bool:
-    """Return whether a value of a field is a number."""
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from raylm.report.labels import format_field_name, format_field_value
+from raylm.report.labels import format_field_name, format_field_value, is_number
 from raylm.report.select.rows import Record, collect_values, list_names, resolve_column
 from raylm.report.tables.columns import Column
 from raylm.report.tables.groups import MISSING, format_mean_interval
@@ -66,7 +66,7 @@ def format_values(values: Sequence[Any]) -> str:
         return MISSING
     if all(value == values[0] for value in values):
         return _format_value(values[0])
-    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+    if all(map(is_number, values)):
         return format_mean_interval(values, _count_digits(statistics.fmean(values)))
     return ", ".join(dict.fromkeys(map(_format_value, values)))
 
@@ -84,4 +84,4 @@ def _count_digits(value: float) -> int:
 
 def _is_numeric(records: Mapping[str, Record], name: str) -> bool:
     values = [record.get(name) for record in records.values()]
-    return all(value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in values)
+    return all(value is None or is_number(value) for value in values)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from raylm.report.tables.columns import RUN_COLUMN, Column
-from raylm.report.tables.groups import SeedGroup
 from raylm.report.tables.sheet import Sheet
 from raylm.report.tables.table import Table
-from raylm.results.rows import DONE, SweepRows
+from raylm.results.rows import SweepRows
 
 STATUS_COLUMN = Column("status", is_numeric=False)
 LOSS_WORDS = ("loss", "nats_per", "bits_per", "perplexity")
@@ -26,7 +25,7 @@ def build_paper_sheet(table: Table, results: SweepRows) -> Sheet:
     kept = [number for number, column in enumerate(table.columns) if column != RUN_COLUMN]
     columns = [table.columns[number] for number in kept]
     rows = [[cells[number] for number in kept] for cells in table.rows]
-    statuses = [_describe_status(group) for group in table.groups]
+    statuses = [", ".join(group.unfinished_statuses) for group in table.groups]
     if any(statuses) and STATUS_COLUMN.key not in {column.key for column in columns}:
         columns.append(STATUS_COLUMN)
         rows = [[*cells, status] for cells, status in zip(rows, statuses, strict=True)]
@@ -41,10 +40,3 @@ def build_paper_sheet(table: Table, results: SweepRows) -> Sheet:
     datasets = [group.config.dataset for group in table.groups]
     breaks = frozenset(number for number in range(1, len(datasets)) if datasets[number] != datasets[number - 1])
     return Sheet(tuple(columns), rows, table.notes, frozenset(bold), breaks=breaks)
-
-
-def _describe_status(group: SeedGroup) -> str:
-    """Return the statuses of rows that are not done, with their number if there are several rows."""
-    statuses = [row.status for row in group.rows if row.status != DONE]
-    counts = {status: statuses.count(status) for status in statuses}
-    return ", ".join(f"{count} {status}" if len(group.rows) > 1 else status for status, count in counts.items())

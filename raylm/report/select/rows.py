@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from raylm.config.other_names import find_field
 from raylm.errors import UserError, format_suggestion, safe_repr
+from raylm.report.labels import is_number
 from raylm.report.tables.columns import REFERENCE_COLUMNS, ZERO_SHOT_COLUMN
 from raylm.report.tables.groups import SeedGroup, group_by_seed
 from raylm.results.rows import DONE, SweepRows
@@ -164,10 +165,10 @@ def _check_condition(condition: Condition, name: str, values: Sequence[Any]) -> 
         UserError: if the column has numbers and the value is none, or numbers are needed and the column has none.
     """
     known = [value for value in values if value is not None]
-    are_numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in known)
+    are_numbers = all(map(is_number, known))
     texts = [condition.text] if condition.operator not in ("=", "!=") else [condition.text, *condition.text.split(",")]
-    is_number = any(_parse_number(text) is not None or text.lower() in TEXT_VALUES[None] for text in texts)
-    if condition.operator in ("=", "!=") and not (are_numbers and known and not is_number):
+    means_number = any(_parse_number(text) is not None or text.lower() in TEXT_VALUES[None] for text in texts)
+    if condition.operator in ("=", "!=") and not (are_numbers and known and not means_number):
         return
     if not are_numbers:
         raise UserError(f"--where: {name} has texts, which {condition.operator} does not compare; expected = or !=")

@@ -171,9 +171,7 @@ def _format_run(group: SeedGroup, layout: Layout) -> str:
     if len(group.rows) > 1:
         seeds = " ".join(str(row.config.seed) for row in group.rows)
         name = f"{_name_without_seed(group.config)} (seeds {seeds})"
-    unfinished = [row.status for row in group.rows if row.status != DONE]
-    counts = {status: unfinished.count(status) for status in unfinished}
-    remarks = [f"{count} {status}" if len(group.rows) > 1 else status for status, count in counts.items()]
+    remarks = group.unfinished_statuses
     remarks += [BEST_MARK] if group.config.id in layout.best_ids else []
     remarks += [LOSSY_MARK] if group.config.id in layout.lossy_ids else []
     return f"{name} ({', '.join(remarks)})" if remarks else name

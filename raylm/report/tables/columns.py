@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raylm.config.trial import TrialConfig
-from raylm.report.labels import format_field_name, format_field_values, list_varying_fields
+from raylm.report.labels import format_field_name, format_field_values, is_number, list_varying_fields
 from raylm.results.measures import NATS_PER_BYTE
 
 
@@ -97,4 +97,4 @@ def field_column(name: str) -> Column:
 
 def _is_numeric(configs: Sequence[TrialConfig], name: str) -> bool:
     values: list[Any] = [getattr(config, name) for config in configs]
-    return all(value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in values)
+    return all(value is None or is_number(value) for value in values)

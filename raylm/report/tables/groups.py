@@ -36,6 +36,13 @@ class SeedGroup:
         return [row.metrics for row in rows if row.metrics]
 
     @property
+    def unfinished_statuses(self) -> list[str]:
+        """Statuses of the rows that are not done, once each, with their number if there are several rows."""
+        statuses = [row.status for row in self.rows if row.status != DONE]
+        counts = {status: statuses.count(status) for status in statuses}
+        return [f"{count} {status}" if len(self.rows) > 1 else status for status, count in counts.items()]
+
+    @property
     def has_rising_loss(self) -> bool:
         """True if the training loss of any row rises at the end."""
         checkpoints = (row.latest_checkpoint for row in self.rows)
