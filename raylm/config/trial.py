@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, Literal
 
 from raylm.config import validation
@@ -144,7 +145,7 @@ class TrialConfig:
         """The fields that decide what the tokens are."""
         return self.dataset_spec, self.model
 
-    @property
+    @cached_property
     def id(self) -> str:
         """Hash of all fields that are not None, as ten hexadecimal digits.
 
@@ -153,7 +154,7 @@ class TrialConfig:
         hashed = {name: value for name, value in self.as_dict().items() if value is not None}
         return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:10]
 
-    @property
+    @cached_property
     def run_name(self) -> str:
         """Name of this trial in tables, in Tune and on disk: a readable prefix, then the id, which makes it unique.
 
@@ -169,7 +170,7 @@ class TrialConfig:
                 parts.append(part)
         return "-".join([*parts, *seed, self.id])
 
-    @property
+    @cached_property
     def folder_names(self) -> tuple[str, ...]:
         """Names of this trial's folders: the run name, and the one of versions that named fewer fields, if it differs.
 

@@ -102,7 +102,7 @@ def load_rows(storage: Storage, trials: Iterable[TrialConfig], record: SweepReco
 
     rows = [_build_row(storage, trial, entries(trial), length_evals, test_losses) for trial in trials]
     starts = zero_shot.load_losses(storage, all_entries)
-    for number, row in enumerate(rows):
+    for number, row in enumerate(rows if starts else ()):
         if start := starts.get(zero_shot.zero_shot_key(row.config)):
             rows[number] = replace(row, zero_shot_loss=start.val_loss, zero_shot_precision=start.precision)
     return SweepRows(storage, rows, record)
