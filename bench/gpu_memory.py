@@ -5,7 +5,7 @@
 Tensors have shapes and no numbers; torch's CPU build and g++ on Linux suffice (tests/fake_cuda). Each cell is one
 or two steps without dropout: whole batches of 8 windows, two micro-batches of 8 and two of one window, with and without
 recomputed activations, in both precisions, with both optimizers. Cells that are in the file are not run again. All 288
-take half an hour of one core.
+take 20 to 30 minutes of one core.
 """
 
 from __future__ import annotations
