@@ -91,10 +91,12 @@ class SweepError(UserError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether memory ran out: torch's error on a GPU has a type of its own, on a CPU only a text."""
+    """Return whether memory ran out: torch's error on `cuda` has a type of its own, others only a text."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return any(words in str(error) for words in ("can't allocate memory", "std::bad_alloc"))
+    return any(
+        words in str(error) for words in ("can't allocate memory", "std::bad_alloc", "MPS backend out of memory")
+    )
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -6,8 +6,10 @@ import os
 import re
 from pathlib import Path
 
-LOGITS_BLOCK_ROWS = {"cpu": 512, "cuda": 2048}
-"""Positions whose logits exist at a time, by device: enough to be worth one addition to the weight's gradient."""
+LOGITS_BLOCK_ROWS = {"cpu": 512, "cuda": 2048, "mps": 1024}
+"""Positions whose logits exist at a time, by device: enough to be worth one addition to the weight's gradient.
+
+That of `mps` is a guess: fewer save memory, which it shares with the machine."""
 QUERY_BLOCK_ROWS = 128
 """Query positions of attention computed at a time, each block against all positions up to its last."""
 

@@ -28,6 +28,8 @@ Measured on one core of an AMD EPYC that has it: 2.2 to 2.4 (torch 2.13). AMX do
 """
 NVIDIA_GPUS_DIR = Path("/proc/driver/nvidia/gpus")
 """Folder in which NVIDIA's driver for Linux describes its GPUs."""
+APPLE_GPU = "Apple silicon"
+"""Name of the GPU of a Mac, where torch is not loaded."""
 CPU_BUILD_SUFFIX = "+cpu"
 """End of the version of torch's build for CPUs, on Linux and Windows."""
 
@@ -111,12 +113,17 @@ def is_mig(device_name: str) -> bool:
 def list_gpu_names() -> list[str]:
     """Return the names of the GPUs of this machine that trials can use.
 
-    They are those of torch where it is loaded. Elsewhere they are those that NVIDIA's driver describes in its files,
-    read without a library or a process: none under WSL2, and none of AMD.
+    They are those of torch where it is loaded. Elsewhere they are that of a Mac with Apple silicon, for which torch has
+    one build, or those that NVIDIA's driver describes in its files, read without a library or a process: none under
+    WSL2, and none of AMD.
     """
     if torch := sys.modules.get("torch"):
+        if torch.backends.mps.is_available():
+            return [torch.backends.mps.get_name()]
         number = torch.cuda.device_count() if torch.cuda.is_available() else 0
         return [torch.cuda.get_device_name(index) for index in range(number)]
+    if sys.platform == "darwin":
+        return [APPLE_GPU] if platform.machine() == "arm64" else []
     if _is_cpu_build_installed():
         return []
     texts = [file.read_text(encoding="utf-8") for file in sorted(NVIDIA_GPUS_DIR.glob("*/information"))]

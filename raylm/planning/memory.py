@@ -21,14 +21,19 @@ DROPOUT_MASK_BYTES = 2
 ATTENTION_PROBS_BYTES = {"cpu": {"float32": 5, "bfloat16": 3}, "cuda": {"float32": 0, "bfloat16": 0}}
 """Bytes per token, layer, head and visible position with dropout: the probabilities and their mask, which attention
 saves unless it is fused."""
+UNFUSED_ATTENTION_BYTES, UNFUSED_DROPOUT_BYTES = 4, 8
+"""Bytes per token, layer, head and position, visible or not, of torch's attention from single operations, which `mps`
+has for training: the probabilities; with dropout also a mask in float32 and the product of both. So many bytes with
+dropout also have a layer's two other masks, per token and unit of width."""
 OPTIMIZER_STATE_BYTES = {"adafactor": 0, "adamw": 8}
 """Optimizer state per parameter; Adafactor's rows and columns are about 10 MB even for gpt2-xl."""
 LOGITS_BYTES = {"float32": 4, "bfloat16": 6}
 """Bytes per logit of a block: the logit in float32, and in bfloat16 a second one, on a GPU of its gradient."""
 HIDDEN_STATE_BYTES = 16
 """Bytes per token and unit of width at the loss: the last block's output, its norm, and the gradient of that."""
-RUNTIME_BASELINE_BYTES = {"cpu": 530 * 2**20, "cuda": 600 * 2**20}
-"""Memory of a trial's process without a model: on a CPU with torch, transformers and Ray, on a GPU the CUDA context."""
+RUNTIME_BASELINE_BYTES = {"cpu": 530 * 2**20, "cuda": 600 * 2**20, "mps": 530 * 2**20}
+"""Memory of a trial's process without a model: on a CPU with torch, transformers and Ray, on a GPU the CUDA context. A
+Mac has one memory for both: that of `mps` is a CPU's."""
 GRADIENT_OVERLAP_FACTOR = 1.1
 """Extra peak memory on a CPU, in units of gradient size, when the batch is a single micro-batch. Gradients replace
 activations, but glibc does not fill every gap: bench/plan_accuracy.py measures 0.5 to 1.4, depending on the machine.
@@ -55,7 +60,7 @@ class MemoryModel:
     shape: ModelShape
     config: TrialConfig
     device_type: str
-    """`cpu` or `cuda`."""
+    """`cpu`, `cuda` or `mps`."""
     precision: str
     """`float32` or `bfloat16`; the weights are float32 in both."""
     world_size: int = 1
@@ -70,7 +75,13 @@ class MemoryModel:
         """Return the bytes saved for the backward pass of one layer, without copies of its weights in bfloat16."""
         shape, trial = self.shape, self.config
         tokens = micro_batching.micro_batch_size * trial.context_length
-        if trial.dropout == 0:  # None is the model's own dropout
+        has_dropout = trial.dropout != 0  # None is the model's own dropout
+        if self.device_type == "mps":
+            attention = UNFUSED_ATTENTION_BYTES + (UNFUSED_DROPOUT_BYTES if has_dropout else 0)
+            masks = UNFUSED_DROPOUT_BYTES if has_dropout else 0
+            width = shape.hidden_size * (SAVED_ACTIVATION_BYTES[self.precision] + masks)
+            return tokens * (width + attention * shape.num_heads * trial.context_length)
+        if not has_dropout:
             return tokens * shape.hidden_size * SAVED_ACTIVATION_BYTES[self.precision]
         visible = min(trial.context_length, (trial.context_length + QUERY_BLOCK_ROWS) // 2)  # mean over positions
         attention = shape.num_heads * visible * ATTENTION_PROBS_BYTES[self.device_type][self.precision]
@@ -146,9 +157,10 @@ class MemoryModel:
         """Return the micro-batching to continue with after memory ran out, or None if none needs less.
 
         On a GPU it is the fastest candidate that needs clearly less by its peak, else the one that needs least. On a
-        CPU, whose process has more in its memory than a trial's tensors, the windows are halved.
+        CPU, whose process has more in its memory than a trial's tensors, and on `mps`, where no estimate was compared
+        with a measurement, the windows are halved.
         """
-        if self.device_type == "cpu":
+        if self.device_type != "cuda":
             return micro_batching.next_smaller
         used = self._tensor_bytes(micro_batching)
         candidates = (candidate for candidate in self.candidates if candidate.recompute or not micro_batching.recompute)
@@ -163,7 +175,7 @@ class MemoryModel:
     def describe_excess(self, available_bytes: float) -> str | None:
         """Return a message if not even the smallest candidate fits into a GPU's memory, else None."""
         needed, trial = self.min_bytes(), self.config
-        if self.device_type == "cpu" or needed <= available_bytes * MAX_MEMORY_FRACTION:
+        if self.device_type != "cuda" or needed <= available_bytes * MAX_MEMORY_FRACTION:
             return None
         return (
             f"{trial.model} at context length {trial.context_length:,} with {trial.optimizer} needs "

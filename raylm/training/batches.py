@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from raylm.data.corpus import IGNORE_INDEX, WindowIndices, Windows
+from raylm.training.device import ABILITIES
 
 MAX_RESIDENT_BYTES = 2**29
 """Maximum size of a split that is stored on the GPU (wikitext103 has 236 MB); windows of a larger one are copied."""
@@ -21,7 +22,7 @@ class Batches:
     def __init__(self, windows: Windows, device: torch.device) -> None:
         """Copy all tokens to a GPU, if they fit into `MAX_RESIDENT_BYTES`."""
         self.windows, self._device = windows, device
-        is_resident = device.type == "cuda" and windows.tokens.nbytes <= MAX_RESIDENT_BYTES
+        is_resident = ABILITIES[device.type].has_own_memory and windows.tokens.nbytes <= MAX_RESIDENT_BYTES
         self._stream_N = to_signed_tensor(windows).to(device) if is_resident else None
 
     def get(self, indices: WindowIndices) -> tuple[Tensor, Tensor]:
@@ -54,5 +55,7 @@ def gather_batch(windows: Windows, tokens_N: Tensor, indices: WindowIndices) -> 
 
 
 def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor to a device; to a GPU asynchronously, from pinned memory."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+    """Copy a tensor to a device, if possible asynchronously, from pinned memory."""
+    if ABILITIES[device.type].has_cuda:
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

@@ -1,4 +1,4 @@
-"""Device of a trial: GPUs that torch can use, bfloat16 support, shares of a GPU, and glibc's allocator on a CPU."""
+"""Device of a trial: the accelerator that torch can use, its abilities and memory, and glibc's allocator on a CPU."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ import re
 import sys
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 
+import psutil
 import torch
+from torch import Tensor
 
 from raylm import numerics
 from raylm.errors import UserError
@@ -26,7 +29,44 @@ use, by torch's allocator on a simulated GPU."""
 ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 """Variables with the user's own options, which torch reads when it is imported."""
 OLD_GPU_WHEELS = "https://download.pytorch.org/whl/cu126"
-"""Index of torch's build for GPUs before compute capability 7.5, such as V100 (7.0)."""
+"""Index of torch's build for GPUs before compute capability 7.5, such as V100 (7.0), and for older drivers."""
+INSTALL_PAGE = "https://pytorch.org/get-started/locally"
+"""Page with the indexes of torch's other builds."""
+AMD_DRIVER_FILE = Path("/dev/kfd")
+"""Device file of AMD's driver for computations."""
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """Abilities of a type of device. Code that depends on the device asks for them, not for the device's name."""
+
+    process_group: str
+    """Backend of `torch.distributed`; empty: a trial has one rank."""
+    loss_check_steps: int
+    """Steps between two reads of the loss, which wait for a GPU; a diverged trial is noticed at the next one."""
+    has_cuda: bool = False
+    """True if there are CUDA graphs, kernels compiled by Triton, and pinned memory for copies that run beside work."""
+    has_own_memory: bool = False
+    """True if the device has memory of its own; others use the machine's."""
+    has_float64: bool = True
+    has_padded_outputs: bool = True
+    """True if matrix products into rows with padding between them are known to be correct."""
+
+
+ABILITIES = {
+    "cpu": Abilities("gloo", loss_check_steps=1),
+    "cuda": Abilities("nccl", loss_check_steps=10, has_cuda=True, has_own_memory=True),  # NVIDIA, and AMD under ROCm
+    "mps": Abilities("", loss_check_steps=10, has_float64=False, has_padded_outputs=False),  # Apple
+}
+"""Abilities by the type of device as torch names it. raylm trains on these types only."""
+
+
+def to_float64(tensor: Tensor) -> Tensor:
+    """Return a tensor in float64 on its device, or on the CPU if its device has no float64."""
+    return (tensor if ABILITIES[tensor.device.type].has_float64 else tensor.cpu()).double()
+
+
+# ---- the accelerator ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -37,44 +77,73 @@ class GpuReport:
     """Names by torch."""
     problem: str = ""
     """Reason for which torch can use none; empty if it can."""
+    device: str = "cuda"
+    """Type of these GPUs: `cuda` or `mps`."""
+    memory_bytes: tuple[int, ...] = ()
+    """Memory of each that trials may use."""
 
 
 def inspect_gpus() -> GpuReport:
-    """Return the GPUs that torch can use in this process."""
+    """Return the GPUs that torch can use in this process, by `torch.accelerator`."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        is_available = torch.cuda.is_available()
-    if not is_available:
+        accelerator = torch.accelerator.current_accelerator()
+        is_available = torch.accelerator.is_available()
+    if accelerator is None or not is_available:
         return GpuReport((), _explain_missing_gpu([str(warning.message) for warning in caught]))
+    if accelerator.type == "mps":
+        return GpuReport((torch.backends.mps.get_name(),), "", "mps", (torch.mps.recommended_max_memory(),))
+    if accelerator.type != "cuda":
+        return GpuReport((), f"raylm trains on no accelerator that torch {torch.__version__} calls {accelerator.type}")
     numbers = range(torch.cuda.device_count())
     names = tuple(torch.cuda.get_device_name(number) for number in numbers)
     unsupported = [number for number in numbers if not _has_kernels(torch.cuda.get_device_capability(number))]
     if not unsupported:
-        return GpuReport(names)
+        memory = tuple(torch.cuda.get_device_properties(number).total_memory for number in numbers)
+        return GpuReport(names, memory_bytes=memory)
     major, minor = torch.cuda.get_device_capability(unsupported[0])
     return GpuReport(
         (),
         f"torch {torch.__version__} has no kernels for {names[unsupported[0]]} (compute capability {major}.{minor}); "
-        f"it has them for {', '.join(torch.cuda.get_arch_list())}: install a build with them, such as that of "
-        f"{OLD_GPU_WHEELS}",
+        f"it has them for {', '.join(torch.cuda.get_arch_list())}: install a build with them, such as by "
+        f"`{_install_command(OLD_GPU_WHEELS)}`",
     )
 
 
 def choose_device() -> str:
-    """Return the device type of work outside of Ray: `cuda` if torch can use a GPU, else `cpu`."""
-    return "cpu" if inspect_gpus().problem else "cuda"
+    """Return the device type of work in this process: `cuda` or `mps` if torch can use such a GPU, else `cpu`."""
+    report = inspect_gpus()
+    return "cpu" if report.problem else report.device
+
+
+def name_device(device: str) -> str:
+    """Return the name of a type of device in this process, for messages."""
+    if device == "mps":
+        return torch.backends.mps.get_name()
+    return torch.cuda.get_device_name() if device == "cuda" else "this processor"
 
 
 def _explain_missing_gpu(torch_warnings: list[str]) -> str:
-    """Return why `torch.cuda.is_available()` is false."""
+    """Return why torch can use no accelerator, with the command that mends it."""
     version = f"torch {torch.__version__}"
     if sys.platform == "darwin":
-        return f"{version} has CUDA on no Mac, and raylm does not train on Apple's GPUs"
+        needs = "macOS 14 or later on Apple silicon, and a Python for arm64"
+        return f"{version} cannot use the GPU of this Mac, for which it needs {needs} ({platform.machine()} here)"
     if torch.version.cuda is None and torch.version.hip is None:
-        return f"{version} is a build for CPUs; install one for CUDA"
+        if AMD_DRIVER_FILE.exists():
+            command = f"`{_install_command('URL')}` with the index of ROCm at {INSTALL_PAGE}"
+            return f"{version} is a build for CPUs; install one for AMD's GPUs: {command}"
+        return f"{version} is a build for CPUs; install one for NVIDIA's GPUs: `{_install_command()}`"
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else f"ROCm {torch.version.hip}"
     cause = torch_warnings[0].split(" (Triggered")[0] if torch_warnings else "the driver is missing or too old for it"
-    return f"{version} for {build} finds no GPU: {cause}"
+    older = f"; a build for older drivers: `{_install_command(OLD_GPU_WHEELS)}`" if torch.version.cuda else ""
+    return f"{version} for {build} finds no GPU: {cause}{older}"
+
+
+def _install_command(index: str = "") -> str:
+    """Return the command that replaces this build of torch by that of an index; by default, of PyPI."""
+    version = torch.__version__.split("+")[0]
+    return f"pip install --force-reinstall torch=={version}" + (f" --index-url {index}" if index else "")
 
 
 def _has_kernels(capability: tuple[int, int]) -> bool:
@@ -92,21 +161,57 @@ def _has_kernels(capability: tuple[int, int]) -> bool:
     return False
 
 
+# ---- memory -------------------------------------------------------------------------------------------------------
+
+
 def set_allocator_options() -> None:
     """Set `ALLOCATOR_OPTIONS` in this process, unless the user has set options in the environment."""
     if not any(name in os.environ for name in ALLOCATOR_VARIABLES):
         torch._C._accelerator_setAllocatorSettings(ALLOCATOR_OPTIONS)
 
 
-def limit_gpu_memory(share: float, context_bytes: int) -> None:
+def limit_gpu_memory(share: float, context_bytes: int, device: str = "cuda") -> None:
     """Limit this process to a share of its GPU's memory, so that it runs out of memory itself and not its neighbours.
 
     Args:
         share: fraction of the memory, 0 to 1; 1 removes the limit of an earlier trial.
         context_bytes: part of the share that torch's allocator does not manage, such as the CUDA context.
+        device: `cuda` or `mps`.
     """
+    if device == "mps":  # by default, torch would use 1.7 times the memory that Metal recommends
+        torch.mps.set_per_process_memory_fraction(share)
+        return
     unmanaged = context_bytes / torch.cuda.mem_get_info()[1] if share < 1 else 0.0
     torch.cuda.set_per_process_memory_fraction(max(0.0, share - unmanaged))
+
+
+def gpu_memory_bytes(device: str) -> int:
+    """Return the memory of this process's GPU that trials may use: on a Mac, what Metal recommends of the machine's."""
+    return int(torch.mps.recommended_max_memory() if device == "mps" else torch.cuda.mem_get_info()[1])
+
+
+def gpu_bytes_in_use(device: str) -> int:
+    """Return the bytes of this process's tensors on a GPU; 0 on a CPU."""
+    if device == "mps":
+        return int(torch.mps.current_allocated_memory())
+    return torch.cuda.memory_allocated() if device == "cuda" else 0
+
+
+def machine_bytes_in_use(device: str) -> int:
+    """Return the bytes of the machine's memory that this process holds, those of a GPU without its own included."""
+    own = int(psutil.Process().memory_info().rss)  # without what Metal allocates
+    return own + int(torch.mps.driver_allocated_memory()) if device == "mps" else own
+
+
+def free_gpu_memory(device: str) -> None:
+    """Return the freed blocks that torch's allocator keeps to the GPU; no-op on a CPU."""
+    if device == "cuda":
+        torch.cuda.empty_cache()
+    elif device == "mps":
+        torch.mps.empty_cache()
+
+
+# ---- precision ----------------------------------------------------------------------------------------------------
 
 
 def resolve_precision(requested: str, device: str) -> str:
@@ -118,7 +223,7 @@ def resolve_precision(requested: str, device: str) -> str:
     """
     supported = has_bfloat16(device)
     if requested == "bfloat16" and not supported:
-        subject = f"{torch.cuda.get_device_name()} of {platform.node()}" if device == "cuda" else _describe_cpu()
+        subject = _describe_cpu() if device == "cpu" else f"{name_device(device)} of {platform.node()}"
         raise UserError(
             f"precision: bfloat16 would be emulated on {subject}; expected float32, or auto, which is float32 there"
         )
@@ -132,16 +237,21 @@ def _describe_cpu() -> str:
 
 
 def has_bfloat16(device: str) -> bool:
-    """Return whether a device (`cpu` or `cuda`) multiplies matrices in bfloat16 without emulation, as torch sees it.
+    """Return whether a device multiplies matrices in bfloat16 without emulation, as torch sees it; never on `mps`.
 
     For a CPU, `numerics.cpu_has_bfloat16` gives the same answer without torch.
     """
     if device == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device == "mps":  # M1 has none, and no other one has been tried
+        return False
     if sys.platform == "darwin":  # M2 and later report it, but torch's products in it are slower than in float32
         return False
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name) for name in CPU_BFLOAT16_FLAGS) and not numerics.onednn_emulates_bfloat16()
+
+
+# ---- glibc --------------------------------------------------------------------------------------------------------
 
 
 def lower_mmap_threshold() -> None:

@@ -20,13 +20,13 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
 from raylm.data.corpus import WindowIndices
+from raylm.training.device import ABILITIES
 from raylm.training.loss import summed_loss
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
 LOOPBACK = "127.0.0.1"
 """Address of the ranks, which are on one machine."""
 RANK_TIMEOUT = datetime.timedelta(hours=1)
@@ -115,7 +115,12 @@ def join_process_group(rank: int, world_size: int, device: str, port: int) -> It
     # without it, NCCL takes the GPU of a rank's number where it has to guess; Ray shows each rank one, its own
     gpu = torch.device("cuda", torch.cuda.current_device()) if device == "cuda" else None
     dist.init_process_group(
-        BACKENDS[device], store=store, rank=rank, world_size=world_size, timeout=RANK_TIMEOUT, device_id=gpu
+        ABILITIES[device].process_group,
+        store=store,
+        rank=rank,
+        world_size=world_size,
+        timeout=RANK_TIMEOUT,
+        device_id=gpu,
     )
     try:
         yield DistributedContext(rank, world_size, device)

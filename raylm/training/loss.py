@@ -16,6 +16,7 @@ from torch import Tensor
 from raylm.data.corpus import IGNORE_INDEX
 from raylm.numerics import LOGITS_BLOCK_ROWS
 from raylm.training import layers
+from raylm.training.device import ABILITIES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -64,7 +65,8 @@ def _iter_blocks(
         factor per position; that factor (n, 1), or None if it is 1.
     """
     rows, columns, on_cpu = LOGITS_BLOCK_ROWS[hidden_ND.device.type], len(weight_VD), hidden_ND.is_cpu
-    shape = min(rows, len(hidden_ND)), -(-columns // LOGITS_ALIGNMENT) * LOGITS_ALIGNMENT
+    alignment = LOGITS_ALIGNMENT if ABILITIES[hidden_ND.device.type].has_padded_outputs else 1
+    shape = min(rows, len(hidden_ND)), -(-columns // alignment) * alignment
     logits_dtype = hidden_ND.dtype if on_cpu else torch.float32
     logits_buffer_nV = hidden_ND.new_empty(shape, dtype=logits_dtype)[:, :columns]
     in_place = logits_dtype == hidden_ND.dtype or not has_gradient
@@ -90,7 +92,7 @@ def _iter_blocks(
 @functools.cache
 def has_loss_kernel(device_type: str) -> bool:
     """Return whether the loss of a block is computed by one kernel, which needs a GPU, Triton and a C compiler."""
-    return device_type == "cuda" and layers.has_triton()
+    return ABILITIES[device_type].has_cuda and layers.has_triton()
 
 
 def _block_loss(logits_nV: Tensor, targets_n1: Tensor, gradient_nV: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from raylm.config.catalog import MODELS, NANO_MODEL, ModelShape, find_shape, max_positions
@@ -215,4 +218,26 @@ def enable_activation_checkpointing(model: PreTrainedModel) -> None:
 
     for block in model.modules():
         if isinstance(block, GradientCheckpointingLayer):
-            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False, context_fn=_same_dropout)
+
+
+def _same_dropout() -> tuple[AbstractContextManager[object], AbstractContextManager[object]]:
+    """Return contexts of a block's forward pass and of its recomputation, by which both draw the same dropout on `mps`.
+
+    `torch.utils.checkpoint` restores the generators of other devices only: without this, gradients on `mps` would be
+    those of other masks (pytorch issue 127676).
+    """
+    if not torch.backends.mps.is_available():
+        return contextlib.nullcontext(), contextlib.nullcontext()
+    return contextlib.nullcontext(), _mps_generator(torch.mps.get_rng_state())
+
+
+@contextlib.contextmanager
+def _mps_generator(state: Tensor) -> Iterator[None]:
+    """Set the state of the generator of `mps` for a while."""
+    before = torch.mps.get_rng_state()
+    torch.mps.set_rng_state(state)
+    try:
+        yield
+    finally:
+        torch.mps.set_rng_state(before)

@@ -19,7 +19,7 @@ class ExecutionOptions:
     """Device, precision and micro-batching of a trial: how it is computed. The config decides what."""
 
     device: str = "cpu"
-    """`cpu` or `cuda`."""
+    """Type of the device: `cpu`, `cuda` or `mps`."""
     precision: str = "float32"
     """`float32` or `bfloat16` (weights, loss and optimizer state are float32 in both)."""
     micro_batching: MicroBatching | None = None

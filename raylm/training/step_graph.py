@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from raylm.errors import summarize
+from raylm.training.device import ABILITIES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -180,4 +181,4 @@ class StepGraph:
 
 def can_record(model: PreTrainedModel, options: ExecutionOptions, world_size: int) -> bool:
     """Return whether steps of a model may be recorded: of GPT-2, which never waits for the GPU, on a single one."""
-    return options.device == "cuda" and world_size == 1 and model.config.model_type == "gpt2"
+    return ABILITIES[options.device].has_cuda and world_size == 1 and model.config.model_type == "gpt2"

@@ -17,7 +17,7 @@ from raylm.numerics import windows_per_rank
 from raylm.results.progress import EvalMetrics, MicroBatching, Progress
 from raylm.training import checkpoint, layers, models
 from raylm.training.batches import Batches
-from raylm.training.device import lower_mmap_threshold
+from raylm.training.device import ABILITIES, lower_mmap_threshold
 from raylm.training.distributed import SINGLE_PROCESS, DistributedContext
 from raylm.training.optim.optimizer import build_optimizer
 from raylm.training.options import ExecutionOptions, TrainingHooks
@@ -73,8 +73,8 @@ class Evaluation:
         """
         trainer = self.trainer
         model, optimizer, tokenizer_files = trainer.model, trainer.optimizer, trainer.corpus.tokenizer_files
-        on_gpu = trainer.options.device == "cuda"
-        copied = on_gpu and checkpoint.count_bytes(model, optimizer) <= max_copy_bytes
+        has_own_memory = ABILITIES[trainer.options.device].has_own_memory
+        copied = has_own_memory and checkpoint.count_bytes(model, optimizer) <= max_copy_bytes
         return checkpoint.start_saving(
             folder, trainer.config, model, optimizer, tokenizer_files, trainer.progress, copied=copied
         )
@@ -167,7 +167,7 @@ def _build_trainer(
         models.enable_activation_checkpointing(model)
     model.to(options.device).train()
     is_long = options.min_steps_to_compile is not None and total_steps >= options.min_steps_to_compile
-    is_compiled = options.device == "cuda" and is_long and layers.can_compile(model)
+    is_compiled = ABILITIES[options.device].has_cuda and is_long and layers.can_compile(model)
     if is_compiled:
         layers.compile_blocks(model)
     optimizer = build_optimizer(config, model, is_compiled)

@@ -20,7 +20,7 @@ from raylm.errors import RestartError, is_out_of_memory
 from raylm.results.progress import EvalMetrics, Progress
 from raylm.training import models
 from raylm.training.batches import Batches
-from raylm.training.device import lower_mmap_threshold
+from raylm.training.device import ABILITIES, free_gpu_memory, lower_mmap_threshold, to_float64
 from raylm.training.distributed import DistributedContext, gradient_sync
 from raylm.training.optim.schedule import learning_rate_at
 from raylm.training.options import ExecutionOptions, TrainingHooks
@@ -29,10 +29,6 @@ from raylm.training.validation import autocast_loss, validation_loss
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-LOSS_CHECK_STEPS = {"cpu": 1, "cuda": 10}
-"""Steps between two reads of the loss, which wait for a GPU; a diverged trial is noticed at the next one."""
 
 
 @dataclass
@@ -56,7 +52,8 @@ class Trainer:
     def __post_init__(self) -> None:
         """Prepare the recording of steps, where it is possible."""
         device = torch.device(self.options.device)
-        self._numbers = StepNumbers(self.optimizer, None if device.type == "cpu" else device)
+        self._abilities = ABILITIES[device.type]
+        self._numbers = StepNumbers(self.optimizer, device if self._abilities.has_cuda else None)
         self._step_graph: StepGraph | None = None
         if can_record(self.model, self.options, self.dist_context.world_size):
             self._step_graph = StepGraph(self.optimizer)
@@ -84,9 +81,9 @@ class Trainer:
         for step in steps:
             indices = order[step * self.config.batch_size : (step + 1) * self.config.batch_size]
             pending.append(self._optimizer_step(indices, self.progress.step + len(pending)))
-            if len(pending) < LOSS_CHECK_STEPS[self.options.device] and step != steps[-1]:
+            if len(pending) < self._abilities.loss_check_steps and step != steps[-1]:
                 continue
-            losses = self.dist_context.all_reduce(torch.stack([nll for nll, _ in pending]).double()).tolist()
+            losses = self.dist_context.all_reduce(to_float64(torch.stack([nll for nll, _ in pending]))).tolist()
             self.progress.training_seconds += time.perf_counter() - start_time
             start_time = time.perf_counter()
             for nll, (_, num_tokens) in zip(losses, pending, strict=True):
@@ -168,10 +165,9 @@ class Trainer:
         if smaller.recompute and not self.progress.recompute:
             models.enable_activation_checkpointing(self.model)
         self.progress.micro_batching = smaller
-        if self.options.device == "cuda":
-            torch.cuda.empty_cache()
-        else:
+        if self.options.device == "cpu":
             lower_mmap_threshold()
+        free_gpu_memory(self.options.device)
 
     def evaluate(self, epoch: int) -> EvalMetrics:
         """Return the current losses, in an epoch counted from 0."""

@@ -17,6 +17,7 @@ from raylm.config.trial import TrialConfig
 from raylm.data.corpus import Corpus, Windows
 from raylm.errors import is_out_of_memory
 from raylm.training.batches import Batches
+from raylm.training.device import to_float64
 from raylm.training.distributed import SINGLE_PROCESS, DistributedContext
 from raylm.training.loss import summed_loss
 
@@ -56,14 +57,15 @@ def validation_loss(
     batches = Batches(windows, device)
     size = max(micro_batch_size, MIN_EVAL_TOKENS // context_length)
     loss_fn, rank_indices = partial(summed_loss, model), dist_context.rank_windows(np.arange(len(windows)))
-    total_nll = torch.zeros((), dtype=torch.float64, device=device)
+    total_nll = to_float64(torch.zeros((), device=device))
     was_training = model.training
     model.eval()
     with torch.no_grad():
         start = 0
         while start < len(rank_indices):
             try:
-                total_nll += autocast_loss(loss_fn, *batches.get(rank_indices[start : start + size]), precision)
+                nll = autocast_loss(loss_fn, *batches.get(rank_indices[start : start + size]), precision)
+                total_nll += nll.to(total_nll.device)
                 start += size
             except RuntimeError as error:
                 if size == 1 or not is_out_of_memory(error):

@@ -62,8 +62,8 @@ def connect_ray(address: str | None, verbose: bool) -> Iterator[str | None]:
     options: dict[str, Any] = {"log_to_driver": verbose, "logging_level": logging.INFO if verbose else logging.ERROR}
     if is_local:
         options |= {"include_dashboard": True, "num_cpus": machine.allowed_cpus()}
-        if inspect_gpus().problem:
-            options["num_gpus"] = 0  # Ray counts GPUs that torch cannot use, such as Apple's
+        if (gpus := inspect_gpus()).problem or not ray_private.count_gpus():  # Ray counts others than torch can use
+            options["num_gpus"] = len(gpus.names)
         machine.prepare_ray_start()
     try:
         with ray_private.shield_processes(), ray_private.end_hanging_start(START_TIMEOUT_SECONDS) as has_hung:

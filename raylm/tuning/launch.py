@@ -86,8 +86,7 @@ class Launch:
         address = cluster.resolve_address(self._options.address)
         if address == "local":  # refuses before Ray is started
             requested = nodes.resolve_gpus(requested, nodes.list_local_gpus(), self._notify)
-            if requested.gpus == 0:
-                device.resolve_precision(sweep.precision, "cpu")
+            device.resolve_precision(sweep.precision, "cpu" if requested.gpus == 0 else device.choose_device())
         with cluster.connect_ray(address, self._options.verbose) as dashboard_url:
             if address != "local" and requested.gpus != 0:
                 more = cluster.can_start_gpus()

@@ -15,7 +15,7 @@ from raylm.errors import UserError, WorkError
 from raylm.events import Notify
 from raylm.planning.devices import is_mig
 from raylm.results.storage import STORAGE_HINT, Storage
-from raylm.training.device import GpuReport, inspect_gpus
+from raylm.training.device import ABILITIES, GpuReport, inspect_gpus
 from raylm.tuning import ray_private
 from raylm.tuning.cluster import list_alive_nodes
 
@@ -87,9 +87,9 @@ class NodeGpus:
 
 
 def list_local_gpus() -> list[NodeGpus]:
-    """Return the GPUs of this machine, on which Ray does not run yet; empty if Ray will count none."""
-    count = ray_private.count_gpus()
-    return [NodeGpus("this machine", count, inspect_gpus())] if count else []
+    """Return the GPUs of this machine, on which Ray does not run yet; empty if neither Ray nor torch finds any."""
+    count, report = ray_private.count_gpus(), inspect_gpus()
+    return [NodeGpus("this machine", count, report)] if count or report.names else []
 
 
 def list_gpus() -> list[NodeGpus]:
@@ -112,8 +112,8 @@ def list_gpus() -> list[NodeGpus]:
 def resolve_gpus(requested: Resources, nodes: Sequence[NodeGpus], notify: Notify, *, more: bool = False) -> Resources:
     """Return the resources that trials request, with a GPU only if torch can use those that Ray counts.
 
-    Ray also counts GPUs that torch cannot use: Apple's, Intel's, any GPU under a build of torch for CPUs or with a
-    driver that is too old. A part of a GPU (MIG) is not shared further: its speed and memory are not known.
+    Ray also counts GPUs that torch cannot use: Intel's, any under a build of torch for CPUs or with a driver that is
+    too old. A part of a GPU (MIG) is not shared further: its speed and memory are not known.
 
     Args:
         nodes: GPUs of all nodes that have any.
@@ -125,6 +125,13 @@ def resolve_gpus(requested: Resources, nodes: Sequence[NodeGpus], notify: Notify
     """
     unusable = [node for node in nodes if node.report.problem]
     is_open = requested.gpus in (None, "auto")
+    alone = [node for node in nodes if not node.report.problem and not ABILITIES[node.report.device].process_group]
+    if alone and isinstance(requested.gpus, float) and requested.gpus > 1:
+        name, host = alone[0].report.names[0], alone[0].host
+        raise UserError(
+            f"resources: got gpus={requested.gpus:g}, but {name} of {host} does not train together with another GPU; "
+            "expected gpus=1"
+        )
     if unusable and requested.gpus != 0:
         problems = "; ".join(map(str, unusable))
         if not is_open or more or len(unusable) < len(nodes):

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from raylm.config.catalog import ModelShape, find_gpt2_shape
 from raylm.config.dataset import CorpusKey
@@ -30,6 +29,7 @@ from raylm.results.rows import FAILED, SweepRows
 from raylm.results.storage import Storage
 from raylm.results.sweep_record import DataRecord, ModelRecord
 from raylm.training import model_check, models
+from raylm.training.device import gpu_memory_bytes, inspect_gpus, name_device
 from raylm.training.models import ModelSource
 from raylm.training.options import ExecutionOptions
 
@@ -209,7 +209,7 @@ class LaunchContext:
     precision: str
     """`float32` or `bfloat16`; `auto` only for GPUs of unknown type (`tuner.resolve_precision`)."""
     device: str
-    """`cpu` or `cuda`."""
+    """Type of the device that trials compute on: `cpu`, `cuda` or `mps`; empty until a trial's process asks torch."""
     world_size: int
     """Number of processes that train a trial."""
     gpus_per_rank: float
@@ -232,10 +232,13 @@ class LaunchContext:
         return gpu_fraction(self.shareable_devices, self.shapes[trial.model, trial.pretrained], trial, self.precision)
 
     def for_trial(self, trial: TrialConfig) -> LaunchContext:
-        """Return this context with the GPU and memory fractions of one trial."""
+        """Return this context in the process of a trial: with its fractions of GPU and memory, and torch's device."""
         fraction = self.gpu_fraction(trial)
         return replace(
-            self, gpus_per_rank=self.gpus_per_rank * fraction, memory_fraction=self.memory_fraction * fraction
+            self,
+            gpus_per_rank=self.gpus_per_rank * fraction,
+            memory_fraction=self.memory_fraction * fraction,
+            device=self.device or inspect_gpus().device,
         )
 
     def plan_options(self, trial: TrialConfig, precision: str, limit: MicroBatching | None) -> ExecutionOptions:
@@ -244,20 +247,20 @@ class LaunchContext:
         Raises:
             WorkError: if a GPT-2 needs more memory than the GPU has.
         """
-        shape, on_gpu = self.shapes[trial.model, trial.pretrained], self.device == "cuda"
+        shape, on_gpu = self.shapes[trial.model, trial.pretrained], self.device != "cpu"
         if shape is None:
             whole = MicroBatching(windows_per_rank(trial.batch_size, self.world_size))
             return ExecutionOptions(self.device, precision, whole, limit)
         memory_model = MemoryModel(shape, trial, self.device, precision, self.world_size)
-        total = torch.cuda.mem_get_info()[1] if on_gpu else machine_memory()[1]
+        total = gpu_memory_bytes(self.device) if on_gpu else machine_memory()[1]
         available = total * (self.gpus_per_rank if on_gpu else self.memory_fraction)
         chosen = memory_model.choose_micro_batching(available)
         options = ExecutionOptions(self.device, precision, chosen, limit)
-        if not on_gpu or find_gpt2_shape(trial.model) is None:  # the estimate of other families is rough
+        if self.device != "cuda" or find_gpt2_shape(trial.model) is None:  # the estimate of other families is rough
             return options
         if excess := memory_model.describe_excess(available):
             raise WorkError(excess)
-        name, share = torch.cuda.get_device_name(), min(self.gpus_per_rank, 1.0)
+        name, share = name_device(self.device), min(self.gpus_per_rank, 1.0)
         min_steps = min_steps_to_compile(name, memory_model, chosen, share)
         return replace(options, next_smaller=memory_model.next_smaller, min_steps_to_compile=min_steps)
 

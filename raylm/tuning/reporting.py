@@ -13,13 +13,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import psutil
 import ray
 import torch
 from ray import tune
 from ray.util.metrics import Gauge
 
 from raylm.results.progress import StepMetrics
+from raylm.training.device import machine_bytes_in_use
 from raylm.tuning.coordinator import CHECKPOINT_SECONDS, REPORT_SECONDS, Command
 
 Metrics = Mapping[str, float]
@@ -125,7 +125,7 @@ GAUGE_DESCRIPTIONS = {
     "raylm_total_steps": "Optimizer steps of the whole trial.",
     "raylm_tokens_seen": "Training tokens so far, over all epochs.",
     "raylm_tokens_per_second": "Training tokens per second of optimizer steps.",
-    "raylm_memory_bytes": "Memory of the trial's first process: peak on its GPU, or of the process itself on a CPU.",
+    "raylm_memory_bytes": "Memory of the trial's first process: peak on its GPU, or of the process itself elsewhere.",
 }
 """Exported gauges with their descriptions; each is tagged with sweep and run."""
 TAG_KEYS = ("sweep", "run")
@@ -161,4 +161,4 @@ class TrialGauges:
         self._losses |= {name: value for name, value in losses.items() if value is not None}
 
     def _memory_bytes(self) -> int:
-        return torch.cuda.max_memory_allocated() if self._device == "cuda" else int(psutil.Process().memory_info().rss)
+        return torch.cuda.max_memory_allocated() if self._device == "cuda" else machine_bytes_in_use(self._device)

@@ -88,7 +88,7 @@ def _capture_output(context: LaunchContext, run_name: str, rank: int) -> context
 def _rank_context(context: LaunchContext, run_name: str, rank: int) -> Iterator[None]:
     """Prepare the process of a rank other than the first for training."""
     with _capture_output(context, run_name, rank), _limit_memory(context, run_name):
-        trial_process.prepare_gpu(context.gpus_per_rank if context.device == "cuda" else 0)
+        trial_process.prepare_gpu(context.gpus_per_rank if context.device != "cpu" else 0)
         yield
 
 
@@ -100,18 +100,18 @@ def _limit_memory(context: LaunchContext, run_name: str) -> Iterator[None]:
         ray.get(context.coordinator.record_memory_error.remote(run_name, message), timeout=COORDINATOR_TIMEOUT_SECONDS)
 
     torch.set_num_threads(context.threads_per_rank)
-    watchdog = MemoryWatchdog(context.memory_fraction, record_memory_error)
+    watchdog = MemoryWatchdog(context.memory_fraction, record_memory_error, context.device)
     watchdog.start()
     try:
         yield
     finally:
         watchdog.stop()
-        on_gpu = context.device == "cuda" and torch.cuda.is_available()
-        if on_gpu:
+        on_gpu = context.device != "cpu" and torch.accelerator.is_available()
+        if on_gpu and device.ABILITIES[context.device].has_cuda:
             torch.accelerator.empty_host_cache()  # pinned memory of checkpoints
-        LEAK_CHECK.measure(torch.cuda.memory_allocated if on_gpu else lambda: 0)
+        LEAK_CHECK.measure(partial(device.gpu_bytes_in_use, context.device) if on_gpu else lambda: 0)
         if on_gpu:
-            torch.cuda.empty_cache()
+            device.free_gpu_memory(context.device)
 
 
 class _Attempt:
@@ -191,7 +191,7 @@ class _Attempt:
         trial, context = self._trial, self._context
         if problem := validation.check_batch_sizes("batch_size", [trial.batch_size], context.world_size):
             raise UserError(str(problem))  # a search may suggest such a trial
-        trial_process.prepare_gpu(context.gpus_per_rank if context.device == "cuda" else 0)
+        trial_process.prepare_gpu(context.gpus_per_rank if context.device != "cpu" else 0)
         with open_latest_checkpoint(context.storage, trial) as checkpoint:
             print_timestamped(f"resumes from {checkpoint.name}" if checkpoint else "starts")
             hooks = TrainingHooks(

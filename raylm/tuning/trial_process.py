@@ -51,15 +51,16 @@ class MemoryWatchdog(threading.Thread):
     after: only its trial fails, with a known reason.
     """
 
-    def __init__(self, memory_fraction: float, on_low_memory: Callable[[str], None]) -> None:
+    def __init__(self, memory_fraction: float, on_low_memory: Callable[[str], None], device_type: str = "cpu") -> None:
         """Create the thread; `start` starts it.
 
         Args:
+            device_type: type of the device that the process computes on.
             memory_fraction: share of this process, as a fraction of the machine's memory, 0 to 1.
             on_low_memory: called once with a message, before the process exits.
         """
         super().__init__(daemon=True)
-        self._memory_fraction, self._on_low_memory = memory_fraction, on_low_memory
+        self._memory_fraction, self._on_low_memory, self._device_type = memory_fraction, on_low_memory, device_type
         self._warned = False
         self._stop_event = threading.Event()
 
@@ -69,12 +70,11 @@ class MemoryWatchdog(threading.Thread):
 
     def run(self) -> None:
         """Watch until stopped."""
-        process = psutil.Process()
         while not self._stop_event.wait(POLL_SECONDS):
             used, total = machine_memory()
             if used < WARN_FRACTION * total:
                 continue
-            own = process.memory_info().rss
+            own = device.machine_bytes_in_use(self._device_type)
             if own < self._memory_fraction * total:
                 continue
             if not self._warned:
@@ -120,10 +120,12 @@ def prepare_gpu(share: float) -> None:
         WorkError: if torch cannot use the GPU, as on a node that was added after the launch had started.
     """
     if share:
-        if problem := device.inspect_gpus().problem:
-            raise WorkError(f"torch cannot use the GPU of {platform.node()}: {problem}")
-        device.set_allocator_options()
-        device.limit_gpu_memory(min(share, 1.0), RUNTIME_BASELINE_BYTES["cuda"])
+        report = device.inspect_gpus()
+        if report.problem:
+            raise WorkError(f"torch cannot use the GPU of {platform.node()}: {report.problem}")
+        if report.device == "cuda":
+            device.set_allocator_options()
+        device.limit_gpu_memory(min(share, 1.0), RUNTIME_BASELINE_BYTES[report.device], report.device)
 
 
 @contextlib.contextmanager

@@ -53,8 +53,11 @@ def resolve_world_size(resources: Mapping[str, float]) -> int:
 
 
 def resolve_device(resources: Mapping[str, float]) -> str:
-    """Return the device type that trials compute on, `cpu` or `cuda`."""
-    return "cuda" if resources["gpu"] else "cpu"
+    """Return the type of device that trials compute on: `cpu`, or an empty string for the GPU that torch finds there.
+
+    Ray's count of GPUs does not tell their type. Each trial asks torch on its own node.
+    """
+    return "" if resources["gpu"] else "cpu"
 
 
 def resolve_precision(requested: str, resources: Mapping[str, float]) -> str:
@@ -76,11 +79,11 @@ def resolve_precision(requested: str, resources: Mapping[str, float]) -> str:
     emulated = [gpu.name for gpu in gpus if gpu and gpu.bfloat16_tflops is None]
     if requested == "bfloat16" and emulated:
         raise UserError(f"precision: bfloat16 would be emulated on {emulated[0]}; expected float32, or auto")
+    if cluster.has_one_node() and None in gpus:
+        return training_device.resolve_precision(requested, training_device.choose_device())
     if requested != "auto":
         return requested
-    if gpus and None not in gpus:
-        return "float32" if emulated else "bfloat16"
-    return training_device.resolve_precision(requested, "cuda") if cluster.has_one_node() else "auto"
+    return "auto" if None in gpus or not gpus else "float32" if emulated else "bfloat16"
 
 
 def build_placement_group(resources: Mapping[str, float], gpu_memory_gib: int = 0) -> tune.PlacementGroupFactory:

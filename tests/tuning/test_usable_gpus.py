@@ -101,6 +101,14 @@ class FakeCuda:
         self.get_device_name = lambda number=0: name
         self.get_device_capability = lambda number=0: capability
         self.get_arch_list = lambda: architectures
+        self.get_device_properties = lambda number=0: SimpleNamespace(total_memory=2**34)
+
+
+def pretend_accelerator(monkeypatch: pytest.MonkeyPatch, device_type: str | None, *, available: bool = True) -> None:
+    """Let `torch.accelerator` name an accelerator of this type, or none."""
+    found = None if device_type is None else torch.device(device_type)
+    stub = SimpleNamespace(current_accelerator=lambda: found, is_available=lambda: found is not None and available)
+    monkeypatch.setattr(torch, "accelerator", stub)
 
 
 WHEEL = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
@@ -122,6 +130,7 @@ def test_a_gpu_without_kernels_is_not_usable(
     capability: tuple[int, int], architectures: list[str], is_usable: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "cuda", FakeCuda("Tesla V100-SXM2-16GB", capability, architectures))
+    pretend_accelerator(monkeypatch, "cuda")
     report = device.inspect_gpus()
     assert (report.problem == "") == is_usable == (report.names == ("Tesla V100-SXM2-16GB",))
     assert device.choose_device() == ("cuda" if is_usable else "cpu")

@@ -14,6 +14,8 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
+from raylm.training.device import ABILITIES
+
 Number = float | Tensor
 """Number of a step: a Python float, or a float32 scalar on the device, which a CUDA graph reads at each launch."""
 
@@ -161,7 +163,7 @@ class Adafactor(torch.optim.Optimizer):
     def _update_stacks(self, parameters: Sequence[Tensor], lr: Number, weight_decay: float) -> None:
         stacks = self._find_stacks(parameters)
         steps = {id(stack.step): stack.step for stack in stacks}
-        weights = {key: step.add_(1).double().pow_(-DECAY).float() for key, step in steps.items()}
+        weights = {key: _decay_weight(step.add_(1)) for key, step in steps.items()}
         decay = weight_decay * lr if weight_decay else None
         for stack in stacks:
             self._update_stack(stack, lr, weights[id(stack.step)], decay)
@@ -241,6 +243,12 @@ def update_matrices(grads: Tensor, row_moment: Tensor, column_moment: Tensor, lr
     mean_square_S = (norm(grads, dim=-1) * row_factor).square_().flatten(1).mean(dim=-1).div_(num_columns)
     clipped = _clip_lr(lr, mean_square_S).view(-1, *[1] * (row_factor.dim() - 1))
     grads.mul_((row_factor * clipped).unsqueeze(-1))
+
+
+def _decay_weight(step: Tensor) -> Tensor:
+    """Return the weight of the new second moments at a step, a float32 scalar on its device."""
+    wide = step.double() if ABILITIES[step.device.type].has_float64 else step.float()
+    return wide.pow_(-DECAY).float()
 
 
 def _clip_lr(lr: Number, mean_square: Tensor) -> Tensor:
