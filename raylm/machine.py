@@ -213,17 +213,46 @@ def advise_on_ray_start() -> str:
     return f"{limits}; {logs}" if limits else logs
 
 
+def find_ray_token() -> str | None:
+    """Return where Ray finds a token on this machine, `RAY_AUTH_TOKEN` or a file, or None if there is none.
+
+    Raises:
+        UserError: if the file is to be another one, and cannot be read or is empty.
+    """
+    if os.environ.get("RAY_AUTH_TOKEN", "").strip():
+        return "RAY_AUTH_TOKEN"
+    if path := os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        try:
+            if Path(path).read_bytes().strip():
+                return path
+            reason = "it is empty"
+        except OSError as error:
+            reason = error.strerror or str(error)
+        raise UserError(f"RAY_AUTH_TOKEN_PATH is {path}: {reason}; expected a file with the token of the cluster")
+    try:
+        file = default_ray_token_file()
+        return str(file) if file.read_bytes().strip() else None
+    except (OSError, RuntimeError):  # RuntimeError: the user has no home
+        return None
+
+
+def default_ray_token_file() -> Path:
+    """Return the file of Ray's token if no variable names another one; raise RuntimeError if the user has no home."""
+    return Path.home() / ".ray" / "auth_token"
+
+
 def create_ray_token() -> None:
     """Create the token of a local Ray as Ray itself would, but readable by its owner only.
 
     Raises:
         UserError: if its folder cannot be written.
     """
-    if any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
+    if os.environ.get("RAY_AUTH_TOKEN", "").strip() or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        find_ray_token()
         return
     try:
-        file = Path.home() / ".ray" / "auth_token"
-        if file.exists():
+        file = default_ray_token_file()
+        if file.exists() and file.read_bytes().strip():
             file.chmod(0o600)
             return
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -192,7 +192,7 @@ class _Run:
         """
         console = self._console
         with console.show_spinner("loading torch and transformers"):
-            from raylm.tuning.cluster import check_start
+            from raylm.tuning.connection.session import check_start
             from raylm.tuning.prepare import prepare_inputs
         check_start(self._options.address, self._sweep.resources.cpus)  # datasets may take long to prepare
         trials = self._representative_trials()

@@ -107,7 +107,7 @@ def test_ray_autoscaler_counts_what_raylm_is_told(monkeypatch: pytest.MonkeyPatc
     told = tmp_path / cluster.AUTOSCALER_FILE.name
     told.write_text(read_manifests(CLUSTER)["ConfigMap/raylm-node-types"]["data"][mount["subPath"]], encoding="utf-8")
     monkeypatch.setattr(cluster, "AUTOSCALER_FILE", told)
-    monkeypatch.setattr(cluster, "_find_local_cluster", lambda: "head:6379")
+    monkeypatch.setattr(cluster, "find_local_cluster", lambda: "head:6379")
     monkeypatch.setattr(ray, "get_runtime_context", lambda: type("Context", (), {"gcs_address": "head:6379"}))
     read, max_workers = cluster._load_autoscaler_node_types()
     names = ("CPU", "GPU", cluster.GPU_MEMORY_RESOURCE)

@@ -21,6 +21,7 @@ from raylm.results.storage import Storage
 from raylm.shadowing import describe_shadowing
 from raylm.training.device import inspect_gpus
 from raylm.tuning import cluster, ray_private
+from raylm.tuning.connection import session
 from raylm.tuning.nodes import find_storage_problems, run_on_nodes
 from raylm.units import GIB
 
@@ -57,14 +58,14 @@ def run_checks(address: str | None, storage: Storage | None) -> Iterator[CheckRe
     yield from _check_process()
     if storage is not None:
         yield _check_storage(storage)
-    address = cluster.resolve_address(address)
+    address = session.resolve_address(address)
     if address == "local":
         yield from _check_ray_start()
         yield _check_gpus("here", ray_private.count_gpus(), own)
         yield CheckResult("here", "cluster", "none; a sweep starts Ray on this machine")
         return
     try:
-        with cluster.connect_ray(address, verbose=False) as dashboard:
+        with session.connect_ray(address, verbose=False) as dashboard:
             yield CheckResult(
                 "here", "cluster", f"{len(cluster.list_alive_nodes())} nodes at {address}, dashboard {dashboard}"
             )
@@ -177,17 +178,20 @@ def _check_ray_start() -> Iterator[CheckResult]:
 
 def _check_token() -> CheckResult:
     """Return the state of Ray's auth token on this machine."""
-    if os.environ.get("RAY_AUTH_TOKEN"):
-        return CheckResult("here", "Ray's token", "in RAY_AUTH_TOKEN")
     try:
-        file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+        place = machine.find_ray_token()
+        default = machine.default_ray_token_file()
+    except UserError as error:
+        return CheckResult("here", "Ray's token", "cannot be read", str(error))
     except RuntimeError:
         return CheckResult("here", "Ray's token", "no home folder", "set HOME, or RAY_AUTH_TOKEN to any secret text")
-    if not file.exists():
-        return CheckResult("here", "Ray's token", "none yet; it is created when Ray is started here")
-    mode = stat.S_IMODE(file.stat().st_mode)
-    advice = f"others can read it: chmod 600 {file}" if mode & 0o077 else ""
-    return CheckResult("here", "Ray's token", f"{file}, mode {mode:04o}", advice)
+    if place == "RAY_AUTH_TOKEN":
+        return CheckResult("here", "Ray's token", "in RAY_AUTH_TOKEN")
+    if place is None:
+        return CheckResult("here", "Ray's token", f"none in {default}; it is created when Ray is started here")
+    mode = stat.S_IMODE(Path(place).stat().st_mode)
+    advice = f"others can read it: chmod 600 {place}" if mode & 0o077 else ""
+    return CheckResult("here", "Ray's token", f"{place}, mode {mode:04o}", advice)
 
 
 def _check_storage(storage: Storage) -> CheckResult:

@@ -225,7 +225,7 @@ def _submit_job(address: str, file: Path, context: typer.Context) -> NoReturn:
             arguments.append(f"--wandb={opt_out[0]}")
             print(opt_out[1])
         with Console().show_spinner("loading Ray"):
-            from raylm.tuning.cluster import submit_job
+            from raylm.tuning.connection.jobs import submit_job
         raise typer.Exit(submit_job(address, file, arguments, functools.partial(print, end="", flush=True)))
 
 

@@ -1,32 +1,18 @@
-"""Ray cluster: connection or local start, resources of its nodes, job submission, authentication token."""
+"""Resources of a Ray cluster: its nodes, those that its autoscaler may start, and what a trial gets of them."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import io
-import logging
-import os
-import shlex
-import shutil
-import socket
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
 import yaml
 
-from raylm import machine
 from raylm.config.trial import Resources
-from raylm.errors import UserError, one_line
+from raylm.errors import UserError
 from raylm.planning.devices import Device, find_device
-from raylm.training.device import inspect_gpus
-from raylm.tuning import ray_private
-
-if TYPE_CHECKING:
-    from ray.job_submission import JobSubmissionClient
+from raylm.tuning.connection.session import find_local_cluster
 
 AUTOSCALER_FILE = Path("~/ray_bootstrap_config.yaml")
 """Configuration that `ray up` writes on the head node, with the node types that it may start."""
@@ -34,86 +20,9 @@ GPU_MEMORY_RESOURCE = "gpu_gib"
 """Custom resource in which nodes declare the memory of all their GPUs together, in GiB."""
 ACCELERATOR_TYPE_PREFIX = "accelerator_type:"
 """Prefix of the resource with which Ray names the type of a node's GPUs."""
-CONNECT_TIMEOUT_SECONDS = 2.0
-START_TIMEOUT_SECONDS = 120.0
-"""Time for Ray to start on this machine, which takes 4 s on a quiet one."""
-UNKNOWN_EXIT_CODE = 1
-"""Exit code of a job that ended without one."""
 
 NodeResources = Mapping[str, float]
 """Resources of a node by Ray's names: `CPU`, `GPU`, and custom ones."""
-
-
-@contextlib.contextmanager
-def connect_ray(address: str | None, verbose: bool) -> Iterator[str | None]:
-    """Connect to a cluster or start Ray on this machine; yield the dashboard's URL, or None if it does not run.
-
-    Args:
-        address: as `resolve_address` takes it.
-        verbose: show Ray's log messages.
-
-    Raises:
-        UserError: if the cluster cannot be reached, or Ray cannot start on this machine.
-    """
-    address = resolve_address(address)
-    is_local = address == "local"
-    logging.getLogger("ray.tune").setLevel(logging.INFO if verbose else logging.CRITICAL)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else tokenizers warns when Ray forks this process
-    options: dict[str, Any] = {"log_to_driver": verbose, "logging_level": logging.INFO if verbose else logging.ERROR}
-    if is_local:
-        options |= {"include_dashboard": True, "num_cpus": machine.allowed_cpus()}
-        if (gpus := inspect_gpus()).problem or not ray_private.count_gpus():  # Ray counts others than torch can use
-            options["num_gpus"] = len(gpus.names)
-        machine.prepare_ray_start()
-    try:
-        with ray_private.shield_processes(), ray_private.end_hanging_start(START_TIMEOUT_SECONDS) as has_hung:
-            context = ray.init(address, **options)
-    except Exception as error:  # Ray raises errors of many classes while it starts
-        if is_local:
-            cause = f"has not started within {START_TIMEOUT_SECONDS:.0f} s" if has_hung() else "cannot start"
-            raise UserError(f"Ray {cause}: {one_line(error)}; {machine.advise_on_ray_start()}") from error
-        raise UserError(
-            f"cannot reach Ray at {address}: {one_line(error)}; run `raylm doctor` for a diagnosis, or use "
-            "--address local to start Ray on this machine"
-        ) from error
-    try:
-        ray_private.kill_processes_at_shutdown()
-        url = context.dashboard_url
-        with contextlib.nullcontext() if verbose else ray_private.suppress_raylet_messages():
-            yield f"http://{url}" if url else None
-    finally:
-        with contextlib.nullcontext() if verbose else contextlib.redirect_stdout(io.StringIO()):
-            ray.shutdown()  # repeats messages of raylets
-
-
-def check_start(address: str | None, cpus: int) -> None:
-    """Raise a UserError if Ray would be started on this machine, and cannot, or has fewer cores than a trial."""
-    if resolve_address(address) == "local":
-        machine.prepare_ray_start(cpus)
-
-
-def resolve_address(address: str | None) -> str:
-    """Return the address of the cluster that a command uses, or `local` if it is to start Ray on this machine.
-
-    Args:
-        address: address given by the user; None: `$RAY_ADDRESS`, else the cluster that `ray start` made this machine a
-            node of, else `local`.
-    """
-    return address or os.environ.get("RAY_ADDRESS") or _find_local_cluster() or "local"
-
-
-def _find_local_cluster() -> str | None:
-    """Return the address of the cluster that this machine is a node of, or None if there is none that listens.
-
-    Ray keeps the address of a cluster that has died, and would wait for it for minutes.
-    """
-    address = ray_private.last_cluster_address()
-    host, _, port = address.rpartition(":")
-    try:
-        with socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_SECONDS):
-            return address
-    except (OSError, ValueError):
-        return None
 
 
 # ---- nodes --------------------------------------------------------------------------------------------------------
@@ -168,7 +77,7 @@ def _load_autoscaler_node_types() -> tuple[list[tuple[NodeResources, int]], int]
 
     The list is empty unless this machine is the head of the connected cluster.
     """
-    if ray.get_runtime_context().gcs_address != _find_local_cluster():
+    if ray.get_runtime_context().gcs_address != find_local_cluster():
         return [], 0
     try:
         content = yaml.safe_load(AUTOSCALER_FILE.expanduser().read_text(encoding="utf-8"))
@@ -251,50 +160,3 @@ def compute_memory_fraction(resources: Mapping[str, float]) -> float:
         if all(node.get(name.upper(), 0) >= amount for name, amount in resources.items() if amount)
     ]
     return float(min(1.0, *fractions))
-
-
-# ---- jobs on a remote cluster -------------------------------------------------------------------------------------
-
-
-def submit_job(address: str, sweep_file: Path, arguments: Sequence[str], write: Callable[[str], None]) -> int:
-    """Run a sweep file as a job on the head of a cluster, and show its output until it ends; return its exit code.
-
-    Only the file itself is copied: what it imports or reads must exist on the head.
-
-    Args:
-        address: URL of the cluster's dashboard, such as `http://127.0.0.1:8265`.
-        sweep_file: sweep file on this machine.
-        arguments: arguments of `raylm run` after the file.
-        write: shows a text that ends with a line break.
-
-    Raises:
-        UserError: if the cluster cannot be reached.
-        KeyboardInterrupt: on Ctrl-C; the job continues.
-    """
-    from ray.job_submission import JobStatus, JobSubmissionClient  # imports a web framework
-
-    try:
-        client = JobSubmissionClient(address)
-        with tempfile.TemporaryDirectory() as folder:
-            shutil.copy(sweep_file, folder)
-            command = ["python", "-m", "raylm.sweep", sweep_file.name, *arguments]
-            job_id = client.submit_job(entrypoint=shlex.join(command), runtime_env={"working_dir": folder})
-    except (ConnectionError, RuntimeError) as error:
-        raise UserError(
-            f"cannot submit a job to the cluster at {address}: {one_line(error)}; run `ray dashboard cluster.yaml` to "
-            "forward its port, or set RAY_AUTH_MODE=token to send your token"
-        ) from None
-    write(f"job {job_id} at {address}; Ctrl-C leaves it running, `ray job stop --address {address} {job_id}` ends it\n")
-    asyncio.run(_stream_logs(client, job_id, write))
-    info = client.get_job_info(job_id)
-    if info.driver_exit_code is not None:
-        return int(info.driver_exit_code)
-    if info.status == JobStatus.SUCCEEDED:
-        return 0
-    write(f"job {job_id}: {info.message or info.status}\n")
-    return UNKNOWN_EXIT_CODE
-
-
-async def _stream_logs(client: JobSubmissionClient, job_id: str, write: Callable[[str], None]) -> None:
-    async for text in client.tail_job_logs(job_id):
-        write(text)

@@ -29,6 +29,7 @@ from raylm.results.rows import SweepRows
 from raylm.results.sweep_record import HardwareRecord, LaunchRecord, SweepRecord
 from raylm.training import device
 from raylm.tuning import cluster, nodes, tuner
+from raylm.tuning.connection import session
 from raylm.tuning.prepare import PreparedInputs
 from raylm.tuning.trial_queue import QueueHistory, StoredRows, TrialQueue
 from raylm.tuning.tuner import TuneResult, TuneRunner
@@ -83,11 +84,11 @@ class Launch:
                 cannot use the storage or its GPUs.
         """
         sweep, requested = self._sweep, self._sweep.resources
-        address = cluster.resolve_address(self._options.address)
+        address = session.resolve_address(self._options.address)
         if address == "local":  # refuses before Ray is started
             requested = nodes.resolve_gpus(requested, nodes.list_local_gpus(), self._notify)
             device.resolve_precision(sweep.precision, "cpu" if requested.gpus == 0 else device.choose_device())
-        with cluster.connect_ray(address, self._options.verbose) as dashboard_url:
+        with session.connect_ray(address, self._options.verbose) as dashboard_url:
             if address != "local" and requested.gpus != 0:
                 more = cluster.can_start_gpus()
                 requested = nodes.resolve_gpus(requested, nodes.list_gpus(), self._notify, more=more)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, TextIO
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, TextIO
 
 if os.environ.get("RAY_USAGE_STATS_ENABLED") != "1":
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # read when Ray is started, which fails with "false"
@@ -19,10 +22,11 @@ if "error" in os.environ.get("PYTHONWARNINGS", ""):
     del os.environ["PYTHONWARNINGS"]  # Ray's processes would end at the deprecations of their own packages
 
 import psutil
-from ray._private import worker
+from ray._private import ray_constants, worker
 from ray._private.accelerators import get_accelerator_manager_for_resource
 from ray._private.services import find_bootstrap_address
 from ray._private.state import state
+from ray._private.utils import check_version_info
 
 if TYPE_CHECKING:
     from ray import tune
@@ -41,6 +45,72 @@ def last_cluster_address() -> str:
     The cluster may have died: Ray keeps its address.
     """
     return str(find_bootstrap_address(None) or "")
+
+
+@dataclass(frozen=True)
+class HeadAnswer:
+    """Answer of the head of a cluster to the request for its versions."""
+
+    status: str
+    """Name of a gRPC status: OK, UNAUTHENTICATED, UNAVAILABLE, DEADLINE_EXCEEDED, ..."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Versions of `ray_version` and `python_version`; empty while the head starts."""
+
+
+def ask_head(address: str, headers: Mapping[str, str], timeout: float) -> HeadAnswer:
+    """Ask the head of a cluster for its versions, without `ray.init`: that would repeat a failed call for 20 s.
+
+    Args:
+        address: HOST:PORT.
+        headers: as `token_headers` returns them; empty: no token is sent.
+        timeout: seconds.
+    """
+    import grpc
+    from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
+
+    request = gcs_service_pb2.InternalKVGetRequest(key=b"CLUSTER_METADATA", namespace=b"cluster")
+    options = list(ray_constants.GLOBAL_GRPC_OPTIONS)
+    if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+        from ray._common.tls_utils import load_certs_from_env
+
+        certificate, key, authority = load_certs_from_env()
+        channel = grpc.secure_channel(address, grpc.ssl_channel_credentials(authority, key, certificate), options)
+    else:
+        channel = grpc.insecure_channel(address, options)
+    with channel:
+        stub = gcs_service_pb2_grpc.InternalKVGcsServiceStub(channel)
+        try:
+            reply = stub.InternalKVGet(request, timeout=timeout, metadata=tuple(headers.items()))
+        except grpc.RpcError as error:
+            return HeadAnswer(error.code().name)
+    return HeadAnswer("OK", versions=json.loads(reply.value) if reply.value else {})
+
+
+def are_versions_compatible(versions: Mapping[str, str]) -> bool:
+    """Return whether Ray lets this process join a cluster of these versions, as `HeadAnswer` has them."""
+    try:
+        check_version_info(dict(versions), "this machine")
+    except RuntimeError:
+        return False
+    return True
+
+
+def enable_token() -> bool:
+    """Let this process and its children send the token of this machine; return False if there is none."""
+    raylet: Any = import_module("ray._raylet")
+    loader = raylet.AuthenticationTokenLoader.instance()
+    loader.reset_cache()
+    if not loader.has_token(ignore_auth_mode=True):
+        return False
+    os.environ["RAY_AUTH_MODE"] = "token"
+    raylet.Config.initialize("")  # which reads the variable again
+    return True
+
+
+def token_headers() -> dict[str, str]:
+    """Return the headers of a request that send the token of this machine, after `enable_token`."""
+    raylet: Any = import_module("ray._raylet")
+    return dict(raylet.AuthenticationTokenLoader.instance().get_token_for_http_header())
 
 
 def count_gpus() -> int:

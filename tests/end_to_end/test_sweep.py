@@ -35,6 +35,7 @@ from raylm.results.rows import INTERRUPTED
 from raylm.results.storage import Folder
 from raylm.training import model_check
 from raylm.tuning import cluster
+from raylm.tuning.connection import session
 
 pytestmark = pytest.mark.ray
 
@@ -105,7 +106,7 @@ def test_table_checkpoints_and_record(finished: FinishedRun) -> None:
 def test_finished_sweep_shows_its_table_without_ray(
     sweep: Sweep, copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster, "connect_ray", None)
+    monkeypatch.setattr(session, "connect_ray", None)
     before = sorted(copied.rglob("*"))
     done = run_on_cluster(sweep, tmp_path / "runs", NO_CLUSTER)
     assert done.exit_code == 0

@@ -176,7 +176,8 @@ def test_job_on_a_cluster_obeys_the_settings_of_the_machine_that_submits_it(
         submitted.append(arguments)
         return 0
 
-    monkeypatch.setitem(sys.modules, "raylm.tuning.cluster", cast("ModuleType", SimpleNamespace(submit_job=submit_job)))
+    jobs = cast("ModuleType", SimpleNamespace(submit_job=submit_job))
+    monkeypatch.setitem(sys.modules, "raylm.tuning.connection.jobs", jobs)
     command = ["run", str(Path(__file__).parents[2] / "sweeps" / "quickstart.py"), "--address", "http://head:8265"]
     write_settings(login / "wandb", "disabled")
     result = CliRunner().invoke(app, command)

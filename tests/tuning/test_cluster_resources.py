@@ -23,7 +23,7 @@ def test_autoscalers_own_limit_counts(tmp_path: Path, monkeypatch: pytest.Monkey
     content = {"max_workers": 3, "head_node_type": "head", "available_node_types": node_types}
     (tmp_path / "ray_bootstrap_config.yaml").write_text(yaml.safe_dump(content))
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(cluster, "_find_local_cluster", lambda: "10.0.0.1:6379")
+    monkeypatch.setattr(cluster, "find_local_cluster", lambda: "10.0.0.1:6379")
     monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="10.0.0.1:6379"))
     monkeypatch.setattr(cluster, "list_alive_nodes", lambda: [{"Resources": {"node:__internal_head__": 1.0}}])
     gpu, cpu = {"cpu": 2, "gpu": 1.0}, {"cpu": 2, "gpu": 0.0}

@@ -1,0 +1,120 @@
+"""Connection to a Ray cluster, or to a Ray that is started on this machine for as long as it lasts."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+
+from raylm import machine
+from raylm.errors import UserError, one_line
+from raylm.training.device import inspect_gpus
+from raylm.tuning import ray_private
+from raylm.tuning.connection.head import CONNECT_TIMEOUT_SECONDS, check_head
+
+START_TIMEOUT_SECONDS = 120.0
+"""Time for Ray to start on this machine, which takes 4 s on a quiet one."""
+
+
+@contextlib.contextmanager
+def connect_ray(address: str | None, verbose: bool) -> Iterator[str | None]:
+    """Connect to a cluster or start Ray on this machine; yield the dashboard's URL, or None if it does not run.
+
+    Args:
+        address: as `resolve_address` takes it.
+        verbose: show Ray's log messages.
+
+    Raises:
+        UserError: if the cluster cannot be reached, requires another token or other versions, or Ray cannot start on
+            this machine.
+    """
+    address = resolve_address(address)
+    is_local = address == "local"
+    logging.getLogger("ray.tune").setLevel(logging.INFO if verbose else logging.CRITICAL)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else tokenizers warns when Ray forks this process
+    options: dict[str, Any] = {"log_to_driver": verbose, "logging_level": logging.INFO if verbose else logging.ERROR}
+    if is_local:
+        options |= {"include_dashboard": True, "num_cpus": machine.allowed_cpus()}
+        if (gpus := inspect_gpus()).problem or not ray_private.count_gpus():  # Ray counts others than torch can use
+            options["num_gpus"] = len(gpus.names)
+        machine.prepare_ray_start()
+    else:
+        check_head(address)
+    try:
+        with ray_private.shield_processes(), ray_private.end_hanging_start(START_TIMEOUT_SECONDS) as has_hung:
+            context = ray.init(address, **options)
+    except Exception as error:  # Ray raises errors of many classes while it starts
+        if is_local:
+            cause = f"has not started within {START_TIMEOUT_SECONDS:.0f} s" if has_hung() else "cannot start"
+            raise UserError(f"Ray {cause}: {one_line(error)}; {machine.advise_on_ray_start()}") from error
+        raise UserError(
+            f"the head of the cluster at {address} answers, but Ray cannot join the cluster from this machine: "
+            f"{one_line(error)}; run this command on one of its nodes, or use http:// and the address of its dashboard"
+        ) from error
+    try:
+        ray_private.kill_processes_at_shutdown()
+        url = context.dashboard_url
+        with contextlib.nullcontext() if verbose else ray_private.suppress_raylet_messages():
+            yield f"http://{url}" if url else None
+    finally:
+        with contextlib.nullcontext() if verbose else contextlib.redirect_stdout(io.StringIO()):
+            ray.shutdown()  # repeats messages of raylets
+
+
+def check_start(address: str | None, cpus: int) -> None:
+    """Check what `connect_ray` is going to need, before anything that takes long.
+
+    Args:
+        address: as `resolve_address` takes it.
+        cpus: CPUs of a trial.
+
+    Raises:
+        UserError: if the cluster cannot be reached; or if Ray would be started on this machine, and cannot, or the
+            machine has fewer cores than a trial requests.
+    """
+    address = resolve_address(address)
+    if address == "local":
+        machine.prepare_ray_start(cpus)
+    else:
+        check_head(address)
+
+
+def resolve_address(address: str | None) -> str:
+    """Return the address of the cluster that a command uses, or `local` if it is to start Ray on this machine.
+
+    Args:
+        address: address given by the user; None: `$RAY_ADDRESS`, else the cluster that `ray start` made this machine a
+            node of, else `local`; `auto`: that cluster.
+
+    Raises:
+        UserError: if the address is `auto` and this machine belongs to no cluster.
+    """
+    address = address or os.environ.get("RAY_ADDRESS")
+    if address not in (None, "", "auto"):
+        return str(address)
+    found = find_local_cluster()
+    if address == "auto" and not found:
+        raise UserError(
+            "address auto: no Ray of `ray start` runs on this machine; expected the HOST:PORT of a head, or local"
+        )
+    return found or "local"
+
+
+def find_local_cluster() -> str | None:
+    """Return the address of the cluster that this machine is a node of, or None if there is none that listens.
+
+    Ray keeps the address of a cluster that has died, and would wait for it for minutes.
+    """
+    address = ray_private.last_cluster_address()
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_SECONDS):
+            return address
+    except (OSError, ValueError):
+        return None
