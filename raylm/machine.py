@@ -7,6 +7,7 @@ import os
 import resource
 import secrets
 import socket
+import sys
 import tempfile
 from pathlib import Path
 
@@ -22,6 +23,8 @@ MAX_SOCKET_PATH_BYTES = 107
 RAY_SOCKET_SUFFIX = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 """Path of Ray's longest socket below its temporary folder."""
 LOOPBACK = "127.0.0.1"
+GPU_DRIVER_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+"""Device files of the drivers of NVIDIA, of Windows' subsystem for Linux, and of AMD."""
 MIN_ADDRESS_SPACE_BYTES = 15 * GIB
 """Virtual memory that Ray starts with (measured: 16 GB suffice, with 8 GB its processes wait for each other)."""
 OBJECT_STORE_FRACTION, MAX_OBJECT_STORE_BYTES = 0.3, 200 * 10**9
@@ -118,6 +121,11 @@ def _reclaimable_bytes(folder: Path) -> int:
     lines = [line.split() for line in (folder / "memory.stat").read_text().splitlines()]
     stats = {name: int(value) for name, value in lines}
     return stats.get("total_inactive_file", stats.get("inactive_file", 0))
+
+
+def has_gpu_driver() -> bool:
+    """Return whether the system may have a driver of a GPU: on Linux, by the files of those of NVIDIA and AMD."""
+    return sys.platform != "linux" or any(map(os.path.exists, GPU_DRIVER_FILES))
 
 
 def prepare_ray_start(cpus: int = 1) -> None:

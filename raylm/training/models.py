@@ -1,14 +1,11 @@
-"""Models: resolved on the Hub or in a folder, and loaded with their weights or initialized at random."""
+"""Models: loaded with the weights of their files, or initialized at random."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,86 +13,15 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from raylm.config.catalog import MODELS, NANO_MODEL, ModelShape, find_shape, max_positions
-from raylm.data import hub
+from raylm.config.catalog import MODELS, NANO_MODEL, max_positions
+from raylm.data.model_files import ModelSource as ModelSource
+from raylm.data.model_files import load_shape as load_shape
+from raylm.data.model_files import resolve_model as resolve_model
 from raylm.errors import UserError, one_line
-from raylm.files import compute_sha256
 from raylm.training import layers
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
-
-
-@dataclass(frozen=True)
-class ModelSource:
-    """Resolved model: everything needed to load the same files on any node."""
-
-    name: str
-    """Name in the sweep."""
-    folder: str | None
-    """Folder of its files on the machine that resolved it; None for `gpt2-nano`, which has no files."""
-    pretrained: bool
-    """True to load its weights, False for random ones."""
-    hub_id: str | None = None
-    """Repository on the Hub; None for a local folder."""
-    revision: str | None = None
-    """Commit on the Hub, or the sha256 over the files of a local folder."""
-
-    def fetch_files(self) -> Path | None:
-        """Return the folder of the model's files on this machine, downloaded if missing; None if it has no files."""
-        if self.folder is None or Path(self.folder).is_dir() or self.hub_id is None or self.revision is None:
-            return None if self.folder is None else Path(self.folder)
-        return hub.download_snapshot(self.hub_id, self.revision, include_weights=self.pretrained)
-
-
-def resolve_model(name: str, *, pretrained: bool) -> ModelSource:
-    """Resolve a model by its name in a sweep, and download its files.
-
-    Raises:
-        UserError: if it is not available, or has no safetensors weights although `pretrained` is set.
-    """
-    if name == NANO_MODEL:
-        return ModelSource(name, None, pretrained=False)
-    hub_id = None
-    if name not in MODELS and Path(name, "config.json").is_file():
-        folder = Path(name).resolve()
-        revision = _hash_files(hub.list_model_files(folder, include_weights=pretrained))
-    else:
-        hub_id = MODELS[name].hub_id or name if name in MODELS else name
-        revision = hub.resolve_commit(hub_id, "model")
-        folder = hub.download_snapshot(hub_id, revision, include_weights=pretrained)
-    if not (folder / "config.json").is_file():
-        raise UserError(f"model {name}: has no config.json; expected a transformers model")
-    if pretrained and not _has_safetensors(folder):
-        raise UserError(
-            f"model {name}: has no weights in safetensors, the only format that raylm loads; "
-            "pretrained=False trains its architecture from random weights"
-        )
-    return ModelSource(name, str(folder), pretrained, hub_id, revision)
-
-
-def _hash_files(paths: Sequence[Path]) -> str:
-    """Return the sha256 over the names and contents of files."""
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(f"{path.name} {compute_sha256(path)} ".encode())
-    return digest.hexdigest()
-
-
-def _has_safetensors(folder: Path) -> bool:
-    """Return whether a folder has weights in safetensors, and an index, if any, of safetensors files in it only."""
-    index = folder / "model.safetensors.index.json"
-    try:
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values() if index.exists() else []
-        has_other_files = any("/" in name or "\\" in name or not name.endswith(".safetensors") for name in names)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return False
-    return not has_other_files and any(folder.glob("*.safetensors"))
-
-
-def load_shape(source: ModelSource) -> ModelShape | None:
-    """Return the shape of a model, or None if its config.json is incomplete."""
-    return find_shape(source.fetch_files() or source.name)
 
 
 def max_context_length(model: PreTrainedModel) -> int | None:

@@ -27,8 +27,7 @@ from raylm.results.folder import count_unsuggested, find_results, next_launch_na
 from raylm.results.measures import Measure
 from raylm.results.rows import SweepRows
 from raylm.results.sweep_record import HardwareRecord, LaunchRecord, SweepRecord
-from raylm.training import device
-from raylm.tuning import cluster, nodes, tuner
+from raylm.tuning import cluster, nodes
 from raylm.tuning.connection import session
 from raylm.tuning.prepare import PreparedInputs
 from raylm.tuning.trial_queue import QueueHistory, StoredRows, TrialQueue
@@ -87,14 +86,14 @@ class Launch:
         address = session.resolve_address(self._options.address)
         if address == "local":  # refuses before Ray is started
             requested = nodes.resolve_gpus(requested, nodes.list_local_gpus(), self._notify)
-            device.resolve_precision(sweep.precision, "cpu" if requested.gpus == 0 else device.choose_device())
+            nodes.check_local_precision(sweep.precision, on_cpu=requested.gpus == 0)
         with session.connect_ray(address, self._options.verbose) as dashboard_url:
             if address != "local" and requested.gpus != 0:
                 more = cluster.can_start_gpus()
                 requested = nodes.resolve_gpus(requested, nodes.list_gpus(), self._notify, more=more)
             sweep = replace(sweep, resources=requested)
             resources = cluster.resolve_resources(requested)
-            precision = tuner.resolve_precision(sweep.precision, resources)
+            precision = nodes.resolve_precision(sweep.precision, resources)
             nodes.check_storage(self._results.storage)
             token_hint = " (print its token with `ray get-auth-token`)" if dashboard_url else ""
             self._notify(f"Ray dashboard: {dashboard_url or 'not running'}{token_hint}")

@@ -1,23 +1,27 @@
-"""Checks of the nodes of a cluster: that each can use the storage, and its GPUs."""
+"""Checks of the nodes of a cluster: that each can use the storage, its GPUs, and the precision."""
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raylm import numerics
 from raylm.config.trial import Resources
 from raylm.errors import UserError, WorkError
 from raylm.events import Notify
 from raylm.planning.devices import is_mig
 from raylm.results.storage import STORAGE_HINT, Storage
-from raylm.training.device import ABILITIES, GpuReport, inspect_gpus
 from raylm.tuning import ray_private
-from raylm.tuning.cluster import list_alive_nodes
+from raylm.tuning.cluster import has_one_node, list_alive_nodes, list_gpu_nodes
+from raylm.tuning.connection.session import inspect_local_gpus
+
+if TYPE_CHECKING:
+    from raylm.training.device import GpuReport
 
 NODE_TIMEOUT_SECONDS = 60.0
 """Time limit of a function on a node, including the start of its process."""
@@ -82,14 +86,21 @@ class NodeGpus:
     count: float
     report: GpuReport
 
+    @property
+    def trains_alone(self) -> bool:
+        """True if torch can use one of these GPUs, but not together with another."""
+        from raylm.training.device import ABILITIES
+
+        return not self.report.problem and not ABILITIES[self.report.device].process_group
+
     def __str__(self) -> str:
         return f"{self.host} (Ray counts {self.count:g}): {self.report.problem}"
 
 
 def list_local_gpus() -> list[NodeGpus]:
     """Return the GPUs of this machine, on which Ray does not run yet; empty if neither Ray nor torch finds any."""
-    count, report = ray_private.count_gpus(), inspect_gpus()
-    return [NodeGpus("this machine", count, report)] if count or report.names else []
+    count, report = ray_private.count_gpus(), inspect_local_gpus()
+    return [NodeGpus("this machine", count, report)] if report and (count or report.names) else []
 
 
 def list_gpus() -> list[NodeGpus]:
@@ -98,6 +109,8 @@ def list_gpus() -> list[NodeGpus]:
     Raises:
         UserError: if a node does not answer.
     """
+    from raylm.training.device import inspect_gpus
+
     nodes = [node for node in list_alive_nodes() if node["Resources"].get("GPU", 0)]
     reports = run_on_nodes(nodes, inspect_gpus)
     found = []
@@ -125,7 +138,7 @@ def resolve_gpus(requested: Resources, nodes: Sequence[NodeGpus], notify: Notify
     """
     unusable = [node for node in nodes if node.report.problem]
     is_open = requested.gpus in (None, "auto")
-    alone = [node for node in nodes if not node.report.problem and not ABILITIES[node.report.device].process_group]
+    alone = [node for node in nodes if node.trains_alone]
     if alone and isinstance(requested.gpus, float) and requested.gpus > 1:
         name, host = alone[0].report.names[0], alone[0].host
         raise UserError(
@@ -144,6 +157,60 @@ def resolve_gpus(requested: Resources, nodes: Sequence[NodeGpus], notify: Notify
         return replace(requested, gpus=0.0)
     has_parts = any(is_mig(name) for node in nodes for name in node.report.names)
     return replace(requested, gpus=None) if requested.gpus == "auto" and has_parts else requested
+
+
+# ---- precision ----------------------------------------------------------------------------------------------------
+
+
+def resolve_cpu_precision(requested: str) -> str:
+    """Return the precision of trials on this machine's CPU, without torch.
+
+    Raises:
+        UserError: if bfloat16 is requested on a CPU without it.
+    """
+    if requested == "bfloat16" and not numerics.cpu_has_bfloat16():
+        from raylm.training import device
+
+        return device.resolve_precision(requested, "cpu")
+    return numerics.resolve_precision(requested, numerics.cpu_has_bfloat16())
+
+
+def check_local_precision(requested: str, *, on_cpu: bool) -> None:
+    """Raise a UserError if bfloat16 is requested, and this machine's GPU, or its CPU, does not have it."""
+    if on_cpu:
+        resolve_cpu_precision(requested)
+        return
+    from raylm.training import device
+
+    device.resolve_precision(requested, device.choose_device())
+
+
+def resolve_precision(requested: str, resources: Mapping[str, float]) -> str:
+    """Return the precision of all trials of a launch.
+
+    Args:
+        requested: `auto`, `float32` or `bfloat16`. On GPUs, `auto` is bfloat16 if every GPU type of the cluster has it.
+
+    Returns:
+        `float32` or `bfloat16`; `auto` only if the cluster has GPUs of an unknown type on another machine: each trial
+        then asks its own GPU.
+
+    Raises:
+        UserError: if bfloat16 is requested on a CPU or a GPU without it.
+    """
+    if not resources["gpu"]:
+        return resolve_cpu_precision(requested)  # CPUs of a cluster are assumed to be alike
+    gpus = [gpu for _, gpu in list_gpu_nodes()]
+    emulated = [gpu.name for gpu in gpus if gpu and gpu.bfloat16_tflops is None]
+    if requested == "bfloat16" and emulated:
+        raise UserError(f"precision: bfloat16 would be emulated on {emulated[0]}; expected float32, or auto")
+    if has_one_node() and None in gpus:
+        from raylm.training import device
+
+        return device.resolve_precision(requested, device.choose_device())
+    if requested != "auto":
+        return requested
+    return "auto" if None in gpus or not gpus else "float32" if emulated else "bfloat16"
 
 
 # ---- functions on nodes -------------------------------------------------------------------------------------------

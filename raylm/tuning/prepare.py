@@ -13,8 +13,9 @@ import numpy.typing as npt
 from raylm.config.catalog import ModelShape, find_gpt2_shape
 from raylm.config.dataset import CorpusKey
 from raylm.config.trial import TrialConfig
-from raylm.data import cache, hub, preparation
+from raylm.data import cache, hub, model_files, preparation
 from raylm.data.corpus import Corpus
+from raylm.data.model_files import ModelSource
 from raylm.errors import UserError, WorkError
 from raylm.events import Notify, ShowProgress
 from raylm.machine import machine_memory
@@ -28,9 +29,6 @@ from raylm.results.progress import MicroBatching
 from raylm.results.rows import FAILED, SweepRows
 from raylm.results.storage import Storage
 from raylm.results.sweep_record import DataRecord, ModelRecord
-from raylm.training import model_check, models
-from raylm.training.device import gpu_memory_bytes, inspect_gpus, name_device
-from raylm.training.models import ModelSource
 from raylm.training.options import ExecutionOptions
 
 
@@ -92,8 +90,8 @@ def prepare_inputs(
         model_key, corpus_key = (trial.model, trial.pretrained), trial.corpus_key
         if model_key not in sources:
             with show_progress(f"finding model {trial.model}"):
-                sources[model_key] = models.resolve_model(trial.model, pretrained=trial.pretrained)
-                shapes[model_key] = models.load_shape(sources[model_key])
+                sources[model_key] = model_files.resolve_model(trial.model, pretrained=trial.pretrained)
+                shapes[model_key] = model_files.load_shape(sources[model_key])
         if corpus_key not in corpora:
             with show_progress(f"preparing dataset {trial.dataset} for {trial.model}"):
                 files = sources[model_key].fetch_files()
@@ -103,7 +101,10 @@ def prepare_inputs(
             _warn_about_corpus(trial, corpora[corpus_key], notify)
         vocab_size = corpora[corpus_key].vocab_size
         load_key, check_key = (*model_key, vocab_size), (*model_key, vocab_size, trial.dropout)
-        if check_key not in checked:  # weights and causality do not depend on the dropout
+        if check_key not in checked and not model_files.is_known_gpt2(sources[model_key], vocab_size):
+            from raylm.training import model_check  # imports transformers, which takes seconds
+
+            # weights and causality do not depend on the dropout
             check = model_check.check_config if load_key in checked else model_check.check_model
             check(sources[model_key], vocab_size=vocab_size, dropout=trial.dropout)
             checked |= {load_key, check_key}
@@ -207,7 +208,7 @@ class LaunchContext:
     packed_models: Mapping[tuple[str, bool], Any]
     """Ray references to the files of models in local folders, for the other nodes."""
     precision: str
-    """`float32` or `bfloat16`; `auto` only for GPUs of unknown type (`tuner.resolve_precision`)."""
+    """`float32` or `bfloat16`; `auto` only for GPUs of unknown type (`nodes.resolve_precision`)."""
     device: str
     """Type of the device that trials compute on: `cpu`, `cuda` or `mps`; empty until a trial's process asks torch."""
     world_size: int
@@ -233,6 +234,8 @@ class LaunchContext:
 
     def for_trial(self, trial: TrialConfig) -> LaunchContext:
         """Return this context in the process of a trial: with its fractions of GPU and memory, and torch's device."""
+        from raylm.training.device import inspect_gpus
+
         fraction = self.gpu_fraction(trial)
         return replace(
             self,
@@ -247,6 +250,8 @@ class LaunchContext:
         Raises:
             WorkError: if a GPT-2 needs more memory than the GPU has.
         """
+        from raylm.training.device import gpu_memory_bytes, name_device
+
         shape, on_gpu = self.shapes[trial.model, trial.pretrained], self.device != "cpu"
         if shape is None:
             whole = MicroBatching(windows_per_rank(trial.batch_size, self.world_size))

@@ -18,17 +18,15 @@ from raylm.config.catalog import ModelShape
 from raylm.config.dataset import CorpusKey
 from raylm.config.sweep import Sweep
 from raylm.config.trial import TrialConfig
-from raylm.errors import PauseReason, UserError
+from raylm.errors import PauseReason
 from raylm.events import TrialListener
 from raylm.planning import memory
 from raylm.results.storage import Storage
-from raylm.training import device as training_device
 from raylm.tuning import cluster, prepare, ray_private
 from raylm.tuning.callbacks import LaunchCallback, StepPoller, restore_signal_handlers
 from raylm.tuning.coordinator import Coordinator
 from raylm.tuning.prepare import LaunchContext, PreparedInputs
 from raylm.tuning.searcher import QueueScheduler, QueueSearcher, default_metric, get_trial_config
-from raylm.tuning.trainable import train_gpt2
 from raylm.tuning.trial_queue import TrialQueue
 from raylm.units import GIB
 
@@ -58,32 +56,6 @@ def resolve_device(resources: Mapping[str, float]) -> str:
     Ray's count of GPUs does not tell their type. Each trial asks torch on its own node.
     """
     return "" if resources["gpu"] else "cpu"
-
-
-def resolve_precision(requested: str, resources: Mapping[str, float]) -> str:
-    """Return the precision of all trials of a launch.
-
-    Args:
-        requested: `auto`, `float32` or `bfloat16`. On GPUs, `auto` is bfloat16 if every GPU type of the cluster has it.
-
-    Returns:
-        `float32` or `bfloat16`; `auto` only if the cluster has GPUs of an unknown type on another machine: each trial
-        then asks its own GPU.
-
-    Raises:
-        UserError: if bfloat16 is requested on a CPU or a GPU without it.
-    """
-    if resolve_device(resources) == "cpu":
-        return training_device.resolve_precision(requested, "cpu")  # CPUs of a cluster are assumed to be alike
-    gpus = [gpu for _, gpu in cluster.list_gpu_nodes()]
-    emulated = [gpu.name for gpu in gpus if gpu and gpu.bfloat16_tflops is None]
-    if requested == "bfloat16" and emulated:
-        raise UserError(f"precision: bfloat16 would be emulated on {emulated[0]}; expected float32, or auto")
-    if cluster.has_one_node() and None in gpus:
-        return training_device.resolve_precision(requested, training_device.choose_device())
-    if requested != "auto":
-        return requested
-    return "auto" if None in gpus or not gpus else "float32" if emulated else "bfloat16"
 
 
 def build_placement_group(resources: Mapping[str, float], gpu_memory_gib: int = 0) -> tune.PlacementGroupFactory:
@@ -143,7 +115,7 @@ class TuneRunner:
     resources: Mapping[str, float]
     """Resources of a trial: `cpu` and `gpu`."""
     precision: str
-    """Precision of all trials, as `resolve_precision` returns it."""
+    """Precision of all trials, as `nodes.resolve_precision` returns it."""
     deadline: float | None = None
     """Value of `time.monotonic()` at which the time budget is used up; None: unlimited."""
 
@@ -242,7 +214,7 @@ class TuneRunner:
     ) -> tune.Tuner:
         path, filesystem = self.storage.tune_storage()
         scheduler = QueueScheduler(queue, self.storage) if self.sweep.scheduler == "asha" else self.sweep.scheduler
-        trainable = tune.with_parameters(train_gpt2, context=context)
+        trainable = tune.with_parameters(_train, context=context)
         trainable.__name__ = self.sweep.name  # name of the trials' actors in Ray's dashboard
         return tune.Tuner(
             tune.with_resources(trainable, self.resource_request(context)),
@@ -277,6 +249,13 @@ class TuneRunner:
         """
         max_gib = cluster.max_gpu_memory_gib() if self.resources["gpu"] >= 1 else 0.0
         return functools.partial(_request_resources, context, self.resources, max_gib)
+
+
+def _train(config: dict[str, Any], context: LaunchContext) -> None:
+    """Run one attempt of a trial in its process, the only one that imports what trains."""
+    from raylm.tuning.trainable import train_gpt2
+
+    train_gpt2(config, context)
 
 
 def _request_resources(

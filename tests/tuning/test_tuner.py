@@ -27,11 +27,12 @@ from raylm.results.storage import Folder
 from raylm.training.models import ModelSource, load_shape
 from raylm.tuning import cluster
 from raylm.tuning.callbacks import read_failure_reason
+from raylm.tuning.nodes import resolve_precision
 from raylm.tuning.prepare import LaunchContext, PreparedInputs
 from raylm.tuning.searcher import QueueSearcher
 from raylm.tuning.trial_process import set_worker_environment
 from raylm.tuning.trial_queue import SuggestFn, TrialQueue
-from raylm.tuning.tuner import TuneRunner, build_placement_group, estimate_gpu_memory_gib, resolve_precision
+from raylm.tuning.tuner import TuneRunner, build_placement_group, estimate_gpu_memory_gib
 
 TRIALS = [TrialConfig(seed=seed) for seed in (3, 1, 2)]
 

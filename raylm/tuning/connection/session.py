@@ -8,15 +8,17 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
 from raylm import machine
 from raylm.errors import UserError, one_line
-from raylm.training.device import inspect_gpus
 from raylm.tuning import ray_private
 from raylm.tuning.connection.head import CONNECT_TIMEOUT_SECONDS, check_head
+
+if TYPE_CHECKING:
+    from raylm.training.device import GpuReport
 
 START_TIMEOUT_SECONDS = 120.0
 """Time for Ray to start on this machine, which takes 4 s on a quiet one."""
@@ -41,7 +43,8 @@ def connect_ray(address: str | None, verbose: bool) -> Iterator[str | None]:
     options: dict[str, Any] = {"log_to_driver": verbose, "logging_level": logging.INFO if verbose else logging.ERROR}
     if is_local:
         options |= {"include_dashboard": True, "num_cpus": machine.allowed_cpus()}
-        if (gpus := inspect_gpus()).problem or not ray_private.count_gpus():  # Ray counts others than torch can use
+        gpus = inspect_local_gpus()
+        if gpus and (gpus.problem or not ray_private.count_gpus()):  # Ray counts others than torch can use
             options["num_gpus"] = len(gpus.names)
         machine.prepare_ray_start()
     else:
@@ -65,6 +68,18 @@ def connect_ray(address: str | None, verbose: bool) -> Iterator[str | None]:
     finally:
         with contextlib.nullcontext() if verbose else contextlib.redirect_stdout(io.StringIO()):
             ray.shutdown()  # repeats messages of raylets
+
+
+def inspect_local_gpus() -> GpuReport | None:
+    """Return the GPUs of this machine that torch can use; None if neither Ray nor the system knows of any.
+
+    Then torch is not imported, which takes more than a second of the time to the first trial.
+    """
+    if not ray_private.count_gpus() and not machine.has_gpu_driver():
+        return None
+    from raylm.training.device import inspect_gpus
+
+    return inspect_gpus()
 
 
 def check_start(address: str | None, cpus: int) -> None:
