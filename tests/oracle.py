@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 from raylm.config.trial import TrialConfig
-from raylm.results.folder import open_latest_checkpoint
+from raylm.results.folder import list_launches, open_latest_checkpoint
 from raylm.results.manifest import verify
 from raylm.results.storage import Folder
 
@@ -36,7 +36,7 @@ def hash_best_weights(folder: Path) -> dict[str, str]:
 
 def find_newest_checkpoint(folder: Path, trial: TrialConfig) -> Path | None:
     """Return the checkpoint in a results folder that a trial would resume from."""
-    with open_latest_checkpoint(Folder(folder), trial) as checkpoint:
+    with open_latest_checkpoint(Folder(folder), trial, list_launches(Folder(folder))) as checkpoint:
         return checkpoint
 
 

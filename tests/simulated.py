@@ -98,7 +98,7 @@ class SimulatedStorage:
         row = self.simulate_trial(queue, trial, NUM_EVALUATIONS if status == DONE else 1)
         stopped = len(row.evaluations) < NUM_EVALUATIONS and queue.find_stop_reason(trial, row)
         self.rows[trial.id] = build_row(trial, STOPPED if stopped else status, losses[: len(row.evaluations)])
-        queue.mark_finished(trial)
+        queue.mark_finished(self.rows[trial.id])
 
     def simulate_trial(self, queue: TrialQueue, trial: TrialConfig, num_evaluations: int) -> Row:
         """Return the row of a trial after a number of evaluations, or after the one at which the queue stops it."""

@@ -135,12 +135,12 @@ class TrialConfig:
         """Return the values of all fields but these: equal for trials that differ in no other field."""
         return tuple(value for name, value in self.as_dict().items() if name not in names)
 
-    @property
+    @cached_property
     def dataset_spec(self) -> DatasetSpec:
         """The fields that decide what the text is."""
         return DatasetSpec(**{field.name: getattr(self, field.name) for field in fields(DatasetSpec)})
 
-    @property
+    @cached_property
     def corpus_key(self) -> CorpusKey:
         """The fields that decide what the tokens are."""
         return self.dataset_spec, self.model

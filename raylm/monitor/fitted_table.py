@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from rich.cells import cell_len
 from rich.markup import escape
@@ -36,7 +37,7 @@ class _Layout:
     is_bold: Sequence[bool] = ()
     """True for rows in bold; empty: none is."""
 
-    @property
+    @cached_property
     def widths(self) -> list[int]:
         """Width of each column, in cells of a terminal."""
         cells = zip(*self.rows, strict=True) if self.rows else ([] for _ in self.columns)
@@ -89,15 +90,15 @@ def render_table(
         is_bold: True for rows in bold; empty: none is.
     """
     layout = _Layout(columns, rows, [[column.name] for column in columns], is_bold=is_bold)
-    for candidate in (layout, *_narrower(layout)):
+    for candidate in (layout, *_narrower(layout, width)):
         if candidate.fits(width):
             yield from candidate.render()
             return
     yield from _render_lists(columns, rows, width)
 
 
-def _narrower(layout: _Layout) -> Iterator[_Layout]:
-    """Yield layouts that take less and less width."""
+def _narrower(layout: _Layout, width: int) -> Iterator[_Layout]:
+    """Yield layouts that take less and less width, the last with names as short as a width needs."""
     layout = replace(layout, headings=[column.name.rsplit(" ", 1) for column in layout.columns])
     yield layout
     layout = replace(layout.without([len(layout.columns) - 1]), runs=[cells[-1] for cells in layout.rows])
@@ -112,9 +113,23 @@ def _narrower(layout: _Layout) -> Iterator[_Layout]:
         values = [f"{layout.columns[n].name} {layout.rows[0][n]}" for n in constant]
         layout = replace(layout.without(constant), constants=f"in all rows: {', '.join(values)}")
         yield layout
-    longest = max(layout.widths, default=0)
-    for limit in range(longest - 1, MIN_NAME_WIDTH - 1, -1):
-        yield _shorten_names(layout, limit)
+    yield _shorten_names(layout, _find_name_width(layout, width))
+
+
+def _find_name_width(layout: _Layout, width: int) -> int:
+    """Return the largest width of columns of names, at least `MIN_NAME_WIDTH`, at which a layout fits."""
+    columns = list(zip(layout.columns, layout.headings, layout.widths, strict=True))
+    numbers = sum(column_width for column, _, column_width in columns if column.is_numeric)
+    names = [
+        (max(map(cell_len, heading)), column_width)
+        for column, heading, column_width in columns
+        if not column.is_numeric
+    ]
+    free = width - numbers - GAP * (len(columns) - 1)
+    for limit in range(max(layout.widths, default=0) - 1, MIN_NAME_WIDTH, -1):
+        if sum(max(heading, min(column_width, limit)) for heading, column_width in names) <= free:
+            return limit
+    return MIN_NAME_WIDTH
 
 
 def _shorten_names(layout: _Layout, limit: int) -> _Layout:

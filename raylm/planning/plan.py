@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from typing import Any
 
 from raylm.config import search_space
 from raylm.config.catalog import DATASETS, ModelShape, find_gpt2_shape, find_shape
+from raylm.config.dataset import DatasetSpec
 from raylm.config.sweep import Sweep
 from raylm.config.trial import TrialConfig
 from raylm.data import local_files, preparation
@@ -54,28 +56,28 @@ class TrialPlan:
         """Disk space of the trial's best and latest checkpoint; None if unknown."""
         return estimate_checkpoint_bytes(self.config, self.shape) if self.shape else None
 
-    @property
+    @cached_property
     def memory_model(self) -> MemoryModel | None:
         """Model of the trial's memory; None if shape or placement are unknown."""
         if self.shape is None or self.placement is None:
             return None
         return self.placement.memory_model(self.shape, self.config)
 
-    @property
+    @cached_property
     def micro_batching(self) -> MicroBatching | None:
         """Micro-batches that fit the device; None if unknown."""
         if self.memory_model is None or self.placement is None:
             return None
         return self.memory_model.choose_micro_batching(self.placement.available_bytes)
 
-    @property
+    @cached_property
     def peak_bytes(self) -> int | None:
         """Peak memory on each of the trial's devices; None if unknown."""
         if self.memory_model is None or self.micro_batching is None:
             return None
         return self.memory_model.peak_bytes(self.micro_batching)
 
-    @property
+    @cached_property
     def seconds(self) -> float | None:
         """Estimated time of the optimizer steps; None if unknown."""
         if self.memory_model is None or self.micro_batching is None or self.placement is None:
@@ -127,16 +129,18 @@ def plan_trial(
 
 def plan_trials(configs: Sequence[TrialConfig], placement: Placement | None = None) -> list[TrialPlan | None]:
     """Return the plan of each trial from what this machine knows; None if the dataset's size is unknown."""
-    return [_plan_known_size(config, placement) for config in configs]
+    sizes = {key: _find_train_tokens(*key) for key in dict.fromkeys(config.corpus_key for config in configs)}
+    return [plan_trial(config, *size, placement) if (size := sizes[config.corpus_key]) else None for config in configs]
 
 
-def _plan_known_size(config: TrialConfig, placement: Placement | None) -> TrialPlan | None:
-    if config.dataset not in DATASETS and (files := local_files.find(config.dataset_spec)):
-        return plan_trial(config, local_files.train_bytes(files) // BYTES_PER_TOKEN, False, placement)
-    if sizes := preparation.load_cached_sizes(config.dataset_spec, config.model):
-        return plan_trial(config, sizes["train_tokens"], True, placement)
-    if config.dataset in DATASETS:
-        return plan_trial(config, DATASETS[config.dataset].approx_train_tokens, False, placement)
+def _find_train_tokens(spec: DatasetSpec, model: str) -> tuple[int, bool] | None:
+    """Return the tokens of a dataset's train split, and True if they were counted; None if they are unknown."""
+    if spec.dataset not in DATASETS and (files := local_files.find(spec)):
+        return local_files.train_bytes(files) // BYTES_PER_TOKEN, False
+    if sizes := preparation.load_cached_sizes(spec, model):
+        return sizes["train_tokens"], True
+    if spec.dataset in DATASETS:
+        return DATASETS[spec.dataset].approx_train_tokens, False
     return None
 
 

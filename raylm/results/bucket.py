@@ -8,7 +8,8 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,9 +23,12 @@ from raylm.results.filesystems import ERROR_MESSAGES, PERMANENT_ERRORS, RETRY_MI
 from raylm.results.storage import STORAGE_HINT, Storage
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 RETRY_DELAYS_SECONDS = (0.5, 1, 2, 4, 8, 16)
 """Delays between retries; pyarrow itself does not retry a refused read of a small file."""
+READ_THREADS = 16
+"""Concurrent reads of small files."""
 CHUNK_BYTES = 64 * 2**20
 UPLOAD_SECONDS = 10.0
 """Interval between uploads of a file that is being appended to."""
@@ -132,6 +136,11 @@ class Bucket(Storage):
                 break
             content = self._with_retries(read)
         return content.decode()
+
+    def map_reads(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        """Return the results of a function that reads files, computed by `READ_THREADS` threads."""
+        with ThreadPoolExecutor(READ_THREADS) as pool:
+            return list(pool.map(function, items))
 
     def write(self, name: str, text: str) -> None:
         """Write a file; objects of a bucket are atomic."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -91,16 +91,12 @@ def load_rows(storage: Storage, trials: Iterable[TrialConfig], record: SweepReco
     """Return the rows of these trials, with the record of their sweep."""
     length_evals, test_losses = load_length_evals(storage), load_test_losses(storage)
     all_entries = storage.list_entries()
-    by_folder: dict[str, dict[str, int | None]] = {}
-    for name, size in all_entries.items():
-        launch, _, below = name.partition("/")
-        if below and LAUNCH_PATTERN.fullmatch(launch):
-            by_folder.setdefault(below.split("/")[0], {})[name] = size
+    entries = _group_by_trial(all_entries)
 
-    def entries(trial: TrialConfig) -> dict[str, int | None]:
-        return {name: size for folder in trial.folder_names for name, size in by_folder.get(folder, {}).items()}
+    def build(trial: TrialConfig) -> Row:
+        return _build_row(storage, trial, entries(trial), length_evals, test_losses)
 
-    rows = [_build_row(storage, trial, entries(trial), length_evals, test_losses) for trial in trials]
+    rows = storage.map_reads(build, trials)
     starts = zero_shot.load_losses(storage, all_entries)
     for number, row in enumerate(rows if starts else ()):
         if start := starts.get(zero_shot.zero_shot_key(row.config)):
@@ -108,9 +104,23 @@ def load_rows(storage: Storage, trials: Iterable[TrialConfig], record: SweepReco
     return SweepRows(storage, rows, record)
 
 
-def load_row(storage: Storage, trial: TrialConfig) -> Row:
-    """Return the row of one trial, without the values of `raylm evaluate`."""
-    return _build_row(storage, trial, _list_trial_entries(storage, trial), {}, {})
+def _group_by_trial(entries: Entries) -> Callable[[TrialConfig], dict[str, int | None]]:
+    """Return the function that gives a trial's part of all files and folders of a results folder."""
+    by_folder: dict[str, dict[str, int | None]] = {}
+    for name, size in entries.items():
+        launch, _, below = name.partition("/")
+        if below and LAUNCH_PATTERN.fullmatch(launch):
+            by_folder.setdefault(below.partition("/")[0], {})[name] = size
+
+    def find(trial: TrialConfig) -> dict[str, int | None]:
+        return {name: size for folder in trial.folder_names for name, size in by_folder.get(folder, {}).items()}
+
+    return find
+
+
+def load_row(storage: Storage, trial: TrialConfig, launches: Iterable[str]) -> Row:
+    """Return the row of one trial, without the values of `raylm evaluate`, from these launches' folders."""
+    return _build_row(storage, trial, _list_trial_entries(storage, trial, launches), {}, {})
 
 
 def _build_row(
@@ -168,23 +178,23 @@ def parse_launch_number(launch: str) -> int:
     return int(launch.removeprefix("launch-"))
 
 
-def next_launch_name(storage: Storage) -> str:
-    """Return the folder name of the next launch."""
-    return f"launch-{max(map(parse_launch_number, list_launches(storage)), default=0) + 1:03d}"
+def next_launch_name(launches: Iterable[str]) -> str:
+    """Return the folder name of the launch after these."""
+    return f"launch-{max(map(parse_launch_number, launches), default=0) + 1:03d}"
 
 
 # ---- checkpoints --------------------------------------------------------------------------------------------------
 
 
-def find_checkpoints(storage: Storage, trial: TrialConfig) -> Iterator[SavedCheckpoint]:
-    """Yield the checkpoints of a trial in all launches, in any order. The content of their files is not verified."""
-    yield from _find_checkpoints(storage, trial, _list_trial_entries(storage, trial))
+def find_checkpoints(storage: Storage, trial: TrialConfig, launches: Iterable[str]) -> Iterator[SavedCheckpoint]:
+    """Yield the checkpoints of a trial in these launches, in any order. The content of their files is not verified."""
+    yield from _find_checkpoints(storage, trial, _list_trial_entries(storage, trial, launches))
 
 
-def _list_trial_entries(storage: Storage, trial: TrialConfig) -> dict[str, int | None]:
-    """Return the files and folders of a trial in all launches."""
+def _list_trial_entries(storage: Storage, trial: TrialConfig, launches: Iterable[str]) -> dict[str, int | None]:
+    """Return the files and folders of a trial in these launches."""
     entries: dict[str, int | None] = {}
-    for launch in list_launches(storage):
+    for launch in launches:
         for folder in trial.folder_names:
             entries |= storage.list_entries(f"{launch}/{folder}")
     return entries
@@ -207,12 +217,12 @@ def _find_checkpoints(storage: Storage, trial: TrialConfig, entries: Entries) ->
 
 
 @contextmanager
-def open_latest_checkpoint(storage: Storage, trial: TrialConfig) -> Iterator[Path | None]:
+def open_latest_checkpoint(storage: Storage, trial: TrialConfig, launches: Iterable[str]) -> Iterator[Path | None]:
     """Yield a local folder with the checkpoint to resume from, or None.
 
     This is the latest one whose files all have the content that its manifest records.
     """
-    checkpoints = find_checkpoints(storage, trial)
+    checkpoints = find_checkpoints(storage, trial, launches)
     for checkpoint in sorted(checkpoints, key=lambda checkpoint: checkpoint.progress.step, reverse=True):
         with storage.local_copy(checkpoint.folder) as folder:
             if manifest.verify(folder):
@@ -239,10 +249,11 @@ def open_best_checkpoint(results: SweepRows, row: Row) -> Iterator[Path]:
 
 def prune_checkpoints(results: SweepRows) -> None:
     """Remove the checkpoints of finished trials except the best and the latest."""
+    entries = _group_by_trial(results.storage.list_entries())
     for row in results.rows:
         kept = {checkpoint.folder for checkpoint in (row.latest_checkpoint, row.best_checkpoint) if checkpoint}
         if row.is_finished and row.latest_checkpoint is not None:
-            for name, size in _list_trial_entries(results.storage, row.config).items():
+            for name, size in entries(row.config).items():
                 if size is None and CHECKPOINT_PATTERN.fullmatch(name.rpartition("/")[2]) and name not in kept:
                     try:
                         results.storage.remove(name)

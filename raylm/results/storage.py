@@ -9,14 +9,17 @@ from __future__ import annotations
 import abc
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from raylm.errors import UserError
 from raylm.files import write_text_atomic
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 MAX_DEPTH = 8
 """Maximum depth of listed folders: more than a results folder has, and few enough to end in circles of links."""
@@ -67,6 +70,13 @@ class Storage(abc.ABC):
             OSError: if it cannot be read.
             ValueError: if it is not UTF-8.
         """
+
+    def map_reads(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        """Return the results of a function that reads files, in the order of the items.
+
+        A disk is read by one thread; a bucket, which takes long to answer, by several.
+        """
+        return [function(item) for item in items]
 
     @abc.abstractmethod
     def write(self, name: str, text: str) -> None:

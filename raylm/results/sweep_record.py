@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import sys
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -19,6 +21,11 @@ from raylm.results.storage import Storage
 
 RECORD_FILE = "sweep.json"
 FORMAT_VERSION = 1
+
+NO_TRIALS = '"trials": []'
+"""Text of a record without trials, which no string in it can contain: quotation marks in strings are escaped."""
+MAX_ENCODED_TRIALS = 16_384
+"""Number of trials whose text is kept: more than a sweep has."""
 
 Positive = Annotated[int, Meta(gt=0)] | Annotated[float, Meta(gt=0, le=sys.float_info.max)]
 """Finite number above zero; JSON has integers among the peaks of devices."""
@@ -214,19 +221,21 @@ def write(storage: Storage, record: SweepRecord) -> None:
     content = {
         "version": FORMAT_VERSION,
         "name": record.name,
-        "trials": [
-            {
-                "id": trial.id,
-                "run": trial.run_name,
-                "config": trial.as_record(),
-                **({"failed": True} if trial.id in record.failed_ids else {}),
-            }
-            for trial in record.trials
-        ],
+        "trials": [],
         "search": record.search,
         "lag": record.delay,
         **({"objective": record.objective} if record.objective else {}),
         "exhausted": record.exhausted,
         "launches": record.launches,
     }
-    storage.write(RECORD_FILE, json_files.encode(content))
+    text, trials = json_files.encode(content), [_encode_trial(t, t.id in record.failed_ids) for t in record.trials]
+    if trials:
+        text = text.replace(NO_TRIALS, NO_TRIALS.replace("[]", "[\n" + ",\n".join(trials) + "\n  ]"), 1)
+    storage.write(RECORD_FILE, text)
+
+
+@functools.lru_cache(maxsize=MAX_ENCODED_TRIALS)
+def _encode_trial(trial: TrialConfig, failed: bool) -> str:
+    """Return the text of a trial in sweep.json. A search writes the file with each trial that it adds."""
+    entry = {"id": trial.id, "run": trial.run_name, "config": trial.as_record(), **({"failed": True} if failed else {})}
+    return textwrap.indent(json_files.encode(entry), " " * 4)

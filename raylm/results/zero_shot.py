@@ -59,8 +59,8 @@ def load_losses(storage: Storage, entries: Iterable[str]) -> dict[str, ZeroShotL
         entries: names of its files and folders.
     """
     keys = [name.removeprefix(f"{FOLDER}/").removesuffix(".json") for name in entries if name.startswith(f"{FOLDER}/")]
-    recorded = {key: json_files.load_or_none(storage, _file(key), ZeroShotLoss) for key in keys}
-    return {key: loss for key, loss in recorded.items() if loss is not None}
+    recorded = storage.map_reads(lambda key: json_files.load_or_none(storage, _file(key), ZeroShotLoss), keys)
+    return {key: loss for key, loss in zip(keys, recorded, strict=True) if loss is not None}
 
 
 def write_zero_shot(storage: Storage, trial: TrialConfig, val_loss: float, precision: str) -> None:

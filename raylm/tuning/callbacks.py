@@ -8,7 +8,8 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from raylm.errors import PauseReason, WorkError
 from raylm.events import DEFERRED, PAUSE_TIMEOUT_SECONDS, PAUSED, TrialListener
 from raylm.results.folder import load_row, write_final_status
 from raylm.results.json_files import DamagedFileError, read_text
-from raylm.results.rows import DIVERGED, DONE, FAILED, STOPPED
+from raylm.results.rows import DIVERGED, DONE, FAILED, STOPPED, Row
 from raylm.results.storage import Storage
 from raylm.results.sweep_record import RECORD_FILE
 from raylm.tuning.searcher import get_trial_config
@@ -45,7 +46,7 @@ class LaunchCallback(tune.Callback):
     def __init__(
         self,
         storage: Storage,
-        launch_name: str,
+        launches: Sequence[str],
         queue: TrialQueue,
         listener: TrialListener,
         coordinator: Any,
@@ -54,11 +55,11 @@ class LaunchCallback(tune.Callback):
         """Create the callback of one run of Tune.
 
         Args:
-            launch_name: name of the run's folder in the results folder.
+            launches: names of the launches' folders in the results folder, the present one last.
             coordinator: handle of the `Coordinator` actor.
             deadline: value of `time.monotonic()` at which the launch is paused; None: unlimited.
         """
-        self._storage, self._launch_name, self._queue = storage, launch_name, queue
+        self._storage, self._launches, self._queue = storage, launches, queue
         self._listener, self._coordinator, self._deadline = listener, coordinator, deadline
         self._tune_sigint_handler: Any = None
         self._pause_deadline: float | None = None
@@ -121,24 +122,27 @@ class LaunchCallback(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Handle the return of a trial's function, or its stop by a scheduler."""
         config, last = get_trial_config(trial), trial.last_result or {}
-        row = load_row(self._storage, config)
+        row = self._load_row(config)
         if "reason" in last:
-            self._finish_trial(config, FAILED, str(last["reason"]))
+            self._finish_trial(row, FAILED, str(last["reason"]))
         elif last.get("diverged"):
-            self._finish_trial(config, DIVERGED, f"the loss was not finite in epoch {last['epoch']:.0f}")
+            self._finish_trial(row, DIVERGED, f"the loss was not finite in epoch {last['epoch']:.0f}")
         elif row.status == DONE:
-            self._finish_trial(config, DONE, "")
+            self._finish_trial(row, DONE, "")
         elif config.run_name in self.deferred or "paused" in last or self.pause_reason:
             self.running.pop(config.run_name, None)
             self._listener.on_trial_end(config, DEFERRED if "memory" in last else PAUSED, last.get("memory", ""))
         else:
             reason = self._queue.find_stop_reason(config, row) or "by the scheduler"
-            self._finish_trial(config, STOPPED, reason)
+            self._finish_trial(row, STOPPED, reason)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Handle the last failed attempt of a trial."""
         self._check_results_folder()
-        self._finish_trial(get_trial_config(trial), FAILED, read_failure_reason(trial))
+        self._finish_trial(self._load_row(get_trial_config(trial)), FAILED, read_failure_reason(trial))
+
+    def _load_row(self, config: TrialConfig) -> Row:
+        return load_row(self._storage, config, self._launches)
 
     def _check_results_folder(self) -> None:
         """Raise a WorkError, which ends the launch, if the results folder has been removed: each retry would fail."""
@@ -148,10 +152,12 @@ class LaunchCallback(tune.Callback):
                     f"{self._storage.uri} was removed while trials ran; run the same command to start again"
                 )
 
-    def _finish_trial(self, config: TrialConfig, status: str, reason: str) -> None:
+    def _finish_trial(self, row: Row, status: str, reason: str) -> None:
+        """Record the final status of a trial, given its row before."""
+        config = row.config
         if status != DONE:
-            write_final_status(self._storage, self._launch_name, config, status, reason)
-        self._queue.mark_finished(config)
+            write_final_status(self._storage, self._launches[-1], config, status, reason)
+        self._queue.mark_finished(replace(row, status=status, reason=reason))
         self.running.pop(config.run_name, None)
         self._listener.on_trial_end(config, status, reason)
 
@@ -183,7 +189,7 @@ class LaunchCallback(tune.Callback):
         """
         for run_name, config in list(self.running.items()):
             if exclusive:
-                self._finish_trial(config, FAILED, "out of memory, alone on its machine")
+                self._finish_trial(self._load_row(config), FAILED, "out of memory, alone on its machine")
             else:
                 self.deferred[run_name] = self.running.pop(run_name)
                 self._listener.on_trial_end(config, DEFERRED, "out of memory")

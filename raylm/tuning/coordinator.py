@@ -90,7 +90,8 @@ class Coordinator:
         return attempts.deaths
 
     def end_attempt(self, run_name: str) -> None:
-        """Record that the latest attempt of a run has ended by itself."""
+        """Record that the latest attempt of a run has ended by itself, and forget its latest step."""
+        self._steps.pop(run_name, None)
         self._attempts.setdefault(run_name, Attempts()).is_running = False
 
     def record_checkpoint(self, run_name: str) -> None:

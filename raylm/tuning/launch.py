@@ -23,9 +23,10 @@ from raylm.planning import throughput
 from raylm.planning.throughput import Placement
 from raylm.results import measures, sweep_record
 from raylm.results.data_record import describe_mixed_search, index_data
-from raylm.results.folder import count_unsuggested, find_results, next_launch_name, parse_launch_number
+from raylm.results.folder import count_unsuggested, find_results, list_launches, next_launch_name, parse_launch_number
 from raylm.results.measures import Measure
 from raylm.results.rows import SweepRows
+from raylm.results.storage import Storage
 from raylm.results.sweep_record import HardwareRecord, LaunchRecord, SweepRecord
 from raylm.tuning import cluster, nodes
 from raylm.tuning.connection import session
@@ -120,15 +121,15 @@ class Launch:
     def _run_unfinished(self, listener: TrialListener, retry_failed: bool) -> TuneResult:
         """Run the sweep's queue through Tune once, and keep the record of the sweep up to date."""
         storage = self._results.storage
-        name, past = next_launch_name(storage), self._results.record or SweepRecord(self._sweep.name, [])
+        launches, past = _list_launches(storage), self._results.record or SweepRecord(self._sweep.name, [])
         suggester = self._build_suggester()
-        queue = self._build_queue(past, suggester, retry_failed)
+        queue = self._build_queue(past, launches, suggester, retry_failed)
         objective = past.objective if self._is_old or queue.delay is None else self._measure.name
-        launch_record = self._build_launch_record(name)
+        launch_record = self._build_launch_record(launches[-1])
         record = _RecordWriter(self._sweep, self._results, queue, suggester, past, objective, launch_record)
         queue.skip_finished()
         record.write()
-        result = self._runner.run(name, queue, listener, record.write, self._options.max_concurrent)
+        result = self._runner.run(launches, queue, listener, record.write, self._options.max_concurrent)
         if suggester:
             suggester.report_outcomes(queue.unreported())  # completes the study; nothing is suggested any more
         record.write(force_study=True)
@@ -144,10 +145,10 @@ class Launch:
         """Run trials that ran out of memory again, one at a time."""
         storage, remaining = self._results.storage, iter(trials)
         self._notify(f"{pluralize(len(trials), 'trial')} ran out of memory; running again, one at a time")
-        queue = TrialQueue(
-            lambda outcomes: next(remaining, None), StoredRows(storage), max_trials=len(trials), delay=None
-        )
-        return self._runner.run(next_launch_name(storage), queue, listener, exclusive=True)
+        launches = _list_launches(storage)
+        rows = StoredRows(storage, launches)
+        queue = TrialQueue(lambda outcomes: next(remaining, None), rows, max_trials=len(trials), delay=None)
+        return self._runner.run(launches, queue, listener, exclusive=True)
 
     def _build_suggester(self) -> Suggester | None:
         if self._sweep.search is None:
@@ -156,7 +157,9 @@ class Launch:
 
         return Suggester(self._sweep, self._measure, is_old=self._is_old)
 
-    def _build_queue(self, past: SweepRecord, suggester: Suggester | None, retry_failed: bool) -> TrialQueue:
+    def _build_queue(
+        self, past: SweepRecord, launches: Sequence[str], suggester: Suggester | None, retry_failed: bool
+    ) -> TrialQueue:
         """Return the queue of all trials of the sweep."""
         sweep, corpora = self._sweep, self._prepared.corpora
         grid = iter([] if suggester else sweep.trials())
@@ -167,7 +170,7 @@ class Launch:
 
         return TrialQueue(
             suggester or (lambda outcomes: next(grid, None)),
-            StoredRows(self._results.storage, self._results.rows),
+            StoredRows(self._results.storage, launches, self._results.rows),
             max_trials=sweep.num_samples or len(self._results.rows),
             delay=self._resolve_delay(past),
             count_epoch_tokens=count_epoch_tokens if sweep.scheduler == "asha" else None,
@@ -211,6 +214,12 @@ class Launch:
         )
 
 
+def _list_launches(storage: Storage) -> list[str]:
+    """Return the names of the folders of all launches so far, and of the one that is about to start."""
+    launches = list_launches(storage)
+    return [*launches, next_launch_name(launches)]
+
+
 class _RecordWriter:
     """Writer of sweep.json and of a search's study while a queue runs."""
 
@@ -227,15 +236,17 @@ class _RecordWriter:
         self._sweep, self._storage, self._queue, self._suggester = sweep, results.storage, queue, suggester
         self._objective = objective
         self._past, self._launches = past, [*past.launches, launch_record]
+        self._grid_trials = [row.config for row in results.rows]
+        self._written: SweepRecord | None = None
         self._last_study_write = -math.inf
 
     def write(self, *, force_study: bool = False) -> None:
-        """Write sweep.json, and the study if its last write is `STUDY_WRITE_SECONDS` ago or a write is forced."""
+        """Write sweep.json if it has changed, and the study if its last write is long ago or a write is forced."""
         queue, suggester = self._queue, self._suggester
         suggested = [*queue.trials, *self._past.trials[len(queue.trials) :]]
         record = SweepRecord(
             self._sweep.name,
-            suggested if suggester else self._sweep.trials(),
+            suggested if suggester else self._grid_trials,
             self._sweep.search_name,
             frozenset(queue.failed_ids),
             queue.delay,
@@ -243,7 +254,9 @@ class _RecordWriter:
             self._launches,
             self._objective,
         )
-        sweep_record.write(self._storage, record)
+        if record != self._written:
+            sweep_record.write(self._storage, record)
+            self._written = record
         if suggester and (force_study or time.monotonic() - self._last_study_write > STUDY_WRITE_SECONDS):
             suggester.write_study(self._storage)
             self._last_study_write = time.monotonic()

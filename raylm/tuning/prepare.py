@@ -195,8 +195,8 @@ class LaunchContext:
 
     storage: Storage
     """Results folder of the sweep."""
-    launch_name: str
-    """Name of the launch's folder in it."""
+    launches: Sequence[str]
+    """Names of the launches' folders in it, the present one last."""
     corpora: Mapping[CorpusKey, Any]
     """Ray references to corpora: each node holds one copy, which its trials share."""
     sources: Mapping[tuple[str, bool], ModelSource]
@@ -227,6 +227,11 @@ class LaunchContext:
     """True if trials run one at a time, because they ran out of memory before."""
     coordinator: Any
     """Handle of the `Coordinator` actor."""
+
+    @property
+    def launch_name(self) -> str:
+        """Name of the present launch's folder."""
+        return self.launches[-1]
 
     def gpu_fraction(self, trial: TrialConfig) -> float:
         """Return the fraction of a GPU that a trial takes, 1 if it does not share one."""

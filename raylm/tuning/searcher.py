@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ray.tune.experiment import Trial
@@ -64,9 +64,9 @@ class QueueSearcher(Searcher):
 class QueueScheduler(FIFOScheduler):
     """Tune scheduler that stops trials early by the queue's limits (ASHA)."""
 
-    def __init__(self, queue: TrialQueue, storage: Storage) -> None:
+    def __init__(self, queue: TrialQueue, storage: Storage, launches: Sequence[str]) -> None:
         super().__init__()
-        self._queue, self._storage = queue, storage
+        self._queue, self._storage, self._launches = queue, storage, launches
 
     def __getstate__(self) -> dict[str, Any]:
         """Return an empty state, as `QueueSearcher` does."""
@@ -77,7 +77,7 @@ class QueueScheduler(FIFOScheduler):
         if "val_loss" not in result or result.get("diverged"):
             return str(TrialScheduler.CONTINUE)
         config = get_trial_config(trial)
-        reason = self._queue.find_stop_reason(config, load_row(self._storage, config))
+        reason = self._queue.find_stop_reason(config, load_row(self._storage, config, self._launches))
         return str(TrialScheduler.STOP if reason else TrialScheduler.CONTINUE)
 
 

@@ -192,7 +192,7 @@ class _Attempt:
         if problem := validation.check_batch_sizes("batch_size", [trial.batch_size], context.world_size):
             raise UserError(str(problem))  # a search may suggest such a trial
         trial_process.prepare_gpu(context.gpus_per_rank if context.device != "cpu" else 0)
-        with open_latest_checkpoint(context.storage, trial) as checkpoint:
+        with open_latest_checkpoint(context.storage, trial, context.launches) as checkpoint:
             print_timestamped(f"resumes from {checkpoint.name}" if checkpoint else "starts")
             hooks = TrainingHooks(
                 on_out_of_memory=partial(_record_limit, self._coordinator, self._size_key),

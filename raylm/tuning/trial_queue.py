@@ -9,7 +9,7 @@ from typing import Protocol
 
 from raylm.config.trial import TrialConfig
 from raylm.errors import UserError
-from raylm.results.folder import list_launches, load_row, write_final_status
+from raylm.results.folder import load_row, write_final_status
 from raylm.results.measures import PER_WORD, Measure
 from raylm.results.progress import EvalMetrics
 from raylm.results.rows import FAILED, STOPPED, Row
@@ -34,22 +34,23 @@ class TrialRows(Protocol):
 class StoredRows:
     """Rows in a results folder."""
 
-    def __init__(self, storage: Storage, loaded_rows: Iterable[Row] = ()) -> None:
+    def __init__(self, storage: Storage, launches: Sequence[str], loaded_rows: Iterable[Row] = ()) -> None:
         """Create the source.
 
         Args:
+            launches: names of the launches' folders, the present one last.
             loaded_rows: rows that were just loaded; each is used once instead of loading it again.
         """
-        self._storage = storage
+        self._storage, self._launches = storage, launches
         self._loaded = {row.config.id: row for row in loaded_rows}
 
     def load_row(self, trial: TrialConfig) -> Row:
         """Return the row of a trial."""
-        return self._loaded.pop(trial.id, None) or load_row(self._storage, trial)
+        return self._loaded.pop(trial.id, None) or load_row(self._storage, trial, self._launches)
 
     def record_stop(self, trial: TrialConfig, reason: str) -> None:
-        """Write the stop into the folder of the last launch."""
-        write_final_status(self._storage, list_launches(self._storage)[-1], trial, STOPPED, reason)
+        """Write the stop into the folder of the present launch."""
+        write_final_status(self._storage, self._launches[-1], trial, STOPPED, reason)
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ class TrialQueue:
         self._count_epoch_tokens, self._retry_failed = count_epoch_tokens, retry_failed
         self._recorded_ids = list(history.suggested_ids)
         self._finished_rows: dict[str, Row] = {}
+        self._outcomes: list[Row] = []
         self._num_reported = 0
         self._limits: dict[str, Mapping[int, float]] = {}
         self._next_trial: TrialConfig | None = None
@@ -120,7 +122,7 @@ class TrialQueue:
     @property
     def all_finished(self) -> bool:
         """True if all trials have been dispatched and have ended."""
-        return self.all_dispatched and self._are_finished(len(self.trials))
+        return self.all_dispatched and all(trial.id in self._finished_rows for trial in self.trials)
 
     def next_trial(self) -> TrialConfig | None:
         """Return the next trial to run, or None if there is none, or none before another trial ends.
@@ -140,9 +142,9 @@ class TrialQueue:
         indices = range(self._num_reported, len(self.trials))
         return [(index, self._get_outcome(index)) for index in indices if self.trials[index].id in self._finished_rows]
 
-    def mark_finished(self, trial: TrialConfig) -> None:
-        """Mark a trial as ended, with any status."""
-        self._finished_rows[trial.id] = self._rows.load_row(trial)
+    def mark_finished(self, row: Row) -> None:
+        """Mark a trial as ended, with the status of its row."""
+        self._finished_rows[row.config.id] = row
 
     def find_stop_reason(self, trial: TrialConfig, row: Row) -> str:
         """Return the reason for stopping a trial early, one line, or an empty string if it continues.
@@ -164,23 +166,27 @@ class TrialQueue:
     def _advance(self) -> TrialConfig | None:
         """Append suggested trials until one has to run; return it, or None if there is none or results are awaited."""
         while len(self.trials) < self.max_trials and not self.exhausted:
-            known = len(self.trials) if self.delay is None else max(len(self.trials) - self.delay + 1, 0)
-            if self.delay is not None and not self._are_finished(known):
+            if self.delay is not None and not self._collect_outcomes(len(self.trials) - self.delay + 1):
                 return None
-            outcomes = [] if self.delay is None else [(n, self._get_outcome(n)) for n in range(known)]
-            self.failed_ids |= {row.config.id for _, row in outcomes if row.status == FAILED}
-            trial = self._suggest(outcomes[self._num_reported :])
-            self._num_reported = max(known, self._num_reported)
+            unreported = range(self._num_reported, len(self._outcomes))
+            trial = self._suggest([(index, self._outcomes[index]) for index in unreported])
+            self._num_reported = len(self._outcomes)
             if trial is None:
                 self.exhausted = True
                 return None
-            self._append(trial, [row for _, row in outcomes])
+            self._append(trial)
             if self._needs_run(trial):
                 return trial
         return None
 
-    def _are_finished(self, num_trials: int) -> bool:
-        return all(trial.id in self._finished_rows for trial in self.trials[:num_trials])
+    def _collect_outcomes(self, num_trials: int) -> bool:
+        """Collect the outcomes of the first trials; return False if one of them has not ended."""
+        for index in range(len(self._outcomes), num_trials):
+            if self.trials[index].id not in self._finished_rows:
+                return False
+            self._outcomes.append(self._get_outcome(index))
+            self.failed_ids |= {row.config.id for row in self._outcomes[-1:] if row.status == FAILED}
+        return True
 
     def _get_outcome(self, index: int) -> Row:
         """Return a finished trial's row as it is reported to the searcher and compared with others."""
@@ -190,7 +196,7 @@ class TrialQueue:
         last = self._find_stop_evaluation(row.config, row)
         return row.truncate(last) if last else row  # it trained longer if its machine died before it was stopped
 
-    def _append(self, trial: TrialConfig, earlier_rows: Sequence[Row]) -> None:
+    def _append(self, trial: TrialConfig) -> None:
         index = len(self.trials)
         if index < len(self._recorded_ids) and self._recorded_ids[index] != trial.id:
             raise UserError(
@@ -201,7 +207,7 @@ class TrialQueue:
         self.trials.append(trial)
         if self._count_epoch_tokens is not None:
             epoch_tokens = self._count_epoch_tokens(trial)
-            self._limits[trial.id] = asha.compute_loss_limits(trial, earlier_rows, epoch_tokens, self.measure)
+            self._limits[trial.id] = asha.compute_loss_limits(trial, self._outcomes, epoch_tokens, self.measure)
 
     def _needs_run(self, trial: TrialConfig) -> bool:
         """Return whether a trial has to run; mark it as ended if it does not."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,7 +121,7 @@ class TuneRunner:
 
     def run(
         self,
-        launch_name: str,
+        launches: Sequence[str],
         queue: TrialQueue,
         listener: TrialListener,
         on_change: Callable[[], None] = lambda: None,
@@ -132,7 +132,7 @@ class TuneRunner:
         """Run the trials of a queue until all have ended or the launch is paused.
 
         Args:
-            launch_name: name of the folder for this run in the results folder.
+            launches: names of the launches' folders in the results folder, last the one of this run.
             on_change: called when a trial was added to the queue.
             exclusive: run one trial at a time; a trial that runs out of memory has failed then.
 
@@ -141,10 +141,8 @@ class TuneRunner:
         """
         os.environ.update(TUNE_ENVIRONMENT)
         ray_private.disable_tune_usage_stats()
-        context = self._build_context(launch_name, exclusive)
-        callback = LaunchCallback(
-            self.storage, launch_name, queue, listener, context.coordinator, deadline=self.deadline
-        )
+        context = self._build_context(launches, exclusive)
+        callback = LaunchCallback(self.storage, launches, queue, listener, context.coordinator, deadline=self.deadline)
         tuner = self._build_tuner(
             context, queue, callback, QueueSearcher(queue, on_change), 1 if exclusive else max_concurrent
         )
@@ -159,7 +157,7 @@ class TuneRunner:
                 callback.handle_tune_error(error, exclusive)
         return TuneResult(queue.all_finished, callback.pause_reason, list(callback.deferred.values()))
 
-    def _build_context(self, launch_name: str, exclusive: bool) -> LaunchContext:
+    def _build_context(self, launches: Sequence[str], exclusive: bool) -> LaunchContext:
         """Return what all trials of a run share; starts the coordinator."""
         ranks = resolve_world_size(self.resources)
         driver_node = ray.get_runtime_context().get_node_id()
@@ -167,7 +165,7 @@ class TuneRunner:
         options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": pinned}
         return LaunchContext(
             storage=self.storage,
-            launch_name=launch_name,
+            launches=launches,
             corpora=self._corpora,
             sources=self.prepared.sources,
             shapes=self.prepared.shapes,
@@ -213,7 +211,8 @@ class TuneRunner:
         max_concurrent: int | None,
     ) -> tune.Tuner:
         path, filesystem = self.storage.tune_storage()
-        scheduler = QueueScheduler(queue, self.storage) if self.sweep.scheduler == "asha" else self.sweep.scheduler
+        is_asha, launches = self.sweep.scheduler == "asha", context.launches
+        scheduler = QueueScheduler(queue, self.storage, launches) if is_asha else self.sweep.scheduler
         trainable = tune.with_parameters(_train, context=context)
         trainable.__name__ = self.sweep.name  # name of the trials' actors in Ray's dashboard
         return tune.Tuner(

@@ -64,7 +64,7 @@ class TrainedStorage(SimulatedStorage):
                 break
         else:
             self.rows[trial.id] = Row(trial, DONE, "", row.latest_checkpoint, None)
-        queue.mark_finished(trial)
+        queue.mark_finished(self.rows[trial.id])
 
 
 def test_search_with_early_stopping_is_the_same_with_and_without_ray(sweep: Sweep, run_here: RunHere) -> None:

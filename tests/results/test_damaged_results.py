@@ -122,7 +122,7 @@ def test_checkpoint_with_a_truncated_manifest_is_ignored(folder: Path) -> None:
     original = (newer / manifest.MANIFEST_FILE).read_bytes()
     for length in range(0, len(original), 20):
         (newer / manifest.MANIFEST_FILE).write_bytes(original[:length])
-        row = load_row(Folder(folder), TRIALS[0])
+        row = load_row(Folder(folder), TRIALS[0], ["launch-001"])
         assert row.status == INTERRUPTED and row.latest_checkpoint is not None
         assert folder / row.latest_checkpoint.folder == older == find_newest_checkpoint(folder, TRIALS[0])
 
@@ -132,7 +132,7 @@ def test_trial_with_a_truncated_status_is_interrupted(folder: Path) -> None:
     original = path.read_bytes()
     for length in range(len(original)):
         path.write_bytes(original[:length])
-        row = load_row(Folder(folder), TRIALS[1])
+        row = load_row(Folder(folder), TRIALS[1], ["launch-001"])
         assert (row.status, row.reason) == (INTERRUPTED, "")
 
 

@@ -59,7 +59,7 @@ def test_trial_of_an_older_folder_is_found_under_its_shorter_name_and_resumed_un
     )
     row = read_row(tmp_path, trial)
     assert (row.status, row.reason, row.metrics and row.metrics.epoch) == (FAILED, "no memory", 1)
-    with open_latest_checkpoint(Folder(tmp_path), trial) as checkpoint:
+    with open_latest_checkpoint(Folder(tmp_path), trial, ["launch-001"]) as checkpoint:
         assert checkpoint == tmp_path / "launch-001" / shorter / "checkpoint_000000"
 
     save_checkpoint(tmp_path, "launch-002/1", 5.0, 3.0, trial=trial)
@@ -146,7 +146,10 @@ def test_checkpoint_with_a_missing_or_truncated_file_is_ignored(tmp_path: Path, 
 @pytest.mark.parametrize("content", ["[]", "null", '"text"', '{"version": 2}', '{"version": 1}', '{"files": {}}'])
 def test_checkpoint_with_an_invalid_manifest_is_ignored(tmp_path: Path, content: str) -> None:
     (save_checkpoint(tmp_path, "launch-001/0", 3.0, num_epochs=1) / manifest.MANIFEST_FILE).write_text(content)
-    assert read_row(tmp_path).status == INTERRUPTED and list(find_checkpoints(Folder(tmp_path), TRIAL)) == []
+    assert (
+        read_row(tmp_path).status == INTERRUPTED
+        and list(find_checkpoints(Folder(tmp_path), TRIAL, list_launches(Folder(tmp_path)))) == []
+    )
 
 
 def test_checkpoint_of_another_trial_is_ignored(tmp_path: Path) -> None:
@@ -163,7 +166,10 @@ def test_trial_resumes_from_the_latest_checkpoint_that_verifies(tmp_path: Path) 
         assert find_newest_checkpoint(tmp_path, TRIAL) == checkpoint
         weights = checkpoint / "model.safetensors"
         weights.write_bytes(b"W" + weights.read_bytes()[1:])
-        folders = [tmp_path / saved.folder for saved in find_checkpoints(Folder(tmp_path), TRIAL)]
+        folders = [
+            tmp_path / saved.folder
+            for saved in find_checkpoints(Folder(tmp_path), TRIAL, list_launches(Folder(tmp_path)))
+        ]
         assert checkpoint in folders and manifest.verify(checkpoint) is None
         assert find_newest_checkpoint(tmp_path, TRIAL) == next_latest
 
@@ -238,7 +244,7 @@ def test_rows_and_launches_do_not_depend_on_file_times(tmp_path: Path, backwards
     assert checkpoint_folders(tmp_path, read_row(tmp_path)) == (latest, best)
     assert find_newest_checkpoint(tmp_path, TRIAL) == latest
     assert read_row(tmp_path, OTHER).status == STOPPED
-    assert next_launch_name(Folder(tmp_path)) == "launch-003"
+    assert next_launch_name(list_launches(Folder(tmp_path))) == "launch-003"
 
 
 def test_length_evals_of_earlier_versions_may_have_losses_that_are_not_finite(tmp_path: Path) -> None:

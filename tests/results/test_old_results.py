@@ -18,7 +18,7 @@ from raylm.monitor.heartbeat import read_heartbeat
 from raylm.report import formats
 from raylm.report.reference import load_reference
 from raylm.results import json_files, manifest, sweep_record
-from raylm.results.folder import open_latest_checkpoint
+from raylm.results.folder import list_launches, open_latest_checkpoint
 from raylm.results.heartbeat import HEARTBEAT_FILE, Heartbeat
 from raylm.results.manifest import MANIFEST_FILE, Manifest
 from raylm.results.sweep_record import RECORD_FILE
@@ -80,7 +80,8 @@ def test_manifests_are_written_as_they_were(folder: Path) -> None:
 
 def test_interrupted_trial_resumes_from_its_latest_checkpoint(folder: Path) -> None:
     results = load_results(folder)
-    with open_latest_checkpoint(results.storage, results.rows[2].config) as checkpoint:
+    launches = list_launches(results.storage)
+    with open_latest_checkpoint(results.storage, results.rows[2].config, launches) as checkpoint:
         assert checkpoint is not None and checkpoint.name == "checkpoint_000001"
 
 

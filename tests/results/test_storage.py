@@ -129,7 +129,7 @@ def test_rows_of_a_bucket_equal_those_of_a_folder(any_bucket: Bucket, tmp_path: 
     assert formats.format_csv(results) == formats.format_csv(expected)
     interrupted = results.rows[2].latest_checkpoint
     assert interrupted is not None and interrupted.folder.endswith("checkpoint_000000")
-    with open_latest_checkpoint(any_bucket, trials[2]) as checkpoint:
+    with open_latest_checkpoint(any_bucket, trials[2], ["launch-001"]) as checkpoint:
         assert checkpoint is not None and manifest.verify(checkpoint) is not None
     prune_checkpoints(results)
     assert load_rows(any_bucket, trials).rows == expected.rows

@@ -10,7 +10,8 @@ from oracle import read_stable_table
 from trial_hooks import ATTEMPTS_FILE, train_and_die
 
 from raylm import Resources, Sweep
-from raylm.tuning import coordinator, tuner
+from raylm.results.progress import StepMetrics
+from raylm.tuning import coordinator, ray_private, tuner
 from raylm.tuning.coordinator import MAX_DEATHS, Coordinator
 
 
@@ -36,6 +37,16 @@ def test_ends_errors_and_lost_nodes_are_no_deaths(alive: set[str]) -> None:
         assert state.start_attempt("run", "node") == 0
         end()
     assert state.start_attempt("run", "other") == 0
+
+
+def test_steps_of_ended_attempts_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver asks for the steps of all runs twice a second."""
+    monkeypatch.setattr(ray_private, "draining_node_ids", set[str])
+    state, step = Coordinator(), StepMetrics(1, 2, 3.0, 4, 5.0)
+    for run in ("first", "second"):
+        state.report_step(run, "node", step)
+    state.end_attempt("first")
+    assert state.get_steps() == {"second": step}
 
 
 @pytest.mark.ray

@@ -15,7 +15,7 @@ from raylm.errors import PauseReason
 from raylm.events import TrialListener
 from raylm.results import sweep_record
 from raylm.results.folder import find_results, write_final_status
-from raylm.results.rows import FAILED
+from raylm.results.rows import FAILED, Row
 from raylm.results.storage import Folder
 from raylm.tuning import cluster
 from raylm.tuning.launch import Launch
@@ -36,18 +36,18 @@ class FakeRunner:
         self.runs: list[tuple[str, list[int], bool]] = []
         """Name, seeds of the trials and `exclusive` of each run."""
 
-    def run(self, launch_name: str, queue: TrialQueue, *_: Any, exclusive: bool = False) -> TuneResult:
+    def run(self, launches: list[str], queue: TrialQueue, *_: Any, exclusive: bool = False) -> TuneResult:
         deferred: list[TrialConfig] = []
         trials = list(iter(queue.next_trial, None))
-        self.runs.append((launch_name, [trial.seed for trial in trials], exclusive))
+        self.runs.append((launches[-1], [trial.seed for trial in trials], exclusive))
         for trial in trials:
             if trial in self.paused_by:
                 return TuneResult(False, PauseReason.INTERRUPTED, deferred)
             if trial in self.deferred and not exclusive:
                 deferred.append(trial)
             else:
-                write_final_status(self.storage, launch_name, trial, FAILED, "it fails")
-                queue.mark_finished(trial)
+                write_final_status(self.storage, launches[-1], trial, FAILED, "it fails")
+                queue.mark_finished(Row(trial, FAILED, "it fails", None, None))
         return TuneResult(queue.all_finished, None, deferred)
 
 

@@ -72,7 +72,7 @@ def test_searcher_waits_for_results() -> None:
         assert searcher.suggest(str(number)) == trial.as_dict()
         assert searcher.suggest("too early") in ([None] if number < 2 else [Searcher.FINISHED])
         done.append(trial)
-        queue.mark_finished(trial)
+        queue.mark_finished(Row(trial, DONE, "", None, None))
 
 
 def test_searcher_calls_on_change_at_the_end_if_the_last_trials_are_done() -> None:
