@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 LOGITS_BLOCK_ROWS = {"cpu": 512, "cuda": 2048, "mps": 1024}
@@ -13,6 +14,10 @@ That of `mps` is a guess: fewer save memory, which it shares with the machine.""
 QUERY_BLOCK_ROWS = 128
 """Query positions of attention computed at a time, each block against all positions up to its last."""
 
+HALF_PRECISIONS = ("bfloat16", "float16")
+"""Precisions of 16 bits, the preferred one first: float16 overflows above 65,504, and needs a scale of the loss."""
+FLOAT16_CAPABILITY = 7, 0
+"""Compute capability of NVIDIA's GPUs from which products in float16 are faster than in float32."""
 CPU_BFLOAT16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
 """Instructions for products in bfloat16 on x86 and ARM, as `torch.cpu.get_capabilities` and /proc/cpuinfo name them."""
 CPUINFO_FILE = Path("/proc/cpuinfo")
@@ -37,11 +42,16 @@ def windows_per_rank(batch_size: int, world_size: int) -> int:
     return -(-batch_size // world_size)
 
 
-def resolve_precision(requested: str, has_bfloat16: bool) -> str:
-    """Return the precision of training: `auto` is bfloat16 on a device that has it, else float32."""
+def resolve_precision(requested: str, devices: Sequence[Collection[str]]) -> str:
+    """Return the precision of training: `auto` is the first of `HALF_PRECISIONS` that all devices have, else float32.
+
+    Args:
+        requested: `auto`, or the precision.
+        devices: fast precisions of 16 bits of each device.
+    """
     if requested != "auto":
         return requested
-    return "bfloat16" if has_bfloat16 else "float32"
+    return next((name for name in HALF_PRECISIONS if all(name in names for names in devices)), "float32")
 
 
 def cpu_has_bfloat16() -> bool:

@@ -50,7 +50,7 @@ FIELD_ADVICE = {
         "and pretrained=False"
     ),
     "fp16 bf16 dtype torch_dtype mixed_precision tf32": (
-        "is no field of a trial; expected Sweep(precision='bfloat16' or 'float32')"
+        "is no field of a trial; expected Sweep(precision='bfloat16', 'float16' or 'float32')"
     ),
     "gpus num_gpus n_gpu n_gpus gpu devices num_processes nproc_per_node world_size": (
         "is no field of a trial; expected Sweep(resources=Resources(gpus=...))"

@@ -53,8 +53,8 @@ class Sweep:
     resources: Resources = Resources()
     """GPUs and CPU cores of each trial."""
     precision: str = "auto"
-    """Arithmetic of the forward and backward pass: `float32`, `bfloat16` (weights stay float32), or `auto`: bfloat16
-    if the GPU or processor supports it, else float32."""
+    """Arithmetic of the forward and backward pass: `float32`, `bfloat16`, `float16` on GPUs (weights stay float32), or
+    `auto`: bfloat16 if the GPU or processor supports it, else float16 on GPUs that have it, else float32."""
     max_failures: int = 2
     """Number of times that a crashed trial is restarted from its latest checkpoint, per launch."""
     storage: str | None = None

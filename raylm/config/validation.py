@@ -15,6 +15,7 @@ from typing import Any
 from raylm.config.catalog import DATASETS, MODELS, max_positions, read_model_config
 from raylm.config.dataset import DATASET_ID_PATTERN, DATASET_OPTIONS, HUB_ID_PATTERN, is_path, local_paths
 from raylm.errors import Problem, format_suggestion, safe_repr, unexpected_value
+from raylm.numerics import HALF_PRECISIONS
 
 BUCKET_URI_PATTERN = re.compile(r"(s3|gs)://[a-z0-9][a-z0-9._-]{1,61}[a-z0-9](/(?!\.\.?(/|$))[\w.=+-]+)*/?")
 """URI of a bucket, or of a prefix in it."""
@@ -22,7 +23,7 @@ SWEEP_NAME_PATTERN = re.compile(r"[A-Za-z0-9](?!.*\.\.)[A-Za-z0-9._-]{0,63}")
 OPTIMIZERS = ("adafactor", "adamw")
 DOCUMENT_KINDS = ("line", "blank-line", "file")
 LR_SCHEDULES = ("linear", "cosine", "constant")
-PRECISIONS = ("auto", "float32", "bfloat16")
+PRECISIONS = ("auto", "float32", *HALF_PRECISIONS)
 MAX_SEEDS = 10_000
 """Largest number of seeds of a sweep; more are taken for a mistake."""
 MAX_GPUS = 1000

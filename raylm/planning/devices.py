@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from raylm import numerics
 from raylm.machine import machine_memory
 from raylm.numerics import CPUINFO_FILE, cpu_has_bfloat16
 from raylm.units import GIB
@@ -50,6 +51,15 @@ class Device:
     """Memory available to programs, in GiB."""
     type: str = "cuda"
     """`cuda` or `cpu`."""
+    float16_tflops: float | None = None
+    """The same in float16, of a GPU without bfloat16; the others have the same rate in both."""
+
+    @property
+    def half_precisions(self) -> tuple[str, ...]:
+        """Those of `numerics.HALF_PRECISIONS` in which products are fast; on a CPU, float16 is not used."""
+        if self.bfloat16_tflops is not None:
+            return numerics.HALF_PRECISIONS if self.type == "cuda" else ("bfloat16",)
+        return () if self.float16_tflops is None else ("float16",)
 
     @property
     def cli_name(self) -> str:
@@ -58,17 +68,17 @@ class Device:
 
     def peak_tflops(self, precision: str) -> float:
         """Return the peak rate of matrix products, in TFLOP/s."""
-        if precision == "bfloat16" and self.bfloat16_tflops is not None:
-            return self.bfloat16_tflops
-        return self.float32_tflops
+        if precision == "float32":
+            return self.float32_tflops
+        return self.bfloat16_tflops or self.float16_tflops or self.float32_tflops
 
 
 DEVICES = (
     # NVIDIA's data sheets; memory as torch reports it
-    Device("T4", None, 8.1, 320, 14.6),
+    Device("T4", None, 8.1, 320, 14.6, float16_tflops=65),
     # torch's wheels on PyPI have no kernels for V100 (sm_70); those of download.pytorch.org/whl/cu126 do
-    Device("V100 32GB", None, 15.7, 900, 31.7),
-    Device("V100", None, 15.7, 900, 15.8),
+    Device("V100 32GB", None, 15.7, 900, 31.7, float16_tflops=125),
+    Device("V100", None, 15.7, 900, 15.8, float16_tflops=125),
     Device("A10G", 70, 35.0, 600, 22.0),
     Device("L4", 121, 30.3, 300, 22.0),
     Device("RTX A6000", 155, 38.7, 768, 47.4),
@@ -86,13 +96,11 @@ DEVICES = (
 
 
 def resolve_precision(requested: str, device: Device) -> str:
-    """Return the precision that a trial trains in on a device: `auto` is bfloat16 if the device has it, else float32.
+    """Return the precision that a trial trains in on a device.
 
     The same rule as `raylm.training.device.resolve_precision`, for a device that may not be in this machine.
     """
-    if requested != "auto":
-        return requested
-    return "float32" if device.bfloat16_tflops is None else "bfloat16"
+    return numerics.resolve_precision(requested, [device.half_precisions])
 
 
 # ---- GPUs ---------------------------------------------------------------------------------------------------------

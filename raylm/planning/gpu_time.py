@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from raylm.numerics import LOGITS_BLOCK_ROWS
+from raylm.numerics import HALF_PRECISIONS, LOGITS_BLOCK_ROWS
 from raylm.planning.devices import Device, find_device
 from raylm.planning.memory import MemoryModel
 from raylm.results.progress import MicroBatching
@@ -19,24 +19,24 @@ TFLOP/s (README of linkedin/Liger-Kernel)."""
 ATTENTION_EFFICIENCY = 0.33, 0.29
 """Fractions of the peak rate that FlashAttention-2 reaches forward and backward on an H100: 330 and 290 TFLOP/s."""
 CUDNN_GPUS = ("H100", "H100 PCIe", "H200")
-"""GPUs (compute capability 9.0) on which torch takes cuDNN's attention in bfloat16 without dropout."""
+"""GPUs (compute capability 9.0) on which torch takes cuDNN's attention in 16 bits without dropout."""
 CUDNN_SPEEDUP = 2.0
 """Rate of cuDNN's attention over FlashAttention-2 there: 1.7 to 2.3 by transformers' pull request 48163."""
 BANDWIDTH_EFFICIENCY = 0.9
 """Fraction of the memory bandwidth that elementwise kernels reach."""
 KERNEL_SECONDS = 1.5e-6
 """Time of a kernel besides its traffic or arithmetic: its start, and the wait for the one before."""
-LAYER_TRAFFIC_BYTES = {"float32": 245, "bfloat16": 197}
+LAYER_TRAFFIC_BYTES = {"float32": 245, **dict.fromkeys(HALF_PRECISIONS, 197)}
 """Memory traffic of a layer besides matrix products and attention: bytes per token and unit of width."""
-COMPILED_LAYER_TRAFFIC_BYTES = {"float32": 175, "bfloat16": 140}
+COMPILED_LAYER_TRAFFIC_BYTES = {"float32": 175, **dict.fromkeys(HALF_PRECISIONS, 140)}
 """The same of a compiled layer: inductor counts 148 in bfloat16 on a CPU; on a GPU it fuses 8 more, of the norms."""
 DROPOUT_TRAFFIC_BYTES = 21
 """Additional traffic with dropout, per token, layer and unit of width; compiled, the masks are never stored."""
 RECOMPUTED_FRACTION = 0.3
 """Traffic of a layer's recomputed forward pass, relative to that of forward and backward pass."""
-LOGIT_TRAFFIC_BYTES = {"float32": 8, "bfloat16": 6}
+LOGIT_TRAFFIC_BYTES = {"float32": 8, **dict.fromkeys(HALF_PRECISIONS, 6)}
 """Memory traffic of the loss per token and entry of the vocabulary: a logit is read, its gradient is written."""
-WEIGHT_TRAFFIC_BYTES = {"float32": 0, "bfloat16": 12}
+WEIGHT_TRAFFIC_BYTES = {"float32": 0, **dict.fromkeys(HALF_PRECISIONS, 12)}
 """Memory traffic per parameter and micro-batch: weights and their gradients are converted."""
 ACCUMULATION_TRAFFIC_BYTES = 12
 """Memory traffic per parameter of each micro-batch but the first: its gradient is added."""
@@ -44,6 +44,9 @@ CLIP_TRAFFIC_BYTES = 12
 """Memory traffic per parameter and step of the norm of all gradients and the scaling by it."""
 UPDATE_TRAFFIC_BYTES = {"adafactor": 48, "adamw": 28}
 """Memory traffic of the optimizer per parameter and step, compiled or not."""
+FLOAT16_UPDATE_TRAFFIC_BYTES = {"adafactor": 16, "adamw": 8}
+"""Additional traffic in float16: gradients are divided by the scale, and Adafactor's update of a skipped step is
+cleared."""
 LAYER_KERNELS, COMPILED_LAYER_KERNELS, RECOMPUTED_KERNELS = 60, 50, 15
 """Kernels of a layer and micro-batch."""
 LOGITS_BLOCK_KERNELS = 7
@@ -115,6 +118,8 @@ class GpuTimeModel:
         tokens = model.max_rank_windows * model.config.context_length if tokens is None else tokens
         bytes_per_s = self.device.gb_per_s * 1e9 * BANDWIDTH_EFFICIENCY
         update_bytes = CLIP_TRAFFIC_BYTES + UPDATE_TRAFFIC_BYTES[model.config.optimizer]
+        if model.precision == "float16":
+            update_bytes += FLOAT16_UPDATE_TRAFFIC_BYTES[model.config.optimizer]
         return StepTime(
             products=self._product_seconds(tokens),
             attention=self._attention_seconds(tokens),
@@ -142,7 +147,7 @@ class GpuTimeModel:
         flops = 2.0 * tokens * trial.context_length * shape.num_layers * shape.hidden_size
         passes = (2 if self.micro_batching.recompute else 1) / ATTENTION_EFFICIENCY[0] + 2.5 / ATTENTION_EFFICIENCY[1]
         seconds = flops * passes / (self.device.peak_tflops(precision) * 1e12)
-        uses_cudnn = self.device.name in CUDNN_GPUS and precision == "bfloat16" and trial.dropout == 0
+        uses_cudnn = self.device.name in CUDNN_GPUS and precision in HALF_PRECISIONS and trial.dropout == 0
         return seconds / CUDNN_SPEEDUP if uses_cudnn else seconds
 
     def _traffic_bytes(self, tokens: float, compiled: bool) -> float:

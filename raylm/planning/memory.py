@@ -6,19 +6,22 @@ from dataclasses import dataclass
 
 from raylm.config.catalog import ModelShape
 from raylm.config.trial import TrialConfig
-from raylm.numerics import LOGITS_BLOCK_ROWS, QUERY_BLOCK_ROWS, windows_per_rank
+from raylm.numerics import HALF_PRECISIONS, LOGITS_BLOCK_ROWS, QUERY_BLOCK_ROWS, windows_per_rank
 from raylm.results.progress import MicroBatching
 from raylm.units import GIB
 
 # Tensors saved by autograd for the backward pass; tests count them with `torch.autograd.graph.saved_tensors_hooks`.
-SAVED_ACTIVATION_BYTES = {"float32": 64, "bfloat16": 36}
+SAVED_ACTIVATION_BYTES = {"float32": 64, **dict.fromkeys(HALF_PRECISIONS, 36)}
 """Bytes per token, layer and unit of width of GPT-2 with fused attention and fused GELU, by precision."""
 LAYER_INPUT_BYTES = 4
-"""Bytes per token, layer and unit of width of a block's input, float32 in both precisions; all that recomputation
+"""Bytes per token, layer and unit of width of a block's input, float32 in all precisions; all that recomputation
 saves."""
 DROPOUT_MASK_BYTES = 2
 """Additional bytes per token, layer and unit of width with dropout: its masks, a byte per value."""
-ATTENTION_PROBS_BYTES = {"cpu": {"float32": 5, "bfloat16": 3}, "cuda": {"float32": 0, "bfloat16": 0}}
+ATTENTION_PROBS_BYTES = {
+    "cpu": {"float32": 5, **dict.fromkeys(HALF_PRECISIONS, 3)},
+    "cuda": dict.fromkeys(("float32", *HALF_PRECISIONS), 0),
+}
 """Bytes per token, layer, head and visible position with dropout: the probabilities and their mask, which attention
 saves unless it is fused."""
 UNFUSED_ATTENTION_BYTES, UNFUSED_DROPOUT_BYTES = 4, 8
@@ -27,8 +30,8 @@ has for training: the probabilities; with dropout also a mask in float32 and the
 dropout also have a layer's two other masks, per token and unit of width."""
 OPTIMIZER_STATE_BYTES = {"adafactor": 0, "adamw": 8}
 """Optimizer state per parameter; Adafactor's rows and columns are about 10 MB even for gpt2-xl."""
-LOGITS_BYTES = {"float32": 4, "bfloat16": 6}
-"""Bytes per logit of a block: the logit in float32, and in bfloat16 a second one, on a GPU of its gradient."""
+LOGITS_BYTES = {"float32": 4, **dict.fromkeys(HALF_PRECISIONS, 6)}
+"""Bytes per logit of a block: the logit in float32, and in 16 bits a second one, on a GPU of its gradient."""
 HIDDEN_STATE_BYTES = 16
 """Bytes per token and unit of width at the loss: the last block's output, its norm, and the gradient of that."""
 RUNTIME_BASELINE_BYTES = {"cpu": 530 * 2**20, "cuda": 600 * 2**20, "mps": 530 * 2**20}
@@ -62,7 +65,7 @@ class MemoryModel:
     device_type: str
     """`cpu`, `cuda` or `mps`."""
     precision: str
-    """`float32` or `bfloat16`; the weights are float32 in both."""
+    """`float32`, `bfloat16` or `float16`; the weights are float32 in all of them."""
     world_size: int = 1
     """Number of processes (ranks) that share each batch."""
 
@@ -72,7 +75,7 @@ class MemoryModel:
         return windows_per_rank(self.config.batch_size, self.world_size)
 
     def _layer_bytes(self, micro_batching: MicroBatching) -> int:
-        """Return the bytes saved for the backward pass of one layer, without copies of its weights in bfloat16."""
+        """Return the bytes saved for the backward pass of one layer, without copies of its weights in 16 bits."""
         shape, trial = self.shape, self.config
         tokens = micro_batching.micro_batch_size * trial.context_length
         has_dropout = trial.dropout != 0  # None is the model's own dropout
@@ -116,7 +119,7 @@ class MemoryModel:
         return baseline + persistent + max(at_the_loss, in_backward, at_the_embedding, in_update)
 
     def _copied_weight_bytes(self, micro_batching: MicroBatching) -> int:
-        """Return the bytes of weights copied to bfloat16: all, or with recomputation those of the head and a layer."""
+        """Return the bytes of weights copied to 16 bits: all, or with recomputation those of the head and a layer."""
         if self.precision == "float32":
             return 0
         shape, head = self.shape, self.shape.vocab_size * self.shape.hidden_size

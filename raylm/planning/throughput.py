@@ -47,7 +47,7 @@ class Placement:
     """Number of devices, or a fraction of one: 0.5, 1, 2."""
     concurrent_trials: int
     precision: str
-    """`float32` or `bfloat16`."""
+    """`float32`, `bfloat16` or `float16`."""
     max_trials_per_device: int = 1
     """Limit of trials that share a device with `Resources(gpus="auto")`; 1: no sharing beyond `devices_per_trial`."""
 
@@ -99,7 +99,7 @@ class Placement:
         flops *= 4 / 3 if micro_batching.recompute else 1
         traffic = CPU_LAYER_TRAFFIC_BYTES * shape.num_layers * shape.hidden_size
         traffic = (traffic + CPU_LOGIT_TRAFFIC_BYTES * shape.vocab_size) * tokens
-        traffic *= 1 if self.precision == "bfloat16" else 2
+        traffic *= 2 if self.precision == "float32" else 1
         flops_per_s = self.device.peak_tflops(self.precision) * 1e12 * CPU_GEMM_EFFICIENCY
         bytes_per_s = self.device.gb_per_s * 1e9 * BANDWIDTH_EFFICIENCY
         computing = (flops / flops_per_s + traffic / bytes_per_s) / self.devices_per_trial
@@ -156,7 +156,7 @@ def gpu_fraction(
     Args:
         devices: GPUs, each with the number of trials that may share it.
         shape: shape of the trial's model; None if it is unknown, and the GPU is not shared.
-        precision: `auto`, `float32` or `bfloat16`.
+        precision: `auto`, `float32`, `bfloat16` or `float16`.
     """
     if shape is None or not devices:
         return 1.0
@@ -175,7 +175,7 @@ def find_placement(resources: Resources, precision: str, gpu: str | None = None)
 
     Args:
         resources: resources of a trial.
-        precision: `auto`, `float32` or `bfloat16`.
+        precision: `auto`, `float32`, `bfloat16` or `float16`.
         gpu: GPUs as `a100-80gb` or `8xa100-80gb`.
 
     Returns:
@@ -255,7 +255,7 @@ def _find_gpu_name(text: str, options: Iterable[str]) -> str:
 def placement_from_record(record: SlotRecord) -> Placement:
     """Return the placement that a launch has recorded."""
     card = record.card
-    device = Device(card.name, card.bfloat16, card.float32, card.gb_per_s, card.gib, card.device)
+    device = Device(card.name, card.bfloat16, card.float32, card.gb_per_s, card.gib, card.device, card.float16)
     return Placement(device, record.share, record.at_a_time, record.precision, record.most_sharing)
 
 
@@ -266,6 +266,7 @@ def placement_to_record(placement: Placement) -> SlotRecord:
         card=DeviceRecord(
             name=device.name,
             bfloat16=device.bfloat16_tflops,
+            float16=device.float16_tflops,
             float32=device.float32_tflops,
             gb_per_s=device.gb_per_s,
             gib=device.memory_gib,

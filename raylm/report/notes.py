@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from raylm.numerics import HALF_PRECISIONS
 from raylm.results.data_record import describe_lossy_tokenizer, describe_mixed_search, describe_words
 from raylm.results.measures import ADJ_VAL_LOSS
 from raylm.results.rows import DONE, Row, SweepRows
 
 MAX_NAMED_RUNS = 3
 """Maximum number of run names in one note."""
+MIN_SKIPPED_STEPS, MIN_SKIPPED_FRACTION = 4, 0.01
+"""Skipped steps in float16 from which a row has a note, and their share of its steps: a few find the loss's scale."""
 LOSSY_MARK = "lossy tokenizer"
 """Remark at the run name of a row whose tokenizer loses text."""
 
@@ -22,7 +25,7 @@ def collect_notes(results: SweepRows, compared: Iterable[Row] = ()) -> list[str]
         compared: rows beside a row of the reference.
     """
     notes = [*describe_measures(results), *_describe_search(results), *_describe_corpora(results)]
-    return [*notes, *_describe_precision(results, list(compared))]
+    return [*notes, *_describe_precision(results, list(compared)), *_describe_skipped_steps(results)]
 
 
 def describe_measures(results: SweepRows) -> list[str]:
@@ -78,24 +81,42 @@ def _describe_corpora(results: SweepRows) -> list[str]:
 
 
 def _describe_precision(results: SweepRows, compared: Sequence[Row]) -> list[str]:
-    """Return notes on losses in bfloat16, and on the precision of those of `raylm evaluate` beside them."""
+    """Return notes on losses in 16 bits, and on the precision of those of `raylm evaluate` beside them."""
     rows = [row for row in results.rows if row.metrics is not None]
-    rounded = [row for row in rows if results.find_precision(row) == "bfloat16"]
+    rounded = {
+        name: group
+        for name in HALF_PRECISIONS
+        if (group := [row for row in rows if results.find_precision(row) == name])
+    }
     evaluated = _list_evaluations(rows)
-    if not rounded and not any("bfloat16" in column.values() for column in evaluated.values()):
+    if not rounded and not any({*HALF_PRECISIONS} & {*column.values()} for column in evaluated.values()):
         return []
     notes = []
-    if all(set(column.values()) == {"bfloat16"} for column in evaluated.values()) and len(rounded) == len(rows):
-        notes, evaluated = ["all losses were evaluated in bfloat16"], {}
-    elif rounded:
-        subject = "all train and val losses" if len(rounded) == len(rows) else f"losses of {_join_names(rounded)}"
-        notes = [f"{subject} were evaluated in bfloat16"]
+    for name, group in rounded.items():
+        is_all = len(group) == len(rows)
+        if is_all and all(set(column.values()) == {name} for column in evaluated.values()):
+            notes, evaluated = [f"all losses were evaluated in {name}"], {}
+        else:
+            subject = "all train and val losses" if is_all else f"losses of {_join_names(group)}"
+            notes.append(f"{subject} were evaluated in {name}")
     columns: dict[str, list[str]] = {}
     for name, column in evaluated.items():
         columns.setdefault(_describe_column(column, rows), []).append(name)
     notes += [f"{', '.join(names)}: evaluated in {text}" for text, names in columns.items() if text]
-    if any(row in rounded for row in compared):
-        notes.append("diff: includes the rounding of bfloat16, as docs/numbers.md describes it")
+    if names := [name for name, group in rounded.items() if any(row in group for row in compared)]:
+        notes.append(f"diff: includes the rounding of {' and '.join(names)}, as docs/numbers.md describes it")
+    return notes
+
+
+def _describe_skipped_steps(results: SweepRows) -> list[str]:
+    """Return a note for each row of which float16 skipped more than a few steps."""
+    notes = []
+    for row in results.rows:
+        progress = row.latest_checkpoint.progress if row.latest_checkpoint else None
+        if progress and progress.skipped_steps >= max(MIN_SKIPPED_STEPS, MIN_SKIPPED_FRACTION * progress.step):
+            count = f"{progress.skipped_steps:,} of {progress.step:,} steps were skipped"
+            hint = "precision='float32' skips none"
+            notes.append(f"{row.config.run_name}: {count}, as their gradients overflowed float16; {hint}")
     return notes
 
 

@@ -56,7 +56,7 @@ class EvaluatedLoss:
     loss: float
     """Nats per token."""
     precision: str | None = None
-    """`float32` or `bfloat16`; None if a version before has written a number alone."""
+    """`float32`, `bfloat16` or `float16`; None if a version before has written a number alone."""
 
 
 LengthEvals = dict[str, dict[int, EvaluatedLoss]]

@@ -66,7 +66,7 @@ class EvalMetrics:
     """Mean per word of the original text of the validation split, between white space; a split without a word counts
     as one of one word."""
     precision: str | None = field(default=None, metadata={"omit_none": True})
-    """Precision of the evaluation, `float32` or `bfloat16`; None if it was not recorded."""
+    """Precision of the evaluation: `float32`, `bfloat16` or `float16`; None if it was not recorded."""
 
     @property
     def is_finite(self) -> bool:
@@ -100,6 +100,20 @@ class StepMetrics:
         return self.tokens_seen * (1 / self.fraction_done - 1) / self.tokens_per_second
 
 
+@dataclass(frozen=True)
+class LossScale:
+    """State of the loss's scale in float16, as `raylm.training.optim.loss_scaler` updates it."""
+
+    scale: float = 2.0**16
+    """Factor of the loss; the default is that of `torch.amp.GradScaler`."""
+    good_steps: int = 0
+    """Steps without an overflow since the scale changed."""
+    skipped_steps: int = 0
+    """Optimizer steps of the trial that were skipped, as a gradient was not finite."""
+    overflows_in_a_row: int = 0
+    """Latest steps that were skipped, or whose loss was not finite."""
+
+
 @dataclass
 class Progress:
     """State of a trial besides its tensors, saved with each checkpoint."""
@@ -130,6 +144,8 @@ class Progress:
     """Processes that train the trial; each draws its own dropout masks."""
     recompute: bool = False
     """True if activations are recomputed in the backward pass; saved for the same reason as `micro_batch_size`."""
+    loss_scale: LossScale | None = field(default=None, metadata={"omit_none": True})
+    """State of float16's scale; None if no step was made in float16."""
 
     @property
     def best_metrics(self) -> EvalMetrics | None:
@@ -143,8 +159,13 @@ class Progress:
 
     @property
     def train_loss(self) -> float:
-        """Mean training loss over the epoch so far, in nats per token."""
-        return self.epoch_nll / self.epoch_tokens
+        """Mean training loss over the epoch so far, in nats per token; NaN if no step had a finite one."""
+        return self.epoch_nll / self.epoch_tokens if self.epoch_tokens else math.nan
+
+    @property
+    def skipped_steps(self) -> int:
+        """Optimizer steps that were skipped, as their gradients overflowed float16."""
+        return self.loss_scale.skipped_steps if self.loss_scale else 0
 
     @property
     def micro_batching(self) -> MicroBatching:
@@ -183,16 +204,22 @@ class Progress:
         """Count an optimizer step.
 
         Args:
-            nll: summed training loss of its tokens, in nats.
+            nll: summed training loss of its tokens, in nats; if it is not finite, it is part of no mean.
         """
         self.step += 1
         self.tokens_seen += tokens
+        if math.isfinite(nll):
+            self._add_loss(nll, tokens)
+        is_point = self.step * CURVE_POINTS // self.total_steps > (self.step - 1) * CURVE_POINTS // self.total_steps
+        if is_point and self.point_tokens:
+            self.curve.append((self.step, self.point_nll / self.point_tokens))
+            self.point_nll, self.point_tokens = 0.0, 0
+
+    def _add_loss(self, nll: float, tokens: int) -> None:
+        """Add a step's loss to the means."""
         self.epoch_nll += nll
         self.epoch_tokens += tokens
         self.point_nll += nll
         self.point_tokens += tokens
         if self.first_loss is None:
             self.first_loss = nll / tokens
-        if self.step * CURVE_POINTS // self.total_steps > (self.step - 1) * CURVE_POINTS // self.total_steps:
-            self.curve.append((self.step, self.point_nll / self.point_tokens))
-            self.point_nll, self.point_tokens = 0.0, 0

@@ -46,6 +46,8 @@ class DeviceRecord:
     """Memory, GiB."""
     device: Annotated[str, Meta(pattern="^(cpu|cuda)$")] = "cuda"
     """`cuda` or `cpu`."""
+    float16: Positive | None = field(default=None, metadata={"omit_none": True})
+    """Peak of matrix products in float16, TFLOP/s, of a GPU without bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,8 @@ class SlotRecord:
     """Devices per trial: a fraction of one, or a whole number."""
     at_a_time: Annotated[int, Meta(gt=0)]
     """Concurrent trials."""
-    precision: Annotated[str, Meta(pattern="^(float32|bfloat16)$")]
-    """`float32` or `bfloat16`."""
+    precision: Annotated[str, Meta(pattern="^(float32|bfloat16|float16)$")]
+    """`float32`, `bfloat16` or `float16`."""
     most_sharing: int = 1
     """Maximum number of trials per device."""
 
@@ -103,7 +105,7 @@ class LaunchRecord:
     """Commit of the working directory's git checkout, if it is one."""
     hardware: HardwareRecord = field(default_factory=HardwareRecord)
     precision: str = "auto"
-    """Precision of its trials, `float32` or `bfloat16`; `auto` if each trial resolved it on its own GPU."""
+    """Precision of its trials: `float32`, `bfloat16` or `float16`; `auto` if each trial resolved it on its own GPU."""
     resources_per_trial: Mapping[str, int | float] = field(default_factory=dict)
     slot: SlotRecord | None = None
     """None if the device is not known, as on a cluster."""

@@ -31,7 +31,7 @@ class ZeroShotLoss:
     val_loss: float
     """Nats per token."""
     precision: str
-    """Precision of the evaluation, `float32` or `bfloat16`."""
+    """Precision of the evaluation, `float32`, `bfloat16` or `float16`."""
 
 
 def zero_shot_key(trial: TrialConfig) -> str:

@@ -215,40 +215,49 @@ def free_gpu_memory(device: str) -> None:
 
 
 def resolve_precision(requested: str, device: str) -> str:
-    """Return the precision of training on a device: `auto` is bfloat16 on a device that has it, else float32.
+    """Return the precision of training on a device: `auto` is bfloat16 or float16 if the device has it, else float32.
 
     Raises:
-        UserError: if bfloat16 is requested on a device without it: its products would take up to hundreds of times
-            longer.
+        UserError: if bfloat16 or float16 is requested on a device without it: its products would take up to hundreds of
+            times longer.
     """
-    supported = has_bfloat16(device)
-    if requested == "bfloat16" and not supported:
-        subject = _describe_cpu() if device == "cpu" else f"{name_device(device)} of {platform.node()}"
-        raise UserError(
-            f"precision: bfloat16 would be emulated on {subject}; expected float32, or auto, which is float32 there"
+    supported = half_precisions(device)
+    if requested in numerics.HALF_PRECISIONS and requested not in supported:
+        subject = (
+            _describe_cpu(requested) if device == "cpu" else f"{name_device(device)} of {platform.node()}"
         )
-    return numerics.resolve_precision(requested, supported)
+        default = numerics.resolve_precision("auto", [supported])
+        raise UserError(
+            f"precision: {requested} would be emulated on {subject}; expected float32, or auto, which is {default} there"
+        )
+    return numerics.resolve_precision(requested, [supported])
 
 
-def _describe_cpu() -> str:
+def _describe_cpu(precision: str) -> str:
+    if precision == "float16":
+        return "a processor; it is for GPUs"
     if sys.platform == "darwin":
         return "this Mac, where torch has no fast products in it"
     return f"this processor, which has none of {', '.join(CPU_BFLOAT16_FLAGS)}, or under this {ONEDNN_ISA_VARIABLES[0]}"
 
 
-def has_bfloat16(device: str) -> bool:
-    """Return whether a device multiplies matrices in bfloat16 without emulation, as torch sees it; never on `mps`.
+def half_precisions(device: str) -> tuple[str, ...]:
+    """Return those of `numerics.HALF_PRECISIONS` in which a device multiplies matrices fast, as torch sees it.
 
     For a CPU, `numerics.cpu_has_bfloat16` gives the same answer without torch.
     """
     if device == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device == "mps":  # M1 has none, and no other one has been tried
-        return False
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return numerics.HALF_PRECISIONS
+        is_fast = torch.cuda.get_device_capability() >= numerics.FLOAT16_CAPABILITY
+        return ("float16",) if is_fast else ()
+    if device == "mps":  # M1 has no bfloat16, and neither has been tried
+        return ()
     if sys.platform == "darwin":  # M2 and later report it, but torch's products in it are slower than in float32
-        return False
+        return ()
     capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name) for name in CPU_BFLOAT16_FLAGS) and not numerics.onednn_emulates_bfloat16()
+    has_bfloat16 = any(capabilities.get(name) for name in CPU_BFLOAT16_FLAGS)
+    return ("bfloat16",) if has_bfloat16 and not numerics.onednn_emulates_bfloat16() else ()
 
 
 # ---- glibc --------------------------------------------------------------------------------------------------------

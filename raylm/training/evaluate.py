@@ -38,7 +38,7 @@ class LengthEval:
     val_loss: float
     """Nats per token."""
     precision: str
-    """Precision of the evaluation, `float32` or `bfloat16`."""
+    """Precision of the evaluation, `float32`, `bfloat16` or `float16`."""
 
 
 def evaluate_lengths(

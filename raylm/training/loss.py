@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+FLOAT16_GRADIENT_SCALE = 2.0**8
+"""Factor of the gradient of logits in float16, whose smallest value is 6e-8: probabilities of a vocabulary are smaller.
+Products with weights of up to 128 do not overflow."""
 LOGITS_ALIGNMENT = 64
 """Stride of a row of logits is a multiple of it: with a stride of 50,257 the matrix product takes 1.5 times as long."""
 
@@ -61,8 +64,8 @@ def _iter_blocks(
     """Iterate over blocks of positions, with the same buffers for the logits of each block and for their gradient.
 
     Yields:
-        Slice of the positions; their summed loss; the gradient of the loss with respect to their logits (n, V), up to a
-        factor per position; that factor (n, 1), or None if it is 1.
+        Slice of the positions; their summed loss; the gradient of the loss with respect to their logits (n, V), in
+        float16 times `FLOAT16_GRADIENT_SCALE`, up to a factor per position; that factor (n, 1), or None if it is 1.
     """
     rows, columns, on_cpu = LOGITS_BLOCK_ROWS[hidden_ND.device.type], len(weight_VD), hidden_ND.is_cpu
     alignment = LOGITS_ALIGNMENT if ABILITIES[hidden_ND.device.type].has_padded_outputs else 1
@@ -82,11 +85,17 @@ def _iter_blocks(
         if has_loss_kernel(hidden_ND.device.type):
             from raylm.training import loss_kernel
 
-            losses_n = loss_kernel.cross_entropy(logits_nV, targets_n, gradient_nV if has_gradient else None)
+            gradients = gradient_nV if has_gradient else None
+            losses_n = loss_kernel.cross_entropy(logits_nV, targets_n, gradients, _gradient_scale(gradient_nV.dtype))
             yield block, losses_n.sum(), gradient_nV, None
         else:
             loss, factor_n1 = _block_loss(logits_nV, targets_n.unsqueeze(-1), gradient_nV if has_gradient else None)
             yield block, loss, gradient_nV, factor_n1
+
+
+def _gradient_scale(dtype: torch.dtype) -> float:
+    """Return the factor of the gradient of logits in a dtype."""
+    return FLOAT16_GRADIENT_SCALE if dtype == torch.float16 else 1.0
 
 
 @functools.cache
@@ -95,8 +104,10 @@ def has_loss_kernel(device_type: str) -> bool:
     return ABILITIES[device_type].has_cuda and layers.has_triton()
 
 
-def _block_loss(logits_nV: Tensor, targets_n1: Tensor, gradient_nV: Tensor | None) -> tuple[Tensor, Tensor]:
+def _block_loss(logits_nV: Tensor, targets_n1: Tensor, gradient_nV: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Return the summed loss of a block and the factor (n, 1) of its gradient, which is written up to that factor.
+
+    In float16, whose range is too small for it, the factor is part of the gradient, and None is returned.
 
     Args:
         logits_nV: logits, overwritten if they are float32.
@@ -107,10 +118,17 @@ def _block_loss(logits_nV: Tensor, targets_n1: Tensor, gradient_nV: Tensor | Non
     counted_n1, labels_n1 = targets_n1 != IGNORE_INDEX, targets_n1.clamp(min=0)
     picked_n1, largest_n1 = values_nV.gather(1, labels_n1), values_nV.amax(dim=-1, keepdim=True)
     total_n1 = values_nV.sub_(largest_n1).exp_().sum(dim=-1, keepdim=True)
-    loss = ((total_n1.log() + largest_n1 - picked_n1) * counted_n1).sum()
-    if gradient_nV is not None:  # softmax - one-hot = (exp(logit - largest) - total * one-hot) / total
-        gradient_nV.copy_(values_nV.scatter_add_(1, labels_n1, -total_n1))
-    return loss, counted_n1 / total_n1
+    loss, factor_n1 = ((total_n1.log() + largest_n1 - picked_n1) * counted_n1).sum(), counted_n1 / total_n1
+    if gradient_nV is None:
+        return loss, None
+    values_nV.scatter_add_(
+        1, labels_n1, -total_n1
+    )  # softmax - one-hot = (exp(logit - largest) - total * one-hot) / total
+    if gradient_nV.dtype == torch.float16:
+        gradient_nV.copy_(values_nV.mul_(factor_n1 * FLOAT16_GRADIENT_SCALE))
+        return loss, None
+    gradient_nV.copy_(values_nV)
+    return loss, factor_n1
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -129,19 +147,22 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 grad_nD, scaled_nD = grad_nD.mul_(factor_n1), (scaled_nD * factor_n1).to(dtype)
             grad_hidden_ND[block] = grad_nD
             _add_product(grad_weight_VD, grad_nV.T, scaled_nD)
-        ctx.gradients = grad_hidden_ND, grad_weight_VD
+        ctx.gradients, ctx.scale = (grad_hidden_ND, grad_weight_VD), _gradient_scale(dtype)
         return torch.stack(losses).sum()
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:
         (grad_hidden_ND, grad_weight_VD), ctx.gradients = ctx.gradients, None  # scaled in place: usable once
-        return grad_hidden_ND.mul_(grad_outputs[0]), grad_weight_VD.mul_(grad_outputs[0]), None
+        factor = grad_outputs[0] if ctx.scale == 1 else grad_outputs[0] / ctx.scale
+        return grad_hidden_ND.mul_(factor), grad_weight_VD.mul_(factor), None
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """Add a matrix product to a sum of its own or a wider dtype."""
     if left.dtype == total.dtype:
         total.addmm_(left, right)
+    elif total.is_cpu and left.dtype == torch.float16:  # sums over positions would overflow
+        total.addmm_(left.float(), right.float())
     elif total.is_cpu:  # torch has no such product there
         total += left @ right
     else:

@@ -29,6 +29,7 @@ def _cross_entropy_kernel(  # type: ignore[no-untyped-def]
     gradients_stride,
     num_columns,
     HAS_GRADIENT: tl.constexpr,
+    GRADIENT_SCALE: tl.constexpr,
     IGNORE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -53,17 +54,20 @@ def _cross_entropy_kernel(  # type: ignore[no-untyped-def]
             columns = start + tl.arange(0, BLOCK)
             values = tl.load(logits + columns, mask=columns < num_columns, other=-float("inf"))
             gradient = tl.exp(values - log_sum) - tl.where(columns == target, 1.0, 0.0)
-            gradient = tl.where(is_counted, gradient, 0.0)
+            gradient = tl.where(is_counted, gradient * GRADIENT_SCALE, 0.0)
             tl.store(gradients + columns, gradient.to(gradients.dtype.element_ty), mask=columns < num_columns)
 
 
-def cross_entropy(logits_nV: Tensor, targets_n: Tensor, gradients_nV: Tensor | None) -> Tensor:
+def cross_entropy(
+    logits_nV: Tensor, targets_n: Tensor, gradients_nV: Tensor | None, gradient_scale: float = 1.0
+) -> Tensor:
     """Return the cross-entropy of each position (n,) in nats, 0 where the target is `IGNORE_INDEX`.
 
     Args:
         logits_nV: logits in float32, rows of any stride.
         targets_n: tokens, in int64.
         gradients_nV: written with softmax - one-hot, in its own dtype; may be the logits themselves. None: none.
+        gradient_scale: factor of the gradients.
     """
     losses_n = logits_nV.new_empty(len(logits_nV), dtype=torch.float32)
     gradients = logits_nV if gradients_nV is None else gradients_nV
@@ -77,6 +81,7 @@ def cross_entropy(logits_nV: Tensor, targets_n: Tensor, gradients_nV: Tensor | N
         gradients.stride(0),
         logits_nV.shape[1],
         HAS_GRADIENT=gradients_nV is not None,
+        GRADIENT_SCALE=gradient_scale,
         IGNORE=IGNORE_INDEX,
         BLOCK=min(BLOCK_COLUMNS, triton.next_power_of_2(logits_nV.shape[1])),
         num_warps=NUM_WARPS,

@@ -21,7 +21,7 @@ class ExecutionOptions:
     device: str = "cpu"
     """Type of the device: `cpu`, `cuda` or `mps`."""
     precision: str = "float32"
-    """`float32` or `bfloat16` (weights, loss and optimizer state are float32 in both)."""
+    """`float32`, `bfloat16` or `float16` (weights, loss and optimizer state are float32 in all of them)."""
     micro_batching: MicroBatching | None = None
     """Micro-batches of one rank; None: all its windows of a batch at once. A resumed trial keeps its recorded
     micro-batching if its number of ranks is the same."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,11 +18,12 @@ from torch import Tensor, nn
 from raylm.config.trial import TrialConfig
 from raylm.data.corpus import Corpus, WindowIndices
 from raylm.errors import RestartError, is_out_of_memory
-from raylm.results.progress import EvalMetrics, Progress
+from raylm.results.progress import EvalMetrics, LossScale, Progress
 from raylm.training import models
 from raylm.training.batches import Batches
 from raylm.training.device import ABILITIES, free_gpu_memory, lower_mmap_threshold, to_float64
 from raylm.training.distributed import DistributedContext, gradient_sync
+from raylm.training.optim.loss_scaler import MAX_OVERFLOWS, LossScaler
 from raylm.training.optim.schedule import learning_rate_at
 from raylm.training.options import ExecutionOptions, TrainingHooks
 from raylm.training.step_graph import MicroBatches, StepGraph, StepNumbers, can_record
@@ -57,6 +59,9 @@ class Trainer:
         self._step_graph: StepGraph | None = None
         if can_record(self.model, self.options, self.dist_context.world_size):
             self._step_graph = StepGraph(self.optimizer)
+        self._scaler: LossScaler | None = None
+        if self.options.precision == "float16":
+            self._scaler = LossScaler(self.progress.loss_scale or LossScale(), device)
 
     def train(self, epoch: int, steps: range) -> bool:
         """Train for some steps of an epoch, both counted from 0, or until a checkpoint is due.
@@ -64,7 +69,7 @@ class Trainer:
         The order of the windows depends on (seed, epoch), dropout on (seed, step, rank).
 
         Returns:
-            False if a loss was not finite.
+            False if a loss was not finite; in float16, if that or an overflow of gradients lasted `MAX_OVERFLOWS` steps.
         """
         if self._step_graph is None:
             return self._train(epoch, steps)
@@ -86,14 +91,26 @@ class Trainer:
             losses = self.dist_context.all_reduce(to_float64(torch.stack([nll for nll, _ in pending]))).tolist()
             self.progress.training_seconds += time.perf_counter() - start_time
             start_time = time.perf_counter()
-            for nll, (_, num_tokens) in zip(losses, pending, strict=True):
-                if not math.isfinite(nll):
-                    return False
-                self.progress.add_step(nll, num_tokens)
-            self.hooks.on_step(self.progress.step_metrics(losses[-1] / pending[-1][1]))
+            if not self._add_steps(losses, [num_tokens for _, num_tokens in pending]):
+                return False
+            means = [nll / num_tokens for nll, (_, num_tokens) in zip(losses, pending, strict=True)]
+            self.hooks.on_step(self.progress.step_metrics(next(filter(math.isfinite, reversed(means)), math.nan)))
             pending.clear()
             if step != steps[-1] and self.dist_context.broadcast(self.hooks.is_checkpoint_due()):
                 break
+        return True
+
+    def _add_steps(self, losses: Sequence[float], tokens: Sequence[int]) -> bool:
+        """Count steps with their summed losses and tokens, up to the one at which the trial diverges; return if not."""
+        states = self._scaler.read(losses) if self._scaler else [None] * len(losses)
+        for nll, num_tokens, state in zip(losses, tokens, states, strict=True):
+            if state is None and not math.isfinite(nll):
+                return False
+            if state is not None:
+                self.progress.loss_scale = state
+                if state.overflows_in_a_row >= MAX_OVERFLOWS:
+                    return False
+            self.progress.add_step(nll, num_tokens)
         return True
 
     def _optimizer_step(self, indices: WindowIndices, step: int) -> tuple[Tensor, int]:
@@ -102,6 +119,8 @@ class Trainer:
         self._numbers.set(num_tokens, learning_rate_at(self.config, step, self.progress.total_steps))
         while (total_nll := self._try_step(indices, step)) is None:
             self._reduce_micro_batch()
+        if self._scaler is not None:
+            self._scaler.mark()
         return total_nll, num_tokens
 
     def _try_step(self, indices: WindowIndices, step: int) -> Tensor | None:
@@ -138,15 +157,22 @@ class Trainer:
                 nll = autocast_loss(self.loss_fn, *batch, self.options.precision)
                 # gradients are averaged over the ranks, hence the factor
                 mean_nll = self.dist_context.world_size * nll / self._numbers.num_tokens
+                if self._scaler is not None:
+                    mean_nll = self._scaler.scale(mean_nll)
                 mean_nll.backward()  # type: ignore[no-untyped-call]
             total_nll += nll.detach()
         return total_nll
 
     def _update(self) -> None:
         """Clip the gradients, update the weights, and free the gradients."""
+        if self._scaler is not None:  # all gradients are those of the ranks together
+            self._scaler.unscale([p.grad for p in self.model.parameters() if p.grad is not None])
         if self.config.max_grad_norm > 0:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
-        self.optimizer.step()
+        if self._scaler is not None:
+            self._scaler.step(self.optimizer)
+        else:
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
     def _reduce_micro_batch(self) -> None:

@@ -49,7 +49,7 @@ def validation_loss(
         corpus: the dataset.
         context_length: tokens per window.
         micro_batch_size: windows per micro-batch, at least; more if they are short (`MIN_EVAL_TOKENS`).
-        precision: `float32` or `bfloat16`.
+        precision: `float32`, `bfloat16` or `float16`.
         dist_context: the ranks that share the windows.
     """
     device = next(model.parameters()).device
@@ -78,10 +78,10 @@ def validation_loss(
 def autocast_loss(loss_fn: LossFn, inputs_BT: Tensor, targets_BT: Tensor, precision: str) -> Tensor:
     """Return the summed loss of a micro-batch (B, T), with matrix products in the given precision.
 
-    Each weight is used once per pass: a cache would only hold a copy of all of them in bfloat16.
+    Each weight is used once per pass: a cache would only hold a copy of all of them in 16 bits.
     """
-    enabled = precision == "bfloat16"
-    with torch.autocast(inputs_BT.device.type, torch.bfloat16, enabled=enabled, cache_enabled=False):
+    dtype = torch.float16 if precision == "float16" else torch.bfloat16
+    with torch.autocast(inputs_BT.device.type, dtype, enabled=precision != "float32", cache_enabled=False):
         return loss_fn(inputs_BT, targets_BT)
 
 

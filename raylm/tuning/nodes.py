@@ -166,17 +166,18 @@ def resolve_cpu_precision(requested: str) -> str:
     """Return the precision of trials on this machine's CPU, without torch.
 
     Raises:
-        UserError: if bfloat16 is requested on a CPU without it.
+        UserError: if a precision of 16 bits is requested that the CPU does not have.
     """
-    if requested == "bfloat16" and not numerics.cpu_has_bfloat16():
+    supported = ("bfloat16",) if numerics.cpu_has_bfloat16() else ()
+    if requested not in (*supported, "float32", "auto"):
         from raylm.training import device
 
         return device.resolve_precision(requested, "cpu")
-    return numerics.resolve_precision(requested, numerics.cpu_has_bfloat16())
+    return numerics.resolve_precision(requested, [supported])
 
 
 def check_local_precision(requested: str, *, on_cpu: bool) -> None:
-    """Raise a UserError if bfloat16 is requested, and this machine's GPU, or its CPU, does not have it."""
+    """Raise a UserError if this machine's GPU, or its CPU, does not have the precision that is requested."""
     if on_cpu:
         resolve_cpu_precision(requested)
         return
@@ -189,28 +190,28 @@ def resolve_precision(requested: str, resources: Mapping[str, float]) -> str:
     """Return the precision of all trials of a launch.
 
     Args:
-        requested: `auto`, `float32` or `bfloat16`. On GPUs, `auto` is bfloat16 if every GPU type of the cluster has it.
+        requested: a precision, or `auto`: on GPUs the first of bfloat16 and float16 that all types of the cluster have.
 
     Returns:
-        `float32` or `bfloat16`; `auto` only if the cluster has GPUs of an unknown type on another machine: each trial
-        then asks its own GPU.
+        The precision; `auto` only if the cluster has GPUs of an unknown type on another machine: each trial then asks
+        its own GPU.
 
     Raises:
-        UserError: if bfloat16 is requested on a CPU or a GPU without it.
+        UserError: if a precision of 16 bits is requested on a CPU or a GPU without it.
     """
     if not resources["gpu"]:
         return resolve_cpu_precision(requested)  # CPUs of a cluster are assumed to be alike
     gpus = [gpu for _, gpu in list_gpu_nodes()]
-    emulated = [gpu.name for gpu in gpus if gpu and gpu.bfloat16_tflops is None]
-    if requested == "bfloat16" and emulated:
-        raise UserError(f"precision: bfloat16 would be emulated on {emulated[0]}; expected float32, or auto")
+    known = [gpu for gpu in gpus if gpu]
+    if emulated := [gpu.name for gpu in known if requested not in (*gpu.half_precisions, "float32", "auto")]:
+        raise UserError(f"precision: {requested} would be emulated on {emulated[0]}; expected float32, or auto")
     if has_one_node() and None in gpus:
         from raylm.training import device
 
         return device.resolve_precision(requested, device.choose_device())
-    if requested != "auto":
-        return requested
-    return "auto" if None in gpus or not gpus else "float32" if emulated else "bfloat16"
+    if requested == "auto" and (None in gpus or not gpus):
+        return "auto"
+    return numerics.resolve_precision(requested, [gpu.half_precisions for gpu in known])
 
 
 # ---- functions on nodes -------------------------------------------------------------------------------------------

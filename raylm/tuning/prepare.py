@@ -208,7 +208,7 @@ class LaunchContext:
     packed_models: Mapping[tuple[str, bool], Any]
     """Ray references to the files of models in local folders, for the other nodes."""
     precision: str
-    """`float32` or `bfloat16`; `auto` only for GPUs of unknown type (`nodes.resolve_precision`)."""
+    """Precision of the trials; `auto` only for GPUs of unknown type (`nodes.resolve_precision`)."""
     device: str
     """Type of the device that trials compute on: `cpu`, `cuda` or `mps`; empty until a trial's process asks torch."""
     world_size: int

@@ -14,6 +14,7 @@ from ray import tune
 from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raylm import numerics
 from raylm.config.catalog import ModelShape
 from raylm.config.dataset import CorpusKey
 from raylm.config.sweep import Sweep
@@ -78,12 +79,12 @@ def estimate_gpu_memory_gib(
 
     Args:
         shape: shape of its model; None (unknown): the trial needs the largest GPU.
-        precision: `float32`, `bfloat16`, or `auto` for the larger of the two.
+        precision: the precision, or `auto` for the one that needs the most.
         max_gib: memory of the cluster's largest GPU.
     """
     if shape is None:
         return int(max_gib)
-    precisions = ("float32", "bfloat16") if precision == "auto" else (precision,)
+    precisions = ("float32", *numerics.HALF_PRECISIONS) if precision == "auto" else (precision,)
     memory_models = [memory.MemoryModel(shape, trial, "cuda", kind, world_size) for kind in precisions]
     needed = max(model.min_bytes(recompute=False) for model in memory_models)
     return min(math.ceil(needed / memory.USABLE_MEMORY_FRACTION / GIB), int(max_gib))

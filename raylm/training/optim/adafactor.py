@@ -52,6 +52,9 @@ class Adafactor(torch.optim.Optimizer):
 
     The second moment of a matrix is stored as the means of its rows and columns, in float32. No operation synchronizes
     with the device. A step of stacks can be captured in a CUDA graph if `lr` is a tensor.
+
+    While stacks have an attribute `found_inf`, a float32 scalar tensor, a step changes nothing unless it is 0: torch's
+    protocol of a skipped step, which the host does not wait for.
     """
 
     def __init__(
@@ -101,7 +104,7 @@ class Adafactor(torch.optim.Optimizer):
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             for parameter in parameters:
                 self._initialize(parameter)
-            if self._stacked or (self._stacked is None and not all(parameter.is_cpu for parameter in parameters)):
+            if self._has_stacks(parameters):
                 self._update_stacks(parameters, group["lr"], group["weight_decay"])
                 continue
             if group["weight_decay"] and parameters:
@@ -109,6 +112,15 @@ class Adafactor(torch.optim.Optimizer):
             for parameter in parameters:
                 self._update_parameter(parameter, group["lr"])
         return loss
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """True if a step follows `found_inf`; the name is torch's."""
+        return any(self._has_stacks(group["params"]) for group in self.param_groups)
+
+    def _has_stacks(self, parameters: Sequence[Tensor]) -> bool:
+        on_cpu = all(parameter.is_cpu for parameter in parameters)
+        return not on_cpu if self._stacked is None else self._stacked
 
     def _initialize(self, parameter: Tensor) -> None:
         """Create the state of a parameter at its first step."""
@@ -163,12 +175,20 @@ class Adafactor(torch.optim.Optimizer):
     def _update_stacks(self, parameters: Sequence[Tensor], lr: Number, weight_decay: float) -> None:
         stacks = self._find_stacks(parameters)
         steps = {id(stack.step): stack.step for stack in stacks}
-        weights = {key: _decay_weight(step.add_(1)) for key, step in steps.items()}
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        is_skipped = None if found_inf is None else found_inf != 0
+        count: int | Tensor = 1 if is_skipped is None else ~is_skipped
+        weights = {key: _decay_weight(step.add_(count)) for key, step in steps.items()}
         decay = weight_decay * lr if weight_decay else None
+        if decay is not None and is_skipped is not None:
+            decay = decay * ~is_skipped
         for stack in stacks:
-            self._update_stack(stack, lr, weights[id(stack.step)], decay)
+            self._update_stack(stack, lr, weights[id(stack.step)], decay, is_skipped)
 
-    def _update_stack(self, stack: _Stack, lr: Number, weight: Tensor, decay: Number | None) -> None:
+    def _update_stack(
+        self, stack: _Stack, lr: Number, weight: Tensor, decay: Number | None, is_skipped: Tensor | None
+    ) -> None:
+        """Update a stack; where `is_skipped` is true, a boolean scalar, to what it was."""
         parameters = [parameter.detach() for parameter in stack.parameters]
         if decay is not None:
             torch._foreach_sub_(parameters, torch._foreach_mul(parameters, decay))
@@ -176,7 +196,12 @@ class Adafactor(torch.optim.Optimizer):
         if self._compiled and not isinstance(lr, Tensor):  # the compiler would specialize on a Python number
             lr = updates.new_full((), lr)
         update: Callable[..., None] = self._update_vectors if len(stack.moments) == 1 else self._update_matrices
+        before = [] if is_skipped is None else [moment.clone() for moment in stack.moments]
         update(updates, *stack.moments, lr, weight)
+        if is_skipped is not None:
+            updates.masked_fill_(is_skipped, 0.0)
+            for moment, old in zip(stack.moments, before, strict=True):
+                moment.copy_(torch.where(is_skipped, old, moment))
         torch._foreach_sub_(parameters, updates.unbind())
 
 
