@@ -223,13 +223,9 @@ def resolve_precision(requested: str, device: str) -> str:
     """
     supported = half_precisions(device)
     if requested in numerics.HALF_PRECISIONS and requested not in supported:
-        subject = (
-            _describe_cpu(requested) if device == "cpu" else f"{name_device(device)} of {platform.node()}"
-        )
-        default = numerics.resolve_precision("auto", [supported])
-        raise UserError(
-            f"precision: {requested} would be emulated on {subject}; expected float32, or auto, which is {default} there"
-        )
+        subject = _describe_cpu(requested) if device == "cpu" else f"{name_device(device)} of {platform.node()}"
+        expected = f"float32, or auto, which is {numerics.resolve_precision('auto', [supported])} there"
+        raise UserError(f"precision: {requested} would be emulated on {subject}; expected {expected}")
     return numerics.resolve_precision(requested, [supported])
 
 

@@ -69,7 +69,7 @@ class Trainer:
         The order of the windows depends on (seed, epoch), dropout on (seed, step, rank).
 
         Returns:
-            False if a loss was not finite; in float16, if that or an overflow of gradients lasted `MAX_OVERFLOWS` steps.
+            False if a loss was not finite; in float16, if steps have overflowed `MAX_OVERFLOWS` times in a row.
         """
         if self._step_graph is None:
             return self._train(epoch, steps)

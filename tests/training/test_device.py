@@ -1,4 +1,4 @@
-"""Precision that `auto` resolves to, and the refusal of emulated bfloat16."""
+"""Precision that `auto` resolves to, and the refusal of emulated ones."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from conftest import RunSweep
 
 from raylm import numerics
 from raylm.errors import UserError
-from raylm.numerics import CPU_BFLOAT16_FLAGS
+from raylm.numerics import CPU_BFLOAT16_FLAGS, HALF_PRECISIONS
 from raylm.planning import devices
 from raylm.training import device
-from raylm.training.device import has_bfloat16, resolve_precision
+from raylm.training.device import half_precisions, resolve_precision
 
 
 @pytest.fixture(autouse=True)
@@ -47,19 +47,33 @@ def test_bfloat16_is_not_used_on_a_mac(monkeypatch: pytest.MonkeyPatch) -> None:
         resolve_precision("bfloat16", "cpu")
 
 
-def test_bfloat16_is_refused_on_a_gpu_that_emulates_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_float16_is_refused_on_a_processor() -> None:
+    with pytest.raises(UserError, match=r"float16 would be emulated on a processor; it is for GPUs; expected float32"):
+        resolve_precision("float16", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"),
+    [((6, 1), ()), ((7, 0), ("float16",)), ((7, 5), ("float16",)), ((8, 0), HALF_PRECISIONS)],
+)
+def test_gpus_train_in_the_precision_of_their_units(
+    capability: tuple[int, int], expected: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
-    for major, has_it in ((7, False), (8, True)):
-        properties = SimpleNamespace(major=major)
-        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, properties=properties: properties)
-        assert resolve_precision("auto", "cuda") == ("bfloat16" if has_it else "float32")
-        if has_it:
-            assert resolve_precision("bfloat16", "cuda") == "bfloat16"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=capability[0]))
+    assert half_precisions("cuda") == expected
+    default = expected[0] if expected else "float32"
+    assert resolve_precision("auto", "cuda") == default
+    for precision in HALF_PRECISIONS:
+        if precision in expected:
+            assert resolve_precision(precision, "cuda") == precision
         else:
-            with pytest.raises(UserError, match=r"bfloat16 would be emulated on Tesla T4 of .*expected float32"):
-                resolve_precision("bfloat16", "cuda")
+            message = f"{precision} would be emulated on Tesla T4 of .*expected float32, or auto, which is {default}"
+            with pytest.raises(UserError, match=message):
+                resolve_precision(precision, "cuda")
 
 
 @pytest.mark.parametrize("variable", [None, *device.ALLOCATOR_VARIABLES])
@@ -77,12 +91,12 @@ def test_memory_of_a_gpu_is_held_in_segments_that_grow_unless_the_user_decides(
 
 
 def test_plan_and_training_agree_about_this_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert numerics.cpu_has_bfloat16() == has_bfloat16("cpu")
+    assert numerics.cpu_has_bfloat16() == ("bfloat16" in half_precisions("cpu"))
     devices.measure_cpu.cache_clear()
     assert devices.resolve_precision("auto", devices.measure_cpu()) == resolve_precision("auto", "cpu")
     devices.measure_cpu.cache_clear()
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
-    assert not numerics.cpu_has_bfloat16() and not has_bfloat16("cpu")
+    assert not numerics.cpu_has_bfloat16() and not half_precisions("cpu")
 
 
 @pytest.mark.parametrize("flag", ["avx2", *CPU_BFLOAT16_FLAGS])
@@ -92,7 +106,7 @@ def test_plan_and_training_agree_about_any_processor(
     (tmp_path / "cpuinfo").write_text(f"flags\t\t: fpu {flag}\n")
     monkeypatch.setattr(numerics, "CPUINFO_FILE", tmp_path / "cpuinfo")
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"fpu": True, flag: True})
-    assert numerics.cpu_has_bfloat16() == has_bfloat16("cpu") == (flag != "avx2")
+    assert numerics.cpu_has_bfloat16() == bool(half_precisions("cpu")) == (flag != "avx2")
 
 
 def test_sweep_with_emulated_bfloat16_is_refused_before_ray_starts(
