@@ -104,8 +104,9 @@ class StepMetrics:
 class LossScale:
     """State of the loss's scale in float16, as `raylm.training.optim.loss_scaler` updates it."""
 
-    scale: float = 2.0**16
-    """Factor of the loss; the default is that of `torch.amp.GradScaler`."""
+    scale: float = 2.0**13
+    """Factor of the loss. It starts where elements of a gradient may reach 8; with torch's 2^16 they overflow at 1, as
+    those of small batches do."""
     good_steps: int = 0
     """Steps without an overflow since the scale changed."""
     skipped_steps: int = 0

@@ -76,7 +76,7 @@ def test_maximum_number_of_trials_applies_to_all_spaces_together() -> None:
         ({"gradient_accumulation_steps": 4}, "space.gradient_accumulation_steps", "batch_size is the whole batch"),
         ({"n_layer": 4}, "space.n_layer", "expected another model, or a folder with a config.json"),
         ({"max_iters": 4}, "space.max_iters", "expected epochs, or max_train_tokens"),
-        ({"bf16": True}, "space.bf16", "expected Sweep(precision='bfloat16' or 'float32')"),
+        ({"bf16": True}, "space.bf16", "expected Sweep(precision='bfloat16', 'float16' or 'float32')"),
         ({"precision": "float32"}, "space.precision", "is an option of the sweep"),
         ({"learning_rate": [1e-4, 1e-3]}, "space.learning_rate", "or tune.grid_search([0.0001, 0.001]) to try each"),
         ({"seed": np.arange(2)}, "space.seed", "or tune.grid_search([0, 1]) to try each"),

@@ -20,7 +20,7 @@ FLOAT16_CAPABILITIES = (70, 75)
 
 def compile_kernel(capability: int, gradient_type: str) -> int:
     """Return the bytes of the kernel's binary for a compute capability."""
-    constants = {"HAS_GRADIENT": True, "IGNORE": IGNORE_INDEX, "BLOCK": loss_kernel.BLOCK_COLUMNS}
+    constants: dict[str, float] = {"HAS_GRADIENT": True, "IGNORE": IGNORE_INDEX, "BLOCK": loss_kernel.BLOCK_COLUMNS}
     constants["GRADIENT_SCALE"] = FLOAT16_GRADIENT_SCALE if gradient_type == "*fp16" else 1.0
     signature = {"logits": "*fp32", "targets": "*i64", "losses": "*fp32", "gradients": gradient_type}
     signature |= dict.fromkeys(("logits_stride", "gradients_stride", "num_columns"), "i32")

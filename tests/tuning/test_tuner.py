@@ -125,8 +125,9 @@ def test_trial_requests_a_gpu_with_enough_memory(tmp_path: Path) -> None:
     ("gpu_types", "requested", "precision"),
     [
         (["H100", "A100-80G"], "auto", "bfloat16"),
-        (["H100", "T4"], "auto", "float32"),
-        (["V100"], "auto", "float32"),
+        (["H100", "T4"], "auto", "float16"),
+        (["V100"], "auto", "float16"),
+        (["V100"], "float16", "float16"),
         (["H100", "unknown"], "bfloat16", "bfloat16"),
         (["H100"], "float32", "float32"),
         (["H100", "unknown"], "auto", "auto"),  # each trial asks its own GPU
@@ -147,7 +148,7 @@ def test_bfloat16_is_refused_if_a_gpu_of_the_cluster_lacks_it(monkeypatch: pytes
         resolve_precision("bfloat16", {"cpu": 1, "gpu": 1.0})
 
 
-def test_memory_of_an_unknown_precision_is_that_of_the_larger() -> None:
+def test_memory_of_an_unknown_precision_is_that_of_the_largest() -> None:
     shape, trial = MODELS["gpt2"].shape, TrialConfig(model="gpt2")
     needed = {name: estimate_gpu_memory_gib(trial, shape, name, 80.0) for name in ("float32", "bfloat16", "auto")}
     assert needed["auto"] == max(needed["float32"], needed["bfloat16"])
