@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 LOGITS_BLOCK_ROWS = {"cpu": 512, "cuda": 2048, "mps": 1024}
-"""Positions whose logits exist at a time, by device: enough to be worth one addition to the weight's gradient.
+"""Positions whose logits exist at a time, by device (`logits_block_rows`).
 
 That of `mps` is a guess: fewer save memory, which it shares with the machine."""
 QUERY_BLOCK_ROWS = 128
@@ -35,6 +35,15 @@ ONEDNN_ISA_WITHOUT_BFLOAT16 = (
     "AVX512_CORE_VNNI",
 )
 """Limits under which oneDNN emulates bfloat16, several to a hundred times slower (measured with torch 2.13)."""
+
+
+def logits_block_rows(device_type: str, precision: str) -> int:
+    """Return the number of positions whose logits exist at a time: enough to be worth one addition to a gradient.
+
+    On a CPU, twice as many logits in bfloat16 take the same memory.
+    """
+    is_short = device_type == "cpu" and precision == "bfloat16"
+    return LOGITS_BLOCK_ROWS[device_type] * (2 if is_short else 1)
 
 
 def windows_per_rank(batch_size: int, world_size: int) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from raylm.config.catalog import ModelShape
 from raylm.config.trial import TrialConfig
-from raylm.numerics import HALF_PRECISIONS, LOGITS_BLOCK_ROWS, QUERY_BLOCK_ROWS, windows_per_rank
+from raylm.numerics import HALF_PRECISIONS, QUERY_BLOCK_ROWS, logits_block_rows, windows_per_rank
 from raylm.results.progress import MicroBatching
 from raylm.units import GIB
 
@@ -30,8 +30,9 @@ has for training: the probabilities; with dropout also a mask in float32 and the
 dropout also have a layer's two other masks, per token and unit of width."""
 OPTIMIZER_STATE_BYTES = {"adafactor": 0, "adamw": 8}
 """Optimizer state per parameter; Adafactor's rows and columns are about 10 MB even for gpt2-xl."""
-LOGITS_BYTES = {"float32": 4, **dict.fromkeys(HALF_PRECISIONS, 6)}
-"""Bytes per logit of a block: the logit in float32, and in 16 bits a second one, on a GPU of its gradient."""
+GPU_LOGITS_BYTES = {"float32": 4, **dict.fromkeys(HALF_PRECISIONS, 6)}
+LOGITS_BYTES = {"cpu": {"float32": 4, "bfloat16": 2}, "cuda": GPU_LOGITS_BYTES, "mps": GPU_LOGITS_BYTES}
+"""Bytes per logit of a block. A GPU has logits in float32, and a second tensor for their gradient in 16 bits."""
 HIDDEN_STATE_BYTES = 16
 """Bytes per token and unit of width at the loss: the last block's output, its norm, and the gradient of that."""
 RUNTIME_BASELINE_BYTES = {"cpu": 530 * 2**20, "cuda": 600 * 2**20, "mps": 530 * 2**20}
@@ -129,8 +130,11 @@ class MemoryModel:
     def _loss_bytes(self, micro_batching: MicroBatching) -> int:
         """Return the bytes of a block of logits, the head's gradient, and the hidden states with their gradient."""
         shape, tokens = self.shape, micro_batching.micro_batch_size * self.config.context_length
-        logits = LOGITS_BYTES[self.precision] * min(tokens, LOGITS_BLOCK_ROWS[self.device_type]) * shape.vocab_size
-        return logits + 4 * shape.vocab_size * shape.hidden_size + HIDDEN_STATE_BYTES * tokens * shape.hidden_size
+        rows = min(tokens, logits_block_rows(self.device_type, self.precision))
+        logits = LOGITS_BYTES[self.device_type][self.precision] * rows * shape.vocab_size
+        is_short = self.device_type == "cpu" and self.precision == "bfloat16"  # where a block's gradient is a product
+        gradient = (6 if is_short else 4) * shape.vocab_size * shape.hidden_size
+        return logits + gradient + HIDDEN_STATE_BYTES * tokens * shape.hidden_size
 
     def _overlap_bytes(self, micro_batching: MicroBatching) -> int:
         """Return the bytes by which gradients and activations of a whole batch overlap on a CPU."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from raylm.data.corpus import IGNORE_INDEX
-from raylm.numerics import LOGITS_BLOCK_ROWS
+from raylm.numerics import logits_block_rows
 from raylm.training import layers
 from raylm.training.device import ABILITIES
 
@@ -26,7 +26,10 @@ FLOAT16_GRADIENT_SCALE = 2.0**8
 """Factor of the gradient of logits in float16, whose smallest value is 6e-8: probabilities of a vocabulary are smaller.
 Products with weights of up to 128 do not overflow."""
 LOGITS_ALIGNMENT = 64
-"""Stride of a row of logits is a multiple of it: with a stride of 50,257 the matrix product takes 1.5 times as long."""
+"""Columns of logits are padded to a multiple of it: with 50,257, matrix products take 1.2 to 1.5 times as long."""
+CACHE_BLOCK_ELEMENTS = 2**20
+"""Logits of a block that a CPU turns into their gradient at a time, in several passes: 4 MiB, which stay in its cache.
+Also the elements of the head's weight that it converts at a time."""
 
 
 def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
@@ -37,7 +40,8 @@ def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor
     if torch.is_grad_enabled():
         return cast(Tensor, _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N))  # type: ignore[no-untyped-call]
     dtype = _matmul_dtype(hidden_ND)
-    blocks = _iter_blocks(hidden_ND.to(dtype), _cast_weight(weight_VD, dtype), targets_N, has_gradient=False)
+    head = _cast_weight(weight_VD, dtype)
+    blocks = _iter_blocks(hidden_ND.to(dtype), head, targets_N, len(weight_VD), has_gradient=False)
     return torch.stack([loss for _, loss, _, _ in blocks]).sum()
 
 
@@ -52,14 +56,26 @@ def _cast_weight(weight_VD: Tensor, dtype: torch.dtype) -> Tensor:
     That subtracts the same number from all logits of a position, which changes neither the loss nor any gradient.
     GPT-2's logits lie near -112, where the steps of bfloat16 are 0.5: the rounding makes the loss 0.011 nats per token
     too high. Their differences from the mean are an order of magnitude smaller. On a GPU, logits are float32.
+
+    Then rows of zeros follow, up to a multiple of `LOGITS_ALIGNMENT`.
     """
     if dtype == weight_VD.dtype or not weight_VD.is_cpu:
         return weight_VD.to(dtype)
-    return (weight_VD - weight_VD.mean(dim=0)).to(dtype)
+    rows, columns = weight_VD.shape
+    result = weight_VD.new_empty(_align(rows), columns, dtype=dtype)
+    result[rows:] = 0
+    mean_D, size = weight_VD.mean(dim=0), max(1, CACHE_BLOCK_ELEMENTS // columns)
+    for target, source in zip(torch.split(result[:rows], size), torch.split(weight_VD, size), strict=True):
+        target.copy_(source - mean_D)
+    return result
+
+
+def _align(columns: int) -> int:
+    return -(-columns // LOGITS_ALIGNMENT) * LOGITS_ALIGNMENT
 
 
 def _iter_blocks(
-    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, has_gradient: bool
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, vocab_size: int, *, has_gradient: bool
 ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor | None]]:
     """Iterate over blocks of positions, with the same buffers for the logits of each block and for their gradient.
 
@@ -67,9 +83,9 @@ def _iter_blocks(
         Slice of the positions; their summed loss; the gradient of the loss with respect to their logits (n, V), in
         float16 times `FLOAT16_GRADIENT_SCALE`, up to a factor per position; that factor (n, 1), or None if it is 1.
     """
-    rows, columns, on_cpu = LOGITS_BLOCK_ROWS[hidden_ND.device.type], len(weight_VD), hidden_ND.is_cpu
-    alignment = LOGITS_ALIGNMENT if ABILITIES[hidden_ND.device.type].has_padded_outputs else 1
-    shape = min(rows, len(hidden_ND)), -(-columns // alignment) * alignment
+    device, columns, on_cpu = hidden_ND.device.type, len(weight_VD), hidden_ND.is_cpu
+    rows = logits_block_rows(device, str(hidden_ND.dtype).removeprefix("torch."))
+    shape = min(rows, len(hidden_ND)), _align(columns) if ABILITIES[device].has_padded_outputs else columns
     logits_dtype = hidden_ND.dtype if on_cpu else torch.float32
     logits_buffer_nV = hidden_ND.new_empty(shape, dtype=logits_dtype)[:, :columns]
     in_place = logits_dtype == hidden_ND.dtype or not has_gradient
@@ -89,7 +105,8 @@ def _iter_blocks(
             losses_n = loss_kernel.cross_entropy(logits_nV, targets_n, gradients, _gradient_scale(gradient_nV.dtype))
             yield block, losses_n.sum(), gradient_nV, None
         else:
-            loss, factor_n1 = _block_loss(logits_nV, targets_n.unsqueeze(-1), gradient_nV if has_gradient else None)
+            values_nV, results_nV = logits_nV[:, :vocab_size], gradient_nV[:, :vocab_size]
+            loss, factor_n1 = _block_loss(values_nV, targets_n.unsqueeze(-1), results_nV if has_gradient else None)
             yield block, loss, gradient_nV, factor_n1
 
 
@@ -114,21 +131,29 @@ def _block_loss(logits_nV: Tensor, targets_n1: Tensor, gradient_nV: Tensor | Non
         targets_n1: tokens.
         gradient_nV: buffer of the gradient, may be the logits; None: it is not written.
     """
+    size = max(1, CACHE_BLOCK_ELEMENTS // logits_nV.shape[1]) if logits_nV.is_cpu else len(logits_nV)
+    parts = []
+    for start in range(0, len(logits_nV), size):
+        rows = slice(start, start + size)
+        parts.append(_rows_loss(logits_nV[rows], targets_n1[rows], None if gradient_nV is None else gradient_nV[rows]))
+    losses_n1, factor_n1 = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    is_complete = gradient_nV is not None and gradient_nV.dtype == torch.float16
+    return losses_n1.sum(), None if is_complete else factor_n1
+
+
+def _rows_loss(logits_nV: Tensor, targets_n1: Tensor, gradient_nV: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the loss of each row (n, 1) of a block and the factor of its gradient, as `_block_loss`."""
     values_nV = logits_nV.float()  # no copy of float32
     counted_n1, labels_n1 = targets_n1 != IGNORE_INDEX, targets_n1.clamp(min=0)
     picked_n1, largest_n1 = values_nV.gather(1, labels_n1), values_nV.amax(dim=-1, keepdim=True)
     total_n1 = values_nV.sub_(largest_n1).exp_().sum(dim=-1, keepdim=True)
-    loss, factor_n1 = ((total_n1.log() + largest_n1 - picked_n1) * counted_n1).sum(), counted_n1 / total_n1
-    if gradient_nV is None:
-        return loss, None
-    values_nV.scatter_add_(
-        1, labels_n1, -total_n1
-    )  # softmax - one-hot = (exp(logit - largest) - total * one-hot) / total
-    if gradient_nV.dtype == torch.float16:
-        gradient_nV.copy_(values_nV.mul_(factor_n1 * FLOAT16_GRADIENT_SCALE))
-        return loss, None
-    gradient_nV.copy_(values_nV)
-    return loss, factor_n1
+    losses_n1, factor_n1 = (total_n1.log() + largest_n1 - picked_n1) * counted_n1, counted_n1 / total_n1
+    if gradient_nV is not None:  # softmax - one-hot = (exp(logit - largest) - total * one-hot) / total
+        values_nV.scatter_add_(1, labels_n1, -total_n1)
+        if gradient_nV.dtype == torch.float16:
+            values_nV.mul_(factor_n1 * FLOAT16_GRADIENT_SCALE)
+        gradient_nV.copy_(values_nV)
+    return losses_n1, factor_n1
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -138,9 +163,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
         grad_hidden_ND, grad_weight_VD = torch.empty_like(hidden_ND), torch.zeros_like(weight_VD)
         dtype = _matmul_dtype(hidden_ND)
-        hidden_ND, weight_VD = hidden_ND.to(dtype), _cast_weight(weight_VD, dtype)
+        hidden_ND, weight_VD, vocab_size = hidden_ND.to(dtype), _cast_weight(weight_VD, dtype), len(weight_VD)
         losses = []
-        for block, loss, grad_nV, factor_n1 in _iter_blocks(hidden_ND, weight_VD, targets_N, has_gradient=True):
+        blocks = _iter_blocks(hidden_ND, weight_VD, targets_N, vocab_size, has_gradient=True)
+        for block, loss, grad_nV, factor_n1 in blocks:
             losses.append(loss)
             grad_nD, scaled_nD = grad_nV @ weight_VD, hidden_ND[block]
             if factor_n1 is not None:
@@ -158,13 +184,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add a matrix product to a sum of its own or a wider dtype."""
+    """Add a matrix product to a sum of its own or a wider dtype, without rows that exceed the sum's."""
     if left.dtype == total.dtype:
         total.addmm_(left, right)
     elif total.is_cpu and left.dtype == torch.float16:  # sums over positions would overflow
-        total.addmm_(left.float(), right.float())
-    elif total.is_cpu:  # torch has no such product there
-        total += left @ right
+        total.addmm_(left[: len(total)].float(), right.float())
+    elif total.is_cpu:  # torch has no such product there; it is fast for padded columns of logits
+        total += (left @ right)[: len(total)]
     else:
         torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
 

@@ -7,6 +7,7 @@ import torch
 from reference_loss import FLOAT32_ROUNDING
 from torch import Tensor
 
+from raylm import numerics
 from raylm.data.corpus import IGNORE_INDEX
 from raylm.training.loss import linear_cross_entropy
 
@@ -32,7 +33,10 @@ def plain_loss(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tenso
 
 @pytest.mark.parametrize("precision", TOLERANCES)
 @pytest.mark.parametrize(("rows", "vocab_size"), SIZES)
-def test_fused_head_and_loss_equal_plain_ones(rows: int, vocab_size: int, precision: str) -> None:
+def test_fused_head_and_loss_equal_plain_ones(
+    rows: int, vocab_size: int, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(numerics.LOGITS_BLOCK_ROWS, "cpu", 256)  # several blocks in both precisions
     hidden_ND, weight_VD, targets_N = make_inputs(rows, vocab_size)
 
     def with_gradients(loss: Tensor) -> list[Tensor]:
