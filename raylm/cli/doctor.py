@@ -10,11 +10,11 @@ import stat
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from raylm import machine
+from raylm.cli.check_result import CheckResult
 from raylm.data import cache, hub
 from raylm.errors import UserError
 from raylm.results.storage import Storage
@@ -29,20 +29,6 @@ PACKAGES = ("raylm", "ray", "torch", "transformers", "datasets")
 MIN_FREE_DISK_GIB = 20
 """Free disk space below which a warning is shown: gpt2-xl with its checkpoint takes about 15."""
 MAX_CLOCK_SKEW_SECONDS = 60
-
-
-@dataclass(frozen=True)
-class CheckResult:
-    """Result of one check."""
-
-    host: str
-    """`here`, or the host name of a node."""
-    check: str
-    """Subject of the check."""
-    status: str
-    """Observed state."""
-    advice: str = ""
-    """Action to take; empty if there is no problem."""
 
 
 def run_checks(address: str | None, storage: Storage | None) -> Iterator[CheckResult]:

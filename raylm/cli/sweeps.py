@@ -191,11 +191,22 @@ def cp(
         )
 
 
-def doctor(address: AddressOption = None, storage: StorageOption = None) -> None:
+def doctor(
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="[CLUSTER.YAML]", help="Cluster file to check before `ray up`, offline, instead."),
+    ] = None,
+    address: AddressOption = None,
+    storage: StorageOption = None,
+) -> None:
     """Check the environment: versions, auth token, disk space, Hub access; on a cluster also every node's GPUs.
 
     raylm doctor --storage s3://bucket/raylm
+
+    raylm doctor cluster.yaml
     """
+    if file is not None:
+        _check_cluster_file(file, address, storage)
     with exit_codes():
         from raylm.monitor.console import Console
         from raylm.results.open_storage import open_first_given
@@ -210,6 +221,31 @@ def doctor(address: AddressOption = None, storage: StorageOption = None) -> None
             num_problems += bool(result.advice)
         console.print_note(f"{pluralize(num_problems, 'problem')} found" if num_problems else "no problems found")
         raise typer.Exit(1 if num_problems else 0)
+
+
+def _check_cluster_file(path: Path, address: str | None, storage: str | None) -> NoReturn:
+    """Show what has to be changed in a file for `ray up`, KubeRay, SkyPilot or SLURM, and on this machine."""
+    with exit_codes():
+        from raylm.cli.cluster_file import NEXT_COMMANDS, read_cluster_file
+        from raylm.monitor.console import Console
+
+        if address or storage:
+            raise UserError("doctor checks a cluster file without its cluster; leave out --address and --storage")
+        console, file = Console(), read_cluster_file(path)
+        with console.show_spinner("loading Ray", on_terminal_only=True):
+            from raylm.cli.cluster_checks import check_file, list_quotas
+        results = list(check_file(file))
+        for result in results:
+            console.print_finding(result.host, result.check, result.status, result.advice)
+        num_changes = sum(bool(result.advice) for result in results)
+        if quotas := list_quotas(file):
+            lines = "".join(f"\n    {quota}" for quota in quotas)
+            console.print_note(f"quotas that all workers take together, which only the provider knows:{lines}")
+        command = NEXT_COMMANDS[file.kind].format(file=path)
+        console.print_note(
+            f"{pluralize(num_changes, 'thing')} to change" if num_changes else f"nothing to change: {command}"
+        )
+        raise typer.Exit(2 if num_changes else 0)
 
 
 def _submit_job(address: str, file: Path, context: typer.Context) -> NoReturn:

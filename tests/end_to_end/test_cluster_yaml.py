@@ -101,7 +101,7 @@ def test_file_has_no_secret_and_grants_no_unrestricted_access(path: Path) -> Non
 
 
 PLACEHOLDERS = re.compile(
-    r"\b(ami-0{16}\d|sg-0{17}|BUCKET|PROJECT|192\.168\.[\d.]+|us-(?:west|central)[\w-]*|MaxPrice)\b"
+    r"\b(ami-0{16}\d|sg-0{17}|BUCKET|PROJECT|192\.0\.2\.\d+|us-(?:west|central)[\w-]*|MaxPrice)\b"
 )
 
 

@@ -48,7 +48,8 @@ def test_raylm_command_of_the_docs_works(line: str, monkeypatch: pytest.MonkeyPa
     done = run_raylm([verb, *arguments, *(["--dry-run"] if verb == "run" else [])])
     nothing = ("is not a results folder", "has no results folders", "s3://bucket/raylm: ")
     has_nothing_to_show = verb not in ("run", "plan", "doctor") and any(text in done.stderr for text in nothing)
-    assert done.exit_code == 0 or has_nothing_to_show, done.stderr
+    has_placeholders = verb == "doctor" and "to change" in done.stdout  # in the files as they come
+    assert done.exit_code == 0 or has_nothing_to_show or has_placeholders, done.stderr
 
 
 @pytest.mark.parametrize("line", [line for line in COMMANDS if words_of(line)[0] == "python"])
