@@ -21,7 +21,7 @@ from raylm.results.folder import (
 from raylm.results.rows import DONE, Row, SweepRows
 from raylm.results.sweep_record import RECORD_FILE
 from raylm.training import models
-from raylm.training.device import choose_device, resolve_precision
+from raylm.training.device import choose_device, half_precisions, resolve_precision
 from raylm.training.validation import validation_loss
 
 if TYPE_CHECKING:
@@ -118,7 +118,8 @@ def _load_best(results: SweepRows, row: Row) -> tuple[PreTrainedModel, str]:
     device = choose_device()
     model.to(device)
     requested = results.launches[-1].precision if results.launches else "auto"
-    return model, resolve_precision("float32" if requested == "float32" else "auto", device)  # may lack bfloat16
+    is_possible = requested in ("float32", *half_precisions(device))  # of the device of this machine
+    return model, resolve_precision(requested if is_possible else "auto", device)
 
 
 def _load_corpus(results: SweepRows, config: TrialConfig, *, with_test: bool = False) -> Corpus:

@@ -89,10 +89,11 @@ def test_compiled_blocks_train_and_evaluate(fields: dict[str, Any], gpt2: ModelS
     [
         ExecutionOptions("cuda", "float32"),
         OPTIONS,
+        ExecutionOptions("cuda", "float16"),
         ExecutionOptions("cuda", "bfloat16", MicroBatching(3)),
         ExecutionOptions("cuda", "bfloat16", MicroBatching(8, recompute=True)),
     ],
-    ids=["float32", "bfloat16", "micro-batches", "recomputed"],
+    ids=["float32", "bfloat16", "float16", "micro-batches", "recomputed"],
 )
 def test_losses_are_those_of_the_cpu(
     options: ExecutionOptions, cpu_losses: Observed, gpt2: ModelSource, numbers_trial: Callable[..., Observed]

@@ -22,6 +22,7 @@ from raylm.report.latex import format_latex
 from raylm.report.reference import load_reference
 from raylm.report.tables.table import build_table
 from raylm.results.data_record import DataRecord, describe_data
+from raylm.results.progress import LossScale
 from raylm.results.rows import DIVERGED, Row, SweepRows
 from raylm.results.storage import Folder
 from raylm.results.sweep_record import LaunchRecord, SweepRecord
@@ -251,8 +252,28 @@ def test_precision_of_other_context_lengths_and_of_the_test_split_is_said_beside
     assert notes(sweep(tested, records=[data()])) == ["test loss: evaluated in bfloat16"]
     started = replace(with_precision(sample_row(), "bfloat16"), zero_shot_loss=8.3, zero_shot_precision="bfloat16")
     assert notes(sweep(started, records=[data()])) == ["all losses were evaluated in bfloat16"]
+    mixed = [with_precision(sample_row(seed=seed), kind) for seed, kind in ((1, "bfloat16"), (2, "float16"))]
+    assert notes(sweep(*mixed, records=[data()]))[1:] == [
+        f"losses of {row.config.run_name} were evaluated in {kind}"
+        for row, kind in zip(mixed, ("bfloat16", "float16"), strict=True)
+    ]
     resumed = with_precision(started, "float32")
     assert notes(sweep(resumed, records=[data()])) == ["zero-shot: evaluated in bfloat16"]
+
+
+@pytest.mark.parametrize(("skipped", "steps", "has_note"), [(3, 10, False), (4, 10, True), (9, 1000, False)])
+def test_row_of_which_float16_skipped_more_than_a_few_steps_has_a_note(
+    skipped: int, steps: int, has_note: bool
+) -> None:
+    row = with_precision(NANO, "float16")
+    assert row.latest_checkpoint is not None
+    progress = replace(row.latest_checkpoint.progress, step=steps, loss_scale=LossScale(skipped_steps=skipped))
+    row = replace(row, latest_checkpoint=replace(row.latest_checkpoint, progress=progress))
+    expected = ["all losses were evaluated in float16"]
+    if has_note:
+        count = f"{skipped} of {steps} steps were skipped, as their gradients overflowed float16"
+        expected.append(f"{row.config.run_name}: {count}; precision='float32' skips none")
+    assert notes(sweep(row, records=[data()])) == expected
 
 
 def _parts(row: Row) -> tuple[Any, ...]:

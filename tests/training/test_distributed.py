@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import math
 import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -20,10 +23,11 @@ from reference_loss import TRAINING_ROUNDING
 from raylm import TrialConfig
 from raylm.data.corpus import Corpus
 from raylm.results.progress import EvalMetrics, MicroBatching
-from raylm.training import models
+from raylm.training import models, trainer
 from raylm.training.distributed import SINGLE_PROCESS, DistributedContext, create_store, join_process_group
 from raylm.training.options import ExecutionOptions, TrainingHooks
 from raylm.training.train import finetune
+from raylm.training.validation import autocast_loss
 
 MAX_RANKS = 3
 
@@ -38,6 +42,8 @@ class Job:
     folder: Path
     options: ExecutionOptions
     resume_from: Path | None
+    overflow_of: tuple[int, int] | None = None
+    """Rank whose loss is infinite, and the number of its micro-batch, from 0."""
 
 
 @dataclass
@@ -50,6 +56,7 @@ class RankResult:
     diverged: bool = False
     weights: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
     micro_batch_size: int = 0
+    skipped_steps: int = 0
 
 
 Train = Callable[..., list[RankResult]]
@@ -74,6 +81,7 @@ def run_job(dist_context: DistributedContext, job: Job) -> RankResult:
         result.eval_metrics.append(evaluation.eval_metrics)
         result.diverged = evaluation.diverged
         result.micro_batch_size = evaluation.trainer.progress.micro_batch_size
+        result.skipped_steps = evaluation.trainer.progress.skipped_steps
         result.weights = {name: value.numpy().copy() for name, value in evaluation.trainer.model.state_dict().items()}
         if evaluation.trainer.progress.step == job.save_at:
             if dist_context.rank == 0:
@@ -85,10 +93,14 @@ def run_job(dist_context: DistributedContext, job: Job) -> RankResult:
 def run_rank(rank: int, world_size: int, port: int, job: Job) -> RankResult:
     """Run a job as one rank, in a process of the pool."""
     torch.set_num_threads(1)
-    if world_size == 1:
-        return run_job(SINGLE_PROCESS, job)
-    with join_process_group(rank, world_size, "cpu", port) as dist_context:
-        return run_job(dist_context, job)
+    with contextlib.ExitStack() as stack:
+        if job.overflow_of is not None and rank == job.overflow_of[0]:
+            factors = (math.inf if number == job.overflow_of[1] else 1.0 for number in itertools.count())
+            monkeypatch = stack.enter_context(pytest.MonkeyPatch.context())
+            monkeypatch.setattr(trainer, "autocast_loss", lambda *batch: autocast_loss(*batch) * next(factors))
+        if world_size == 1:
+            return run_job(SINGLE_PROCESS, job)
+        return run_job(stack.enter_context(join_process_group(rank, world_size, "cpu", port)), job)
 
 
 @pytest.fixture(scope="module")
@@ -110,10 +122,13 @@ def train(pool: ProcessPoolExecutor, corpus: Corpus, tmp_path: Path) -> Train:
         save_at: int = 0,
         resume_from: Path | None = None,
         micro_batch_size: int | None = None,
+        precision: str = "float32",
+        overflow_of: tuple[int, int] | None = None,
     ) -> list[RankResult]:
         store = create_store()
-        options = ExecutionOptions(micro_batching=MicroBatching(micro_batch_size) if micro_batch_size else None)
-        job = Job(config, corpus, save_at, tmp_path, options, resume_from)
+        micro_batching = MicroBatching(micro_batch_size) if micro_batch_size else None
+        options = ExecutionOptions(precision=precision, micro_batching=micro_batching)
+        job = Job(config, corpus, save_at, tmp_path, options, resume_from, overflow_of)
         futures = [pool.submit(run_rank, rank, world_size, store.port, job) for rank in range(world_size)]
         return [future.result(timeout=120) for future in futures]
 
@@ -206,6 +221,16 @@ def test_infinite_loss_ends_the_trial_on_all_ranks(train: Train) -> None:
     results = train(3, config)
     assert [result.diverged for result in results] == [True] * 3
     assert len({len(result.losses) for result in results}) == 1
+
+
+def test_overflow_on_one_rank_in_float16_skips_the_step_on_all(train: Train) -> None:
+    config = make_config(max_train_tokens=31 * 6, batch_size=2)
+    expected, *others = train(2, config, precision="float16", overflow_of=(1, 1))
+    assert expected.skipped_steps == 1 and not expected.diverged
+    assert [math.isfinite(loss) for loss in expected.losses] == [True, False, True]
+    for result in others:
+        assert_identical(result, expected)
+        assert result.skipped_steps == 1
 
 
 def test_store_listens_on_the_loopback_address_only() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from torch.utils._pytree import tree_iter, tree_map
 
 from raylm import TrialConfig
 from raylm.data.corpus import Corpus
-from raylm.results.progress import MicroBatching
+from raylm.results.progress import LossScale, MicroBatching
 from raylm.training import models, train
 from raylm.training.distributed import SINGLE_PROCESS
 from raylm.training.optim.adafactor import Adafactor
@@ -92,9 +93,11 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
 Record = Callable[[Callable[[], Tensor]], Any]
 
 
-def build_trainer(corpus: Corpus, record: Record | None = None, config: TrialConfig = CONFIG) -> Trainer:
+def build_trainer(
+    corpus: Corpus, record: Record | None = None, config: TrialConfig = CONFIG, precision: str = "float32"
+) -> Trainer:
     """Return a trainer as on a GPU, with Adafactor in stacks; with a recorder, it records its steps."""
-    options = ExecutionOptions(micro_batching=MicroBatching(3))
+    options = ExecutionOptions(precision=precision, micro_batching=MicroBatching(3))
     trainer = train._build_trainer(config, corpus, NANO, options, TrainingHooks(), None, SINGLE_PROCESS)
     assert trainer.progress.total_steps == NUM_STEPS
     groups = [{key: group[key] for key in ("params", "weight_decay")} for group in trainer.optimizer.param_groups]
@@ -139,6 +142,20 @@ def test_recorded_steps_give_the_numbers_of_ordinary_ones_to_the_bit(corpus: Cor
     assert tape.launches == NUM_STEPS - WARMUP_STEPS - 1 and tape.is_released  # before the short batch at the end
     assert trainer.progress.curve == expected.progress.curve
     assert all(map(torch.equal, weights(trainer), weights(expected)))
+
+
+def test_overflow_in_float16_skips_a_recorded_step_without_the_host(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raylm.training.trainer.LossScale", partial(LossScale, scale=2.0**22))
+    ordinary = build_trainer(corpus, precision="float16")
+    recorded = build_trainer(corpus, Tape, precision="float16")
+    for trial in (ordinary, recorded):
+        assert trial.train(0, range(NUM_STEPS))
+    skipped = ordinary.progress.skipped_steps
+    assert WARMUP_STEPS < skipped < NUM_STEPS - 5 and recorded.progress.loss_scale == ordinary.progress.loss_scale
+    assert recorded.progress.curve == ordinary.progress.curve
+    assert all(map(torch.equal, weights(recorded), weights(ordinary)))
 
 
 def test_trial_resumed_between_recorded_steps_goes_on_with_the_same_numbers(corpus: Corpus, expected: Trainer) -> None:
