@@ -12,7 +12,7 @@ from race import build_parser, describe_machine, race
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.optimization import Adafactor as TransformersAdafactor
 
-from raylm.training.optim.adafactor import Adafactor
+from raylm.training.optim.adafactor import Adafactor, can_fuse
 
 
 def main() -> None:
@@ -35,10 +35,11 @@ def main() -> None:
         return parameters
 
     absolute_step = {"scale_parameter": False, "relative_step": False, "warmup_init": False}
+    own = build_parameters()
     optimizers: dict[str, torch.optim.Optimizer] = {
         "transformers": TransformersAdafactor(build_parameters(), lr=5e-5, **absolute_step),
         "torch": torch.optim.Adafactor(build_parameters(), lr=5e-5),
-        "raylm": Adafactor(build_parameters(), lr=5e-5),
+        "raylm": Adafactor(own, lr=5e-5, fused=can_fuse(own)),
     }
     label = f"Adafactor, {sum(shape.numel() for shape in shapes):,} parameters"
     race(label, args.device, args.rounds, {name: optimizer.step for name, optimizer in optimizers.items()})

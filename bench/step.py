@@ -32,7 +32,7 @@ from raylm.config.catalog import MODELS
 from raylm.data.corpus import IGNORE_INDEX
 from raylm.training import layers
 from raylm.training.loss import summed_loss
-from raylm.training.optim.adafactor import Adafactor
+from raylm.training.optim.adafactor import Adafactor, can_fuse
 from raylm.training.validation import LossFn, autocast_loss
 from raylm.tuning.trial_process import set_worker_environment
 
@@ -121,7 +121,7 @@ def build_own(batch: Batch, precision: str, *, compiled: bool) -> Step:
     model = layers.patch_layers(batch.build_model())
     if compiled:
         layers.compile_blocks(model)
-    optimizer = Adafactor(model.parameters(), lr=LEARNING_RATE, compiled=compiled)
+    optimizer = Adafactor(model.parameters(), lr=LEARNING_RATE, fused=can_fuse(list(model.parameters())))
     return batch.build_step(partial(summed_loss, model), optimizer, precision)
 
 
@@ -197,7 +197,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--precision", choices=["float32", "bfloat16"], help="of raylm; float32 on a CPU if not set")
     parser.add_argument("--stock", action="store_true", help="add transformers with SDPA and torch.compile")
-    parser.add_argument("--compile", action="store_true", help="compile raylm's blocks and optimizer")
+    parser.add_argument("--compile", action="store_true", help="compile raylm's blocks")
     parser.add_argument("--profile", action="store_true", help="profile the step on a CPU")
     args = parser.parse_args()
     args.precision = args.precision or ("bfloat16" if args.device == "cuda" else "float32")

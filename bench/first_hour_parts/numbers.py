@@ -14,7 +14,7 @@ from torch import Tensor
 from first_hour_parts.setup import Setup, build_model
 from first_hour_parts.steps import build_step
 from raylm.training.loss import has_loss_kernel, linear_cross_entropy
-from raylm.training.optim.adafactor import Adafactor
+from raylm.training.optim.adafactor import Adafactor, can_fuse
 
 SHAPES = ((50257, 768), (768, 2304), (768, 2304), (768, 3072), (3072, 768), (768,), (768,), (3072,))
 """Parameters like those of GPT-2, some of the same shape."""
@@ -72,7 +72,7 @@ def adafactor_difference(setup: Setup) -> dict[str, Any]:
     own = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
     others = [torch.nn.Parameter(parameter.detach().to(setup.device)) for parameter in own]
     learning_rate = 1e-3
-    optimizers = [Adafactor(parameters, lr=learning_rate) for parameters in (own, others)]
+    optimizers = [Adafactor(group, lr=learning_rate, fused=can_fuse(group)) for group in (own, others)]
     for _ in range(20):
         for parameter, other in zip(own, others, strict=True):
             parameter.grad = torch.randn_like(parameter)

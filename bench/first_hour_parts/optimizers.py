@@ -9,7 +9,7 @@ import torch
 
 from first_hour_parts.setup import Setup, build_config
 from first_hour_parts.steps import ABSOLUTE_STEP, LEARNING_RATE
-from raylm.training.optim.adafactor import Adafactor
+from raylm.training.optim.adafactor import Adafactor, can_fuse
 
 Parameters = list[torch.nn.Parameter]
 
@@ -21,9 +21,15 @@ def _transformers(parameters: Parameters) -> torch.optim.Optimizer:
     return optimizer
 
 
+def _clipped(parameters: Parameters) -> torch.optim.Optimizer:
+    fused = can_fuse(parameters)
+    return Adafactor(parameters, lr=LEARNING_RATE, fused=fused, max_grad_norm=1.0 if fused else 0.0)
+
+
 OPTIMIZERS: dict[str, Callable[[Parameters], torch.optim.Optimizer]] = {
-    "raylm": lambda parameters: Adafactor(parameters, lr=LEARNING_RATE),
-    "raylm, compiled": lambda parameters: Adafactor(parameters, lr=LEARNING_RATE, compiled=True),
+    "raylm": lambda parameters: Adafactor(parameters, lr=LEARNING_RATE, fused=can_fuse(parameters)),
+    "raylm, clipped": _clipped,
+    "raylm without its Triton kernels": lambda parameters: Adafactor(parameters, lr=LEARNING_RATE),
     "transformers": _transformers,
     "AdamW, fused": lambda parameters: torch.optim.AdamW(parameters, lr=LEARNING_RATE, fused=True),
 }
@@ -38,8 +44,6 @@ def measure(setup: Setup, *, cell: str) -> dict[str, Any]:
     shapes = [parameter.shape for parameter in model.parameters()]
     values: dict[str, Any] = {"parameters": sum(shape.numel() for shape in shapes)}
     for name, build in OPTIMIZERS.items():
-        if "compiled" in name and setup.device == "cpu":
-            continue
         try:
             values[name] = _measure_one(setup, shapes, build)
         except Exception as error:  # another torch or transformers

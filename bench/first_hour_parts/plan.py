@@ -150,7 +150,7 @@ PARTS: tuple[Part, ...] = (
     ),
     Part(
         "compile",
-        "Blocks and optimizer compiled",
+        "Blocks compiled",
         (*_cells("steps.measure", {"gpt2 8x256": 80, "gpt2 64x1024": 90, "gpt2-xl 16x1024": 130}, tool="compiled"),),
     ),
     Part("optimizer", "A step of the optimizer alone", (*_cells("optimizers.measure", {"gpt2": 45, "gpt2-xl": 75}),)),

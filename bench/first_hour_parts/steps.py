@@ -17,7 +17,7 @@ from torch import Tensor
 from first_hour_parts.setup import Cell, NotMeasuredError, Setup, build_batches, build_model
 from raylm.training import layers
 from raylm.training.loss import summed_loss
-from raylm.training.optim.adafactor import Adafactor
+from raylm.training.optim.adafactor import Adafactor, can_fuse
 from raylm.training.validation import autocast_loss
 
 Step = Callable[[], Tensor]
@@ -35,7 +35,7 @@ def build_step(
     """Return a step of a model that is on the device.
 
     Args:
-        tool: `raylm`, `compiled` (raylm with blocks and optimizer compiled) or `transformers` (as its run_clm trains).
+        tool: `raylm`, `compiled` (raylm with blocks compiled) or `transformers` (as its run_clm trains).
         num_batches: number of different batches, used in turns.
         attention: transformers' implementation.
     """
@@ -49,7 +49,7 @@ def build_step(
         layers.patch_layers(model)
         if tool == "compiled":
             layers.compile_blocks(model)
-        optimizer = Adafactor(model.parameters(), lr=LEARNING_RATE, compiled=tool == "compiled")
+        optimizer = Adafactor(model.parameters(), lr=LEARNING_RATE, fused=can_fuse(list(model.parameters())))
     following = itertools.cycle(build_batches(cell, num_batches, device))
     loss_fn = functools.partial(summed_loss, model)
 

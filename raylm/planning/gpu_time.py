@@ -40,20 +40,18 @@ WEIGHT_TRAFFIC_BYTES = {"float32": 0, **dict.fromkeys(HALF_PRECISIONS, 12)}
 """Memory traffic per parameter and micro-batch: weights and their gradients are converted."""
 ACCUMULATION_TRAFFIC_BYTES = 12
 """Memory traffic per parameter of each micro-batch but the first: its gradient is added."""
-CLIP_TRAFFIC_BYTES = 12
-"""Memory traffic per parameter and step of the norm of all gradients and the scaling by it."""
-UPDATE_TRAFFIC_BYTES = {"adafactor": 48, "adamw": 28}
-"""Memory traffic of the optimizer per parameter and step, compiled or not."""
-FLOAT16_UPDATE_TRAFFIC_BYTES = {"adafactor": 16, "adamw": 8}
-"""Additional traffic in float16: gradients are divided by the scale, and Adafactor's update of a skipped step is
-cleared."""
+UPDATE_TRAFFIC_BYTES = {"adafactor": 20.5, "adamw": 40}
+"""Memory traffic per parameter and step of clipping and the optimizer. Adafactor with Triton reads gradients three
+times, reads and writes parameters, and moves half a byte of sums. Without Triton it is 60; AdamW's is 28, and
+clipping 12."""
+FLOAT16_UPDATE_TRAFFIC_BYTES = 8
+"""Additional traffic in float16: gradients are divided by the scale."""
 LAYER_KERNELS, COMPILED_LAYER_KERNELS, RECOMPUTED_KERNELS = 60, 50, 15
 """Kernels of a layer and micro-batch."""
 LOGITS_BLOCK_KERNELS = 7
 """Kernels of the head and the loss for each block of positions."""
-STEP_KERNELS = {"adafactor": 270, "adamw": 60}
+STEP_KERNELS = {"adafactor": 105, "adamw": 60}
 """Kernels of a step besides those of layers and head: batch, embeddings, clipping and the optimizer."""
-COMPILED_STEP_KERNELS = {"adafactor": 115, "adamw": 60}
 LAYER_HOST_SECONDS = 1e-3
 """Time in which the host launches the kernels of a layer, forward and backward: 0.9 to 1.1 ms by a core of an EPYC."""
 STEP_HOST_SECONDS = 1e-3
@@ -66,8 +64,8 @@ MIN_STEPS_TO_COMPILE = 4000
 """Optimizer steps from which trials are compiled on a GPU whose rates are not known: those of gpt2 in batches of 64 x
 1,024 tokens on an H100."""
 COMPILE_SECONDS = 45.0
-"""Time to compile blocks and optimizer in a trial: 27 to 41 s of two slow cores for a shape, 4 s for the short last
-batch and 2 s for evaluation."""
+"""Time to compile blocks in a trial: 27 to 41 s of two slow cores for a shape, then still with Adafactor, 4 s for the
+short last batch and 2 s for evaluation."""
 
 
 @dataclass(frozen=True)
@@ -112,14 +110,14 @@ class GpuTimeModel:
 
         Args:
             tokens: tokens of one rank.
-            compiled: blocks and optimizer are compiled.
+            compiled: blocks are compiled.
         """
         model = self.memory_model
         tokens = model.max_rank_windows * model.config.context_length if tokens is None else tokens
         bytes_per_s = self.device.gb_per_s * 1e9 * BANDWIDTH_EFFICIENCY
-        update_bytes = CLIP_TRAFFIC_BYTES + UPDATE_TRAFFIC_BYTES[model.config.optimizer]
+        update_bytes = UPDATE_TRAFFIC_BYTES[model.config.optimizer]
         if model.precision == "float16":
-            update_bytes += FLOAT16_UPDATE_TRAFFIC_BYTES[model.config.optimizer]
+            update_bytes += FLOAT16_UPDATE_TRAFFIC_BYTES
         return StepTime(
             products=self._product_seconds(tokens),
             attention=self._attention_seconds(tokens),
@@ -163,7 +161,7 @@ class GpuTimeModel:
         layer = COMPILED_LAYER_KERNELS if compiled else LAYER_KERNELS
         layer += RECOMPUTED_KERNELS if self.micro_batching.recompute else 0
         blocks = -(-tokens // (self._micro_batches * LOGITS_BLOCK_ROWS["cuda"]))
-        step = (COMPILED_STEP_KERNELS if compiled else STEP_KERNELS)[self.memory_model.config.optimizer]
+        step = STEP_KERNELS[self.memory_model.config.optimizer]
         return step + self._micro_batches * (self.memory_model.shape.num_layers * layer + blocks * LOGITS_BLOCK_KERNELS)
 
     def _layer_traffic(self, compiled: bool) -> float:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 GRAPHS_PER_MODEL = 16
-"""Graphs of one function that a trial may need: of a block for its shapes, of the optimizer for those of parameters."""
+"""Graphs of a block that a trial may need, for its shapes."""
 DROPOUT_LEVELS = 2**16
 """Resolution of the dropout probability: each position compares two random bytes with a threshold."""
 

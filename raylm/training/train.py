@@ -170,7 +170,7 @@ def _build_trainer(
     is_compiled = ABILITIES[options.device].has_cuda and is_long and layers.can_compile(model)
     if is_compiled:
         layers.compile_blocks(model)
-    optimizer = build_optimizer(config, model, is_compiled)
+    optimizer = build_optimizer(config, model)
     if resume_from is not None:
         checkpoint.load_optimizer(resume_from, optimizer)
     return Trainer(

@@ -164,12 +164,9 @@ class Trainer:
         return total_nll
 
     def _update(self) -> None:
-        """Clip the gradients, update the weights, and free the gradients."""
+        """Update the weights by the gradients, clipped by the optimizer, and free these."""
         if self._scaler is not None:  # all gradients are those of the ranks together
             self._scaler.unscale([p.grad for p in self.model.parameters() if p.grad is not None])
-        if self.config.max_grad_norm > 0:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
-        if self._scaler is not None:
             self._scaler.step(self.optimizer)
         else:
             self.optimizer.step()

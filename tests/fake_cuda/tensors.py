@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -18,7 +18,7 @@ import transformers
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-import raylm.training
+import raylm.training.optim
 from raylm.training import layers, loss
 
 FAKE_LOSS = 1.0
@@ -59,13 +59,17 @@ def fake_cuda() -> Iterator[list[str]]:
             (nn.functional, "scaled_dot_product_attention", _attention),  # the choice of a kernel asks the driver
             (loss, "has_loss_kernel", lambda device_type: device_type == "cuda"),
             (layers, "can_compile", lambda model: False),
+            (layers, "has_triton", lambda: True),
             (torch, "_fused_adamw_", _fused_adamw),  # not implemented for fake tensors as learning rates
             (torch.utils.checkpoint, "get_device_states", lambda *args: ([], [])),  # of the GPUs' generators
             (torch.utils.checkpoint, "set_device_states", lambda *args, **kwargs: None),
         ]:
             stack.enter_context(mock.patch.object(target, name, value))
-        kernel = SimpleNamespace(cross_entropy=_cross_entropy)
-        stack.enter_context(mock.patch.object(raylm.training, "loss_kernel", kernel, create=True))
+        for package, name, kernels in [
+            (raylm.training, "loss_kernel", SimpleNamespace(cross_entropy=_cross_entropy)),
+            (raylm.training.optim, "adafactor_launch", SimpleNamespace(update_stacks=_update_stacks)),
+        ]:
+            stack.enter_context(mock.patch.object(package, name, kernels, create=True))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         yield waits
 
@@ -96,6 +100,12 @@ def _move_module(module: nn.Module, device: str) -> nn.Module:
 def _cross_entropy(logits_nV: Tensor, targets_n: Tensor, gradients_nV: Tensor | None, gradient_scale: float) -> Tensor:
     """Stand in for the Triton kernel: one operation, which allocates the losses (n,)."""
     return logits_nV.new_zeros(len(logits_nV))
+
+
+def _update_stacks(stacks: Sequence[Any], max_grad_norm: float, found_inf: Tensor | None) -> None:
+    """Stand in for the Triton kernels: one operation a stack."""
+    for stack in stacks:
+        torch._foreach_sub_(stack.parameters, stack.gradients)
 
 
 def _attention(

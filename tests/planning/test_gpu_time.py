@@ -41,9 +41,9 @@ def tokens_per_second(compiled: bool = False, **cell: Any) -> float:
 def test_ceilings_lie_beside_the_published_rates_of_llm_c() -> None:
     """llm.c: 468,000 tokens/s of gpt2 and 46,800 of gpt2-xl on an H100, 218,500 of gpt2 on each A100 80GB."""
     assert 560_000 < tokens_per_second(compiled=True) < 1.25 * 468_000
-    assert 46_800 < tokens_per_second(model="gpt2-xl", batch_size=16, compiled=True) < 1.25 * 46_800
+    assert 51_000 < tokens_per_second(model="gpt2-xl", batch_size=16, compiled=True) < 1.25 * 46_800
     assert tokens_per_second(gpu="a100-80gb", compiled=True) == pytest.approx(218_500, rel=0.1)
-    assert 240_000 < tokens_per_second(batch_size=8, context_length=256) < 300_000
+    assert 240_000 < tokens_per_second(batch_size=8, context_length=256) < 350_000
 
 
 def test_the_host_bounds_a_small_step_that_no_graph_launches() -> None:

@@ -60,7 +60,7 @@ def test_a_checkpoint_that_is_not_copied_is_written_before_the_next_step(
     corpus: Corpus, device: str, missing: int, tmp_path: Path
 ) -> None:
     """Tensors of a CPU are not copied, nor those of a GPU that would take too much of the host's memory."""
-    config = TrialConfig(context_length=32, max_train_tokens=300)
+    config = TrialConfig(context_length=32, max_train_tokens=300, max_grad_norm=0)
     (last,) = finetune(config, corpus, models.resolve_model("gpt2-nano", pretrained=True))
     size = checkpoint.count_bytes(last.trainer.model, last.trainer.optimizer)
     complete = as_if_on(device, last).start_saving(tmp_path, max_copy_bytes=size - missing)
@@ -83,7 +83,7 @@ def test_tied_weights_are_copied_once() -> None:
 
 def test_adafactor_continues_with_the_moments_of_its_checkpoint(corpus: Corpus, tmp_path: Path) -> None:
     """In stacks, as on a GPU: a file does not keep the order of a state's names, and some matrices are square."""
-    config = TrialConfig(context_length=32, max_train_tokens=300)
+    config = TrialConfig(context_length=32, max_train_tokens=300, max_grad_norm=0)
     (last,) = finetune(config, corpus, models.resolve_model("gpt2-nano", pretrained=True))
     last.save(tmp_path)
     parameters = [p for group in last.trainer.optimizer.param_groups for p in group["params"]]  # as files number them

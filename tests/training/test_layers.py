@@ -107,7 +107,7 @@ def test_compiled_training_equals_eager_training(tmp_path: Path, monkeypatch: py
     layers.compile_blocks(compiled)
     pairs = [
         (eager, Adafactor(eager.parameters(), lr=1e-3)),
-        (compiled, Adafactor(compiled.parameters(), lr=1e-3, compiled=True)),
+        (compiled, Adafactor(compiled.parameters(), lr=1e-3)),
     ]
     with torch._dynamo.config.patch(error_on_recompile=True):
         for step in range(3):

@@ -77,6 +77,26 @@ def test_only_matrices_decay() -> None:
         assert others["weight_decay"] == 0.0
 
 
+@pytest.mark.parametrize("optimizer", ["adafactor", "adamw"])
+def test_a_step_clips_the_norm_of_all_gradients_first(optimizer: str) -> None:
+    models = [torch.nn.Linear(3, 3) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    clipping, plain = (
+        build_optimizer(TrialConfig(optimizer=optimizer, max_grad_norm=norm), model)
+        for norm, model in zip((2.0, 0.0), models, strict=True)
+    )
+    for step in (1, 2):
+        for model in models:
+            for parameter in model.parameters():
+                parameter.grad = torch.arange(1.0, parameter.numel() + 1).view_as(parameter) * step
+        torch.nn.utils.clip_grad_norm_(models[1].parameters(), 2.0)
+        clipping.step()
+        plain.step()
+    assert all(map(torch.equal, models[0].parameters(), models[1].parameters()))
+    with pytest.raises(ValueError, match="fused"):
+        Adafactor(models[0].parameters(), lr=1.0, max_grad_norm=2.0)
+
+
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
 @pytest.mark.parametrize("warmup_ratio", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize("steps", [1, 7, 100])
