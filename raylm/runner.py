@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import secrets
 from collections.abc import Iterator
@@ -70,6 +71,7 @@ def run(
     retry_failed: bool = False,
     max_concurrent: int | None = None,
     address: str | None = None,
+    wait_for_workers: bool = False,
     trackers: TrackerOptions | None = None,
     quiet: bool = False,
     verbose: bool = False,
@@ -86,6 +88,7 @@ def run(
         max_concurrent: maximum number of concurrent trials; None: limited by the resources only.
         address: address of a Ray cluster, or `local` to start Ray on this machine; None: `$RAY_ADDRESS`, else the
             cluster that this machine is a node of, else `local`.
+        wait_for_workers: let trials wait for nodes that will join the cluster, which its autoscaler does not tell of.
         trackers: experiment trackers to log to; None: W&B if this machine is logged in, and TensorBoard.
         quiet: print the table only.
         verbose: also show Ray's log messages.
@@ -97,7 +100,7 @@ def run(
         UserError: if the sweep, its data or the cluster have a problem that the user can fix; no trial has started.
         WorkError: if Ray fails. The table is shown, and everything saved so far is kept.
     """
-    options = RunOptions(retry_failed, max_concurrent, address, verbose)
+    options = RunOptions(retry_failed, max_concurrent, address, wait_for_workers, verbose)
     if is_working_folder_gone():
         raise UserError(WORKING_FOLDER_GONE)  # Ray, trackers and trials have paths relative to it
     console = Console(quiet=quiet, keeps_working=True)
@@ -194,15 +197,15 @@ class _Run:
         with console.show_spinner("loading torch and transformers"):
             from raylm.tuning.connection.session import check_start
             from raylm.tuning.prepare import prepare_inputs
-        check_start(self._options.address, self._sweep.resources.cpus)  # datasets may take long to prepare
+        check_start(self._options, self._sweep.resources.cpus)  # datasets may take long to prepare
         trials = self._representative_trials()
         prepared = prepare_inputs(trials, self._results, console.print_note, console.show_spinner)
         for (spec, model), corpus in prepared.corpora.items():
             splits = [f"{name} {len(s.tokens):,} tokens, {s.num_words:,} words" for name, s in corpus.splits()]
             console.print_note(f"{spec} in {model}'s tokens: {'; '.join(splits)}")
         if self._sweep.search is None:
-            sizes = [len(prepared.corpora[trial.corpus_key].train.tokens) for trial in self._unfinished]
-            console.print_note(totals.format_work(self._unfinished, sizes))
+            corpora = [prepared.corpora[trial.corpus_key] for trial in self._unfinished]
+            console.print_note(totals.format_work(self._unfinished, [len(c.train.tokens) for c in corpora]))
         if not self._is_planned:  # the sizes of the datasets are known now
             self._print_plan()
         check_disk_space(self._unfinished or trials, self._num_remaining, self._storage)
@@ -242,10 +245,7 @@ class _Run:
         self, prepared: PreparedInputs, trackers: TrackerPool, heartbeat: Heartbeat
     ) -> Iterator[TrialListener]:
         """Yield the listeners of a launch; the monitor comes first, because the others read it."""
-
-        def count_flops(trial: TrialConfig) -> float:
-            return _estimate_flops(trial, prepared)
-
+        count_flops = functools.partial(_estimate_flops, prepared=prepared)
         sweep, results = self._sweep, self._results
         num_trials, retry = sweep.num_samples or len(results.rows), self._options.retry_failed
         measures = results.measures_with(prepared.data_records())

@@ -8,21 +8,28 @@ Two tests need software that the test environment lacks; each is skipped unless 
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 import re
+import shlex
+import ssl
 import subprocess
+import threading
 import tomllib
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
-import ray
 import yaml
-from ray.autoscaler._private.kuberay.autoscaling_config import _generate_available_node_types_from_ray_cr_spec
+from ray.autoscaler._private.kuberay import node_provider
 
 import raylm
-from raylm.tuning import cluster
+from raylm.tuning.resources import ray_autoscaler
+from raylm.tuning.resources.autoscaler import GPU_MEMORY_RESOURCE, parse_config
 
 ROOT = Path(__file__).resolve().parents[1]
 CLUSTERS = ROOT / "clusters"
@@ -44,6 +51,63 @@ def read_spec(path: Path) -> dict[str, Any]:
         objects["RayJob/raylm"]["spec"]["rayClusterSpec"] if path == JOB else objects["RayCluster/raylm"]["spec"]
     )
     return spec
+
+
+class FakeKubernetes:
+    """Stand-in for the API of Kubernetes: hands out RayClusters of the namespace `sweeps` to those with a token."""
+
+    def __init__(self) -> None:
+        self.clusters: dict[str, Any] = {}
+        self.token = "pod-token"
+
+    def handler(self) -> type[BaseHTTPRequestHandler]:
+        """Return the handler of its HTTPS server."""
+        api = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                folder, _, name = self.path.rpartition("/")
+                status, content = 200, api.clusters.get(name)
+                if self.headers["Authorization"] != f"Bearer {api.token}":
+                    status = 403
+                elif folder != "/apis/ray.io/v1/namespaces/sweeps/rayclusters" or content is None:
+                    status = 404
+                self.send_response(status)
+                self.end_headers()
+                self.wfile.write(json.dumps(content).encode())
+
+            def log_message(self, *_: Any) -> None:
+                """Keep the output of the tests free of requests."""
+
+        return Handler
+
+
+@pytest.fixture
+def kubernetes_api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKubernetes]:
+    """Make this process one of a pod of KubeRay's, with the files and variables that it has there."""
+    key, certificate = tmp_path / "key", tmp_path / "ca.crt"
+    options = shlex.split("-x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=127.0.0.1")
+    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(["openssl", "req", *options, *names], check=True, capture_output=True, timeout=60)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    api = FakeKubernetes()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), api.handler())
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    (tmp_path / "namespace").write_text("sweeps")
+    (tmp_path / "token").write_text(api.token)
+    monkeypatch.setenv("RAY_CLUSTER_NAME", "raylm")
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+    monkeypatch.setattr(ray_autoscaler, "POD_NAMESPACE_FILE", tmp_path / "namespace")
+    monkeypatch.setattr(node_provider, "IN_CLUSTER_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setattr(node_provider, "IN_CLUSTER_CA_CERT_PATH", str(certificate))
+    host = f"https://127.0.0.1:{server.server_port}"  # Ray reads it from the variables when it is imported
+    url = functools.partial(node_provider.url_from_resource, kubernetes_host=host)
+    monkeypatch.setattr(node_provider, "url_from_resource", url)
+    yield api
+    server.shutdown()
+    server.server_close()
 
 
 def list_groups(spec: dict[str, Any]) -> list[dict[str, Any]]:
@@ -94,25 +158,25 @@ def test_job_and_cluster_differ_in_the_job_only() -> None:
     assert run["entrypoint"].startswith("raylm run /sweeps/") and run["shutdownAfterJobFinishes"]
 
 
-def test_ray_autoscaler_counts_what_raylm_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Read the groups by Ray's autoscaler for KubeRay, the ConfigMap by raylm: no CPUs on the head, equal workers."""
-    types = _generate_available_node_types_from_ray_cr_spec(read_spec(CLUSTER))
-    head = types.pop("headgroup")
-    assert head["resources"]["CPU"] == head["resources"]["GPU"] == 0
-    assert all(found["min_workers"] == 0 for found in types.values()), "workers start from zero"
+def test_raylm_reads_the_worker_groups_from_kubernetes(kubernetes_api: FakeKubernetes) -> None:
+    """Read the RayCluster over HTTPS, as on the head's pod: no CPUs on the head, GPU workers from zero."""
+    kubernetes_api.clusters["raylm"] = read_manifests(CLUSTER)["RayCluster/raylm"]
+    config, problem = ray_autoscaler.read_autoscaler_config(gcs_port=0)
+    assert config is not None and not problem
+    head = config["available_node_types"][config["head_node_type"]]["resources"]
+    assert head["CPU"] == head["GPU"] == 0, "trials request CPUs, so none runs there"
+    autoscaler = parse_config(config)
+    names = ("CPU", "GPU", GPU_MEMORY_RESOURCE)
+    types = [(found.name, [found.resources[name] for name in names], found.max_count) for found in autoscaler.types]
+    assert types == [("gpu-24gb", [4, 1, 22], 8), ("gpu-80gb", [4, 1, 79], 2)] and autoscaler.max_workers == 10
 
-    mounts = read_spec(CLUSTER)["headGroupSpec"]["template"]["spec"]["containers"][0]["volumeMounts"]
-    mount = next(found for found in mounts if found["name"] == "node-types")
-    assert mount["mountPath"] == f"/home/raylm/{cluster.AUTOSCALER_FILE.name}", "the user's home in clusters/Dockerfile"
-    told = tmp_path / cluster.AUTOSCALER_FILE.name
-    told.write_text(read_manifests(CLUSTER)["ConfigMap/raylm-node-types"]["data"][mount["subPath"]], encoding="utf-8")
-    monkeypatch.setattr(cluster, "AUTOSCALER_FILE", told)
-    monkeypatch.setattr(cluster, "find_local_cluster", lambda: "head:6379")
-    monkeypatch.setattr(ray, "get_runtime_context", lambda: type("Context", (), {"gcs_address": "head:6379"}))
-    read, max_workers = cluster._load_autoscaler_node_types()
-    names = ("CPU", "GPU", cluster.GPU_MEMORY_RESOURCE)
-    counted = [({name: found["resources"][name] for name in names}, found["max_workers"]) for found in types.values()]
-    assert read == counted and max_workers == sum(number for _, number in counted)
+    kubernetes_api.clusters["raylm"]["spec"]["enableInTreeAutoscaling"] = False
+    assert ray_autoscaler.read_autoscaler_config(gcs_port=0) == (None, ""), "its groups do not grow"
+    del kubernetes_api.clusters["raylm"]
+    config, problem = ray_autoscaler.read_autoscaler_config(gcs_port=0)
+    assert config is None and "404" in problem
+    kubernetes_api.token = "another"  # without an autoscaler, KubeRay creates no role for the head
+    assert ray_autoscaler.read_autoscaler_config(gcs_port=0) == (None, "")
 
 
 def test_operator_rules_that_the_schema_lacks_are_kept() -> None:

@@ -35,10 +35,11 @@ def test_public_names() -> None:
 
 def test_parameters_of_run() -> None:
     parameters = inspect.signature(raylm.run).parameters
-    keywords = ["storage", "retry_failed", "max_concurrent", "address", "trackers", "quiet", "verbose"]
+    flags = ["retry_failed", "wait_for_workers", "quiet", "verbose"]
+    keywords = ["storage", "retry_failed", "max_concurrent", "address", "wait_for_workers", "trackers", *flags[2:]]
     assert list(parameters) == ["sweep", *keywords]
     assert all(parameters[name].kind is inspect.Parameter.KEYWORD_ONLY for name in keywords)
-    assert [parameters[name].default for name in keywords] == [None, False, None, None, None, False, False]
+    assert [parameters[name].default for name in keywords] == [False if name in flags else None for name in keywords]
 
 
 def test_public_names_and_those_for_experts_are_documented() -> None:

@@ -20,9 +20,10 @@ from raylm.errors import UserError
 from raylm.results.storage import Storage
 from raylm.shadowing import describe_shadowing
 from raylm.training.device import inspect_gpus
-from raylm.tuning import cluster, ray_private
+from raylm.tuning import ray_private
+from raylm.tuning.cluster import list_alive_nodes, run_on_nodes
 from raylm.tuning.connection import session
-from raylm.tuning.nodes import find_storage_problems, run_on_nodes
+from raylm.tuning.nodes import find_storage_problems
 from raylm.units import GIB
 
 PACKAGES = ("raylm", "ray", "torch", "transformers", "datasets")
@@ -52,9 +53,7 @@ def run_checks(address: str | None, storage: Storage | None) -> Iterator[CheckRe
         return
     try:
         with session.connect_ray(address, verbose=False) as dashboard:
-            yield CheckResult(
-                "here", "cluster", f"{len(cluster.list_alive_nodes())} nodes at {address}, dashboard {dashboard}"
-            )
+            yield CheckResult("here", "cluster", f"{len(list_alive_nodes())} nodes at {address}, dashboard {dashboard}")
             yield from _check_nodes(own, storage)
     except UserError as error:
         yield CheckResult("here", "cluster", f"cannot be reached at {address}", str(error))
@@ -86,7 +85,7 @@ def _free_gib(path: Path) -> float:
 
 def _check_nodes(local_facts: dict[str, Any], storage: Storage | None) -> Iterator[CheckResult]:
     """Yield the results of checking every node of the connected cluster."""
-    nodes = cluster.list_alive_nodes()
+    nodes = list_alive_nodes()
     storage_problems = find_storage_problems(storage) if storage is not None else {}
     request_time = time.time()
     facts_by_node = run_on_nodes(nodes, collect_facts)

@@ -29,6 +29,10 @@ def run(
         bool, typer.Option("--retry-failed", help="Retry failed rows from their latest checkpoints.")
     ] = False,
     address: AddressOption = None,
+    wait_for_workers: Annotated[
+        bool,
+        typer.Option("--wait-for-workers", help="Let trials wait for nodes that will join the cluster; else refuse."),
+    ] = False,
     wandb: Annotated[
         str | None,
         typer.Option(
@@ -71,6 +75,7 @@ def run(
             retry_failed=retry_failed,
             max_concurrent=max_concurrent,
             address=address,
+            wait_for_workers=wait_for_workers,
             trackers=resolve(wandb, mlflow, trackio),
             quiet=quiet,
             verbose=verbose,

@@ -14,7 +14,9 @@ class RunOptions:
     max_concurrent: int | None = None
     """Maximum number of concurrent trials; None: limited by the resources only."""
     address: str | None = None
-    """Address of a Ray cluster, or `local` to start Ray on this machine; None: the cluster that this machine is a node
-    of, or `local` if there is none."""
+    """Address of a Ray cluster, or `local` to start Ray on this machine; None: `$RAY_ADDRESS`, else the cluster that
+    this machine is a node of, else `local`."""
+    wait_for_workers: bool = False
+    """Let trials wait for nodes that will join the cluster, although its autoscaler does not tell of them."""
     verbose: bool = False
     """Show Ray's log messages."""

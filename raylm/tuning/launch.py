@@ -28,9 +28,10 @@ from raylm.results.measures import Measure
 from raylm.results.rows import SweepRows
 from raylm.results.storage import Storage
 from raylm.results.sweep_record import HardwareRecord, LaunchRecord, SweepRecord
-from raylm.tuning import cluster, nodes
+from raylm.tuning import nodes
 from raylm.tuning.connection import session
 from raylm.tuning.prepare import PreparedInputs
+from raylm.tuning.resources.capacity import find_capacity
 from raylm.tuning.trial_queue import QueueHistory, StoredRows, TrialQueue
 from raylm.tuning.tuner import TuneResult, TuneRunner
 from raylm.units import pluralize
@@ -89,19 +90,22 @@ class Launch:
             requested = nodes.resolve_gpus(requested, nodes.list_local_gpus(), self._notify)
             nodes.check_local_precision(sweep.precision, on_cpu=requested.gpus == 0)
         with session.connect_ray(address, self._options.verbose) as dashboard_url:
+            capacity = find_capacity(is_local=address == "local", waits_for_workers=self._options.wait_for_workers)
             if address != "local" and requested.gpus != 0:
-                more = cluster.can_start_gpus()
-                requested = nodes.resolve_gpus(requested, nodes.list_gpus(), self._notify, more=more)
+                requested = nodes.resolve_gpus(requested, nodes.list_gpus(), self._notify, more=capacity.may_start_gpus)
             sweep = replace(sweep, resources=requested)
-            resources = cluster.resolve_resources(requested)
-            precision = nodes.resolve_precision(sweep.precision, resources)
+            resources = capacity.resolve_resources(requested)
+            precision = nodes.resolve_precision(sweep.precision, resources, capacity)
             nodes.check_storage(self._results.storage)
             token_hint = " (print its token with `ray get-auth-token`)" if dashboard_url else ""
             self._notify(f"Ray dashboard: {dashboard_url or 'not running'}{token_hint}")
+            for note in capacity.notes(resources):
+                self._notify(note)
             if address == "local":
                 self._placement = _find_placement(sweep, resources, precision)
             deadline = time.monotonic() + sweep.time_budget_hours * 3600 if sweep.time_budget_hours else None
-            self._runner = TuneRunner(sweep, self._prepared, self._results.storage, resources, precision, deadline)
+            storage = self._results.storage
+            self._runner = TuneRunner(sweep, self._prepared, storage, resources, capacity, precision, deadline)
             yield
 
     def run(self, listener: TrialListener) -> PauseReason | None:
@@ -187,7 +191,7 @@ class Launch:
         """
         if self._sweep.search is None and self._sweep.scheduler != "asha":
             return None
-        num_concurrent = cluster.count_concurrent_trials(self._runner.resources, self._options.max_concurrent)
+        num_concurrent = self._runner.count_concurrent_trials(self._options.max_concurrent)
         return past.delay or (num_concurrent if num_concurrent == 1 else 2 * num_concurrent)
 
     def _build_launch_record(self, launch_name: str) -> LaunchRecord:

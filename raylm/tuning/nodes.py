@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raylm import numerics
 from raylm.config.trial import Resources
-from raylm.errors import UserError, WorkError
+from raylm.errors import UserError
 from raylm.events import Notify
 from raylm.planning.devices import is_mig
 from raylm.results.storage import STORAGE_HINT, Storage
 from raylm.tuning import ray_private
-from raylm.tuning.cluster import has_one_node, list_alive_nodes, list_gpu_nodes
+from raylm.tuning.cluster import list_alive_nodes, run_on_nodes
 from raylm.tuning.connection.session import inspect_local_gpus
+from raylm.tuning.resources.capacity import Capacity
 
 if TYPE_CHECKING:
     from raylm.training.device import GpuReport
 
-NODE_TIMEOUT_SECONDS = 60.0
-"""Time limit of a function on a node, including the start of its process."""
 CHECK_FOLDER = ".seen"
 """Folder of the files that a storage check writes."""
 
@@ -186,7 +184,7 @@ def check_local_precision(requested: str, *, on_cpu: bool) -> None:
     device.resolve_precision(requested, device.choose_device())
 
 
-def resolve_precision(requested: str, resources: Mapping[str, float]) -> str:
+def resolve_precision(requested: str, resources: Mapping[str, float], capacity: Capacity) -> str:
     """Return the precision of all trials of a launch.
 
     Args:
@@ -201,43 +199,14 @@ def resolve_precision(requested: str, resources: Mapping[str, float]) -> str:
     """
     if not resources["gpu"]:
         return resolve_cpu_precision(requested)  # CPUs of a cluster are assumed to be alike
-    gpus = [gpu for _, gpu in list_gpu_nodes()]
+    gpus = [gpu for _, gpu in capacity.list_gpus()]
     known = [gpu for gpu in gpus if gpu]
     if emulated := [gpu.name for gpu in known if requested not in (*gpu.half_precisions, "float32", "auto")]:
         raise UserError(f"precision: {requested} would be emulated on {emulated[0]}; expected float32, or auto")
-    if has_one_node() and None in gpus:
+    if capacity.has_one_node and None in gpus:
         from raylm.training import device
 
         return device.resolve_precision(requested, device.choose_device())
     if requested == "auto" and (None in gpus or not gpus):
         return "auto"
     return numerics.resolve_precision(requested, [gpu.half_precisions for gpu in known])
-
-
-# ---- functions on nodes -------------------------------------------------------------------------------------------
-
-
-def run_on_nodes(
-    target_nodes: Sequence[Mapping[str, Any]], function: Callable[..., Any], *arguments: Any
-) -> dict[str, Any]:
-    """Run a function on each of these nodes.
-
-    Returns:
-        Results by node id; a `WorkError` for a node on which it raised or did not return in `NODE_TIMEOUT_SECONDS`.
-    """
-    results = {}
-    for node in target_nodes:
-        on_node = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        remote = ray.remote(num_cpus=0, max_retries=1)(function).options(scheduling_strategy=on_node)
-        results[node["NodeID"]] = remote.remote(*arguments)
-    ray.wait(list(results.values()), num_returns=len(results), timeout=NODE_TIMEOUT_SECONDS)
-    return {node_id: _get_result(reference) for node_id, reference in results.items()}
-
-
-def _get_result(object_ref: Any) -> Any:
-    try:
-        return ray.get(object_ref, timeout=1)
-    except ray.exceptions.GetTimeoutError:
-        return WorkError(f"no answer within {NODE_TIMEOUT_SECONDS:.0f} s")
-    except ray.exceptions.RayError as error:
-        return WorkError(str(error).strip().splitlines()[-1])

@@ -30,6 +30,7 @@ from raylm.results.rows import FAILED, SweepRows
 from raylm.results.storage import Storage
 from raylm.results.sweep_record import DataRecord, ModelRecord
 from raylm.training.options import ExecutionOptions
+from raylm.tuning.resources.capacity import compute_own_share
 
 
 @dataclass(frozen=True)
@@ -94,9 +95,9 @@ def prepare_inputs(
                 shapes[model_key] = model_files.load_shape(sources[model_key])
         if corpus_key not in corpora:
             with show_progress(f"preparing dataset {trial.dataset} for {trial.model}"):
-                files = sources[model_key].fetch_files()
+                files, most = sources[model_key].fetch_files(), limits[corpus_key]
                 corpora[corpus_key] = preparation.prepare(
-                    trial.dataset_spec, files, trial.model, max_train_tokens=limits[corpus_key]
+                    trial.dataset_spec, files, trial.model, max_train_tokens=limit
                 )
             _warn_about_corpus(trial, corpora[corpus_key], notify)
         vocab_size = corpora[corpus_key].vocab_size
@@ -220,7 +221,7 @@ class LaunchContext:
     threads_per_rank: int
     """CPU threads of each process."""
     memory_fraction: float
-    """Fraction of its machine's memory for each process."""
+    """Fraction of its machine's memory for each process; 0: not known before the trial has a node."""
     max_failures: int
     """Errors of a trial that are retried; one more and it has failed."""
     exclusive: bool
@@ -242,10 +243,11 @@ class LaunchContext:
         from raylm.training.device import inspect_gpus
 
         fraction = self.gpu_fraction(trial)
+        memory = self.memory_fraction or compute_own_share(self.threads_per_rank, self.gpus_per_rank)
         return replace(
             self,
             gpus_per_rank=self.gpus_per_rank * fraction,
-            memory_fraction=self.memory_fraction * fraction,
+            memory_fraction=memory * fraction,
             device=self.device or inspect_gpus().device,
         )
 
@@ -270,8 +272,7 @@ class LaunchContext:
             return options
         if excess := memory_model.describe_excess(available):
             raise WorkError(excess)
-        name, share = name_device(self.device), min(self.gpus_per_rank, 1.0)
-        min_steps = min_steps_to_compile(name, memory_model, chosen, share)
+        min_steps = min_steps_to_compile(name_device(self.device), memory_model, chosen, min(self.gpus_per_rank, 1.0))
         return replace(options, next_smaller=memory_model.next_smaller, min_steps_to_compile=min_steps)
 
 

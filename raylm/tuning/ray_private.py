@@ -1,4 +1,7 @@
-"""Ray's private interfaces that raylm depends on, all of them: another version of Ray may change these."""
+"""Ray's private interfaces that raylm depends on: another version of Ray may change these.
+
+Those of its autoscaler are in `resources/ray_autoscaler.py`.
+"""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,22 +13,20 @@ from ray import tune
 from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raylm import numerics
-from raylm.config.catalog import ModelShape
 from raylm.config.dataset import CorpusKey
 from raylm.config.sweep import Sweep
 from raylm.config.trial import TrialConfig
 from raylm.errors import PauseReason
 from raylm.events import TrialListener
-from raylm.planning import memory
 from raylm.results.storage import Storage
-from raylm.tuning import cluster, prepare, ray_private
+from raylm.tuning import prepare, ray_private
 from raylm.tuning.callbacks import LaunchCallback, StepPoller, restore_signal_handlers
 from raylm.tuning.coordinator import Coordinator
 from raylm.tuning.prepare import LaunchContext, PreparedInputs
+from raylm.tuning.resources.capacity import Capacity
+from raylm.tuning.resources.requests import build_placement_group, estimate_gpu_memory_gib, resolve_world_size
 from raylm.tuning.searcher import QueueScheduler, QueueSearcher, default_metric, get_trial_config
 from raylm.tuning.trial_queue import TrialQueue
-from raylm.units import GIB
 
 TUNE_ENVIRONMENT = {
     "TUNE_MAX_PENDING_TRIALS_PG": "100",  # Tune's default for a searcher, 1, starts trials one after another
@@ -43,12 +40,7 @@ MAX_PROCESS_FAILURES = 20
 """Maximum number of times that the process or the node of a trial may die; errors that it raises are counted apart."""
 
 
-# ---- resources of a trial -----------------------------------------------------------------------------------------
-
-
-def resolve_world_size(resources: Mapping[str, float]) -> int:
-    """Return the number of processes that train a trial: one per GPU, at least one."""
-    return max(1, int(resources["gpu"]))
+# ---- device and precision -----------------------------------------------------------------------------------------
 
 
 def resolve_device(resources: Mapping[str, float]) -> str:
@@ -57,37 +49,6 @@ def resolve_device(resources: Mapping[str, float]) -> str:
     Ray's count of GPUs does not tell their type. Each trial asks torch on its own node.
     """
     return "" if resources["gpu"] else "cpu"
-
-
-def build_placement_group(resources: Mapping[str, float], gpu_memory_gib: int = 0) -> tune.PlacementGroupFactory:
-    """Return one bundle per rank, all on one node; the first has the CPUs that cannot be divided evenly.
-
-    Args:
-        gpu_memory_gib: memory that each GPU must have, on clusters whose nodes declare theirs; 0: any.
-    """
-    ranks = resolve_world_size(resources)
-    per_rank = {"CPU": resources["cpu"] // ranks, "GPU": resources["gpu"] / ranks}
-    per_rank |= {cluster.GPU_MEMORY_RESOURCE: gpu_memory_gib} if gpu_memory_gib else {}
-    first = {**per_rank, "CPU": per_rank["CPU"] + resources["cpu"] % ranks}
-    return tune.PlacementGroupFactory([first, *[per_rank] * (ranks - 1)], strategy="STRICT_PACK")
-
-
-def estimate_gpu_memory_gib(
-    trial: TrialConfig, shape: ModelShape | None, precision: str, max_gib: float, world_size: int = 1
-) -> int:
-    """Return the GPU memory that a trial needs without recomputing activations, in GiB, at most `max_gib`.
-
-    Args:
-        shape: shape of its model; None (unknown): the trial needs the largest GPU.
-        precision: the precision, or `auto` for the one that needs the most.
-        max_gib: memory of the cluster's largest GPU.
-    """
-    if shape is None:
-        return int(max_gib)
-    precisions = ("float32", *numerics.HALF_PRECISIONS) if precision == "auto" else (precision,)
-    memory_models = [memory.MemoryModel(shape, trial, "cuda", kind, world_size) for kind in precisions]
-    needed = max(model.min_bytes(recompute=False) for model in memory_models)
-    return min(math.ceil(needed / memory.USABLE_MEMORY_FRACTION / GIB), int(max_gib))
 
 
 # ---- a run of Tune ------------------------------------------------------------------------------------------------
@@ -115,6 +76,8 @@ class TuneRunner:
     """Results folder of the sweep."""
     resources: Mapping[str, float]
     """Resources of a trial: `cpu` and `gpu`."""
+    capacity: Capacity
+    """Nodes of the cluster."""
     precision: str
     """Precision of all trials, as `nodes.resolve_precision` returns it."""
     deadline: float | None = None
@@ -158,6 +121,10 @@ class TuneRunner:
                 callback.handle_tune_error(error, exclusive)
         return TuneResult(queue.all_finished, callback.pause_reason, list(callback.deferred.values()))
 
+    def count_concurrent_trials(self, max_concurrent: int | None) -> int:
+        """Return the number of concurrent trials once all nodes have started, at most `max_concurrent`."""
+        return self.capacity.count_concurrent_trials(self.resources, max_concurrent)
+
     def _build_context(self, launches: Sequence[str], exclusive: bool) -> LaunchContext:
         """Return what all trials of a run share; starts the coordinator."""
         ranks = resolve_world_size(self.resources)
@@ -178,7 +145,7 @@ class TuneRunner:
             gpus_per_rank=self.resources["gpu"] / ranks,
             shareable_devices=[] if exclusive else self._shareable_devices,
             threads_per_rank=int(self.resources["cpu"]) // ranks,
-            memory_fraction=cluster.compute_memory_fraction(self.resources) / ranks,
+            memory_fraction=self.capacity.compute_memory_fraction(self.resources) / ranks,
             max_failures=self.sweep.max_failures,
             exclusive=exclusive,
             coordinator=ray.remote(**options)(Coordinator).remote(),
@@ -192,7 +159,7 @@ class TuneRunner:
     @functools.cached_property
     def _packed_models(self) -> dict[tuple[str, bool], Any]:
         """Ray references to the files of models in local folders; empty if the cluster has one node only."""
-        if cluster.has_one_node():
+        if self.capacity.has_one_node:
             return {}
         packed = {key: prepare.ship_model(source) for key, source in self.prepared.sources.items()}
         return {key: ray.put(files) for key, files in packed.items() if files is not None}
@@ -201,7 +168,7 @@ class TuneRunner:
     def _shareable_devices(self) -> list[Any]:
         """GPUs that trials may share, with the number of trials that may; empty if the sweep does not ask for it."""
         is_asked = self.sweep.resources.gpus == "auto" and self.resources["gpu"]
-        return cluster.find_shareable_devices(int(self.resources["cpu"])) if is_asked else []
+        return self.capacity.find_shareable_devices(int(self.resources["cpu"])) if is_asked else []
 
     def _build_tuner(
         self,
@@ -247,7 +214,7 @@ class TuneRunner:
 
         Tune pickles it into the class of the trials' actors, which Ray limits to 100 MB: it must not hold corpora.
         """
-        max_gib = cluster.max_gpu_memory_gib() if self.resources["gpu"] >= 1 else 0.0
+        max_gib = self.capacity.max_gpu_memory_gib() if self.resources["gpu"] >= 1 else 0.0
         return functools.partial(_request_resources, context, self.resources, max_gib)
 
 

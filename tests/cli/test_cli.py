@@ -171,7 +171,7 @@ def test_wrong_use_of_flags_shows_the_usage(arguments: list[str]) -> None:
 
 
 RUN_FLAGS = (
-    "--storage --set --dry-run --max-concurrent --retry-failed --address --wandb --mlflow --trackio "
+    "--storage --set --dry-run --max-concurrent --retry-failed --address --wait-for-workers --wandb --mlflow --trackio "
     "--quiet -q --verbose -v --help"
 )
 

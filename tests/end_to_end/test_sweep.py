@@ -34,8 +34,8 @@ from raylm.results.manifest import verify
 from raylm.results.rows import INTERRUPTED
 from raylm.results.storage import Folder
 from raylm.training import model_check
-from raylm.tuning import cluster
 from raylm.tuning.connection import session
+from raylm.tuning.resources.capacity import Capacity
 
 pytestmark = pytest.mark.ray
 
@@ -232,10 +232,10 @@ def test_resources_that_no_node_has_are_refused_before_anything_runs(
     assert not list((tmp_path / "runs" / "small").glob("launch-*"))
 
 
-def test_trials_take_a_gpu_if_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "list_node_types", lambda: [({"CPU": 4, "GPU": 2}, 1)])
+def test_trials_take_a_gpu_if_there_is_one() -> None:
+    capacity = Capacity([{"CPU": 4, "GPU": 2}])
     requests = (Resources(), Resources(gpus=0.5), Resources(gpus=1, cpus=4), Resources(gpus=0), Resources(gpus=2))
-    assert [cluster.resolve_resources(requested) for requested in requests] == [
+    assert [capacity.resolve_resources(requested) for requested in requests] == [
         {"cpu": 1, "gpu": 1.0},
         {"cpu": 1, "gpu": 0.5},
         {"cpu": 4, "gpu": 1.0},
@@ -243,9 +243,9 @@ def test_trials_take_a_gpu_if_there_is_one(monkeypatch: pytest.MonkeyPatch) -> N
         {"cpu": 2, "gpu": 2.0},
     ]
     with pytest.raises(UserError, match=r"5 CPUs and 1 GPUs.*4 CPUs and 2 GPUs"):
-        cluster.resolve_resources(Resources(gpus=1, cpus=5))
+        capacity.resolve_resources(Resources(gpus=1, cpus=5))
     with pytest.raises(UserError, match=r"3 CPUs and 3 GPUs, which no node of the cluster has"):
-        cluster.resolve_resources(Resources(gpus=3))
+        capacity.resolve_resources(Resources(gpus=3))
 
 
 def test_changed_text_is_not_mixed_with_the_old(tmp_path: Path, small_text: Path, run_here: RunHere) -> None:

@@ -17,7 +17,6 @@ from raylm.results import sweep_record
 from raylm.results.folder import find_results, write_final_status
 from raylm.results.rows import FAILED, Row
 from raylm.results.storage import Folder
-from raylm.tuning import cluster
 from raylm.tuning.launch import Launch
 from raylm.tuning.prepare import PreparedInputs
 from raylm.tuning.trial_queue import TrialQueue
@@ -33,6 +32,7 @@ class FakeRunner:
     def __init__(self, storage: Folder, *, deferred: list[TrialConfig], paused_by: list[TrialConfig]) -> None:
         self.storage, self.deferred, self.paused_by = storage, deferred, paused_by
         self.resources, self.precision = {"cpu": 1.0, "gpu": 0.0}, "float32"
+        self.count_concurrent_trials = lambda max_concurrent: 1
         self.runs: list[tuple[str, list[int], bool]] = []
         """Name, seeds of the trials and `exclusive` of each run."""
 
@@ -83,10 +83,9 @@ def test_deferred_trials_run_again_one_at_a_time(tmp_path: Path, retry_failed: b
     assert pause_reason is None and notes == ["1 trial ran out of memory; running again, one at a time"]
 
 
-def test_search_continues_after_a_deferred_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_search_continues_after_a_deferred_trial(tmp_path: Path) -> None:
     """Later trials are suggested only when the deferred one has ended."""
     sweep = Sweep(name="s", space={"seed": tune.choice([0, 1, 2])}, search="random", num_samples=3)
-    monkeypatch.setattr(cluster, "count_concurrent_trials", lambda *_: 1)
     runner, pause_reason, _ = run(Folder(tmp_path), deferred=[FIRST, SECOND, THIRD], paused_by=[], sweep=sweep)
     assert pause_reason is None and len(find_results(sweep, Folder(tmp_path)).rows) == 3
     assert [exclusive for _, _, exclusive in runner.runs] == [False, True] * 3

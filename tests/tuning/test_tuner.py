@@ -25,14 +25,15 @@ from raylm.errors import UserError
 from raylm.results.rows import DONE, PENDING, Row
 from raylm.results.storage import Folder
 from raylm.training.models import ModelSource, load_shape
-from raylm.tuning import cluster
 from raylm.tuning.callbacks import read_failure_reason
 from raylm.tuning.nodes import resolve_precision
 from raylm.tuning.prepare import LaunchContext, PreparedInputs
+from raylm.tuning.resources.capacity import Capacity
+from raylm.tuning.resources.requests import build_placement_group, estimate_gpu_memory_gib
 from raylm.tuning.searcher import QueueSearcher
 from raylm.tuning.trial_process import set_worker_environment
 from raylm.tuning.trial_queue import SuggestFn, TrialQueue
-from raylm.tuning.tuner import TuneRunner, build_placement_group, estimate_gpu_memory_gib
+from raylm.tuning.tuner import TuneRunner
 
 TRIALS = [TrialConfig(seed=seed) for seed in (3, 1, 2)]
 
@@ -121,6 +122,11 @@ def test_trial_requests_a_gpu_with_enough_memory(tmp_path: Path) -> None:
     assert bundles == [{"CPU": 1, "GPU": 1, "gpu_gib": needed}] * 2
 
 
+def with_gpus(*types: str) -> Capacity:
+    """Return the capacity of a cluster with a node for each type of GPU."""
+    return Capacity([{"CPU": 8.0, "GPU": 1.0, f"accelerator_type:{name}": 1.0} for name in types])
+
+
 @pytest.mark.parametrize(
     ("gpu_types", "requested", "precision"),
     [
@@ -134,18 +140,14 @@ def test_trial_requests_a_gpu_with_enough_memory(tmp_path: Path) -> None:
     ],
 )
 def test_precision_of_a_launch_holds_for_all_gpus_of_the_cluster(
-    monkeypatch: pytest.MonkeyPatch, gpu_types: list[str], requested: str, precision: str
+    gpu_types: list[str], requested: str, precision: str
 ) -> None:
-    nodes = [({"CPU": 8.0, "GPU": 1.0, f"accelerator_type:{name}": 1.0}, 1) for name in gpu_types]
-    monkeypatch.setattr(cluster, "list_node_types", lambda: nodes)
-    assert resolve_precision(requested, {"cpu": 1, "gpu": 1.0}) == precision
+    assert resolve_precision(requested, {"cpu": 1, "gpu": 1.0}, with_gpus(*gpu_types)) == precision
 
 
-def test_bfloat16_is_refused_if_a_gpu_of_the_cluster_lacks_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    nodes = [({"CPU": 8.0, "GPU": 1.0, f"accelerator_type:{name}": 1.0}, 1) for name in ("H100", "T4")]
-    monkeypatch.setattr(cluster, "list_node_types", lambda: nodes)
+def test_bfloat16_is_refused_if_a_gpu_of_the_cluster_lacks_it() -> None:
     with pytest.raises(UserError, match="bfloat16 would be emulated on T4; expected float32, or auto"):
-        resolve_precision("bfloat16", {"cpu": 1, "gpu": 1.0})
+        resolve_precision("bfloat16", {"cpu": 1, "gpu": 1.0}, with_gpus("H100", "T4"))
 
 
 def test_memory_of_an_unknown_precision_is_that_of_the_largest() -> None:
@@ -157,7 +159,7 @@ def test_memory_of_an_unknown_precision_is_that_of_the_largest() -> None:
 def test_resource_request_is_pickled_without_corpora(tmp_path: Path) -> None:
     corpora = {(DatasetSpec("imdb"), "gpt2"): cast(Corpus, SimpleNamespace(tokens=np.zeros(1_000_000, np.int32)))}
     sweep, resources = Sweep(name="s", space={"seed": 0}), {"cpu": 1, "gpu": 0.0}
-    runner = TuneRunner(sweep, PreparedInputs(corpora, {}, {}), Folder(tmp_path), resources, "float32")
+    runner = TuneRunner(sweep, PreparedInputs(corpora, {}, {}), Folder(tmp_path), resources, Capacity([]), "float32")
     request = runner.resource_request(cast(LaunchContext, SimpleNamespace()))
     assert len(cloudpickle.dumps(request)) < 10_000, "Ray refuses an actor class of more than 100 MB"
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from raylm import machine
+from raylm.config.options import RunOptions
 from raylm.errors import UserError, one_line
 from raylm.tuning import ray_private
 from raylm.tuning.connection.head import CONNECT_TIMEOUT_SECONDS, check_head
@@ -82,19 +83,23 @@ def inspect_local_gpus() -> GpuReport | None:
     return inspect_gpus()
 
 
-def check_start(address: str | None, cpus: int) -> None:
+def check_start(options: RunOptions, cpus: int) -> None:
     """Check what `connect_ray` is going to need, before anything that takes long.
 
     Args:
-        address: as `resolve_address` takes it.
         cpus: CPUs of a trial.
 
     Raises:
         UserError: if the cluster cannot be reached; or if Ray would be started on this machine, and cannot, or the
-            machine has fewer cores than a trial requests.
+            machine has fewer cores than a trial requests, or trials are to wait for workers, which could not join.
     """
-    address = resolve_address(address)
+    address = resolve_address(options.address)
     if address == "local":
+        if options.wait_for_workers:
+            raise UserError(
+                "--wait-for-workers: there is no cluster that workers could join: raylm would start Ray on this "
+                "machine only; run it on a node of the cluster, or name one with --address"
+            )
         machine.prepare_ray_start(cpus)
     else:
         check_head(address)
