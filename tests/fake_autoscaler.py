@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 import yaml
+from ray.util import get_node_ip_address
 
 HEAD_ID = "f" * 51 + "00000"
 """Node id by which the fake provider knows the head."""
@@ -44,7 +45,7 @@ def start_autoscaling_cluster(types: Mapping[str, Any], *, head_cpus: int, max_w
     with socket.socket() as probe:
         probe.bind(("", 0))
         port = probe.getsockname()[1]
-    host = socket.gethostbyname(socket.gethostname())
+    host = get_node_ip_address()  # Ray replaces 127.0.0.1 by it
     head_type = {"resources": {"CPU": head_cpus}, "node_config": {}, "max_workers": 0}
     config = {
         "cluster_name": "fake",
@@ -64,8 +65,8 @@ def start_autoscaling_cluster(types: Mapping[str, Any], *, head_cpus: int, max_w
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
     }
     options = [f"--port={port}", f"--node-ip-address={host}", f"--num-cpus={head_cpus}", "--include-dashboard=false"]
-    ray = str(Path(sys.executable).with_name("ray"))
-    command = [ray, "start", "--head", "--block", *options, f"--autoscaling-config={folder / 'autoscaler.yaml'}"]
+    program = str(Path(sys.executable).with_name("ray"))
+    command = [program, "start", "--head", "--block", *options, f"--autoscaling-config={folder / 'autoscaler.yaml'}"]
     with (folder / "output").open("wb") as output:
         head = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
     try:
