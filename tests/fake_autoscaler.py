@@ -48,6 +48,9 @@ def start_autoscaling_cluster(types: Mapping[str, Any], *, head_cpus: int, max_w
     host = get_node_ip_address()  # Ray replaces 127.0.0.1 by it
     head_type = {"resources": {"CPU": head_cpus}, "node_config": {}, "max_workers": 0}
     config = {
+        **{name: {} for name in ("docker", "auth", "file_mounts")},
+        **{f"{name}_commands": [] for name in COMMANDS},
+        "cluster_synced_files": [],
         "cluster_name": "fake",
         "max_workers": max_workers,
         "provider": {**PROVIDER, "gcs_address": f"{host}:{port}"},

@@ -96,9 +96,7 @@ def prepare_inputs(
         if corpus_key not in corpora:
             with show_progress(f"preparing dataset {trial.dataset} for {trial.model}"):
                 files, most = sources[model_key].fetch_files(), limits[corpus_key]
-                corpora[corpus_key] = preparation.prepare(
-                    trial.dataset_spec, files, trial.model, max_train_tokens=limit
-                )
+                corpora[corpus_key] = preparation.prepare(trial.dataset_spec, files, trial.model, max_train_tokens=most)
             _warn_about_corpus(trial, corpora[corpus_key], notify)
         vocab_size = corpora[corpus_key].vocab_size
         load_key, check_key = (*model_key, vocab_size), (*model_key, vocab_size, trial.dropout)
