@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +19,8 @@ from raylm.errors import NO_HOME, SweepError, UserError, format_suggestion, is_h
 from raylm.files import UnreadableTextError, read_utf8
 
 MAX_FILE_BYTES = 1_000_000
+MIN_TRIALS_WITH_COMMON_FIELDS = 10
+"""Number of trials from which a formatted sweep file gives the fields that all of them share once."""
 BUNDLED_SWEEP_FOLDERS = (Path(__file__).parents[1] / "sweeps", Path(__file__).parents[2] / "sweeps")
 """Folder of the bundled sweep files: in an installed package, and in a checkout."""
 
@@ -185,13 +187,27 @@ def copy_bundled_sweep(name: str, destination: Path) -> Path:
 def format_sweep_file(name: str, trials: Sequence[TrialConfig], precision: str = "auto") -> str:
     """Return the text of a sweep file that defines these trials, one space per trial.
 
-    Fields at their defaults are omitted, except dataset, model, context length and batch size.
+    Fields at their defaults are omitted, except dataset, model, context length and batch size. Of many trials, the
+    fields that are equal in all of them are given once.
     """
     spaces = [
         {name: value for name, value in trial.as_dict().items() if name in (*KEY_FIELDS, *trial.changed_fields)}
         for trial in trials
     ]
+    common = {}
+    if len(trials) >= MIN_TRIALS_WITH_COMMON_FIELDS:
+        common = dict(set.intersection(*(set(space.items()) for space in spaces)))
+        common = {name: value for name, value in spaces[0].items() if name in common}
     options = [f"    name={name!r},"]
     options += [f"    precision={precision!r},"] if precision != "auto" else []
-    rows = [f"        {space!r}," for space in spaces]
-    return "\n".join(["from raylm import Sweep", "", "sweep = Sweep(", *options, "    space=[", *rows, "    ],", ")"])
+    rows = [
+        "        {" + ", ".join([*(["**common"] if common else []), *_format_items(space, common)]) + "},"
+        for space in spaces
+    ]
+    head = ["from raylm import Sweep", "", *([f"common = {common!r}", ""] if common else [])]
+    return "\n".join([*head, "sweep = Sweep(", *options, "    space=[", *rows, "    ],", ")"])
+
+
+def _format_items(space: Mapping[str, Any], common: Collection[str]) -> list[str]:
+    """Return the items of a space that are not common to all, as they are written in a dict."""
+    return [f"{name!r}: {value!r}" for name, value in space.items() if name not in common]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -152,7 +153,13 @@ def render_template(template_name: str, **context: object) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["css_string"] = _to_css_string
     return environment.get_template(template_name).render(**context)
+
+
+def _to_css_string(text: str) -> str:
+    """Return text as a string of a style sheet, in which an entity of HTML means nothing and `<` could end it."""
+    return '"' + re.sub(r"[^\w .,:()%/+-]", lambda match: f"\\{ord(match[0]):x} ", text) + '"'
 
 
 def _format_measures(results: SweepRows) -> str:

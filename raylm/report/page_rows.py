@@ -22,13 +22,15 @@ class Cell:
 
     text: str
     value: str
-    """Value to sort by: a number in full precision, or the text; empty if there is none."""
+    """Value to sort by and to download: a number in full precision, run names, or the text; empty if there is none."""
 
 
 @dataclass(frozen=True)
 class TrialDetails:
     """Trial of a row of the table."""
 
+    id: str
+    """Id, by which the figures name it."""
     run_name: str
     fields: str
     """Fields that are not at their defaults."""
@@ -47,9 +49,9 @@ class PageRow:
     is_best: bool
 
     @property
-    def runs(self) -> str:
-        """Run names of its trials, as the figures name them."""
-        return " ".join(trial.run_name for trial in self.trials)
+    def trial_ids(self) -> str:
+        """Ids of its trials."""
+        return " ".join(trial.id for trial in self.trials)
 
 
 def build_page_rows(table: Table, records: Iterable[Record]) -> list[PageRow]:
@@ -75,11 +77,23 @@ def find_detail_column(columns: tuple[Column, ...]) -> int:
 def _build_cells(
     columns: Sequence[Column], texts: Sequence[str], group: SeedGroup, records: Mapping[str, Record]
 ) -> list[Cell]:
-    values = [
-        summarize_values(group, records, column.key) if column.is_numeric else text
-        for column, text in zip(columns, texts, strict=True)
-    ]
-    return [Cell(text, "" if value is None else str(value)) for text, value in zip(texts, values, strict=True)]
+    run_names = " ".join(row.config.run_name for row in group.rows)
+    cells = []
+    for column, text in zip(columns, texts, strict=True):
+        if column.is_numeric:
+            value = _format_value(summarize_values(group, records, column.key), text)
+        else:
+            value = run_names if column.key == RUN_COLUMN.key else text
+        cells.append(Cell(text, value))
+    return cells
+
+
+def _format_value(value: float | str | None, text: str) -> str:
+    """Return a number in full precision: the text of its cell if that has it, so that the page needs it once only."""
+    try:
+        return text if value is not None and float(text) == value else str("" if value is None else value)
+    except ValueError:  # a number with its interval, or a dash
+        return str("" if value is None else value)
 
 
 def _describe(row: Row) -> TrialDetails:
@@ -87,7 +101,7 @@ def _describe(row: Row) -> TrialDetails:
     texts = (f"{format_field_name(name)} {format_field_value(value)}" for name, value in changed)
     best = row.best_checkpoint
     log, checkpoint = quote(find_log(row)), quote(f"{best.folder}/") if best else ""
-    return TrialDetails(row.config.run_name, ", ".join(texts), log, checkpoint)
+    return TrialDetails(row.config.id, row.config.run_name, ", ".join(texts), log, checkpoint)
 
 
 def find_log(row: Row) -> str:

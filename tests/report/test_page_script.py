@@ -21,7 +21,7 @@ TRIALS = [
     for model, length, rate in itertools.product(("gpt2", "gpt2-medium"), (256, 512), (1e-4, 1e-5))
 ]
 LOSSES = [3.701, 3.699, 3.5, 3.4, 3.3, 3.32, 3.1, 3.2]
-ROWS = "[...document.querySelectorAll('.results tbody tr:not([hidden])')].map((row) => row.dataset.runs)"
+ROWS = "[...document.querySelectorAll('.results tbody tr:not([hidden])')].map((row) => row.dataset.trials)"
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +48,9 @@ def browse(folder: Path, tmp_path: Path, steps: Callable[[Page], Awaitable[None]
 
 
 def by_loss(*, reverse: bool = False) -> list[str]:
-    """Return the run names by val loss."""
+    """Return the ids of the trials by val loss."""
     pairs = sorted(zip(LOSSES, TRIALS, strict=True), key=lambda pair: pair[0], reverse=reverse)
-    return [trial.run_name for _, trial in pairs]
+    return [trial.id for _, trial in pairs]
 
 
 def test_rows_are_sorted_filtered_and_downloaded(folder: Path, tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_rows_are_sorted_filtered_and_downloaded(folder: Path, tmp_path: Path) -
 
         search = "document.querySelector('input[type=search]')"
         await page.evaluate(f"{search}.value = 'gpt2-medium val_loss<3.31'; {search}.dispatchEvent(new Event('input'))")
-        assert await page.evaluate(ROWS) == [TRIALS[4].run_name, TRIALS[7].run_name, TRIALS[6].run_name]
+        assert await page.evaluate(ROWS) == [TRIALS[4].id, TRIALS[7].id, TRIALS[6].id]
         assert await page.read_text("#shown") == "3 of 8 rows"
         faded = await page.evaluate("document.querySelectorAll('[data-figure=loss-curves] .mark.out').length")
         assert faded == 2 * 5  # training and val loss of each hidden trial
@@ -89,18 +89,20 @@ def test_rows_are_sorted_filtered_and_downloaded(folder: Path, tmp_path: Path) -
 
 def test_rows_and_lines_highlight_each_other_and_open_their_config(folder: Path, tmp_path: Path) -> None:
     async def steps(page: Page) -> None:
-        run = TRIALS[3].run_name
-        row = f"document.querySelector('tr[data-runs={json.dumps(run)}]')"
+        trial, run = TRIALS[3].id, TRIALS[3].run_name
+        row = f"document.querySelector('tr[data-trials={json.dumps(trial)}]')"
         x, y = await page.evaluate(f"(({{x, y}}) => [x + 20, y + 5])({row}.getBoundingClientRect())")
         await page.move_mouse(x, y)
-        highlighted = "[...new Set([...document.querySelectorAll('.mark.on')].map((mark) => mark.dataset.runs))]"
-        assert await page.evaluate(highlighted) == [run]
-        mark = f"document.querySelector('[data-figure=loss-curves] .mark[data-runs={json.dumps(run)}] path')"
+        highlighted = "[...new Set([...document.querySelectorAll('.mark.on')].map((mark) => mark.dataset.trials))]"
+        assert await page.evaluate(highlighted) == [trial]
+        mark = f"document.querySelector('[data-figure=loss-curves] .mark[data-trials={json.dumps(trial)}] path')"
         await page.evaluate(f"{mark}.scrollIntoView({{block: 'center'}})")
         point = f"{mark}.getPointAtLength(5).matrixTransform({mark}.getScreenCTM())"
         x, y = await page.evaluate(f"(({{x, y}}) => [x, y])({point})")
         await page.move_mouse(x, y)
-        assert await page.evaluate("[...document.querySelectorAll('tr.on')].map((row) => row.dataset.runs)") == [run]
+        assert await page.evaluate("[...document.querySelectorAll('tr.on')].map((row) => row.dataset.trials)") == [
+            trial
+        ]
         await page.drag((x, y), (x, y))
         assert await page.evaluate(f"{row}.querySelector('details').open")
         details = await page.evaluate(f"{row}.querySelector('details p').textContent")
@@ -115,9 +117,9 @@ def test_rows_and_lines_highlight_each_other_and_open_their_config(folder: Path,
 def test_legend_hides_lines_by_mouse_and_keyboard(folder: Path, tmp_path: Path) -> None:
     async def steps(page: Page) -> None:
         entry = "document.querySelector('[data-figure=loss-curves] .legend[role=button]')"
-        hidden = "[...document.querySelectorAll('.mark.off')].map((mark) => mark.dataset.runs)"
+        hidden = "[...document.querySelectorAll('.mark.off')].map((mark) => mark.dataset.trials)"
         await page.evaluate(f"{entry}.dispatchEvent(new MouseEvent('click'))")
-        assert await page.evaluate(hidden) == [TRIALS[0].run_name] * 2
+        assert await page.evaluate(hidden) == [TRIALS[0].id] * 2
         assert await page.evaluate(f"{entry}.ariaPressed") == "false"
         await page.evaluate(f"{entry}.focus()")
         await page.press_key("Enter")
@@ -133,7 +135,7 @@ def test_brush_of_an_axis_filters_rows(folder: Path, tmp_path: Path) -> None:
         x, top, height = await page.evaluate(f"(({{x, y, width, height}}) => [x + width / 2, y, height])({axis})")
         await page.drag((x, top + 1), (x, top + 0.4 * height))
         shown = await page.evaluate(ROWS)
-        assert shown == [trial.run_name for trial, loss in zip(TRIALS, LOSSES, strict=True) if loss > 3.47]
+        assert shown == [trial.id for trial, loss in zip(TRIALS, LOSSES, strict=True) if loss > 3.47]
         await page.drag((x, top + 1), (x, top + 1))
         assert len(await page.evaluate(ROWS)) == len(TRIALS)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from collections import Counter
 
 from matplotlib.figure import Figure
 
@@ -29,7 +30,14 @@ SIZE = re.compile(r'(<svg [^>]*?) width="[^"]*" height="[^"]*"')
 MARK = re.compile(rf'<g id="({TRIAL_MARK}|{LEGEND_MARK}|{AXIS_MARK})([^"]*)">(?:\s*<!-- (.*?) -->)?')
 COMMENT, SPACE = re.compile(r"<!--.*?-->", re.DOTALL), re.compile(r"\s*\n\s*")
 REFERENCE = re.compile(r'( id="|xlink:href="#|url\(#)')
+COORDINATES, DECIMALS = re.compile(r' (?:d|x|y)="[^"]*"'), re.compile(r"\d+\.\d{3,}")
+"""Attributes with coordinates, in units of a CSS pixel or more, and numbers with more decimals than a screen shows."""
+STYLE = re.compile(r' style="([^"]*)"')
 COLOR = re.compile(rf"(?:{'|'.join(THEME)})(?=[;\"])", re.IGNORECASE)
+
+
+MIN_SHARED_STYLES = 100
+"""Elements with the same style for which it is a class."""
 
 
 def to_inline_svg(figure: Figure, prefix: str) -> str:
@@ -43,8 +51,21 @@ def to_inline_svg(figure: Figure, prefix: str) -> str:
     text = COMMENT.sub("", MARK.sub(_format_mark, text))
     text = REFERENCE.sub(rf"\g<1>{prefix}-", text)
     text = COLOR.sub(lambda match: f"var(--{THEME_BY_LOWER[match[0].lower()]},{match[0]})", text)
+    text = COORDINATES.sub(lambda match: DECIMALS.sub(lambda number: f"{float(number[0]):.2f}", match[0]), text)
+    text = _share_styles(text, prefix)
     label = html.escape(get_alt_text(figure))
     return SPACE.sub(" ", text.replace("<svg ", f'<svg role="group" aria-label="{label}" ', 1))
+
+
+def _share_styles(text: str, prefix: str) -> str:
+    """Return an SVG element in which styles of many elements are classes: of thousands of lines, most of the page."""
+    counts = Counter(STYLE.findall(text))
+    names = {css: f"{prefix}-s{n}" for n, (css, number) in enumerate(counts.items()) if number >= MIN_SHARED_STYLES}
+    if not names:
+        return text
+    text = STYLE.sub(lambda match: f' class="{names[match[1]]}"' if match[1] in names else match[0], text)
+    rules = "".join(f".{name} {{{css}}}" for css, name in names.items())
+    return text.replace(">", f"><style>{rules}</style>", 1)
 
 
 THEME_BY_LOWER = {color.lower(): name for color, name in THEME.items()}
@@ -59,8 +80,8 @@ def _format_mark(match: re.Match[str]) -> str:
     if kind == AXIS_MARK:
         return f'<g class="axis" data-axis="{value}">'
     number, _, points = value.partition(":")
-    runs = " ".join(dict.fromkeys(re.split("[|,]", points)))
-    attributes = f'data-line="{number}" data-runs="{runs}"'
+    trials = " ".join(dict.fromkeys(re.split("[|,]", points)))
+    attributes = f'data-line="{number}" data-trials="{trials}"'
     if "|" in points:
         attributes += f' data-points="{points.replace(",", " ")}"'
     return f'<g class="mark" {attributes}>'

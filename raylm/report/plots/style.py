@@ -173,9 +173,11 @@ def mark_trials(artist: Artist, number: int, points: Iterable[Sequence[str]]) ->
     Args:
         artist: line or bar.
         number: number of its line in the legend.
-        points: run names of each of its points; of a line that is one trial, a single one.
+        points: run names of each of its points; of a line that is one trial, a single one. The mark has their ids, with
+            which they end: a line may stand for thousands.
     """
-    artist.set_gid(f"{TRIAL_MARK}{number}:" + "|".join(",".join(runs) for runs in points))
+    ids = ([run.rpartition("-")[2] for run in runs] for runs in points)
+    artist.set_gid(f"{TRIAL_MARK}{number}:" + "|".join(map(",".join, ids)))
 
 
 def mark_axis(artist: Artist, number: int) -> None:

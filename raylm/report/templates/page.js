@@ -2,10 +2,11 @@
 // Table and figures of the page: sort, filter, highlight, hide, brush, download. Without it, everything is still there.
 const raylm = (() => {
   const view = { sort: null, filter: "", hidden: new Set() };  // kept when the dashboard replaces the page's content
-  let table, rows, marks, ranges;
+  let table, rows, marks, ranges, runNames;
 
   const split = (element, name) => (element.dataset[name] || "").split(" ").filter(Boolean);
-  const value = (cell) => ("value" in cell.dataset ? cell.dataset.value : cell.textContent.trim());
+  const value = (cell) =>
+    "value" in cell.dataset ? cell.dataset.value : (cell.querySelector("summary") || cell).textContent.trim();
   const headings = () => [...table.tHead.rows[0].cells];
   const column = (key) => headings().findIndex((th) => th.dataset.key === key || th.textContent.trim() === key);
 
@@ -51,15 +52,15 @@ const raylm = (() => {
     for (const range of ranges.values()) {
       for (const mark of range.marks) {
         const y = vertices(mark)[range.axis];
-        if (y < range.low || y > range.high) split(mark, "runs").forEach((run) => outside.add(run));
+        if (y < range.low || y > range.high) split(mark, "trials").forEach((id) => outside.add(id));
       }
     }
     for (const row of rows) {
-      const isOut = split(row, "runs").length && split(row, "runs").every((run) => outside.has(run));
+      const isOut = split(row, "trials").length && split(row, "trials").every((id) => outside.has(id));
       row.hidden = isOut || !terms.every((term) => matches(row, term));
     }
-    const shown = new Set(rows.filter((row) => !row.hidden).flatMap((row) => split(row, "runs")));
-    marks.forEach((mark) => mark.classList.toggle("out", !split(mark, "runs").some((run) => shown.has(run))));
+    const shown = new Set(rows.filter((row) => !row.hidden).flatMap((row) => split(row, "trials")));
+    marks.forEach((mark) => mark.classList.toggle("out", !split(mark, "trials").some((id) => shown.has(id))));
     const count = rows.filter((row) => !row.hidden).length;
     document.getElementById("shown").textContent = count < rows.length ? `${count} of ${rows.length} rows` : "";
   }
@@ -68,7 +69,7 @@ const raylm = (() => {
     const quote = (text) => (/[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
     const lines = [headings().map((th) => th.dataset.key)];
     for (const row of table.tBodies[0].rows) {
-      if (!row.hidden) lines.push([...row.cells].map((cell) => cell.classList.contains("detail") ? row.dataset.runs : value(cell)));
+      if (!row.hidden) lines.push([...row.cells].map(value));
     }
     const content = lines.map((line) => line.map(quote).join(",") + "\n").join("");
     const url = URL.createObjectURL(new Blob([content], { type: "text/csv" }));
@@ -98,17 +99,17 @@ const raylm = (() => {
 
   // ---- rows and lines
 
-  function highlight(runs) {
-    const wanted = new Set(runs);
+  function highlight(trials) {
+    const wanted = new Set(trials);
     document.body.classList.toggle("highlighting", wanted.size > 0);
-    const isOn = (names) => names.some((run) => wanted.has(run));
-    rows.forEach((row) => row.classList.toggle("on", isOn(split(row, "runs"))));
+    const isOn = (ids) => ids.some((id) => wanted.has(id));
+    rows.forEach((row) => row.classList.toggle("on", isOn(split(row, "trials"))));
     for (const mark of marks) {
-      const points = (mark.dataset.points || "").split("|").map((names) => names.split(" "));
+      const points = (mark.dataset.points || "").split("|").map((ids) => ids.split(" "));
       const dots = mark.querySelectorAll("use");
       const hasDots = "points" in mark.dataset && dots.length === points.length;
-      mark.classList.toggle("on", isOn(split(mark, "runs")) && !hasDots);
-      mark.classList.toggle("some", isOn(split(mark, "runs")) && hasDots);
+      mark.classList.toggle("on", isOn(split(mark, "trials")) && !hasDots);
+      mark.classList.toggle("some", isOn(split(mark, "trials")) && hasDots);
       if (hasDots) dots.forEach((dot, i) => dot.classList.toggle("on", isOn(points[i])));
     }
   }
@@ -116,21 +117,21 @@ const raylm = (() => {
   function connectMark(mark) {
     const points = (mark.dataset.points || "").split("|");
     const dots = [...mark.querySelectorAll("use")];
-    const runsAt = (target) => {
+    const trialsAt = (target) => {
       const index = "points" in mark.dataset && dots.length === points.length ? dots.indexOf(target) : -1;
-      return index < 0 ? split(mark, "runs") : points[index].split(" ");
+      return index < 0 ? split(mark, "trials") : points[index].split(" ");
     };
-    mark.prepend(create("title", {}, split(mark, "runs").join("\n")));
+    mark.prepend(create("title", {}, split(mark, "trials").map((id) => runNames.get(id) || id).join("\n")));
     for (const path of mark.querySelectorAll(":scope > path")) {
-      if (path.style.fill !== "none") continue;
+      if (getComputedStyle(path).fill !== "none") continue;
       const hit = path.cloneNode();
       hit.setAttribute("class", "hit");
       path.after(hit);
     }
-    mark.addEventListener("pointerover", (event) => highlight(runsAt(event.target)));
+    mark.addEventListener("pointerover", (event) => highlight(trialsAt(event.target)));
     mark.addEventListener("pointerout", () => highlight([]));
     mark.addEventListener("click", (event) => {
-      const row = rows.find((each) => split(each, "runs").includes(runsAt(event.target)[0]));
+      const row = rows.find((each) => split(each, "trials").includes(trialsAt(event.target)[0]));
       if (!row || row.hidden) return;
       row.querySelector("details").open = true;
       row.scrollIntoView({ block: "center" });
@@ -191,6 +192,10 @@ const raylm = (() => {
     table = document.querySelector(".results table");
     rows = [...table.tBodies[0].rows];
     marks = [...document.querySelectorAll(".mark")];
+    runNames = new Map(rows.flatMap((row) => {
+      const names = column("run") < 0 ? [] : value(row.cells[column("run")]).split(" ");
+      return split(row, "trials").map((id, i) => [id, names[i] || id]);
+    }));
     ranges = new Map();
     addControls();
     marks.forEach(connectMark);
@@ -199,9 +204,10 @@ const raylm = (() => {
       svg.querySelectorAll(".axis").forEach((axis) => connectAxis(svg, axis));
     });
     for (const row of rows) {
-      row.addEventListener("pointerenter", () => highlight(split(row, "runs")));
+      for (const cell of row.cells) cell.setAttribute("role", "cell");  // the layout of phones takes its meaning away
+      row.addEventListener("pointerenter", () => highlight(split(row, "trials")));
       row.addEventListener("pointerleave", () => highlight([]));
-      row.addEventListener("focusin", () => highlight(split(row, "runs")));
+      row.addEventListener("focusin", () => highlight(split(row, "trials")));
       row.addEventListener("focusout", () => highlight([]));
     }
     sortRows();
