@@ -8,6 +8,7 @@ from typing import Any
 
 from raylm.config.trial import TrialConfig
 from raylm.results.progress import StepMetrics
+from raylm.units import pluralize
 
 Notify = Callable[[str], None]
 """Shows a note to the user."""
@@ -98,7 +99,9 @@ class Listeners(TrialListener):
 
 
 def format_evaluation(metrics: Mapping[str, Any]) -> str:
-    """Return the losses of an evaluation as one line, with the epochs so far as `1` or `0.11`."""
+    """Return the losses of an evaluation as one line, with the epochs so far as `1` or `0.11`, and skipped steps."""
     epochs = metrics.get("epochs_seen", metrics["epoch"])
     losses = f"train loss {metrics['train_loss']:.3f}, val loss {metrics['val_loss']:.3f}"
-    return f"epoch {round(epochs, 2):g}: {losses}, adj val loss {metrics['adj_val_loss']:.3f}"
+    count = metrics.get("skipped_steps", 0)
+    skipped = f", {pluralize(count, 'step')} skipped in float16" if count else ""
+    return f"epoch {round(epochs, 2):g}: {losses}, adj val loss {metrics['adj_val_loss']:.3f}{skipped}"

@@ -56,6 +56,8 @@ class Evaluation:
             "tokens_per_second": progress.tokens_seen / progress.training_seconds,
         }
         del values["precision"]
+        if progress.loss_scale is not None:
+            values["skipped_steps"] = progress.skipped_steps
         return {name: value for name, value in values.items() if math.isfinite(value)}
 
     def save(self, folder: Path) -> None:

@@ -261,8 +261,6 @@ class _Attempt:
                 return
             is_evaluated = "val_loss" in metrics
             print_timestamped(format_evaluation(metrics) if is_evaluated else f"saved at step {metrics['step']:,}")
-            if skipped := evaluation.trainer.progress.skipped_steps:
-                print_timestamped(f"{skipped:,} steps skipped so far, as their gradients overflowed float16")
             metrics["checkpoint_score"] = metrics.get("val_loss", INTERMEDIATE_CHECKPOINT_SCORE)
             reporter.submit(metrics, partial(evaluation.start_saving, max_copy_bytes=max_copy_bytes))
             self._client.on_checkpoint(metrics)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from raylm import TrialConfig
 from raylm.data.corpus import Corpus
+from raylm.events import format_evaluation
 from raylm.results import manifest
 from raylm.results.progress import LossScale
 from raylm.training import models, trainer, validation
@@ -140,6 +141,7 @@ def test_overflow_skips_steps_which_are_counted_and_a_resumed_trial_goes_on_to_t
     skipped = progress.skipped_steps
     assert progress.step == 16 and 3 < skipped < 12 and not last.diverged
     assert progress.loss_scale == LossScale(HUGE_SCALE / 2**skipped, 16 - skipped, skipped, 0)
+    assert format_evaluation(last.metrics()).endswith(f", {skipped} steps skipped in float16")
     assert not any(map(torch.equal, weights(last), before)) and progress.tokens_seen == 16 * 30
     for name in ("early", "late"):
         monkeypatch.undo()  # the scale is that of the checkpoint
@@ -187,6 +189,7 @@ def test_checkpoint_of_another_precision_starts_with_the_first_scale(corpus: Cor
     config = make_config(4, epochs=2)
     first = next(start(config, corpus, "float32"))
     first.save(tmp_path)
+    assert "skipped" not in format_evaluation(first.metrics()) and "skipped_steps" not in first.metrics()
     assert "loss_scale" not in (tmp_path / manifest.MANIFEST_FILE).read_text()  # as in all earlier checkpoints
     (last,) = start(config, corpus, resume_from=tmp_path)
     assert last.trainer.progress.loss_scale == LossScale(good_steps=4)
