@@ -24,6 +24,7 @@ from raylm.tuning import ray_private
 from raylm.tuning.cluster import list_alive_nodes, run_on_nodes
 from raylm.tuning.connection import session
 from raylm.tuning.nodes import find_storage_problems
+from raylm.tuning.resources.autoscaler import find_autoscaler
 from raylm.units import GIB
 
 PACKAGES = ("raylm", "ray", "torch", "transformers", "datasets")
@@ -54,6 +55,7 @@ def run_checks(address: str | None, storage: Storage | None) -> Iterator[CheckRe
     try:
         with session.connect_ray(address, verbose=False) as dashboard:
             yield CheckResult("here", "cluster", f"{len(list_alive_nodes())} nodes at {address}, dashboard {dashboard}")
+            yield from _check_autoscaler()
             yield from _check_nodes(own, storage)
     except UserError as error:
         yield CheckResult("here", "cluster", f"cannot be reached at {address}", str(error))
@@ -81,6 +83,15 @@ def _free_gib(path: Path) -> float:
     """Return the free space at a path that may not exist yet, in GiB."""
     existing = next(folder for folder in (path, *path.parents) if folder.exists())
     return shutil.disk_usage(existing).free / GIB
+
+
+def _check_autoscaler() -> Iterator[CheckResult]:
+    """Yield the node types that the connected cluster's autoscaler can start; nothing if it has none."""
+    autoscaler = find_autoscaler()
+    if autoscaler.problem:
+        yield CheckResult("here", "autoscaler", "its node types are not known", autoscaler.problem)
+    elif autoscaler.types:
+        yield CheckResult("here", "autoscaler", f"can start {autoscaler}")
 
 
 def _check_nodes(local_facts: dict[str, Any], storage: Storage | None) -> Iterator[CheckResult]:

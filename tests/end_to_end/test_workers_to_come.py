@@ -14,6 +14,7 @@ from ray.core.generated.autoscaler_pb2 import ClusterConfig
 from ray_cluster import run_on_cluster
 
 from raylm import Resources, Sweep, UserError, load_results
+from raylm.cli.doctor import _check_autoscaler
 from raylm.tuning import cluster
 from raylm.tuning.connection.session import connect_ray
 from raylm.tuning.resources import ray_autoscaler
@@ -49,7 +50,7 @@ def test_trials_wait_for_a_gpu_that_the_autoscaler_starts(address: str, small_te
 
 def test_what_no_node_type_has_is_refused_or_awaited(address: str, small_text: Path, tmp_path: Path) -> None:
     four = Resources(gpus=4)
-    with pytest.raises(UserError, match=r"4 GPUs, which no node .* gpu_24gb with 1 CPUs and 1 GPUs\); request less"):
+    with pytest.raises(UserError, match=r"4 GPUs, which no .* gpu_24gb with 1 CPUs and 1 GPUs, up to 1\); request"):
         run_on_cluster(tiny(small_text, "refused", resources=four), tmp_path, address)
     sweep = tiny(small_text, "awaited", resources=four, time_budget_hours=4 / 3600)
     waited = run_on_cluster(sweep, tmp_path, address, wait_for_workers=True)
@@ -64,6 +65,7 @@ def test_node_types_are_found_from_any_node_and_in_the_state_of_the_cluster(addr
         port = int(address.rpartition(":")[2])
         config, problem = cluster.run_on_nodes([head], ray_autoscaler.read_autoscaler_config, port)[head["NodeID"]]
         assert find_autoscaler() == parse_config(config) == Autoscaler([GPU_TYPE], 3) and not problem
+        assert [found.status for found in _check_autoscaler()] == ["can start gpu_24gb with 1 CPUs and 1 GPUs, up to 1"]
 
         state = ClusterConfig()  # as Anyscale reports it
         group = state.node_group_configs.add(name=EIGHT.name, max_count=-1)

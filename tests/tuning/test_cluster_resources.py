@@ -59,9 +59,9 @@ def test_resources_that_neither_nodes_nor_node_types_have_are_refused() -> None:
         GROWING.resolve_resources(Resources(gpus=4))
     assert str(refused.value) == (
         "a trial requests 4 CPUs and 4 GPUs, which no node of the cluster has and none that its autoscaler can start "
-        "(nodes: 2 CPUs and 0 GPUs; node types of the autoscaler: small with 4 CPUs and 1 GPUs; large with 16 CPUs and "
-        "2 GPUs); request less with resources=Resources(gpus=..., cpus=...), or run with --wait-for-workers if such "
-        "nodes are to join"
+        "(nodes: 2 CPUs and 0 GPUs; node types of the autoscaler: small with 4 CPUs and 1 GPUs, up to 8; large with 16 "
+        "CPUs and 2 GPUs, up to 2); request less with resources=Resources(gpus=..., cpus=...), or run with "
+        "--wait-for-workers if such nodes are to join"
     )
     with pytest.raises(UserError, match=r"not known: no answer\); request less .* or run with --wait-for-workers"):
         Capacity([HEAD], Autoscaler(problem="no answer")).resolve_resources(Resources(gpus=1))

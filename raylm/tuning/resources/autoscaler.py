@@ -33,6 +33,9 @@ class NodeType:
     max_count: int
     """Maximum number of nodes of this type at once."""
 
+    def __str__(self) -> str:
+        return f"{self.name} with {describe_node(self.resources)}, up to {self.max_count}"
+
     def describes(self, node: NodeResources) -> bool:
         """Return whether a running node may be of this type."""
         return all(node.get(name, 0) == self.resources[name] for name in DESCRIBED if name in self.resources)
@@ -48,8 +51,16 @@ class Autoscaler:
     problem: str = ""
     """Reason for which the node types are not known, on a cluster that has some."""
 
+    def __str__(self) -> str:
+        return "; ".join(map(str, self.types))
+
 
 NO_AUTOSCALER = Autoscaler()
+
+
+def describe_node(resources: NodeResources) -> str:
+    """Return the CPUs and GPUs of a node."""
+    return f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs"
 
 
 def find_autoscaler() -> Autoscaler:

@@ -17,6 +17,7 @@ from raylm.tuning.resources.autoscaler import (
     NO_AUTOSCALER,
     Autoscaler,
     NodeResources,
+    describe_node,
     find_autoscaler,
 )
 from raylm.units import pluralize
@@ -95,12 +96,11 @@ class Capacity:
 
     def _describe_lack(self, resources: Mapping[str, float]) -> str:
         """Return that no node has the resources of a trial, what there is, and what to do."""
-        offered = [f"nodes: {'; '.join(sorted(set(map(_describe_node, self.nodes)))) or 'none'}"]
+        offered = [f"nodes: {'; '.join(sorted(set(map(describe_node, self.nodes)))) or 'none'}"]
         startable = ""
-        if types := self.autoscaler.types:
+        if self.autoscaler.types:
             startable = " and none that its autoscaler can start"
-            listed = [f"{found.name} with {_describe_node(found.resources)}" for found in types]
-            offered.append(f"node types of the autoscaler: {'; '.join(listed)}")
+            offered.append(f"node types of the autoscaler: {self.autoscaler}")
         if self.autoscaler.problem:
             offered.append(f"node types of the autoscaler are not known: {self.autoscaler.problem}")
         advice = "request less with resources=Resources(gpus=..., cpus=...)"
@@ -199,7 +199,3 @@ def _fits(resources: Mapping[str, float], node: NodeResources) -> bool:
 
 def _count_fitting(resources: Mapping[str, float], node: NodeResources) -> int:
     return int(min(node.get(name, 0) / amount for name, amount in _requests(resources)) + 1e-9)
-
-
-def _describe_node(node: NodeResources) -> str:
-    return f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs"
