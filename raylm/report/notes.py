@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from raylm.numerics import HALF_PRECISIONS
 from raylm.results.data_record import describe_lossy_tokenizer, describe_mixed_search, describe_words
 from raylm.results.measures import ADJ_VAL_LOSS
-from raylm.results.rows import DONE, Row, SweepRows
+from raylm.results.rows import DIVERGED, DONE, Row, SweepRows
 
 MAX_NAMED_RUNS = 3
 """Maximum number of run names in one note."""
@@ -25,7 +25,7 @@ def collect_notes(results: SweepRows, compared: Iterable[Row] = ()) -> list[str]
         compared: rows beside a row of the reference.
     """
     notes = [*describe_measures(results), *_describe_search(results), *_describe_corpora(results)]
-    return [*notes, *_describe_precision(results, list(compared)), *_describe_skipped_steps(results)]
+    return [*notes, *_describe_precision(results, list(compared)), *_describe_overflows(results)]
 
 
 def describe_measures(results: SweepRows) -> list[str]:
@@ -108,9 +108,12 @@ def _describe_precision(results: SweepRows, compared: Sequence[Row]) -> list[str
     return notes
 
 
-def _describe_skipped_steps(results: SweepRows) -> list[str]:
-    """Return a note for each row of which float16 skipped more than a few steps."""
+def _describe_overflows(results: SweepRows) -> list[str]:
+    """Return notes on rows that diverged in float16, and on each of which it skipped more than a few steps."""
     notes = []
+    if diverged := [row for row in results.rows if row.status == DIVERGED and _is_float16(results, row)]:
+        limit = "which overflows above 65,504; precision='float32' does not"
+        notes.append(f"{_join_names(diverged)} diverged in float16, {limit}")
     for row in results.rows:
         progress = row.latest_checkpoint.progress if row.latest_checkpoint else None
         if progress and progress.skipped_steps >= max(MIN_SKIPPED_STEPS, MIN_SKIPPED_FRACTION * progress.step):
@@ -118,6 +121,13 @@ def _describe_skipped_steps(results: SweepRows) -> list[str]:
             hint = "precision='float32' skips none"
             notes.append(f"{row.config.run_name}: {count}, as their gradients overflowed float16; {hint}")
     return notes
+
+
+def _is_float16(results: SweepRows, row: Row) -> bool:
+    """Return whether a row was trained in float16, by its checkpoint or else by the latest launch."""
+    if row.latest_checkpoint is not None:
+        return row.latest_checkpoint.progress.loss_scale is not None
+    return bool(results.launches) and results.launches[-1].precision == "float16"
 
 
 def _list_evaluations(rows: Sequence[Row]) -> dict[str, dict[str, str | None]]:

@@ -276,5 +276,13 @@ def test_row_of_which_float16_skipped_more_than_a_few_steps_has_a_note(
     assert notes(sweep(row, records=[data()])) == expected
 
 
+def test_row_that_diverged_in_float16_has_a_note() -> None:
+    row = sample_row(None)
+    lost = replace(row, status=DIVERGED)
+    expected = f"{row.config.run_name} diverged in float16, which overflows above 65,504; precision='float32' does not"
+    assert notes(sweep(lost, records=[data()], precision="float16")) == [expected]
+    assert notes(sweep(lost, records=[data()], precision="bfloat16")) == []
+
+
 def _parts(row: Row) -> tuple[Any, ...]:
     return row.status, row.reason, row.latest_checkpoint, row.best_checkpoint
