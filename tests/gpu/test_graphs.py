@@ -6,7 +6,7 @@ On the fake GPU all numbers are zeros; the tests that compare numbers are tellin
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,11 @@ import pytest
 import torch
 from fake_cuda.trial import random_corpus
 
-from raylm.config.trial import TrialConfig
+from gpu.trials import make_config, train
 from raylm.results.progress import MicroBatching
 from raylm.training import models, step_graph, trainer
 from raylm.training.options import ExecutionOptions
 from raylm.training.step_graph import WARMUP_STEPS, CudaRecording
-from raylm.training.train import Evaluation, finetune
 from raylm.training.trainer import Trainer
 
 VOCAB_SIZE = 500
@@ -57,29 +56,13 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Launches:
     return Launches(monkeypatch)
 
 
-def make_trial(optimizer: str = "adafactor") -> TrialConfig:
-    return TrialConfig(
-        model="gpt2-nano",
-        context_length=32,
-        batch_size=4,
-        epochs=2,
-        evals_per_epoch=1,
-        optimizer=optimizer,
-        weight_decay=0.1,
-        learning_rate=1e-3,
-        dropout=0.1,
-    )
-
-
-def run(trial: TrialConfig, **arguments: Any) -> Iterator[Evaluation]:
-    corpus = random_corpus(trial, num_windows=4 * STEPS - 1, vocab_size=VOCAB_SIZE)
-    return finetune(trial, corpus, NANO, options=OPTIONS, **arguments)
-
-
-def train(trial: TrialConfig, **arguments: Any) -> list[tuple[int, float, float]]:
-    """Return step, training loss and val loss of each evaluation."""
-    evaluations = [evaluation.eval_metrics for evaluation in run(trial, **arguments)]
-    return [(metrics.step, metrics.train_loss, metrics.val_loss) for metrics in evaluations]
+def run(optimizer: str = "adafactor", **arguments: Any) -> list[tuple[int, float, float]]:
+    """Train a trial of two epochs, and return step, training loss and val loss of each evaluation."""
+    fields = {"context_length": 32, "batch_size": 4, "epochs": 2, "evals_per_epoch": 1, "weight_decay": 0.1}
+    config = make_config(model="gpt2-nano", optimizer=optimizer, learning_rate=1e-3, dropout=0.1, **fields)
+    corpus = random_corpus(config, num_windows=4 * STEPS - 1, vocab_size=VOCAB_SIZE)
+    observed = train(config, corpus, NANO, options=OPTIONS, **arguments)
+    return [(metrics.step, metrics.train_loss, metrics.val_loss) for metrics in observed.evaluations]
 
 
 EXPECTED_LAUNCHES = ([False] * WARMUP_STEPS + [True] * (STEPS - WARMUP_STEPS - 1) + [False]) * 2
@@ -90,14 +73,14 @@ EXPECTED_LAUNCHES = ([False] * WARMUP_STEPS + [True] * (STEPS - WARMUP_STEPS - 1
 def test_full_batches_are_launches_of_a_graph_with_the_losses_of_ordinary_steps(
     launches: Launches, monkeypatch: pytest.MonkeyPatch, optimizer: str
 ) -> None:
-    with_graphs = train(make_trial(optimizer))
+    with_graphs = run(optimizer)
     assert launches.are_launches == EXPECTED_LAUNCHES
     assert launches.recordings == 2
     short_batches = slice(STEPS - 1, None, STEPS)
     del launches.offsets[short_batches]
     assert len(set(launches.offsets)) == 1  # both kinds of steps draw equally many random numbers
     monkeypatch.setattr(trainer, "can_record", lambda *args: False)
-    ordinary = train(make_trial(optimizer))
+    ordinary = run(optimizer)
     for (step, *losses), (expected_step, *expected) in zip(with_graphs, ordinary, strict=True):
         assert step == expected_step
         assert losses == pytest.approx(expected, rel=1e-5)  # sums by atomic additions are not in a fixed order
@@ -105,12 +88,9 @@ def test_full_batches_are_launches_of_a_graph_with_the_losses_of_ordinary_steps(
 
 @pytest.mark.parametrize("optimizer", ["adafactor", "adamw"])
 def test_trial_resumed_between_graphs_has_the_losses_of_an_uninterrupted_one(tmp_path: Path, optimizer: str) -> None:
-    trial = make_trial(optimizer)
-    uninterrupted = train(trial)
-    running = run(trial)
-    next(running).save(tmp_path)
-    del running  # with its model
-    (resumed,) = train(trial, resume_from=tmp_path)
+    uninterrupted = run(optimizer)
+    run(optimizer, save_first_to=tmp_path)
+    (resumed,) = run(optimizer, resume_from=tmp_path)
     assert resumed[0] == uninterrupted[-1][0] == 2 * STEPS
     assert resumed[1:] == pytest.approx(uninterrupted[-1][1:], rel=1e-5)
 
@@ -132,12 +112,12 @@ def test_steps_are_ordinary_after_a_recording_that_fails(
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_update", fail_while_recording)
         with pytest.warns(UserWarning, match="without a CUDA graph"):
-            steps = [step for step, *_ in train(make_trial())]
+            steps = [step for step, *_ in run()]
     assert steps == [STEPS, 2 * STEPS]
     assert launches.recordings == 1 and not any(launches.are_launches)
     assert len({*launches.offsets[: STEPS - 1]}) == 1
     launches.are_launches.clear()
-    train(make_trial())  # the next trial of the process
+    run()  # the next trial of the process
     assert launches.are_launches == EXPECTED_LAUNCHES
 
 
@@ -150,9 +130,7 @@ def test_graph_reserves_as_much_memory_as_ordinary_steps_and_frees_it_with_the_t
     for can_record in (step_graph.can_record, lambda *args: False):
         monkeypatch.setattr(trainer, "can_record", can_record)
         torch.cuda.reset_peak_memory_stats()
-        evaluations = run(make_trial())
-        for _ in evaluations:
-            pass
+        run()
         peaks.append(torch.cuda.max_memory_reserved())
         torch._C._cuda_clearCublasWorkspaces()
         assert torch.cuda.memory_allocated() <= before  # without a collection of garbage

@@ -46,7 +46,7 @@ def compile_kernel(kernel: Any, capability: int, types: dict[str, Any], constant
     constants = {name: value for name, value in {**CONSTANTS, **constants}.items() if name in kernel.arg_names}
     signature = {name: {**TYPES, **types}.get(name, "*fp32") for name in kernel.arg_names if name not in constants}
     signature |= dict.fromkeys(constants, "constexpr")
-    numbers = [number for number, name in enumerate(kernel.arg_names) if name in MULTIPLES]
+    numbers = [number for number, name in enumerate(kernel.arg_names) if name in MULTIPLES and name not in constants]
     attributes = {(number,): [["tt.divisibility", 16]] for number in numbers}
     source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
     binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": NUM_WARPS}).asm

@@ -183,7 +183,7 @@ class Adafactor(torch.optim.Optimizer):
         for stack in stacks:
             detached = [parameter.detach() for parameter in stack.parameters]
             gradients = [p.grad.contiguous() for p in stack.parameters if p.grad is not None]
-            numbers = weights[id(stack.step)], lr, weight_decay
+            numbers = weights[id(stack.step)], lr, float(weight_decay)
             updates.append(StackUpdate(detached, gradients, stack.moments, *numbers))
         return updates
 
