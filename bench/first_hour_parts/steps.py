@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from first_hour_parts.setup import Cell, NotMeasuredError, Setup, build_batches, build_model
+from raylm.config.trial import TrialConfig
 from raylm.training import layers
 from raylm.training.loss import summed_loss
-from raylm.training.optim.adafactor import Adafactor, can_fuse
+from raylm.training.optim.optimizer import build_optimizer
 from raylm.training.validation import autocast_loss
 
 Step = Callable[[], Tensor]
@@ -49,7 +50,7 @@ def build_step(
         layers.patch_layers(model)
         if tool == "compiled":
             layers.compile_blocks(model)
-        optimizer = Adafactor(model.parameters(), lr=LEARNING_RATE, fused=can_fuse(list(model.parameters())))
+        optimizer = build_optimizer(TrialConfig(learning_rate=LEARNING_RATE, max_grad_norm=MAX_GRAD_NORM), model)
     following = itertools.cycle(build_batches(cell, num_batches, device))
     loss_fn = functools.partial(summed_loss, model)
 
@@ -61,7 +62,8 @@ def build_step(
         else:
             loss = autocast_loss(loss_fn, inputs_BT, targets_BT, precision) / cell.num_tokens
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
+        if tool == "transformers":  # raylm's optimizer clips
+            torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return loss.detach()

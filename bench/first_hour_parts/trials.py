@@ -19,6 +19,7 @@ from raylm.config.trial import TrialConfig
 from raylm.planning.memory import RUNTIME_BASELINE_BYTES, MemoryModel
 from raylm.results.progress import MicroBatching, StepMetrics
 from raylm.training import trainer
+from raylm.training.device import ABILITIES
 from raylm.training.models import ModelSource
 from raylm.training.options import ExecutionOptions, TrainingHooks
 from raylm.training.step_graph import CudaRecording
@@ -107,8 +108,9 @@ def run_timed(setup: Setup, cell: Cell, config: TrialConfig, steps: int, *, comp
 
 
 def _num_steps(setup: Setup, cell: Cell) -> int:
-    """Return a number of steps that takes a GPU seconds."""
-    return int(setup.pick(max(60, min(400, TIMED_TOKENS // cell.num_tokens)), 4))
+    """Return a number of steps that takes a GPU seconds, and at which losses are read at least twice."""
+    few = 3 * ABILITIES[setup.device].loss_check_steps + 1
+    return int(setup.pick(max(60, min(400, TIMED_TOKENS // cell.num_tokens)), few))
 
 
 def throughput(setup: Setup, *, cell: str) -> dict[str, Any]:
