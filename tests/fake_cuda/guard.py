@@ -21,17 +21,17 @@ def can_build() -> bool:
     return sys.platform == "linux" and shutil.which(COMPILER) is not None
 
 
-def build() -> Path:
-    """Return the guard's library, compiled now unless it is in the temporary folder."""
+def build(source: Path = SOURCE) -> Path:
+    """Return the library of a source, by default of the guard, compiled now unless it is in the temporary folder."""
     version = importlib.metadata.version("torch")
-    key = hashlib.sha256(SOURCE.read_bytes() + version.encode()).hexdigest()[:16]
-    library = Path(tempfile.gettempdir(), f"raylm-fake-cuda-{os.getuid()}-{key}.so")
+    key = hashlib.sha256(source.read_bytes() + version.encode()).hexdigest()[:16]
+    library = Path(tempfile.gettempdir(), f"raylm-{source.stem.replace('_', '-')}-{os.getuid()}-{key}.so")
     if not library.exists():
         torch_dir = Path(str(importlib.metadata.distribution("torch").locate_file("torch")))
         partial = library.with_suffix(f".{os.getpid()}")
         include = [torch_dir / "include", torch_dir / "include/torch/csrc/api/include"]
         command = [COMPILER, "-std=c++20", "-O1", "-shared", "-fPIC", "-w", *(f"-I{folder}" for folder in include)]
-        command += [str(SOURCE), "-o", str(partial), f"-L{torch_dir / 'lib'}", "-lc10", "-ltorch_cpu"]
+        command += [str(source), "-o", str(partial), f"-L{torch_dir / 'lib'}", "-lc10", "-ltorch_cpu"]
         subprocess.run([*command, f"-Wl,-rpath,{torch_dir / 'lib'}"], check=True)
         partial.rename(library)
     return library
