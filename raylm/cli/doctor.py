@@ -19,7 +19,7 @@ from raylm.data import cache, hub
 from raylm.errors import UserError
 from raylm.results.storage import Storage
 from raylm.shadowing import describe_shadowing
-from raylm.training.device import inspect_gpus
+from raylm.training.device import inspect_gpus, resolve_precision
 from raylm.tuning import ray_private
 from raylm.tuning.cluster import list_alive_nodes, run_on_nodes
 from raylm.tuning.connection import session
@@ -49,7 +49,7 @@ def run_checks(address: str | None, storage: Storage | None) -> Iterator[CheckRe
     address = session.resolve_address(address)
     if address == "local":
         yield from _check_ray_start()
-        yield _check_gpus("here", ray_private.count_gpus(), own)
+        yield _check_gpus("here", ray_private.count_gpus() or len(own["gpus"]), own)  # as raylm starts Ray
         yield CheckResult("here", "cluster", "none; a sweep starts Ray on this machine")
         return
     try:
@@ -63,16 +63,16 @@ def run_checks(address: str | None, storage: Storage | None) -> Iterator[CheckRe
 
 def collect_facts() -> dict[str, Any]:
     """Return versions, GPUs, disks, Hub access and time of the machine it runs on, as plain data."""
-    import torch
-
     caches = {"raylm's cache": cache.root_dir(), "temporary files": Path(tempfile.gettempdir())}
     gpus = inspect_gpus()
     return {
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "gpus": gpus.names,
-        "gpu_gib": [torch.cuda.get_device_properties(number).total_memory / GIB for number in range(len(gpus.names))],
+        "gpu_gib": [memory / GIB for memory in gpus.memory_bytes],
         "gpu_problem": gpus.problem,
+        "gpu_use": "" if gpus.problem else f"{gpus.device} in {resolve_precision('auto', gpus.device)}",
+        "cpu_use": f"cpu in {resolve_precision('auto', 'cpu')}",
         "disks": {name: (str(path), _free_gib(path)) for name, path in caches.items()},
         "hub": hub.check_connection(),
         "time": time.time(),
@@ -144,12 +144,15 @@ def _check_clock(host: str, node_time: float, request_time: float) -> CheckResul
 
 
 def _check_gpus(host: str, num_ray_gpus: float, facts: dict[str, Any]) -> CheckResult:
-    """Return the GPUs of a node as torch reports them, compared with Ray's count."""
+    """Return the GPUs of a node as torch reports them, compared with Ray's count, and what trials train on there."""
     gpus = [f"{name} ({gib:.0f} GiB)" for name, gib in zip(facts["gpus"], facts["gpu_gib"], strict=True)]
+    status, advice = ", ".join(gpus) or "none", ""
+    if num_ray_gpus != len(gpus):
+        status = f"{num_ray_gpus:g} according to Ray, {len(gpus)} to torch{': ' if gpus else ''}{', '.join(gpus)}"
     if num_ray_gpus > len(gpus):
         advice = facts["gpu_problem"] or "torch sees fewer: check CUDA_VISIBLE_DEVICES and the driver"
-        return CheckResult(host, "GPUs", f"{num_ray_gpus:g} according to Ray, {len(gpus)} to torch", advice)
-    return CheckResult(host, "GPUs", ", ".join(gpus) or "none")
+    used = facts["gpu_use"] if gpus and num_ray_gpus else facts["cpu_use"]
+    return CheckResult(host, "GPUs", f"{status}; trials train on {used}", advice)
 
 
 def _check_process() -> Iterator[CheckResult]:

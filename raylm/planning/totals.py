@@ -145,7 +145,8 @@ def describe_launch(sweep: Sweep, trials: Sequence[TrialConfig], num_remaining: 
     memory = [f"up to {max(peaks) / GIB:,.1f} GiB of memory per trial"] if peaks else []
     lines = [f"plan: {', '.join([*work, *memory])}"] if work or memory else []
     if placement is None:
-        return lines
+        unknown = [name for name in throughput.list_gpu_names() if throughput.find_device(name) is None]
+        return [*lines, f"plan: time and memory on {unknown[0]} are not known"] if is_here and unknown else lines
     if sweep.num_samples is None:
         time = _format_time(plans, placement, None)
     else:

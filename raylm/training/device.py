@@ -117,10 +117,8 @@ def choose_device() -> str:
 
 
 def name_device(device: str) -> str:
-    """Return the name of a type of device in this process, for messages."""
-    if device == "mps":
-        return torch.backends.mps.get_name()
-    return torch.cuda.get_device_name() if device == "cuda" else "this processor"
+    """Return the name of this process's GPU of a type, `cuda` or `mps`."""
+    return torch.backends.mps.get_name() if device == "mps" else torch.cuda.get_device_name()
 
 
 def _explain_missing_gpu(torch_warnings: list[str]) -> str:

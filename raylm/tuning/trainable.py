@@ -239,6 +239,8 @@ class _Attempt:
         """Return device, precision and micro-batching; trials of the same size share a limit of the latter."""
         context = self._context
         precision = device.resolve_precision(context.precision, context.device)
+        name = "" if context.device == "cpu" else f" ({device.name_device(context.device)})"
+        print_timestamped(f"trains on {context.device}{name} in {precision}")
         limit = ray.get(self._coordinator.micro_batching_limit.remote(self._size_key))
         return context.plan_options(self._trial, precision, limit)
 
