@@ -14,7 +14,6 @@ from types import ModuleType
 from typing import Any
 
 import yaml
-
 from fake_cuda import guard
 
 SOURCE = Path(__file__).with_name("mps_on_host.cpp")
@@ -57,7 +56,7 @@ def list_operations() -> list[str]:
 
 
 def list_missing_on_mac(operations: Sequence[str]) -> list[str]:
-    """Return those of some operations for which torch's build for a Mac has no kernel, by the table it is built from."""
+    """Return the operations for which torch's build for a Mac has no kernel, by the table that it is built from."""
     folder = Path(str(importlib.metadata.distribution("torch").locate_file("torchgen")))
     text = (folder / "packaged" / "ATen" / "native" / "native_functions.yaml").read_text(encoding="utf-8")
     table = {entry["func"].split("(")[0]: entry for entry in yaml.load(text, yaml.CSafeLoader)}
@@ -73,5 +72,7 @@ def _has_kernel(table: dict[str, Any], name: str) -> bool:
         return any(_has_kernel(table, source) for source in sources if source in table and source != name)
     if delegate := entry.get("structured_delegate"):
         return _has_kernel(table, delegate)
-    kernels = {key.strip() for keys in entry.get("dispatch", {"CompositeImplicitAutograd": ""}) for key in keys.split(",")}
+    kernels = {
+        key.strip() for keys in entry.get("dispatch", {"CompositeImplicitAutograd": ""}) for key in keys.split(",")
+    }
     return "MPS" in kernels or any(kernel.startswith("Composite") for kernel in kernels)

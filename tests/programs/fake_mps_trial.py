@@ -5,6 +5,7 @@ Argument: a folder for checkpoints.
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from collections.abc import Iterator
@@ -22,10 +23,12 @@ import numpy as np  # noqa: E402  (after the stand-in)
 import torch  # noqa: E402
 from transformers import GPT2Config  # noqa: E402
 
+from raylm.config.catalog import ModelShape  # noqa: E402
 from raylm.config.trial import TrialConfig  # noqa: E402
 from raylm.data.corpus import Corpus, TokenSplit  # noqa: E402
+from raylm.planning.memory import MemoryModel  # noqa: E402
 from raylm.results.progress import MicroBatching  # noqa: E402
-from raylm.training import device  # noqa: E402
+from raylm.training import device, models  # noqa: E402
 from raylm.training.models import ModelSource  # noqa: E402
 from raylm.training.options import ExecutionOptions  # noqa: E402
 from raylm.training.train import Evaluation, finetune  # noqa: E402
@@ -36,7 +39,8 @@ HALVES = MicroBatching(2)
 
 def write_model(folder: Path) -> ModelSource:
     """Write the config.json of a tiny GPT-2 and return it as a source with random weights."""
-    GPT2Config(vocab_size=VOCAB_SIZE, n_positions=LENGTH, n_embd=16, n_layer=2, n_head=2).save_pretrained(folder)
+    sizes = {"vocab_size": VOCAB_SIZE, "n_positions": LENGTH, "n_embd": 16, "n_layer": 2, "n_head": 2}
+    GPT2Config(**sizes, bos_token_id=0, eos_token_id=0).save_pretrained(folder)
     return ModelSource("gpt2", str(folder), pretrained=False)
 
 
@@ -74,6 +78,31 @@ def compare(trial: TrialConfig, folder: Path) -> dict[str, list[float]]:
     }
 
 
+def count_saved_bytes(folder: Path, dropout: float) -> dict[str, float]:
+    """Return the bytes that a layer saves for the backward pass, by autograd and by the plan."""
+    source = write_model(folder)
+    counted = []
+    for num_layers in (2, 3):
+        model = models.load_model(source, vocab_size=VOCAB_SIZE, dropout=dropout, seed=0)
+        model.base_model.h.extend(copy.deepcopy(model.base_model.h[0]) for _ in range(num_layers - 2))
+        model.to("mps").train()
+        weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+        saved: dict[int, torch.Tensor] = {}  # the tensors themselves, so that no storage is reused
+
+        def save(tensor: torch.Tensor, weights: set[int] = weights, saved: dict[int, torch.Tensor] = saved) -> Any:
+            if tensor.untyped_storage().data_ptr() not in weights:
+                saved[tensor.untyped_storage().data_ptr()] = tensor
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+            model.base_model(input_ids=torch.zeros(2, LENGTH, dtype=torch.long, device="mps"), use_cache=False)
+        counted.append(sum(tensor.untyped_storage().nbytes() for tensor in saved.values()))
+    shape = ModelShape(1, 16, 2, VOCAB_SIZE, LENGTH)
+    trial = TrialConfig(context_length=LENGTH, batch_size=2, dropout=dropout)
+    planned = MemoryModel(shape, trial, "mps", "float32").saved_bytes(MicroBatching(2))
+    return {"counted": counted[1] - counted[0], "planned": planned}
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     results = {}
@@ -95,4 +124,5 @@ if __name__ == "__main__":
         results[optimizer] = compare(trial, folder)
     report, operations = device.inspect_gpus(), stand_in.list_operations()
     found = {"device": device.choose_device(), "names": report.names, "left_bytes": device.gpu_bytes_in_use("mps")}
+    found["saved"] = [count_saved_bytes(Path(sys.argv[1], "layers"), dropout) for dropout in (0.0, 0.1)]
     print(json.dumps({**results, **found, "missing": stand_in.list_missing_on_mac([*operations, "_linalg_svd.U"])}))

@@ -28,3 +28,5 @@ def test_a_trial_on_apple_gpu_has_the_losses_of_a_cpu_and_resumes_and_recomputes
     assert result["adamw"]["mps"] == pytest.approx(result["adamw"]["cpu"], abs=0.05)  # other masks
     assert result["adamw"]["mps"] != result["adamw"]["cpu"]
     assert result["missing"] == ["_linalg_svd.U"]  # which no trial uses
+    for saved in result["saved"]:  # by a layer for its backward pass
+        assert saved["planned"] == pytest.approx(saved["counted"], rel=0.02)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import platform
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,11 +14,14 @@ import torch
 
 import raylm
 from raylm import Resources, Sweep
+from raylm.cli import doctor
 from raylm.errors import UserError
 from raylm.planning import devices
+from raylm.planning.throughput import find_placement
+from raylm.planning.totals import describe_launch
 from raylm.training import device
 from raylm.training.device import GpuReport
-from raylm.tuning import nodes, ray_private
+from raylm.tuning import nodes, ray_private, trial_process
 from raylm.tuning.nodes import NodeGpus, resolve_gpus
 
 USABLE = NodeGpus("a", 2, GpuReport(("NVIDIA H100",)))
@@ -35,7 +39,7 @@ def small_sweep(text: Path, **options: Any) -> Sweep:
 def test_a_cluster_whose_gpus_torch_cannot_use_trains_on_cpus_unless_gpus_are_requested(
     ray_address: str, small_text: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Ray counts two GPUs on its node, as it counts Apple's, and torch has no CUDA."""
+    """Ray counts two GPUs on its node, and torch is a build for CPUs."""
     with pytest.raises(UserError, match=r"torch cannot use those of .*Ray counts 2.*torch .* is a build for CPUs"):
         raylm.run(small_sweep(small_text, resources=Resources(gpus=0.5)), storage=str(tmp_path), address=ray_address)
     result = raylm.run(small_sweep(small_text), storage=str(tmp_path), address=ray_address)
@@ -136,6 +140,94 @@ def test_a_gpu_without_kernels_is_not_usable(
     assert device.choose_device() == ("cuda" if is_usable else "cpu")
     if not is_usable:
         assert "no kernels for Tesla V100-SXM2-16GB" in report.problem and "whl/cu126" in report.problem
+
+
+APPLE = GpuReport(("Apple M2",), "", "mps", (2**33,))
+
+
+def pretend_mac(monkeypatch: pytest.MonkeyPatch, *, available: bool) -> None:
+    """Let this machine be a Mac with Apple silicon, whose GPU torch can use or not."""
+    pretend_accelerator(monkeypatch, "mps", available=available)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(torch.backends.mps, "get_name", lambda: "Apple M2")
+    monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 2**33)
+
+
+def test_a_mac_trains_on_its_gpu_in_float32_where_torch_can_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_mac(monkeypatch, available=True)
+    assert device.inspect_gpus() == APPLE
+    assert device.choose_device() == "mps"
+    assert resolve_gpus(Resources(), [NodeGpus("mac", 1, APPLE)], print) == Resources()
+    assert device.resolve_precision("auto", "mps") == "float32"
+    with pytest.raises(UserError, match=r"bfloat16 would be emulated on Apple M2 of .*auto, which is float32 there"):
+        device.resolve_precision("bfloat16", "mps")
+    fractions: list[float] = []
+    monkeypatch.setattr(torch.mps, "set_per_process_memory_fraction", fractions.append)
+    trial_process.prepare_gpu(0.5)
+    assert fractions == [0.5]
+
+
+def test_a_mac_whose_gpu_torch_cannot_use_trains_on_its_cpu_with_a_line_that_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pretend_mac(monkeypatch, available=False)
+    assert device.choose_device() == "cpu"
+    notes: list[str] = []
+    assert resolve_gpus(Resources(), [NodeGpus("mac", 1, device.inspect_gpus())], notes.append).gpus == 0
+    (note,) = notes
+    assert "trials run on the CPU" in note and "macOS 14 or later" in note
+
+
+def test_the_gpu_of_a_mac_does_not_train_together_with_another() -> None:
+    with pytest.raises(UserError, match=r"gpus=2, but Apple M2 of mac does not train together .* expected gpus=1"):
+        resolve_gpus(Resources(gpus=2.0), [NodeGpus("mac", 2, APPLE)], print)
+
+
+def test_an_accelerator_that_raylm_does_not_know_is_named_and_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_accelerator(monkeypatch, "xpu")
+    assert device.choose_device() == "cpu"
+    assert device.inspect_gpus().problem.endswith("calls xpu")
+
+
+@pytest.mark.parametrize("vendor", ["nvidia", "amd"])
+def test_a_build_for_cpus_is_named_with_the_command_that_installs_another(
+    vendor: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend_accelerator(monkeypatch, None)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch, "__version__", "2.13.0+cpu")
+    monkeypatch.setattr(device, "AMD_DRIVER_FILE", tmp_path if vendor == "amd" else tmp_path / "missing")
+    problem = device.inspect_gpus().problem
+    command = "pip install --force-reinstall torch==2.13.0" + (" --index-url URL` with" if vendor == "amd" else "`")
+    assert f"torch 2.13.0+cpu is a build for CPUs; install one for {vendor.upper()}'s GPUs: `{command}" in problem
+
+
+@pytest.mark.parametrize(
+    ("count", "report", "status"),
+    [
+        (1, APPLE, "Apple M2 (8 GiB); trials train on mps in float32"),
+        (0, APPLE, "0 according to Ray, 1 to torch: Apple M2 (8 GiB); trials train on cpu in float32"),
+        (1, GpuReport((), "too old"), "1 according to Ray, 0 to torch; trials train on cpu in float32"),
+        (0, GpuReport((), "none"), "none; trials train on cpu in float32"),
+    ],
+)
+def test_doctor_says_what_torch_and_ray_see_and_what_trials_train_on(
+    count: int, report: GpuReport, status: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "inspect_gpus", lambda: report)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    result = doctor._check_gpus("mac", count, doctor.collect_facts())
+    assert (result.status, result.advice) == (status, report.problem if count else "")
+
+
+def test_plan_does_not_estimate_for_a_mac_as_if_it_trained_on_its_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = Sweep(name="mac", space={"dataset": "pydocs"})
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(platform, "machine", lambda: "arm64")
+    assert find_placement(Resources(), "auto") is None
+    lines = describe_launch(sweep, sweep.trials(), 1, is_here=True)
+    assert lines[-1] == "plan: time and memory on Apple silicon are not known"
 
 
 def test_plan_takes_the_gpus_of_torch_where_it_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

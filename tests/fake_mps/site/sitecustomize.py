@@ -5,6 +5,6 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
-from fake_mps import stand_in  # noqa: E402  (after its folder)
+from fake_mps import stand_in
 
 stand_in.install()
