@@ -9,6 +9,7 @@ from dataclasses import replace
 from raylm.config.sweep import Sweep
 from raylm.config.trial import Resources, TrialConfig
 from raylm.planning import throughput
+from raylm.planning.devices import find_device, list_gpu_names
 from raylm.planning.plan import TrialPlan, describe_excess, plan_trial, plan_trials, representative_trials
 from raylm.planning.throughput import Placement
 from raylm.units import GIB, format_duration, pluralize
@@ -145,7 +146,7 @@ def describe_launch(sweep: Sweep, trials: Sequence[TrialConfig], num_remaining: 
     memory = [f"up to {max(peaks) / GIB:,.1f} GiB of memory per trial"] if peaks else []
     lines = [f"plan: {', '.join([*work, *memory])}"] if work or memory else []
     if placement is None:
-        unknown = [name for name in throughput.list_gpu_names() if throughput.find_device(name) is None]
+        unknown = [name for name in list_gpu_names() if find_device(name) is None]
         return [*lines, f"plan: time and memory on {unknown[0]} are not known"] if is_here and unknown else lines
     if sweep.num_samples is None:
         time = _format_time(plans, placement, None)
