@@ -26,19 +26,18 @@ from raylm.planning.disk_space import check_disk_space
 from raylm.report import formats
 from raylm.report.advice import build_advice
 from raylm.report.analysis import Results
+from raylm.report.loader import ReportLoader
 from raylm.results import folder as results_folder
 from raylm.results import sweep_record
 from raylm.results.heartbeat import Heartbeat
 from raylm.results.lock import lock
-from raylm.results.open_storage import open_first_given, open_storage
+from raylm.results.open_storage import resolve_storage
 from raylm.results.rows import DONE, FAILED, SweepRows
 from raylm.results.storage import Storage
+from raylm.stages import mark_stage
 
 if TYPE_CHECKING:
     from raylm.tuning.prepare import PreparedInputs
-
-DEFAULT_STORAGE = "./runs"
-"""Storage if neither the command, nor the sweep, nor `$RAYLM_STORAGE` names one."""
 
 
 @dataclass(frozen=True)
@@ -107,17 +106,6 @@ def run(
     return _Run(sweep, resolve_storage(sweep, storage), options, trackers or resolve(), console).execute()
 
 
-def resolve_storage(sweep: Sweep, uri: str | None) -> Storage:
-    """Return the storage of a sweep's results folder: under the given URI, else as documented at `run`.
-
-    Raises:
-        UserError: if the URI names no usable storage.
-    """
-    given = os.environ.get("RAYLM_STORAGE")
-    parent = open_first_given(("--storage", uri), ("storage", sweep.storage), ("RAYLM_STORAGE", given))
-    return (parent or open_storage(DEFAULT_STORAGE)).subfolder(sweep.name)
-
-
 class _Run:
     """One run of a sweep, with the phases as methods."""
 
@@ -128,6 +116,7 @@ class _Run:
         self._trackers, self._console = trackers, console
         self._has_started = False
         self._unwritten: list[str] = []
+        self._is_table_shown = self._has_changed = False
         self._load(results_folder.find_results(sweep, storage))
 
     def _load(self, results: SweepRows) -> None:
@@ -166,7 +155,6 @@ class _Run:
                     self._results = results_folder.find_results(self._sweep, self._storage)
                     self._report(None)
                 raise
-            self._results = results_folder.find_results(self._sweep, self._storage)
             with self._note_unwritten("removing superseded checkpoints"):
                 results_folder.prune_checkpoints(self._results)
         return self._report(pause_reason)
@@ -194,7 +182,7 @@ class _Run:
             UserError: if a model or a dataset is not available, or the disk cannot hold the checkpoints.
         """
         console = self._console
-        with console.show_spinner("loading torch and transformers"):
+        with console.show_spinner("loading Ray"):
             from raylm.tuning.connection.session import check_start
             from raylm.tuning.prepare import prepare_inputs
         check_start(self._options, self._sweep.resources.cpus)  # datasets may take long to prepare
@@ -209,6 +197,7 @@ class _Run:
         if not self._is_planned:  # the sizes of the datasets are known now
             self._print_plan()
         check_disk_space(self._unfinished or trials, self._num_remaining, self._storage)
+        mark_stage("inputs prepared")
         return prepared
 
     def _representative_trials(self) -> list[TrialConfig]:
@@ -237,7 +226,9 @@ class _Run:
                 with self._open_listeners(prepared, trackers, heartbeat) as listener:
                     self._has_started = True
                     pause_reason = launch.run(listener)
-                trackers.close()  # trackers finish while Ray stops
+                trackers.close()  # trackers finish while the table is printed and Ray stops
+                self._results = results_folder.find_results(self._sweep, self._storage)
+                self._show_table()
         return pause_reason
 
     @contextlib.contextmanager
@@ -252,7 +243,7 @@ class _Run:
         monitor = SweepMonitor(sweep.name, results, num_trials, count_flops, retry_failed=retry, measures=measures)
         heartbeat.report(monitor.snapshot)
         with self._console.show_progress(monitor) as view:
-            yield Listeners([monitor, view, trackers])
+            yield Listeners([monitor, view, trackers, ReportLoader()])
 
     # ---- after the launch -----------------------------------------------------------------------------------------
 
@@ -264,21 +255,30 @@ class _Run:
         except OSError as error:
             self._unwritten.append(f"{what}: {describe_os_error(error)}")
 
-    def _report(self, pause_reason: PauseReason | None) -> RunResult:
-        """Show the table, and write the results' files if rows have changed."""
-        results, console, has_changed = self._results, self._console, False
+    def _show_table(self) -> None:
+        """Write the tables' files if rows have changed, and print the table and what it says."""
+        results, console = self._results, self._console
         with self._note_unwritten("results.md and results.csv are not up to date"):
-            has_changed = formats.write_tables(results)
+            self._has_changed = formats.write_tables(results)
         console.print_table(results)
         console.print_note(formats.format_summary(results))
         for text in build_advice(results):
             console.print_note(f"next: {text}")
-        if has_changed or "report.html" not in results.storage.list_entries(recursive=False):
+        self._is_table_shown = True
+        mark_stage("table printed")
+
+    def _report(self, pause_reason: PauseReason | None) -> RunResult:
+        """Show the table unless it is on the screen, and draw the report if rows have changed."""
+        results, console = self._results, self._console
+        if not self._is_table_shown:
+            self._show_table()
+        if self._has_changed or "report.html" not in results.storage.list_entries(recursive=False):
             with console.show_spinner("drawing the report"):
                 from raylm.report import html
 
                 with self._note_unwritten("report.html is not up to date"):
                     html.write_html(results)
+            mark_stage("report drawn")
         for output in formats.list_outputs(results):
             console.print_note(output)
         if pause_reason:

@@ -18,8 +18,7 @@ from ray import tune
 from raylm.config.sweep import Sweep
 from raylm.config.trial import Resources, TrialConfig
 from raylm.errors import SweepError, UserError
-from raylm.results.open_storage import open_storage
-from raylm.runner import resolve_storage
+from raylm.results.open_storage import open_storage, resolve_storage
 
 MAX_NAME_BYTES = 255
 MAX_CHECKED_TRIALS = 200

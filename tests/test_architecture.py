@@ -23,7 +23,7 @@ PATHS = {
 """File of each module, by dotted name."""
 
 LAYERS = (
-    {"errors", "files", "numerics", "shadowing", "units"},
+    {"errors", "files", "numerics", "shadowing", "stages", "units"},
     {"machine"},
     {"config"},
     {"results", "data"},

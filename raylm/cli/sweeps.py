@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
@@ -44,7 +45,12 @@ def run(
     ] = None,
     trackio: Annotated[str | None, typer.Option(metavar="PROJECT", help="Track in this trackio project.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show only the table.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also show Ray's log messages.")] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            "--verbose", "-v", help="Also show the stages of the command with their times, and Ray's log messages."
+        ),
+    ] = False,
 ) -> None:
     """Run the unfinished trials of a sweep, then show its table.
 
@@ -62,24 +68,29 @@ def run(
     with exit_codes("run the same command to resume", "finished trials are saved; run the same command to resume"):
         from raylm.config.sweep_file import load_sweep
         from raylm.monitor.console import Console
+        from raylm.stages import mark_stage, show_stages
 
         console = Console(quiet=quiet, keeps_working=True)
-        with console.show_spinner(f"reading {file}", on_terminal_only=True):  # which imports Ray
-            from raylm import runner
-            from raylm.monitor.trackers.options import resolve
+        with show_stages(console.print_note) if verbose else contextlib.nullcontext():
+            mark_stage("command read")
+            with console.show_spinner(f"reading {file}", on_terminal_only=True):  # which imports Ray
+                from raylm import runner
+                from raylm.monitor.trackers.options import resolve
 
-            sweep = load_sweep(file, overrides or ())
-        result = runner.run(
-            sweep,
-            storage=storage,
-            retry_failed=retry_failed,
-            max_concurrent=max_concurrent,
-            address=address,
-            wait_for_workers=wait_for_workers,
-            trackers=resolve(wandb, mlflow, trackio),
-            quiet=quiet,
-            verbose=verbose,
-        )
+                sweep = load_sweep(file, overrides or ())
+            mark_stage("sweep file read")
+            result = runner.run(
+                sweep,
+                storage=storage,
+                retry_failed=retry_failed,
+                max_concurrent=max_concurrent,
+                address=address,
+                wait_for_workers=wait_for_workers,
+                trackers=resolve(wandb, mlflow, trackio),
+                quiet=quiet,
+                verbose=verbose,
+            )
+            mark_stage("command ends")
         raise typer.Exit(result.exit_code)
 
 
@@ -111,7 +122,7 @@ def plan(
         from raylm.planning.plan import describe_prepared_data, plan_trials, planned_trials
         from raylm.planning.totals import summary_lines
         from raylm.results.folder import find_results
-        from raylm.runner import resolve_storage
+        from raylm.results.open_storage import resolve_storage
 
         if price_per_hour is not None and not 0 <= price_per_hour < math.inf:
             raise UserError(f"--price-per-hour: got {price_per_hour:g}; expected a number of at least 0, such as 1.80")

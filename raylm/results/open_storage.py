@@ -7,10 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from raylm.config import validation
+from raylm.config.sweep import Sweep
 from raylm.errors import SweepError
 from raylm.results.storage import Folder, Storage
 
 BUCKET_SCHEMES = ("s3://", "gs://")
+DEFAULT_STORAGE = "./runs"
+"""Storage if neither the command, nor the sweep, nor `$RAYLM_STORAGE` names one."""
 
 
 def open_storage(uri: str | os.PathLike[str]) -> Storage:
@@ -43,3 +46,14 @@ def open_first_given(*candidates: tuple[str, str | os.PathLike[str] | None]) -> 
                 raise SweepError([replace(problem, location=option)], "this command")
             return open_storage(uri)
     return None
+
+
+def resolve_storage(sweep: Sweep, uri: str | None) -> Storage:
+    """Return the storage of a sweep's results folder: under the given URI, else as documented at `raylm.run`.
+
+    Raises:
+        UserError: if the URI names no usable storage.
+    """
+    given = os.environ.get("RAYLM_STORAGE")
+    parent = open_first_given(("--storage", uri), ("storage", sweep.storage), ("RAYLM_STORAGE", given))
+    return (parent or open_storage(DEFAULT_STORAGE)).subfolder(sweep.name)

@@ -26,6 +26,7 @@ from raylm.results.json_files import DamagedFileError, read_text
 from raylm.results.rows import DIVERGED, DONE, FAILED, STOPPED, Row
 from raylm.results.storage import Storage
 from raylm.results.sweep_record import RECORD_FILE
+from raylm.stages import mark_stage
 from raylm.tuning.searcher import get_trial_config
 from raylm.tuning.trial_queue import TrialQueue
 
@@ -94,6 +95,7 @@ class LaunchCallback(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Handle the start of an attempt of a trial."""
         config = get_trial_config(trial)
+        mark_stage(f"trial {config.id} begins")
         if not self.pause_reason:
             self.running[config.run_name] = config
             self._listener.on_trial_start(config)
@@ -122,6 +124,7 @@ class LaunchCallback(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Handle the return of a trial's function, or its stop by a scheduler."""
         config, last = get_trial_config(trial), trial.last_result or {}
+        mark_stage(f"trial {config.id} has ended")
         row = self._load_row(config)
         if "reason" in last:
             self._finish_trial(row, FAILED, str(last["reason"]))

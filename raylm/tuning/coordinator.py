@@ -60,6 +60,7 @@ class Coordinator:
         self._paused = False
         self._attempts: dict[str, Attempts] = {}
         self._restart_reasons: dict[str, str] = {}
+        self._first_stages: dict[str, float] = {}
 
     def report_step(self, run_name: str, node_id: str, step: StepMetrics) -> Command:
         """Record the latest step of a run; return the command for runs on its node."""
@@ -73,6 +74,17 @@ class Coordinator:
         if time.monotonic() - self._last_poll > POLL_SECONDS:
             self._draining_nodes, self._last_poll = ray_private.draining_node_ids(), time.monotonic()
         return Command.MIGRATE if node_id in self._draining_nodes else Command.CONTINUE
+
+    def record_stages(self, stages: dict[str, float]) -> None:
+        """Record the stages of a trial's process up to its first step, in seconds since 1970: of the first to report.
+
+        For `raylm run -v`.
+        """
+        self._first_stages = self._first_stages or stages
+
+    def get_first_stages(self) -> dict[str, float]:
+        """Return the stages that were recorded first; empty if no trial of this launch has made a step."""
+        return self._first_stages
 
     def get_steps(self) -> dict[str, StepMetrics]:
         """Return the latest step of each run, by run name."""

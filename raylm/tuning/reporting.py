@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import psutil
 import ray
 import torch
 from ray import tune
@@ -82,12 +83,18 @@ def _report_to_tune(metrics: Metrics, folder: tempfile.TemporaryDirectory[str], 
 class CoordinatorClient:
     """Trial-side client of the coordinator. Its methods do not block."""
 
-    def __init__(self, coordinator: Any, run_name: str, gauges: TrialGauges) -> None:
+    def __init__(self, coordinator: Any, run_name: str, gauges: TrialGauges, called_at: float | None = None) -> None:
         """Create the client, and wait for the first command.
 
         Args:
             coordinator: handle of the `Coordinator` actor.
+            called_at: time at which Tune has called the trial's function, in seconds since 1970; None: now.
         """
+        self._stages = {
+            "a trial's process started": psutil.Process().create_time(),
+            "its function is called": called_at or time.time(),
+            "its modules are imported": time.time(),
+        }
         self._coordinator, self._run_name, self._gauges = coordinator, run_name, gauges
         self._node_id = ray.get_runtime_context().get_node_id()
         self.command: Command = ray.get(coordinator.get_command.remote(self._node_id))
@@ -99,6 +106,9 @@ class CoordinatorClient:
 
     def on_step(self, step: StepMetrics) -> None:
         """Report a step if the last report is `REPORT_SECONDS` ago; receive the next command."""
+        if self._stages:
+            self._coordinator.record_stages.remote({**self._stages, "it has made its first step": time.time()})
+            self._stages = {}
         if self._pending_command is not None and ray.wait([self._pending_command], timeout=0)[0]:
             self.command, self._pending_command = ray.get(self._pending_command), None
         if self._pending_command is None and time.monotonic() - self._last_report > REPORT_SECONDS:

@@ -56,11 +56,16 @@ LEAK_CHECK = LeakCheck()
 """Leak check of this process, which Tune gives one trial after another."""
 
 
-def train_gpt2(config: dict[str, Any], context: LaunchContext) -> None:
+def train_gpt2(config: dict[str, Any], context: LaunchContext, called_at: float | None = None) -> None:
     """Run one attempt of a trial.
 
     Errors that a retry cannot fix are reported as the trial's end. All others are raised, and Tune starts the trial
     again.
+
+    Args:
+        config: the trial, as Tune holds it.
+        called_at: time at which Tune has called the trial's function, before its imports, in seconds since 1970;
+            None: now.
 
     Raises:
         RestartError: if the trial has to run in a fresh process or on another node; it does not count as an error.
@@ -69,9 +74,8 @@ def train_gpt2(config: dict[str, Any], context: LaunchContext) -> None:
     context = context.for_trial(trial)
     if LEAK_CHECK.leaked_bytes > MAX_LEAK_FRACTION * context.memory_fraction * machine_memory()[1]:
         raise RestartError(f"its process has grown by {LEAK_CHECK.leaked_bytes / GIB:.1f} GiB; starting a fresh one")
-    client = CoordinatorClient(
-        context.coordinator, trial.run_name, TrialGauges(context.storage.name, trial.run_name, context.device)
-    )
+    gauges = TrialGauges(context.storage.name, trial.run_name, context.device)
+    client = CoordinatorClient(context.coordinator, trial.run_name, gauges, called_at)
     with _capture_output(context, trial.run_name, rank=0):
         _Attempt(trial, context, client).run()
 

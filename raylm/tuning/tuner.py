@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,12 +15,14 @@ from ray import tune
 from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raylm import stages
 from raylm.config.dataset import CorpusKey
 from raylm.config.sweep import Sweep
 from raylm.config.trial import TrialConfig
 from raylm.errors import PauseReason
 from raylm.events import TrialListener
 from raylm.results.storage import Storage
+from raylm.stages import mark_stage
 from raylm.tuning import prepare, ray_private
 from raylm.tuning.callbacks import LaunchCallback, StepPoller, restore_signal_handlers
 from raylm.tuning.coordinator import Coordinator
@@ -107,6 +111,7 @@ class TuneRunner:
         ray_private.disable_tune_usage_stats()
         context = self._build_context(launches, exclusive)
         callback = LaunchCallback(self.storage, launches, queue, listener, context.coordinator, deadline=self.deadline)
+        mark_stage("Tune starts")
         tuner = self._build_tuner(
             context, queue, callback, QueueSearcher(queue, on_change), 1 if exclusive else max_concurrent
         )
@@ -119,6 +124,8 @@ class TuneRunner:
                 tuner.fit()
             except Exception as error:  # of any class; finished trials are in storage
                 callback.handle_tune_error(error, exclusive)
+            mark_stage("Tune has ended")
+            _mark_trial_stages(context.coordinator)
         return TuneResult(queue.all_finished, callback.pause_reason, list(callback.deferred.values()))
 
     def count_concurrent_trials(self, max_concurrent: int | None) -> int:
@@ -181,7 +188,7 @@ class TuneRunner:
         path, filesystem = self.storage.tune_storage()
         is_asha, launches = self.sweep.scheduler == "asha", context.launches
         scheduler = QueueScheduler(queue, self.storage, launches) if is_asha else self.sweep.scheduler
-        trainable = tune.with_parameters(_train, context=context)
+        trainable = tune.with_parameters(train_gpt2, context=context)
         trainable.__name__ = self.sweep.name  # name of the trials' actors in Ray's dashboard
         return tune.Tuner(
             tune.with_resources(trainable, self.resource_request(context)),
@@ -218,11 +225,19 @@ class TuneRunner:
         return functools.partial(_request_resources, context, self.resources, max_gib)
 
 
-def _train(config: dict[str, Any], context: LaunchContext) -> None:
-    """Run one attempt of a trial in its process, the only one that imports what trains."""
-    from raylm.tuning.trainable import train_gpt2
+def _mark_trial_stages(coordinator: Any) -> None:
+    """Log the stages of the first trial's process, if they are shown."""
+    if stages.log.isEnabledFor(logging.INFO):
+        for name, reached_at in ray.get(coordinator.get_first_stages.remote()).items():
+            mark_stage(name, reached_at)
 
-    train_gpt2(config, context)
+
+def train_gpt2(config: dict[str, Any], context: LaunchContext) -> None:
+    """Run one attempt of a trial in its process, the only one that imports what trains."""
+    called_at = time.time()
+    from raylm.tuning import trainable
+
+    trainable.train_gpt2(config, context, called_at)
 
 
 def _request_resources(

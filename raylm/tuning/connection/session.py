@@ -15,6 +15,7 @@ import ray
 from raylm import machine
 from raylm.config.options import RunOptions
 from raylm.errors import UserError, one_line
+from raylm.stages import mark_stage
 from raylm.tuning import ray_private
 from raylm.tuning.connection.head import CONNECT_TIMEOUT_SECONDS, check_head
 
@@ -52,7 +53,9 @@ def connect_ray(address: str | None, verbose: bool) -> Iterator[str | None]:
         check_head(address)
     try:
         with ray_private.shield_processes(), ray_private.end_hanging_start(START_TIMEOUT_SECONDS) as has_hung:
+            mark_stage("Ray is being started" if is_local else "connecting to Ray")
             context = ray.init(address, **options)
+            mark_stage("Ray stands")
     except Exception as error:  # Ray raises errors of many classes while it starts
         if is_local:
             cause = f"has not started within {START_TIMEOUT_SECONDS:.0f} s" if has_hung() else "cannot start"
@@ -69,6 +72,7 @@ def connect_ray(address: str | None, verbose: bool) -> Iterator[str | None]:
     finally:
         with contextlib.nullcontext() if verbose else contextlib.redirect_stdout(io.StringIO()):
             ray.shutdown()  # repeats messages of raylets
+        mark_stage("Ray has stopped")
 
 
 def inspect_local_gpus() -> GpuReport | None:
