@@ -31,6 +31,7 @@ from transformers.optimization import Adafactor as TransformersAdafactor
 from raylm.config.catalog import MODELS
 from raylm.data.corpus import IGNORE_INDEX
 from raylm.training import layers
+from raylm.training.device import keep_freed_blocks
 from raylm.training.loss import summed_loss
 from raylm.training.optim.adafactor import Adafactor, can_fuse
 from raylm.training.validation import LossFn, autocast_loss
@@ -126,7 +127,7 @@ def build_own(batch: Batch, precision: str, *, compiled: bool) -> Step:
 
 
 class RemoteStep:
-    """Step in a process of its own: with its own allocator, and for raylm the environment of a trial's process."""
+    """Step in a process of its own: with its own allocator, and for raylm the settings of a trial's process."""
 
     def __init__(self, args: argparse.Namespace, name: str, vocabulary: int, dropout: float) -> None:
         """Start the process, and run the first step."""
@@ -159,6 +160,7 @@ def serve(connection: Connection, args: argparse.Namespace, name: str, vocabular
     """Build a step and run it on request, until the other end is closed."""
     if name == "raylm":
         set_worker_environment()
+        keep_freed_blocks()
     torch.set_num_threads(args.threads)
     step = list_variants(args)[name](Batch.build(args, vocabulary, dropout))
     connection.send(step())

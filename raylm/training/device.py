@@ -19,10 +19,14 @@ from raylm import numerics
 from raylm.errors import UserError
 from raylm.numerics import CPU_BFLOAT16_FLAGS, ONEDNN_ISA_VARIABLES
 
-M_MMAP_THRESHOLD = -3
-"""Parameter of `mallopt` for the size above which a block gets a mapping of its own (malloc.h)."""
-MMAP_THRESHOLD_BYTES = 2**20
-"""Value of that parameter if memory is short."""
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Parameters of `mallopt` (malloc.h): the size of the heap's free end above which it is returned to the system, and
+that of a block above which it gets a mapping of its own."""
+KEEP_THRESHOLDS = (2**30, 2**25)
+"""Values of those parameters: of the second the largest that glibc, which adapts both to the sizes of freed blocks,
+chooses by itself."""
+RETURN_THRESHOLDS = (2**21, 2**20)
+"""Their values if memory is short."""
 ALLOCATOR_OPTIONS = "expandable_segments:True"
 """Options of torch's allocator of GPU memory: segments that grow. Others of gpt2-xl held up to 1.36 times what was in
 use, by torch's allocator on a simulated GPU."""
@@ -257,14 +261,27 @@ def half_precisions(device: str) -> tuple[str, ...]:
 # ---- glibc --------------------------------------------------------------------------------------------------------
 
 
-def lower_mmap_threshold() -> None:
+def keep_freed_blocks() -> None:
+    """Make glibc keep freed memory of a step for the next one; no-op with another C library.
+
+    Otherwise much of it is returned to the system at each step, and mapped and zeroed again.
+    """
+    _set_thresholds(*KEEP_THRESHOLDS)
+
+
+def return_freed_blocks() -> None:
     """Make glibc return each large block to the system when it is freed; no-op with another C library.
 
     glibc keeps freed blocks of up to 32 MiB for reuse, in pieces that the next tensor may not fit into: gpt2-xl at
     micro-batch 2 then takes more than 24 GB on a CPU, of which 18 are in use. Mapping costs time, so this is for trials
     that are short of memory.
     """
-    _call_glibc("mallopt", M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
+    _set_thresholds(*RETURN_THRESHOLDS)
+
+
+def _set_thresholds(trim_bytes: int, mmap_bytes: int) -> None:
+    _call_glibc("mallopt", M_TRIM_THRESHOLD, trim_bytes)
+    _call_glibc("mallopt", M_MMAP_THRESHOLD, mmap_bytes)
 
 
 def trim_heap() -> None:

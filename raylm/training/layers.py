@@ -7,6 +7,7 @@ up to the last of them.
 from __future__ import annotations
 
 import importlib.util
+import math
 import shutil
 from typing import TYPE_CHECKING, Any, cast
 
@@ -24,6 +25,11 @@ GRAPHS_PER_MODEL = 16
 DROPOUT_LEVELS = 2**16
 """Resolution of the dropout probability: each position compares two random bytes with a threshold."""
 
+GELU_BLOCK_ELEMENTS = 2**18
+"""Elements of GELU computed at a time on a CPU, in several passes: 1 MiB, which stays in its cache."""
+GELU_FACTORS = 2 * math.sqrt(2 / math.pi), 2 * math.sqrt(2 / math.pi) * 0.044715
+"""Factors of x and of its cube in the argument of GELU's sigmoid: 0.5 * (1 + tanh(y)) = sigmoid(2 * y)."""
+
 
 def patch_layers(model: PreTrainedModel) -> PreTrainedModel:
     """Replace layers of a model in place and return it. Its configuration, and so its checkpoints, stay unchanged."""
@@ -33,7 +39,7 @@ def patch_layers(model: PreTrainedModel) -> PreTrainedModel:
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, NewGELUActivation):  # eight operations, which save 48 bytes more for the backward pass
-                setattr(module, name, nn.GELU(approximate="tanh"))
+                setattr(module, name, Gelu(approximate="tanh"))
             elif type(child) is nn.Dropout:
                 setattr(module, name, Dropout(child.p))
     if model.config.model_type == "gpt2":
@@ -64,6 +70,44 @@ def compile_blocks(model: PreTrainedModel, backend: str = "inductor") -> None:
     dynamo.accumulated_recompile_limit += GRAPHS_PER_MODEL
     for block in model.base_model.h:
         block.compile(backend=backend)
+
+
+class Gelu(nn.GELU):
+    """GELU by tanh, which takes half of torch's time in bfloat16 on a CPU."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the activations."""
+        if not input.is_cpu or input.dtype != torch.bfloat16 or not input.requires_grad:
+            return super().forward(input)
+        return cast(Tensor, _Gelu.apply(input))  # type: ignore[no-untyped-call]
+
+
+class _Gelu(torch.autograd.Function):
+    """GELU whose derivative is computed, and saved, in the forward pass: both need the same sigmoid.
+
+    Torch computes a tanh in each pass, which takes five times as long as a sigmoid. Like it, this computes in float32.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor) -> Tensor:
+        hidden = hidden.contiguous()
+        result, slope = torch.empty_like(hidden), torch.empty_like(hidden)
+        flat = (torch.split(tensor.view(-1), GELU_BLOCK_ELEMENTS) for tensor in (hidden, result, slope))
+        linear, cubic = GELU_FACTORS
+        for values, result_block, slope_block in zip(*flat, strict=True):
+            values = values.float()
+            squared = values * values
+            sigmoid = (squared * cubic).add_(linear).mul_(values).sigmoid_()
+            inner = squared.mul_(3 * cubic).add_(linear).mul_(values)  # derivative of the argument, times the value
+            result_block.copy_(values.mul_(sigmoid))
+            slope_block.copy_(inner.mul_(torch.addcmul(sigmoid, sigmoid, sigmoid, value=-1)).add_(sigmoid))
+        ctx.save_for_backward(slope)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        (slope,) = ctx.saved_tensors
+        return cast(Tensor, grad_outputs[0] * slope)
 
 
 class Dropout(nn.Dropout):

@@ -17,7 +17,7 @@ from raylm.numerics import windows_per_rank
 from raylm.results.progress import EvalMetrics, MicroBatching, Progress
 from raylm.training import checkpoint, layers, models
 from raylm.training.batches import Batches
-from raylm.training.device import ABILITIES, lower_mmap_threshold
+from raylm.training.device import ABILITIES, keep_freed_blocks, return_freed_blocks
 from raylm.training.distributed import SINGLE_PROCESS, DistributedContext
 from raylm.training.optim.optimizer import build_optimizer
 from raylm.training.options import ExecutionOptions, TrainingHooks
@@ -163,8 +163,9 @@ def _build_trainer(
             progress.ranks, progress.micro_batching = dist_context.world_size, micro_batching
         model = models.load_pretrained(resume_from, config.run_name)
     progress.micro_batching = progress.micro_batching.clamp(options.micro_batching_limit, max_windows)
-    if options.device == "cpu" and (progress.recompute or progress.micro_batch_size < max_windows):
-        lower_mmap_threshold()
+    if options.device == "cpu":
+        is_short_of_memory = progress.recompute or progress.micro_batch_size < max_windows
+        return_freed_blocks() if is_short_of_memory else keep_freed_blocks()
     if progress.recompute:
         models.enable_activation_checkpointing(model)
     model.to(options.device).train()

@@ -21,7 +21,7 @@ from raylm.errors import RestartError, is_out_of_memory
 from raylm.results.progress import EvalMetrics, LossScale, Progress
 from raylm.training import models
 from raylm.training.batches import Batches
-from raylm.training.device import ABILITIES, free_gpu_memory, lower_mmap_threshold, to_float64
+from raylm.training.device import ABILITIES, free_gpu_memory, return_freed_blocks, to_float64
 from raylm.training.distributed import DistributedContext, gradient_sync
 from raylm.training.optim.loss_scaler import MAX_OVERFLOWS, LossScaler
 from raylm.training.optim.schedule import learning_rate_at
@@ -189,7 +189,7 @@ class Trainer:
             models.enable_activation_checkpointing(self.model)
         self.progress.micro_batching = smaller
         if self.options.device == "cpu":
-            lower_mmap_threshold()
+            return_freed_blocks()
         free_gpu_memory(self.options.device)
 
     def evaluate(self, epoch: int) -> EvalMetrics:

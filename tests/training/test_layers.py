@@ -50,6 +50,23 @@ def test_saved_files_equal_transformers(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "patched" / "config.json").read_text())["activation_function"] == "gelu_new"
 
 
+def test_gelu_in_bfloat16_is_as_exact_as_that_of_torch() -> None:
+    torch.manual_seed(0)
+    hidden = (3 * torch.randn(5, 300, 301)).bfloat16()
+
+    def evaluate(gelu: torch.nn.Module, dtype: torch.dtype) -> torch.Tensor:
+        inputs = hidden.to(dtype).requires_grad_()
+        outputs = gelu(inputs)
+        return torch.stack([outputs, *torch.autograd.grad(outputs.sum(), inputs)])
+
+    expected = evaluate(torch.nn.GELU("tanh"), torch.float64)
+    errors, torch_errors = (
+        (evaluate(gelu, torch.bfloat16) - expected).abs().amax(dim=(1, 2, 3))
+        for gelu in (layers.Gelu("tanh"), torch.nn.GELU("tanh"))
+    )
+    assert (errors <= torch_errors + 1e-6).all()
+
+
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.9])
 def test_dropout_has_its_probability_and_keeps_the_mean(p: float) -> None:
     torch.manual_seed(0)
