@@ -29,6 +29,11 @@ MIN_ADDRESS_SPACE_BYTES = 15 * GIB
 """Virtual memory that Ray starts with (measured: 16 GB suffice, with 8 GB its processes wait for each other)."""
 OBJECT_STORE_FRACTION, MAX_OBJECT_STORE_BYTES = 0.3, 200 * 10**9
 """Size of the file that Ray creates for its object store: a fraction of the available memory, at most so many bytes."""
+FOLDER_VARIABLES = (
+    *("HF_DATASETS_CACHE", "HF_HOME", "HF_HUB_CACHE", "HF_TOKEN_PATH", "HF_XET_CACHE", "HOME", "RAYLM_CACHE"),
+    *("RAY_AUTH_TOKEN_PATH", "RAY_TMPDIR", "TMPDIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "XDG_CACHE_HOME"),
+)
+"""Variables with a path that Ray or a trial reads."""
 RAY_NEEDS = {
     "RLIMIT_AS": ("v", 64 * 2**30),
     "RLIMIT_FSIZE": ("f", MAX_OBJECT_STORE_BYTES),
@@ -221,11 +226,19 @@ def advise_on_ray_start() -> str:
     return f"{limits}; {logs}" if limits else logs
 
 
+def make_folders_absolute() -> None:
+    """Make relative paths absolute in variables that name folders: trials inherit these, with other working folders."""
+    for name in FOLDER_VARIABLES:
+        value = os.environ.get(name, "")
+        if value and not value.startswith(("/", "~")):
+            os.environ[name] = str(Path(value).absolute())
+
+
 def find_ray_token() -> str | None:
     """Return where Ray finds a token on this machine, `RAY_AUTH_TOKEN` or a file, or None if there is none.
 
     Raises:
-        UserError: if the file is to be another one, and cannot be read or is empty.
+        UserError: if the file cannot be read, or is empty although a variable names it.
     """
     if os.environ.get("RAY_AUTH_TOKEN", "").strip():
         return "RAY_AUTH_TOKEN"
@@ -240,6 +253,10 @@ def find_ray_token() -> str | None:
     try:
         file = default_ray_token_file()
         return str(file) if file.read_bytes().strip() else None
+    except PermissionError as error:
+        raise UserError(
+            f"the token {error.filename} cannot be read: {error.strerror}; set HOME to your own home"
+        ) from error
     except (OSError, RuntimeError):  # RuntimeError: the user has no home
         return None
 

@@ -126,6 +126,21 @@ def test_home_that_cannot_be_written_is_told(monkeypatch: pytest.MonkeyPatch) ->
     machine.create_ray_token()
 
 
+def test_token_file_that_a_variable_names_must_have_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", " ")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    with pytest.raises(
+        UserError, match=r"RAY_AUTH_TOKEN_PATH is .*/token: No such file.*expected a file with the token"
+    ):
+        machine.create_ray_token()
+    (tmp_path / "token").write_text("\n")
+    with pytest.raises(UserError, match="it is empty"):
+        machine.create_ray_token()
+    (tmp_path / "token").write_text("secret\n")
+    machine.create_ray_token()
+    assert machine.find_ray_token() == str(tmp_path / "token")
+
+
 def test_token_is_readable_by_its_owner_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)

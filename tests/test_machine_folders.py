@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from raylm import machine
+from raylm.data import cache
+from raylm.errors import UserError
+
 PROGRAM = Path(__file__).parent / "programs" / "without_locks.py"
 OTHER_USER = ("unshare", "--user", "--map-user=12345")
 """Prefix of a command that runs as a user without an entry in /etc/passwd, who has no rights of root's."""
@@ -119,6 +123,68 @@ def test_hub_cache_that_cannot_be_written_is_named() -> None:
     message = run_python("-c", code, HF_HOME="/proc/cache", HF_HUB_CACHE=None, HF_DATASETS_CACHE=None)
     assert message.startswith("model gpt2: the cache cannot be written: ")
     assert message.endswith("set HF_HOME to a folder that can be written")
+
+
+def test_hub_cache_that_other_programs_have_filled_is_used_without_the_hub(tmp_path: Path) -> None:
+    refs = tmp_path / "hub" / "models--someone--model" / "refs"
+    refs.mkdir(parents=True)
+    (refs / "main").write_text("0" * 40)
+    code = "from raylm.data.hub import resolve_commit; print(resolve_commit('someone/model', 'model'))"
+    unset = dict.fromkeys(("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"))
+    places = {"HF_HOME": str(tmp_path), "RAYLM_CACHE": str(tmp_path / "raylm"), "HF_HUB_OFFLINE": "1"}
+    assert run_python("-c", code, prefix=(), **unset, **places) == "0" * 40
+
+
+def test_relative_folders_are_those_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, value in (
+        ("HF_HOME", "hf"),
+        ("TMPDIR", "/tmp"),
+        ("RAYLM_CACHE", "caches/raylm"),
+        ("RAY_TMPDIR", "~/ray"),
+    ):
+        monkeypatch.setenv(name, value)
+    assert cache.root_dir() == tmp_path / "caches" / "raylm"
+    machine.make_folders_absolute()
+    names = ("HF_HOME", "TMPDIR", "RAYLM_CACHE", "RAY_TMPDIR")
+    assert [os.environ[name] for name in names] == [f"{tmp_path}/hf", "/tmp", f"{tmp_path}/caches/raylm", "~/ray"]
+
+
+def test_cache_in_the_home_of_nobody_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYLM_CACHE", "~no-such-user/raylm")
+    with pytest.raises(UserError, match="RAYLM_CACHE is ~no-such-user/raylm: there is no user 'no-such-user'"):
+        cache.root_dir()
+
+
+def test_plan_and_doctor_need_no_cache(tmp_path: Path, other_user: tuple[str, ...]) -> None:
+    """Look into the home of another user, as where a container of another user keeps HOME=/root."""
+    (tmp_path / "home").mkdir(mode=0o000)
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:9")
+    (tmp_path / "ray" / "ray_current_cluster").chmod(0o000)
+    code = (
+        "from raylm.data import cache; from raylm.cli.doctor import run_checks\n"
+        "print(cache.find_files('corpora', '*'), cache.find_entry('corpora', 'key'))\n"
+        "for result in run_checks(None, None): print(f'{result.check}: {result.status}: {result.advice}')"
+    )
+    unset = dict.fromkeys(("RAYLM_CACHE", "XDG_CACHE_HOME", "RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    home = str(tmp_path / "home" / "me")
+    output = run_python("-c", code, prefix=other_user, HOME=home, RAY_TMPDIR=str(tmp_path), **unset)
+    assert output.startswith("[] None\n")
+    for line in (
+        f"Ray's token: cannot be read: the token {home}/.ray/auth_token cannot be read: Permission denied; set HOME",
+        f"cache: cannot be written: the cache {home}/.cache/raylm cannot be created: Permission denied",
+        "temporary files: ",
+        "cluster: none; a sweep starts Ray on this machine",
+    ):
+        assert line in output
+
+
+def test_figures_in_a_home_that_cannot_be_written_are_drawn_in_silence() -> None:
+    code = "from raylm.cli.common import exit_codes\nwith exit_codes():\n    import matplotlib.figure"
+    env = {**os.environ, "HOME": "/proc"} | {"MPLCONFIGDIR": "/proc/matplotlib"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
+    assert done.stderr == ""
 
 
 # ---- results ------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ def exit_codes(interrupt_note: str = "", failure_note: str = "") -> Iterator[Non
     from raylm.monitor.screen import discard_output, prepare_streams
 
     prepare_streams()
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # warns of a home that cannot be written
     try:
         yield
         sys.stdout.flush()

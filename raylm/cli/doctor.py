@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -63,7 +64,6 @@ def run_checks(address: str | None, storage: Storage | None) -> Iterator[CheckRe
 
 def collect_facts() -> dict[str, Any]:
     """Return versions, GPUs, disks, Hub access and time of the machine it runs on, as plain data."""
-    caches = {"raylm's cache": cache.root_dir(), "temporary files": Path(tempfile.gettempdir())}
     gpus = inspect_gpus()
     return {
         "python": platform.python_version(),
@@ -73,10 +73,23 @@ def collect_facts() -> dict[str, Any]:
         "gpu_problem": gpus.problem,
         "gpu_use": "" if gpus.problem else f"{gpus.device} in {resolve_precision('auto', gpus.device)}",
         "cpu_use": f"cpu in {resolve_precision('auto', 'cpu')}",
-        "disks": {name: (str(path), _free_gib(path)) for name, path in caches.items()},
+        "disks": _measure_disks(),
         "hub": hub.check_connection(),
         "time": time.time(),
     }
+
+
+def _measure_disks() -> dict[str, tuple[str, float]]:
+    """Return the folders of raylm's cache and of temporary files, each with its free space in GiB.
+
+    A folder that this user does not have, or may not look into, is left out: another check names it.
+    """
+    found = {}
+    with contextlib.suppress(UserError, OSError):
+        found["raylm's cache"] = (str(cache.root_dir()), _free_gib(cache.root_dir()))
+    with contextlib.suppress(OSError):
+        found["temporary files"] = (tempfile.gettempdir(), _free_gib(Path(tempfile.gettempdir())))
+    return found
 
 
 def _free_gib(path: Path) -> float:
@@ -187,7 +200,10 @@ def _check_token() -> CheckResult:
     if place == "RAY_AUTH_TOKEN":
         return CheckResult("here", "Ray's token", "in RAY_AUTH_TOKEN")
     if place is None:
-        return CheckResult("here", "Ray's token", f"none in {default}; it is created when Ray is started here")
+        existing = next(folder for folder in default.parents if folder.exists())
+        advice = "" if os.access(existing, os.W_OK | os.X_OK) else "set HOME to a folder that can be written"
+        status = "can be created" if not advice else f"cannot be created: {existing} cannot be written"
+        return CheckResult("here", "Ray's token", f"none in {default}, {status}", advice)
     mode = stat.S_IMODE(Path(place).stat().st_mode)
     advice = f"others can read it: chmod 600 {place}" if mode & 0o077 else ""
     return CheckResult("here", "Ray's token", f"{place}, mode {mode:04o}", advice)

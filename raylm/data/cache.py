@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import logging
 import os
 import shutil
@@ -22,14 +23,17 @@ def root_dir() -> Path:
     """Return the cache folder: `$RAYLM_CACHE`, else `raylm` in the user's cache folder.
 
     Raises:
-        UserError: if it is in the home of a user who has none.
+        UserError: if it is in the home of a user who has none, or does not exist.
     """
     override = os.environ.get("RAYLM_CACHE")
     try:
         if override:
-            return Path(override).expanduser()
-        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "raylm"
+            return Path(override).expanduser().absolute()
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "raylm"
     except RuntimeError:
+        name = str(override).partition("/")[0]
+        if override and name != "~":
+            raise UserError(f"RAYLM_CACHE is {override}: there is no user {name[1:]!r} on this machine") from None
         raise UserError(f"{NO_HOME}, or RAYLM_CACHE") from None
 
 
@@ -57,6 +61,19 @@ def cache_dir(subfolder: str) -> Path:
         problem = f"the cache {folder} cannot be created: {error.strerror}"
         raise UserError(f"{problem}; {ADVICE}") from None
     return folder
+
+
+def find_entry(subfolder: str, key: str) -> Path | None:
+    """Return an entry of the cache, or None if it is not there or this user may not look for it."""
+    return next(iter(find_files(subfolder, glob.escape(key))), None)
+
+
+def find_files(subfolder: str, pattern: str) -> list[Path]:
+    """Return the files and folders of a subfolder of the cache that match a pattern, none of a cache that is closed."""
+    try:
+        return list((root_dir() / subfolder).glob(pattern))
+    except PermissionError:
+        return []
 
 
 def get_or_build(subfolder: str, key: str, build: Callable[[Path], None]) -> Path:

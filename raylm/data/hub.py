@@ -32,7 +32,8 @@ TIMEOUT_SECONDS = 10.0
 def resolve_commit(repo_id: str, repo_type: str, revision: str | None = None) -> str:
     """Return the commit that a branch or tag of a repository points to.
 
-    If the Hub cannot be reached, return the commit that was current at the last successful request.
+    If the Hub cannot be reached, return the commit that was current at the last successful request, of raylm or of any
+    program that has filled the Hugging Face cache.
 
     Args:
         repo_id: `owner/name`.
@@ -50,13 +51,23 @@ def resolve_commit(repo_id: str, repo_type: str, revision: str | None = None) ->
     try:
         info = call_with_retries(lambda: request(revision=revision), f"{repo_type} {name}")
     except HubUnreachableError:
-        if not last_commit.exists():
+        known = [file for file in (last_commit, _find_ref(repo_id, repo_type, revision)) if file.exists()]
+        if not known:
             raise
         log.warning("the hub cannot be reached; %s %s is used at its last known commit", repo_type, name)
-        return last_commit.read_text().strip()
+        return known[0].read_text().strip()
     commit = str(info.sha)
     write_text_atomic(last_commit, commit)
     return commit
+
+
+def _find_ref(repo_id: str, repo_type: str, revision: str | None) -> Path:
+    """Return the file of the Hugging Face cache that has the commit of a branch or tag; it may not exist."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo_id, repo_type=repo_type)
+    return folder / "refs" / (revision or constants.DEFAULT_REVISION)
 
 
 def repository_bytes(repo_id: str, revision: str) -> int | None:

@@ -61,7 +61,7 @@ def prepare(
     fingerprint = _compute_fingerprint(source, pretrained)
     name = _folder_name(fingerprint) + (f"-{source.test_revision[:10]}" if source.test_revision else "")
     if max_train_tokens is not None and source.kind == "hub" and source.name not in DATASETS:
-        name += "" if (cache.root_dir() / "corpora" / name).exists() else f"-{max_train_tokens}"
+        name += "" if cache.find_entry("corpora", name) else f"-{max_train_tokens}"
     else:
         max_train_tokens = None
 
@@ -77,8 +77,8 @@ def _folder_name(fingerprint: str) -> str:
 
 def load_cached(fingerprint: str) -> Corpus | None:
     """Return the corpus with a fingerprint, or None if it was not prepared on this machine."""
-    folder = cache.root_dir() / "corpora" / _folder_name(fingerprint)
-    return _load_corpus(folder) if folder.exists() else None
+    folder = cache.find_entry("corpora", _folder_name(fingerprint))
+    return _load_corpus(folder) if folder else None
 
 
 def load_cached_sizes(spec: DatasetSpec, model: str) -> dict[str, int] | None:
@@ -87,7 +87,7 @@ def load_cached_sizes(spec: DatasetSpec, model: str) -> dict[str, int] | None:
     The GPT-2 sizes share a tokenizer, so that a corpus prepared for one of them gives the sizes for all.
     """
     vocab_size = MODELS[model].shape.vocab_size if model in MODELS else None
-    for file in (cache.root_dir() / "corpora").glob(f"[!.]*-v{FORMAT_VERSION}/corpus.json"):
+    for file in cache.find_files("corpora", f"[!.]*-v{FORMAT_VERSION}/corpus.json"):
         meta = json.loads(file.read_text())
         is_same_text = meta["dataset"] == spec.dataset and meta["options"] == spec.options
         if is_same_text and (meta["model"] == model or meta["vocabulary"] == vocab_size):

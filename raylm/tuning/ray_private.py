@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 if os.environ.get("RAY_USAGE_STATS_ENABLED") != "1":
@@ -29,7 +30,7 @@ from ray._private import ray_constants, worker
 from ray._private.accelerators import get_accelerator_manager_for_resource
 from ray._private.services import find_bootstrap_address
 from ray._private.state import state
-from ray._private.utils import check_version_info
+from ray._private.utils import check_version_info, get_ray_address_file
 
 if TYPE_CHECKING:
     from ray import tune
@@ -42,12 +43,16 @@ RAYLET_MESSAGE_THREAD = "ray_listen_error_messages"
 """Name of the driver's thread that prints messages of raylets (ray/_private/worker.py)."""
 
 
-def last_cluster_address() -> str:
-    """Return the address of the cluster that `ray start` made this machine a node of, or an empty string.
+def last_cluster() -> tuple[str, int]:
+    """Return the address of the cluster that `ray start` made this machine a node of, and the id of the user who did.
 
     The cluster may have died: Ray keeps its address.
+
+    Raises:
+        OSError: if there is none, or the file of its address may not be read.
     """
-    return str(find_bootstrap_address(None) or "")
+    owner = Path(get_ray_address_file(None)).stat().st_uid
+    return str(find_bootstrap_address(None) or ""), owner
 
 
 @dataclass(frozen=True)

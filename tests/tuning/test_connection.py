@@ -32,6 +32,8 @@ ANSWERS = {
     "dashboard, token": "joined, mode token",
     "dashboard, not there": "no dashboard answers at ADDRESS: Connection refused; run `ray dashboard cluster.yaml`",
     "dashboard is a head": EXPECTED_URL,
+    "own cluster": "found",
+    "cluster of another user": "local",  # which requires another token
     "token of the home": "joined, mode token",
     "path that is not there": "RAY_AUTH_TOKEN_PATH is /nowhere: No such file or directory; expected a file with",
     "auto": "address auto: no Ray of `ray start` runs on this machine; expected the HOST:PORT of a head, or local",

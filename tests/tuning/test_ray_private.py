@@ -33,10 +33,11 @@ def test_message_thread_has_this_name() -> None:
     assert f'name="{ray_private.RAYLET_MESSAGE_THREAD}"' in inspect.getsource(worker.connect)
 
 
-def test_last_cluster_address_is_empty_without_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_last_cluster_is_missing_without_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert ray_private.last_cluster_address() == ""
+    with pytest.raises(FileNotFoundError):
+        ray_private.last_cluster()
 
 
 def test_draining_nodes_can_be_queried() -> None:

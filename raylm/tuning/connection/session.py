@@ -48,6 +48,7 @@ def connect_ray(address: str | None, verbose: bool) -> Iterator[str | None]:
         gpus = inspect_local_gpus()
         if gpus and (gpus.problem or not ray_private.count_gpus()):  # Ray counts others than torch can use
             options["num_gpus"] = len(gpus.names)
+        machine.make_folders_absolute()
         machine.prepare_ray_start()
     else:
         check_head(address)
@@ -133,12 +134,19 @@ def resolve_address(address: str | None) -> str:
 def find_local_cluster() -> str | None:
     """Return the address of the cluster that this machine is a node of, or None if there is none that listens.
 
-    Ray keeps the address of a cluster that has died, and would wait for it for minutes.
+    Ray keeps the address of a cluster that has died, and would wait for it for minutes. All users of a machine find the
+    same address: a cluster that another user has started counts only if it can be joined.
     """
-    address = ray_private.last_cluster_address()
-    host, _, port = address.rpartition(":")
     try:
+        address, owner = ray_private.last_cluster()
+        host, _, port = address.rpartition(":")
         with socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_SECONDS):
-            return address
-    except (OSError, ValueError):
+            pass
+    except (OSError, ValueError):  # none, one that has died, or whose address only another user may read
         return None
+    if owner != os.getuid():
+        try:
+            check_head(address)
+        except UserError:
+            return None
+    return address
