@@ -22,6 +22,8 @@ MAX_SOCKET_PATH_BYTES = 107
 """Longest path of a Unix socket on Linux."""
 RAY_SOCKET_SUFFIX = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 """Path of Ray's longest socket below its temporary folder."""
+APPLE_GPU = "Apple silicon"
+"""Name of the GPU of a Mac, where torch does not tell it."""
 LOOPBACK = "127.0.0.1"
 GPU_DRIVER_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 """Device files of the drivers of NVIDIA, of Windows' subsystem for Linux, and of AMD."""

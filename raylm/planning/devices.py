@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from raylm import numerics
-from raylm.machine import machine_memory
+from raylm.machine import APPLE_GPU, machine_memory
 from raylm.numerics import CPUINFO_FILE, cpu_has_bfloat16
 from raylm.units import GIB
 
@@ -29,8 +29,6 @@ Measured on one core of an AMD EPYC that has it: 2.2 to 2.4 (torch 2.13). AMX do
 """
 NVIDIA_GPUS_DIR = Path("/proc/driver/nvidia/gpus")
 """Folder in which NVIDIA's driver for Linux describes its GPUs."""
-APPLE_GPU = "Apple silicon"
-"""Name of the GPU of a Mac, where torch is not loaded."""
 CPU_BUILD_SUFFIX = "+cpu"
 """End of the version of torch's build for CPUs, on Linux and Windows."""
 
@@ -127,7 +125,7 @@ def list_gpu_names() -> list[str]:
     """
     if torch := sys.modules.get("torch"):
         if torch.backends.mps.is_available():
-            return [torch.backends.mps.get_name()]
+            return [APPLE_GPU]
         number = torch.cuda.device_count() if torch.cuda.is_available() else 0
         return [torch.cuda.get_device_name(index) for index in range(number)]
     if sys.platform == "darwin":

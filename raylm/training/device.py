@@ -17,6 +17,7 @@ from torch import Tensor
 
 from raylm import numerics
 from raylm.errors import UserError
+from raylm.machine import APPLE_GPU
 from raylm.numerics import CPU_BFLOAT16_FLAGS, ONEDNN_ISA_VARIABLES
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -96,7 +97,7 @@ def inspect_gpus() -> GpuReport:
     if accelerator is None or not is_available:
         return GpuReport((), _explain_missing_gpu([str(warning.message) for warning in caught]))
     if accelerator.type == "mps":
-        return GpuReport((torch.backends.mps.get_name(),), "", "mps", (torch.mps.recommended_max_memory(),))
+        return GpuReport((name_device(accelerator.type),), "", "mps", (torch.mps.recommended_max_memory(),))
     if accelerator.type != "cuda":
         return GpuReport((), f"raylm trains on no accelerator that torch {torch.__version__} calls {accelerator.type}")
     numbers = range(torch.cuda.device_count())
@@ -122,7 +123,9 @@ def choose_device() -> str:
 
 def name_device(device: str) -> str:
     """Return the name of this process's GPU of a type, `cuda` or `mps`."""
-    return torch.backends.mps.get_name() if device == "mps" else torch.cuda.get_device_name()
+    if device == "mps":  # torch before 2.9 does not tell it
+        return torch.backends.mps.get_name() if hasattr(torch.backends.mps, "get_name") else APPLE_GPU
+    return torch.cuda.get_device_name()
 
 
 def _explain_missing_gpu(torch_warnings: list[str]) -> str:

@@ -242,7 +242,7 @@ Tensor attention(
     return std::get<0>(at::_scaled_dot_product_attention_math(
         query, key, value, mask, dropout, is_causal, std::nullopt, scale, enable_gqa));
   return std::get<0>(at::_scaled_dot_product_attention_math_for_mps(
-      query, key, value, mask, dropout, is_causal, std::nullopt, scale, enable_gqa));
+      query, key, value, mask, dropout, is_causal, std::nullopt, scale));
 }
 
 TORCH_LIBRARY_IMPL(aten, AutogradMPS, m) { m.impl("scaled_dot_product_attention", attention); }
@@ -274,6 +274,8 @@ double fake_mps_memory_fraction() { return memory_fraction; }
 namespace at {
 // the registry looks for this class name
 struct MPSHooks : MPSHooksInterface {
+  MPSHooks() = default;
+  explicit MPSHooks(MPSHooksArgs) {}  // before torch 2.13
   void init() const override {}
   bool hasMPS() const override { return true; }
   bool isBuilt() const override { return true; }

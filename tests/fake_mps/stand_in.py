@@ -22,6 +22,18 @@ SITE = Path(__file__).with_name("site")
 GPU_NAME = "Apple M2"
 
 
+def can_install() -> bool:
+    """Return whether this machine can build the stand-in, and torch is a build for CPUs; imports torch."""
+    from torch import version
+
+    return guard.can_build() and version.cuda is None and version.hip is None
+
+
+def build() -> Path:
+    """Return the library of the stand-in, compiled now unless it is in the temporary folder."""
+    return guard.build(SOURCE)
+
+
 class _TorchHook(MetaPathFinder):
     """Finder that finds nothing: it loads the library when torch is about to be imported, and completes `torch._C`."""
 
@@ -30,7 +42,7 @@ class _TorchHook(MetaPathFinder):
     ) -> ModuleSpec | None:
         """Return None."""
         if fullname == "torch":
-            ctypes.CDLL(str(guard.build(SOURCE)), mode=os.RTLD_GLOBAL | os.RTLD_NOW)
+            ctypes.CDLL(str(build()), mode=os.RTLD_GLOBAL | os.RTLD_NOW)
         elif fullname == "torch.backends.mps":  # after torch._C
             core: Any = sys.modules["torch._C"]
             core._has_mps, core._mps_get_name = True, lambda: GPU_NAME
@@ -50,7 +62,7 @@ def install() -> None:
 
 def list_operations() -> list[str]:
     """Return the names of the operations that have run on the stand-in in this process, as `add.out`."""
-    library = ctypes.CDLL(str(guard.build(SOURCE)))
+    library = ctypes.CDLL(str(build()))
     library.fake_mps_operations.restype = ctypes.c_char_p
     return [name.removeprefix("aten::") for name in library.fake_mps_operations().decode().split()]
 

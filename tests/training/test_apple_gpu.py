@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from fake_cuda import guard
+from fake_mps import stand_in
 
 PROGRAM = Path(__file__).resolve().parents[1] / "programs" / "fake_mps_trial.py"
-pytestmark = pytest.mark.skipif(not guard.can_build(), reason="needs Linux and g++ for the stand-in")
+pytestmark = pytest.mark.skipif(not stand_in.can_install(), reason="needs Linux, g++ and a build of torch for CPUs")
 
 
 def test_a_trial_on_apple_gpu_has_the_losses_of_a_cpu_and_resumes_and_recomputes_bit_for_bit(tmp_path: Path) -> None:
@@ -19,7 +19,7 @@ def test_a_trial_on_apple_gpu_has_the_losses_of_a_cpu_and_resumes_and_recomputes
     done = subprocess.run([sys.executable, str(PROGRAM), str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
-    assert (result["device"], result["names"]) == ("mps", ["Apple M2"])
+    assert (result["device"], len(result["names"])) == ("mps", 1)
     for optimizer in ("adafactor", "adamw"):
         trial = result[optimizer]
         assert trial["recomputed"] == trial["mps"]
