@@ -185,6 +185,8 @@ def _check_temporary_folder() -> str | None:
         )
     try:
         os.makedirs(folder, exist_ok=True)  # noqa: PTH103
+        own = Path(folder) / "ray"  # another user's Ray may have created it
+        folder = str(own) if own.exists() else folder
         with tempfile.TemporaryFile(dir=folder):
             return None
     except OSError as error:

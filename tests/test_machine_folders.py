@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ OTHER_USER = ("unshare", "--user", "--map-user=12345")
 
 BUILD = """
 import sys
+import tempfile
 from pathlib import Path
 from raylm.data import cache
 from raylm.errors import UserError
@@ -185,6 +187,16 @@ def test_figures_in_a_home_that_cannot_be_written_are_drawn_in_silence() -> None
     env = {**os.environ, "HOME": "/proc"} | {"MPLCONFIGDIR": "/proc/matplotlib"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
     assert done.stderr == ""
+
+
+def test_folder_of_another_users_ray_is_named(other_user: tuple[str, ...]) -> None:
+    code = "from raylm.machine import find_ray_obstacle; print(find_ray_obstacle())"
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # short enough for Ray's sockets
+        (Path(folder) / "ray").mkdir(mode=0o555)
+        message = run_python("-c", code, prefix=other_user, RAY_TMPDIR=folder)
+    assert message.startswith(
+        f"its folder {folder}/ray cannot be written: Permission denied; set RAY_TMPDIR to another"
+    )
 
 
 # ---- results ------------------------------------------------------------------------------------------------------
