@@ -104,7 +104,7 @@ def _check_google(config: Mapping[str, Any]) -> CheckResult:
     """Return whether this machine has Google's application default credentials."""
     folder = os.environ.get("CLOUDSDK_CONFIG") or "~/.config/gcloud"
     own = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")
-    file = Path(own or f"{folder}/application_default_credentials.json").expanduser()
+    file = Path(own or os.path.expanduser(f"{folder}/application_default_credentials.json"))  # noqa: PTH111 (no home)
     if config.get("gcp_credentials"):
         return CheckResult("here", "Google credentials", "in the file; not tried")
     if file.is_file():

@@ -78,7 +78,7 @@ def _check_launcher(file: ClusterFile) -> Iterator[CheckResult]:
         yield CheckResult("here", program, found or "not found", "" if found else f"install {program}")
     auth = file.config.get("auth")
     key = auth.get("ssh_private_key") if isinstance(auth, dict) else None
-    if key and not Path(str(key)).expanduser().is_file():
+    if key and not _exists(key):
         place = _place(file, file.find_line(["auth", "ssh_private_key"]))
         advice = f"create it with `ssh-keygen -t ed25519 -f {key}` and `ssh-copy-id` it to each machine"
         yield CheckResult(place, "ssh_private_key", f"{key} does not exist", advice)
@@ -89,7 +89,7 @@ def _check_mounts(file: ClusterFile) -> Iterator[CheckResult]:
     mounts = file.config.get("file_mounts")
     missing = 0
     for remote, local in mounts.items() if isinstance(mounts, dict) else ():
-        if Path(str(local)).expanduser().exists():
+        if _exists(local):
             continue
         missing += 1
         advice = f"run this in the top folder of the repository: there is none in {Path.cwd()}"
@@ -109,6 +109,14 @@ def _check_mounts(file: ClusterFile) -> Iterator[CheckResult]:
         return
     if token and token.startswith("/") and Path(token).stat().st_mode & 0o077:
         yield CheckResult("here", "Ray's token", f"others can read {token}", f"chmod 600 {token}")
+
+
+def _exists(path: object) -> bool:
+    """Return whether there is something at a path, which may begin with `~`."""
+    try:
+        return Path(str(path)).expanduser().exists()
+    except (OSError, RuntimeError):  # of another user, or in the home of a user who has none
+        return False
 
 
 def _check_storage(file: ClusterFile) -> Iterator[CheckResult]:

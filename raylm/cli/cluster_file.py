@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -105,17 +106,21 @@ def read_cluster_file(path: Path) -> ClusterFile:
         return ClusterFile(path, "slurm", text.splitlines(), {}, None)
     try:
         documents, (root, *_) = list(yaml.safe_load_all(text)), [*yaml.compose_all(text, yaml.SafeLoader), None]
+        json.dumps(documents, default=str, skipkeys=True)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise UserError(f"{path}:{mark.line + 1 if mark else 1}: not valid YAML: {error.problem}") from error
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    except (ValueError, RecursionError) as error:  # as a date that does not exist, an alias within its own value
+        raise UserError(f"{path}: not valid YAML: {error}") from error
     kind = _find_kind(documents)
     if not kind:
         expected = "a file for `ray up` (cluster_name, provider), KubeRay, SkyPilot or SLURM, such as cluster.yaml"
         raise UserError(f"{path} does not describe a cluster; expected {expected}")
-    is_ray = kind == "ray"
-    return ClusterFile(path, kind, text.splitlines(), documents[0] if is_ray else {}, root if is_ray else None)
+    if kind != "ray":
+        return ClusterFile(path, kind, text.splitlines(), {}, None)
+    return ClusterFile(path, kind, text.splitlines(), documents[0] if isinstance(documents[0], dict) else {}, root)
 
 
 def _find_kind(documents: Sequence[Any]) -> str:

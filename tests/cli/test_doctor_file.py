@@ -126,6 +126,8 @@ def test_mistakes_are_told_with_their_lines(launcher: Path, tmp_path: Path) -> N
             ":2  provider.type: refused by Ray\n    Unsupported node provider",
         ),
         ("- a\n- b\n", " does not describe a cluster"),
+        ("cluster_name: 2026-02-31\n", ": not valid YAML: day is out of range for month"),
+        ("cluster_name: &a [*a]\nprovider: {type: aws}\n", ": not valid YAML: Circular reference detected"),
         ("cluster_name: x\nprovider:\n", ":2  provider: refused by Ray\n    None is not of type 'object'"),
     ],
 )

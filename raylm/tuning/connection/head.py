@@ -55,7 +55,8 @@ def check_head(address: str) -> None:
         found = "Ray {ray_version} on Python {python_version}".format(**answer.versions)
         raise UserError(
             f"the cluster at {address} runs {found}, this command Ray {ray.__version__} on Python "
-            f"{platform.python_version()}; Ray needs the same versions on both: use the environment of the cluster"
+            f"{platform.python_version()}; Ray needs the same versions on both: use the environment of the cluster, "
+            "or --address local to start Ray here"
         )
 
 
@@ -164,5 +165,5 @@ def _describe_wrong_token(address: str, place: str) -> str:
     """Return a message that a cluster refuses the token of this machine, found in this place."""
     return (
         f"the cluster at {address} refuses the token of this machine, {place}: it is not that of the cluster, which "
-        "`ray get-auth-token` prints on its head; copy that one"
+        "`ray get-auth-token` prints on its head; copy that one, or use --address local to start Ray here"
     )
