@@ -18,8 +18,8 @@ from raylm.files import write_private_file
 from raylm.units import GIB
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
-MAX_SOCKET_PATH_BYTES = 107
-"""Longest path of a Unix socket on Linux."""
+MAX_SOCKET_PATH_BYTES = 107 if sys.platform == "linux" else 103
+"""Longest path of a Unix socket on Linux, and on macOS."""
 RAY_SOCKET_SUFFIX = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 """Path of Ray's longest socket below its temporary folder."""
 APPLE_GPU = "Apple silicon"
@@ -171,8 +171,9 @@ def describe_limits() -> str:
 
 
 def ray_temporary_folder() -> str:
-    """Return the folder that Ray puts its sockets and logs under."""
-    return os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    """Return the folder that Ray puts its sockets and logs under; on a Mac, whose TMPDIR is long, that is /tmp."""
+    on_linux = os.environ.get("TMPDIR") if sys.platform == "linux" else None
+    return os.environ.get("RAY_TMPDIR") or on_linux or "/tmp"
 
 
 def _check_temporary_folder() -> str | None:

@@ -76,6 +76,15 @@ def test_folder_that_is_too_long_for_a_socket_is_named() -> None:
         shutil.rmtree(folder)
 
 
+def test_on_a_mac_whose_tmpdir_is_too_long_for_a_socket_ray_uses_tmp(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", "/var/folders/zz/zyxvpxvq6csfxvn_n0000000000000/T/")
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    assert machine.ray_temporary_folder() == os.environ["TMPDIR"]
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert machine.ray_temporary_folder() == "/tmp"
+    assert machine.find_ray_obstacle() is None
+
+
 def test_folder_that_cannot_be_written_is_named() -> None:
     assert "its folder /proc/x cannot be written" in run_python(OBSTACLE, RAY_TMPDIR="/proc/x")
 
