@@ -1,4 +1,4 @@
-"""Shared parts of the sweep benchmarks: a dataset, and the start and end times of a command's trials."""
+"""Shared parts of the sweep benchmarks: a dataset, and the times of a command's trials with the command's memory."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from pydoc_data.topics import topics
+
+import psutil
 
 EVENT_LINE = re.compile(r"\S+  (started|done)\b")
 """Start of a line in which `raylm run` reports a trial event if the output is not a terminal."""
@@ -21,6 +23,8 @@ class SweepTiming:
     started: list[float] = field(default_factory=list)
     done: list[float] = field(default_factory=list)
     total_seconds: float = 0.0
+    driver_mib: list[float] = field(default_factory=list)
+    """Memory of the command's process when each trial was done, in MiB."""
 
 
 def time_sweep(command: Sequence[str], num_trials: int, env: Mapping[str, str] | None = None) -> SweepTiming:
@@ -35,6 +39,8 @@ def time_sweep(command: Sequence[str], num_trials: int, env: Mapping[str, str] |
         for line in process.stdout:
             if event := EVENT_LINE.match(line):
                 getattr(timing, event[1]).append(time.perf_counter() - begun)
+                if event[1] == "done":
+                    timing.driver_mib.append(psutil.Process(process.pid).memory_info().rss / 2**20)
     timing.total_seconds = time.perf_counter() - begun
     if process.returncode or len(timing.done) != num_trials:
         done = f"{len(timing.done)} of {num_trials} trials done"
