@@ -89,22 +89,25 @@ def test_dropout_does_not_depend_on_the_number_of_threads() -> None:
     assert torch.equal(*results)
 
 
+@pytest.mark.parametrize("dropout", [0.2, 0.0])
 @pytest.mark.parametrize("length", [1, 100, 300])
-def test_attention_with_dropout_equals_plain_attention_with_the_same_mask(length: int) -> None:
+def test_attention_on_a_cpu_equals_plain_attention_with_the_same_mask(length: int, dropout: float) -> None:
     torch.manual_seed(0)
     shape = (2, 3, length, 8)
     query, key, value = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for _ in range(3))
     torch.manual_seed(1)
-    mixed, _ = layers.causal_attention(torch.nn.Module(), query, key, value, None, scaling=0.3, dropout=0.2)
+    heads = [tensor.flatten(0, 1) for tensor in (query, key, value)]
+    mixed = layers._CausalAttention.apply(*heads, 0.3, dropout)  # type: ignore[no-untyped-call]
+    mixed = mixed.view(shape).transpose(1, 2)
 
     torch.manual_seed(1)  # the same masks, drawn block by block
     kept = torch.zeros(2, 3, length, length)
     for start in range(0, length, QUERY_BLOCK_ROWS):
         end = min(start + QUERY_BLOCK_ROWS, length)
-        kept[:, :, start:end, :end] = layers._keep_mask((6, end - start, end), 0.2).view(2, 3, end - start, end)
+        kept[:, :, start:end, :end] = layers._keep_mask((6, end - start, end), dropout).view(2, 3, end - start, end)
     future = torch.ones(length, length, dtype=torch.bool).triu(1)
     weights = (0.3 * query @ key.transpose(-1, -2)).masked_fill(future, -torch.inf).softmax(dim=-1)
-    expected = (weights * kept * layers._dropout_scale(0.2) @ value).transpose(1, 2)
+    expected = (weights * kept * layers._dropout_scale(dropout) @ value).transpose(1, 2)
 
     assert torch.allclose(mixed, expected)
     direction = torch.randn_like(expected)
