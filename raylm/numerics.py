@@ -19,7 +19,7 @@ HALF_PRECISIONS = ("bfloat16", "float16")
 FLOAT16_CAPABILITY = 7, 0
 """Compute capability of NVIDIA's GPUs from which products in float16 are faster than in float32."""
 CPU_BFLOAT16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
-"""Instructions for products in bfloat16 on x86 and ARM, as `torch.cpu.get_capabilities` and /proc/cpuinfo name them."""
+"""Instructions for products in bfloat16 on x86 and ARM, as /proc/cpuinfo and `torch.cpu.get_capabilities` name them."""
 CPUINFO_FILE = Path("/proc/cpuinfo")
 ONEDNN_ISA_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 """Environment variables that limit the instructions of oneDNN, which computes torch's products; the first set counts.
@@ -64,10 +64,7 @@ def resolve_precision(requested: str, devices: Sequence[Collection[str]]) -> str
 
 
 def cpu_has_bfloat16() -> bool:
-    """Return whether this processor multiplies matrices in bfloat16, by Linux's /proc/cpuinfo; False elsewhere.
-
-    `raylm.training.device` asks torch instead. Both apply `onednn_emulates_bfloat16`.
-    """
+    """Return whether this processor multiplies in bfloat16 without emulation, by /proc/cpuinfo; False without it."""
     try:
         text = CPUINFO_FILE.read_text(encoding="utf-8")
     except OSError:

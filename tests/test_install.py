@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -61,3 +63,24 @@ def test_cpu_build_is_taken_where_it_is_served(tmp_path: Path, served: str, inde
     probes = [call for call in calls[:-1] if PYTORCH_INDEX in call]
     assert bool(probes) is asks_pytorch and all("--retries 0 --timeout 5" in call for call in probes)
     assert ("cannot be reached" in done.stderr) is (asks_pytorch and not index)
+
+
+def test_oldest_versions_are_constraints_for_all_dependencies_and_never_newer_than_those_of_ci() -> None:
+    def parse(version: str) -> list[int]:
+        return [int(part) for part in version.split(".")]
+
+    script = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "lowest.py"], capture_output=True, text=True, check=True
+    )
+    lowest = dict(line.split("==") for line in script.stdout.splitlines())
+    pinned = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    tested = {name.lower().replace("_", "-"): version for name, version in (line.split("==") for line in pinned)}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for requirement in project["dependencies"]:
+        name = re.split(r"[\[>]", requirement)[0].lower()
+        assert requirement.endswith(f">={lowest[name]}")
+        assert parse(lowest[name]) <= parse(tested[name])
+    page = (ROOT / "docs" / "install.md").read_text()
+    for label, name in (("torch", "torch"), ("transformers", "transformers"), ("Ray", "ray")):
+        assert f"| {label} | {lowest[name]} |" in page
+    assert f"| Python | {project['requires-python'].removeprefix('>=')} |" in page

@@ -172,7 +172,14 @@ def _has_kernels(capability: tuple[int, int]) -> bool:
 def set_allocator_options() -> None:
     """Set `ALLOCATOR_OPTIONS` in this process, unless the user has set options in the environment."""
     if not any(name in os.environ for name in ALLOCATOR_VARIABLES):
-        torch._C._accelerator_setAllocatorSettings(ALLOCATOR_OPTIONS)
+        set_options = getattr(torch._C, "_accelerator_setAllocatorSettings", None)  # not in torch 2.8
+        (set_options or torch.cuda.memory._set_allocator_settings)(ALLOCATOR_OPTIONS)
+
+
+def empty_host_cache() -> None:
+    """Free the pinned memory that torch keeps for copies from the GPU."""
+    empty = getattr(torch.accelerator, "empty_host_cache", None)  # not in torch 2.8
+    (empty or torch._C._host_emptyCache)()
 
 
 def limit_gpu_memory(share: float, context_bytes: int, device: str = "cuda") -> None:
@@ -243,10 +250,7 @@ def _describe_cpu(precision: str) -> str:
 
 
 def half_precisions(device: str) -> tuple[str, ...]:
-    """Return those of `numerics.HALF_PRECISIONS` in which a device multiplies matrices fast, as torch sees it.
-
-    For a CPU, `numerics.cpu_has_bfloat16` gives the same answer without torch.
-    """
+    """Return those of `numerics.HALF_PRECISIONS` in which a device multiplies matrices fast."""
     if device == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return numerics.HALF_PRECISIONS
@@ -256,9 +260,7 @@ def half_precisions(device: str) -> tuple[str, ...]:
         return ()
     if sys.platform == "darwin":  # M2 and later report it, but torch's products in it are slower than in float32
         return ()
-    capabilities = torch.cpu.get_capabilities()
-    has_bfloat16 = any(capabilities.get(name) for name in CPU_BFLOAT16_FLAGS)
-    return ("bfloat16",) if has_bfloat16 and not numerics.onednn_emulates_bfloat16() else ()
+    return ("bfloat16",) if numerics.cpu_has_bfloat16() else ()
 
 
 # ---- glibc --------------------------------------------------------------------------------------------------------

@@ -112,7 +112,7 @@ def _limit_memory(context: LaunchContext, run_name: str) -> Iterator[None]:
         watchdog.stop()
         on_gpu = context.device != "cpu" and torch.accelerator.is_available()
         if on_gpu and device.ABILITIES[context.device].has_cuda:
-            torch.accelerator.empty_host_cache()  # pinned memory of checkpoints
+            device.empty_host_cache()  # pinned memory of checkpoints
         LEAK_CHECK.measure(partial(device.gpu_bytes_in_use, context.device) if on_gpu else lambda: 0)
         if on_gpu:
             device.free_gpu_memory(context.device)

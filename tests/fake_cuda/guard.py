@@ -17,8 +17,13 @@ COMPILER = "g++"
 
 
 def can_build() -> bool:
-    """Return whether this machine can build the guard: Linux with g++."""
-    return sys.platform == "linux" and shutil.which(COMPILER) is not None
+    """Return whether the guard can be built and loaded: on Linux with g++, for a torch that has no CUDA hooks."""
+    is_cuda_build = (_torch_dir() / "lib" / "libtorch_cuda.so").exists()
+    return sys.platform == "linux" and shutil.which(COMPILER) is not None and not is_cuda_build
+
+
+def _torch_dir() -> Path:
+    return Path(str(importlib.metadata.distribution("torch").locate_file("torch")))
 
 
 def build(source: Path = SOURCE) -> Path:
@@ -27,7 +32,7 @@ def build(source: Path = SOURCE) -> Path:
     key = hashlib.sha256(source.read_bytes() + version.encode()).hexdigest()[:16]
     library = Path(tempfile.gettempdir(), f"raylm-{source.stem.replace('_', '-')}-{os.getuid()}-{key}.so")
     if not library.exists():
-        torch_dir = Path(str(importlib.metadata.distribution("torch").locate_file("torch")))
+        torch_dir = _torch_dir()
         partial = library.with_suffix(f".{os.getpid()}")
         include = [torch_dir / "include", torch_dir / "include/torch/csrc/api/include"]
         command = [COMPILER, "-std=c++20", "-O1", "-shared", "-fPIC", "-w", *(f"-I{folder}" for folder in include)]

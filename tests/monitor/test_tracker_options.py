@@ -59,4 +59,4 @@ def test_tracker_that_is_not_installed_is_refused_before_a_launch(monkeypatch: p
     monkeypatch.setitem(sys.modules, "mlflow", None)
     sweep = Path(__file__).parents[2] / "sweeps" / "quickstart.py"
     result = CliRunner().invoke(app, ["run", str(sweep), "--mlflow", "x"])
-    assert result.exit_code == 2 and "pip install 'raylm[mlflow]'" in result.stderr
+    assert result.exit_code == 2 and "pip install mlflow-skinny" in result.stderr

@@ -12,7 +12,7 @@ import pytest
 from fake_cuda import guard
 
 PROGRAM = Path(__file__).resolve().parents[1] / "programs" / "fake_cuda_trial.py"
-pytestmark = pytest.mark.skipif(not guard.can_build(), reason="needs Linux and g++ for fake CUDA tensors")
+pytestmark = pytest.mark.skipif(not guard.can_build(), reason="needs Linux, g++ and torch without CUDA")
 
 
 def run_trial(optimizer: str, steps: int) -> dict[str, Any]:

@@ -41,9 +41,12 @@ def resolve(wandb: str | None = None, mlflow: str | None = None, trackio: str | 
             a setting turns it off.
     """
     mode, notes = _resolve_wandb(wandb)
-    for package, flag, value in (("mlflow", "--mlflow", mlflow), ("trackio", "--trackio", trackio)):
-        if value is not None and not _is_installed(package):
-            raise UserError(f"{flag}: {package} is not installed; pip install 'raylm[{package}]'")
+    for module, flag, value, package in (
+        ("mlflow", "--mlflow", mlflow, "mlflow-skinny"),
+        ("trackio", "--trackio", trackio, "trackio"),
+    ):
+        if value is not None and not _is_installed(module):
+            raise UserError(f"{flag}: {module} is not installed; expected the package {package}: pip install {package}")
     if mlflow and "@" in urllib.parse.urlsplit(mlflow).netloc:
         raise UserError(
             "--mlflow: the URI contains a password, which would appear in logs; "
