@@ -31,7 +31,8 @@ dropout also have a layer's two other masks, per token and unit of width."""
 OPTIMIZER_STATE_BYTES = {"adafactor": 0, "adamw": 8}
 """Optimizer state per parameter; Adafactor's rows and columns are about 10 MB even for gpt2-xl."""
 GPU_LOGITS_BYTES = {"float32": 4, **dict.fromkeys(HALF_PRECISIONS, 6)}
-LOGITS_BYTES = {"cpu": {"float32": 4, "bfloat16": 2}, "cuda": GPU_LOGITS_BYTES, "mps": GPU_LOGITS_BYTES}
+CPU_LOGITS_BYTES = {"float32": 4, **dict.fromkeys(HALF_PRECISIONS, 2)}
+LOGITS_BYTES = {"cpu": CPU_LOGITS_BYTES, "cuda": GPU_LOGITS_BYTES, "mps": GPU_LOGITS_BYTES}
 """Bytes per logit of a block. A GPU has logits in float32, and a second tensor for their gradient in 16 bits."""
 HIDDEN_STATE_BYTES = 16
 """Bytes per token and unit of width at the loss: the last block's output, its norm, and the gradient of that."""

@@ -11,9 +11,11 @@ import pytest
 
 from raylm import Resources, TrialConfig
 from raylm.config.catalog import MODELS
+from raylm.config.validation import PRECISIONS
 from raylm.errors import UserError
+from raylm.numerics import LOGITS_BLOCK_ROWS as DEVICE_TYPES
 from raylm.planning import devices, throughput
-from raylm.planning.devices import DEVICES
+from raylm.planning.devices import DEVICES, Device
 from raylm.planning.memory import MemoryModel
 from raylm.planning.throughput import Placement
 from raylm.results import json_files
@@ -170,3 +172,14 @@ def test_auto_precision_of_a_cpu_follows_its_instructions(monkeypatch: pytest.Mo
     placements = {name: throughput.find_placement(Resources(gpus=0), name) for name in ("auto", "float32")}
     precisions = {name: placement.precision for name, placement in placements.items() if placement}
     assert precisions == {"auto": "bfloat16" if has_bfloat16 else "float32", "float32": "float32"}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("device", DEVICE_TYPES)
+def test_every_precision_has_a_plan_on_every_type_of_device(device: str, precision: str) -> None:
+    card = Device("a device", 70, 35.0, 600, 22.0, type=device)
+    placement = Placement(card, 1.0, 1, devices.resolve_precision(precision, card))
+    memory_model = placement.memory_model(MODELS["gpt2"].shape, TrialConfig(dropout=0.1))
+    micro_batching = memory_model.choose_micro_batching(placement.available_bytes)
+    assert memory_model.peak_bytes(micro_batching) > 0
+    assert placement.estimate_training_seconds(memory_model, micro_batching, tokens=1000, steps=10) > 0
