@@ -44,7 +44,9 @@ def test_a_cluster_whose_gpus_torch_cannot_use_trains_on_cpus_unless_gpus_are_re
         raylm.run(small_sweep(small_text, resources=Resources(gpus=0.5)), storage=str(tmp_path), address=ray_address)
     result = raylm.run(small_sweep(small_text), storage=str(tmp_path), address=ray_address)
     assert result.exit_code == 0
-    assert "warning: trials run on the CPU, because torch cannot use the GPUs of" in capfd.readouterr().out
+    output = capfd.readouterr().out
+    assert "warning: trials run on the CPU, because torch cannot use the GPUs of" in output
+    assert output.index("`pip install --force-reinstall torch==") < output.index("started")
     (row,) = result.results.rows
     assert row.status == "done"
     (launch,) = result.results.launches
