@@ -39,7 +39,7 @@ FOLDER_VARIABLES = (
 RAY_NEEDS = {
     "RLIMIT_AS": ("v", 64 * 2**30),
     "RLIMIT_FSIZE": ("f", MAX_OBJECT_STORE_BYTES),
-    "RLIMIT_NPROC": ("u", 4096),
+    **({"RLIMIT_NPROC": ("u", 4096)} if sys.platform == "linux" else {}),  # counts threads there only
     "RLIMIT_NOFILE": ("n", 1024),
 }
 """Limits of a process, with the option of `ulimit`, and values that Ray is known to start with."""
@@ -164,9 +164,10 @@ def describe_limits() -> str:
     """Return the limits of this process that are lower than Ray may need, in one line; an empty string if none is."""
     found = []
     for name, (flag, needed) in RAY_NEEDS.items():
-        soft, _ = resource.getrlimit(getattr(resource, name))
-        if soft not in (-1, resource.RLIM_INFINITY) and soft < needed:
-            found.append(f"`ulimit -{flag}` is {soft // 1024 if flag in 'vf' else soft:,}")
+        soft, hard = resource.getrlimit(getattr(resource, name))
+        limit = hard if name == "RLIMIT_NOFILE" else soft  # Ray raises that one, which is 256 on a Mac
+        if limit not in (-1, resource.RLIM_INFINITY) and limit < needed:
+            found.append(f"`ulimit -{flag}` is {limit // 1024 if flag in 'vf' else limit:,}")
     return f"{' and '.join(found)}, which may be too low" if found else ""
 
 
