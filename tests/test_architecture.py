@@ -23,7 +23,7 @@ PATHS = {
 """File of each module, by dotted name."""
 
 LAYERS = (
-    {"errors", "files", "numerics", "shadowing", "stages", "units"},
+    {"errors", "files", "imports", "numerics", "shadowing", "stages", "units"},
     {"machine"},
     {"config"},
     {"results", "data"},
@@ -189,6 +189,11 @@ def run(*arguments: str) -> str:
 
 def test_light_modules_import_neither_torch_nor_ray_nor_optuna() -> None:
     assert run(IMPORT_ALL, *LIGHT).splitlines() == LIGHT
+
+
+def test_launch_and_coordinator_leave_torch_to_the_processes_of_trials() -> None:
+    modules = ["raylm.tuning.launch", "raylm.tuning.coordinator"]
+    assert [line.split()[1:] for line in run(IMPORT_ALL, *modules).splitlines()] == [["ray"], ["ray"]]
 
 
 def test_package_imports_the_standard_library_alone() -> None:

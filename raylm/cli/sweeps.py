@@ -67,13 +67,15 @@ def run(
         _submit_job(address, file, context)
     with exit_codes("run the same command to resume", "finished trials are saved; run the same command to resume"):
         from raylm.config.sweep_file import load_sweep
+        from raylm.imports import pause_garbage_collection
         from raylm.monitor.console import Console
         from raylm.stages import mark_stage, show_stages
 
         console = Console(quiet=quiet, keeps_working=True)
         with show_stages(console.print_note) if verbose else contextlib.nullcontext():
             mark_stage("command read")
-            with console.show_spinner(f"reading {file}", on_terminal_only=True):  # which imports Ray
+            spinner = console.show_spinner(f"reading {file}", on_terminal_only=True)
+            with spinner, pause_garbage_collection():  # the file imports Ray
                 from raylm import runner
                 from raylm.monitor.trackers.options import resolve
 

@@ -18,6 +18,7 @@ from raylm.data.model_files import ModelSource as ModelSource
 from raylm.data.model_files import load_shape as load_shape
 from raylm.data.model_files import resolve_model as resolve_model
 from raylm.errors import UserError, one_line
+from raylm.imports import pause_garbage_collection
 from raylm.training import layers
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def max_context_length(model: PreTrainedModel) -> int | None:
     return max_positions(model.config.get_text_config().to_dict())
 
 
+@pause_garbage_collection()  # transformers imports the model's modules
 def load_model(source: ModelSource, *, vocab_size: int, dropout: float | None, seed: int) -> PreTrainedModel:
     """Load a model in float32, with its weights or with random ones that depend on the seed only.
 

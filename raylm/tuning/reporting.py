@@ -13,13 +13,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import psutil
 import ray
 import torch
 from ray import tune
 from ray.util.metrics import Gauge
 
 from raylm.results.progress import StepMetrics
+from raylm.stages import process_started_at
 from raylm.training.device import machine_bytes_in_use
 from raylm.tuning.coordinator import CHECKPOINT_SECONDS, REPORT_SECONDS, Command
 
@@ -91,7 +91,7 @@ class CoordinatorClient:
             called_at: time at which Tune has called the trial's function, in seconds since 1970; None: now.
         """
         self._stages = {
-            "a trial's process started": psutil.Process().create_time(),
+            "a trial's process started": process_started_at(),
             "its function is called": called_at or time.time(),
             "its modules are imported": time.time(),
         }
