@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -57,16 +57,20 @@ def last_cluster() -> tuple[str, int]:
 
 @dataclass(frozen=True)
 class HeadAnswer:
-    """Answer of the head of a cluster to the request for its versions."""
+    """Answer of the head of a cluster to the request for its versions and nodes."""
 
     status: str
     """Name of a gRPC status: OK, UNAUTHENTICATED, UNAVAILABLE, DEADLINE_EXCEEDED, ..."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """Versions of `ray_version` and `python_version`; empty while the head starts."""
+    nodes: Sequence[tuple[str, Path]] = ()
+    """Address of each node that is alive, and the socket on its disk by which programs there join the cluster."""
 
 
 def ask_head(address: str, headers: Mapping[str, str], timeout: float) -> HeadAnswer:
-    """Ask the head of a cluster for its versions, without `ray.init`: that would repeat a failed call for 20 s.
+    """Ask the head of a cluster for its versions and nodes, without `ray.init`.
+
+    That would repeat a failed call for 20 s, and ends the process on a machine that is no node of the cluster.
 
     Args:
         address: HOST:PORT.
@@ -76,7 +80,7 @@ def ask_head(address: str, headers: Mapping[str, str], timeout: float) -> HeadAn
     import grpc
     from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
-    request = gcs_service_pb2.InternalKVGetRequest(key=b"CLUSTER_METADATA", namespace=b"cluster")
+    metadata = gcs_service_pb2.InternalKVGetRequest(key=b"CLUSTER_METADATA", namespace=b"cluster")
     options = list(ray_constants.GLOBAL_GRPC_OPTIONS)
     if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
         from ray._common.tls_utils import load_certs_from_env
@@ -86,12 +90,19 @@ def ask_head(address: str, headers: Mapping[str, str], timeout: float) -> HeadAn
     else:
         channel = grpc.insecure_channel(address, options)
     with channel:
-        stub = gcs_service_pb2_grpc.InternalKVGcsServiceStub(channel)
+        call: dict[str, Any] = {"timeout": timeout, "metadata": tuple(headers.items())}
         try:
-            reply = stub.InternalKVGet(request, timeout=timeout, metadata=tuple(headers.items()))
+            found = gcs_service_pb2_grpc.InternalKVGcsServiceStub(channel).InternalKVGet(metadata, **call)
+            nodes = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
+            listed = nodes.GetAllNodeInfo(gcs_service_pb2.GetAllNodeInfoRequest(), **call).node_info_list
         except grpc.RpcError as error:
             return HeadAnswer(error.code().name)
-    return HeadAnswer("OK", versions=json.loads(reply.value) if reply.value else {})
+    alive = [
+        (node.node_manager_address, Path(node.raylet_socket_name.removeprefix("unix://")))
+        for node in listed
+        if node.state == node.ALIVE
+    ]
+    return HeadAnswer("OK", json.loads(found.value) if found.value else {}, alive)
 
 
 def are_versions_compatible(versions: Mapping[str, str]) -> bool:

@@ -1,6 +1,6 @@
 """Answers of raylm to clusters that cannot be joined, one line each: heads and dashboards that this starts itself.
 
-The heads speak Ray's protocol: they are asked nothing but their versions.
+The heads speak Ray's protocol: they are asked for their versions and nodes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import grpc
 import ray
-from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
+from ray.core.generated import gcs_pb2, gcs_service_pb2, gcs_service_pb2_grpc
 
 from raylm.errors import UserError
 from raylm.tuning.connection import head, session
@@ -27,11 +27,11 @@ TOKEN = "0123456789abcdef"
 VERSIONS = {"ray_version": ray.__version__, "python_version": platform.python_version()}
 
 
-class Head(gcs_service_pb2_grpc.InternalKVGcsServiceServicer):
-    """Head that requires a token, or none, and says that it runs these versions."""
+class Head(gcs_service_pb2_grpc.InternalKVGcsServiceServicer, gcs_service_pb2_grpc.NodeInfoGcsServiceServicer):
+    """Head that requires a token, or none, and says that it runs these versions and has one node with this socket."""
 
-    def __init__(self, token: str = TOKEN, **versions: str) -> None:
-        self._token, self._versions = token, VERSIONS | versions
+    def __init__(self, token: str = TOKEN, raylet: str = __file__, **versions: str) -> None:
+        self._token, self._raylet, self._versions = token, raylet, VERSIONS | versions
 
     def InternalKVGet(self, request: Any, context: Any) -> Any:  # noqa: N802 (Ray's name)
         """Return the versions to a caller who sends the token."""
@@ -40,11 +40,18 @@ class Head(gcs_service_pb2_grpc.InternalKVGcsServiceServicer):
         assert (request.key, request.namespace) == (b"CLUSTER_METADATA", b"cluster")
         return gcs_service_pb2.InternalKVGetReply(value=json.dumps(self._versions).encode())
 
+    def GetAllNodeInfo(self, request: Any, context: Any) -> Any:  # noqa: N802 (Ray's name)
+        """Return a node."""
+        node = gcs_pb2.GcsNodeInfo(node_manager_address="10.0.0.5", raylet_socket_name=self._raylet)
+        return gcs_service_pb2.GetAllNodeInfoReply(node_info_list=[node])
+
 
 def start_head(**options: str) -> str:
     """Start a head and return its address."""
     server = grpc.server(futures.ThreadPoolExecutor(1))
-    gcs_service_pb2_grpc.add_InternalKVGcsServiceServicer_to_server(Head(**options), server)
+    head_node = Head(**options)
+    gcs_service_pb2_grpc.add_InternalKVGcsServiceServicer_to_server(head_node, server)
+    gcs_service_pb2_grpc.add_NodeInfoGcsServiceServicer_to_server(head_node, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     SERVERS.append(server)
@@ -102,6 +109,7 @@ def main() -> None:
     say("token required", with_token, token=TOKEN)
     say("other Ray", start_head(token="", ray_version="2.9.0"))
     say("other Python", start_head(token="", python_version="3.10.1"))
+    say("no node here", start_head(token="", raylet="/nowhere/sockets/raylet"))
     with socket.create_server(("127.0.0.1", 0)) as listening:
         free = listening.getsockname()[1]
     say("no head", f"127.0.0.1:{free}")

@@ -23,6 +23,7 @@ ANSWERS = {
     "token required": "joined, mode token",
     "other Ray": "the cluster at ADDRESS runs Ray 2.9.0 on Python ",
     "other Python": "3.10.1, this command Ray",
+    "no node here": "this machine is no node of the cluster at ADDRESS (your Ray runs on 10.0.0.5); run the command",
     "no head": f"no Ray head answers at ADDRESS: Connection refused; {EXPECTED_ADDRESS}",
     "no port": f"address ADDRESS: {EXPECTED_ADDRESS}",
     "head is a URL": "a dashboard's URL is for `raylm run --address` only",

@@ -24,6 +24,8 @@ ANSWER_TIMEOUT_SECONDS = 10.0
 """Time for the head, or its dashboard, to answer a request."""
 EXAMPLE = "10.0.0.5:6379"
 DASHBOARD_PORT = 8265
+MAX_HOSTS = 5
+"""Nodes that a message names."""
 MISSING_TOKEN_STATUS, WRONG_TOKEN_STATUS = 401, 403
 """HTTP status of the dashboard's answers to requests without a token, and with another one."""
 
@@ -35,7 +37,8 @@ def check_head(address: str) -> None:
         address: HOST:PORT of the head.
 
     Raises:
-        UserError: if no head answers there, it requires a token that this machine lacks, or runs other versions.
+        UserError: if no head answers there, it requires a token that this machine lacks, runs other versions, or has no
+            node on this machine.
     """
     _check_port(address)
     answer = ray_private.ask_head(address, {}, ANSWER_TIMEOUT_SECONDS)
@@ -57,6 +60,12 @@ def check_head(address: str) -> None:
             f"the cluster at {address} runs {found}, this command Ray {ray.__version__} on Python "
             f"{platform.python_version()}; Ray needs the same versions on both: use the environment of the cluster, "
             "or --address local to start Ray here"
+        )
+    if answer.nodes and not any(os.access(raylet, os.R_OK | os.W_OK) for _, raylet in answer.nodes):
+        hosts = ", ".join(host for host, _ in answer.nodes[:MAX_HOSTS])
+        raise UserError(
+            f"this machine is no node of the cluster at {address} (your Ray runs on {hosts}); run the command "
+            f"on a node, or submit it from here with the dashboard's URL: --address http://HEAD:{DASHBOARD_PORT}"
         )
 
 

@@ -17,6 +17,8 @@ from raylm.tuning.connection.head import check_dashboard
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
+CLIENT_LOGGERS = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env")
+"""Loggers of Ray's client, which tells its own steps; importing it sets their levels."""
 UNKNOWN_EXIT_CODE = 1
 """Exit code of a job that ended without one."""
 
@@ -39,7 +41,8 @@ def submit_job(address: str, sweep_file: Path, arguments: Sequence[str], write: 
     from ray.job_submission import JobStatus, JobSubmissionClient  # imports a web framework
 
     check_dashboard(address)
-    logging.getLogger("ray").setLevel(logging.WARNING)  # of its client's steps, and of the end of the log
+    for name in CLIENT_LOGGERS:
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
         client = JobSubmissionClient(address)
         with tempfile.TemporaryDirectory() as folder:
