@@ -29,7 +29,7 @@ from raylm.results.rows import SweepRows
 from raylm.results.storage import Storage
 from raylm.results.sweep_record import HardwareRecord, LaunchRecord, SweepRecord
 from raylm.tuning import nodes
-from raylm.tuning.connection import session
+from raylm.tuning.connection import preload, session
 from raylm.tuning.prepare import PreparedInputs
 from raylm.tuning.resources.capacity import find_capacity
 from raylm.tuning.trial_queue import QueueHistory, StoredRows, TrialQueue
@@ -89,7 +89,9 @@ class Launch:
         if address == "local":  # refuses before Ray is started
             requested = nodes.resolve_gpus(requested, nodes.list_local_gpus(), self._notify)
             nodes.check_local_precision(sweep.precision, on_cpu=requested.gpus == 0)
-        with session.connect_ray(address, self._options.verbose) as dashboard_url:
+        num_trials = sweep.num_samples or sum(not row.is_finished for row in self._results.rows)
+        num_first = preload.count_first_trials(requested, num_trials, self._options.max_concurrent)
+        with session.connect_ray(address, self._options.verbose, num_first) as dashboard_url:
             capacity = find_capacity(is_local=address == "local", waits_for_workers=self._options.wait_for_workers)
             if address != "local" and requested.gpus != 0:
                 requested = nodes.resolve_gpus(requested, nodes.list_gpus(), self._notify, more=capacity.may_start_gpus)
@@ -200,7 +202,7 @@ class Launch:
         return LaunchRecord(
             number=parse_launch_number(launch_name),
             sweep_id=self._sweep_id,
-            started=utc_now(),
+            started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             versions={name: importlib.metadata.version(name) for name in RECORDED_VERSIONS},
             python=platform.python_version(),
             git_commit=_find_git_commit(),
@@ -293,8 +295,3 @@ def _find_git_commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-def utc_now() -> str:
-    """Return the current time in UTC, ISO 8601, to the second."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

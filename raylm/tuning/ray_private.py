@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 AWS_CREDENTIAL_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
 """Variables that Tune copies from the driver's environment into that of trials (ray/tune/execution/class_cache.py)."""
+PRELOAD_VARIABLE = "RAY_preload_python_modules"
+"""Variable of a raylet's setting (ray/_private/workers/default_worker.py imports the modules)."""
 SHUTDOWN_SECONDS = 10.0
 """Time for killed processes to end."""
 RAYLET_MESSAGE_THREAD = "ray_listen_error_messages"
@@ -141,6 +143,19 @@ def count_gpus() -> int:
     return int(number if visible is None else min(number, len(visible)))
 
 
+@contextlib.contextmanager
+def preload_module(name: str) -> Iterator[None]:
+    """Let each worker process of the Ray that is started in this context import a module before its first work.
+
+    A module that cannot be imported is logged by Ray.
+    """
+    os.environ[PRELOAD_VARIABLE] = name
+    try:
+        yield
+    finally:
+        del os.environ[PRELOAD_VARIABLE]
+
+
 def draining_node_ids() -> set[str]:
     """Return the ids of nodes that are about to leave the cluster."""
     return set(state.get_draining_nodes())
@@ -150,6 +165,16 @@ def disable_tune_usage_stats() -> None:
     """Keep Tune from importing wandb and MLflow to tag its usage statistics, which are off."""
     if usage := sys.modules.get("ray.air._internal.usage"):  # missing in other versions of Ray
         vars(usage)["tag_callbacks"] = lambda callbacks: False
+
+
+def keep_trials_in_plain_processes() -> None:
+    """Let Tune run trials in the processes that Ray has started already.
+
+    Tune sets a variable in their environment that only Lightning reads; Ray then starts other processes for them.
+    """
+    from ray.tune.execution import class_cache
+
+    getattr(class_cache, "DEFAULT_ENV_VARS", {}).clear()  # missing in other versions of Ray
 
 
 def silent_progress_reporter() -> tune.CLIReporter | None:

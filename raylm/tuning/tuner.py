@@ -21,6 +21,7 @@ from raylm.config.sweep import Sweep
 from raylm.config.trial import TrialConfig
 from raylm.errors import PauseReason
 from raylm.events import TrialListener
+from raylm.imports import pause_garbage_collection
 from raylm.results.storage import Storage
 from raylm.stages import mark_stage
 from raylm.tuning import prepare, ray_private
@@ -40,6 +41,8 @@ TUNE_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # raylm shows the progress
 }
 """Settings of Tune in the driver's environment."""
+COORDINATOR_ENVIRONMENT = {"env_vars": {"RAYLM_COORDINATOR": "1"}}
+"""Environment of the coordinator: one of its own, so that it takes none of the processes that wait for trials."""
 MAX_PROCESS_FAILURES = 20
 """Maximum number of times that the process or the node of a trial may die; errors that it raises are counted apart."""
 
@@ -109,6 +112,7 @@ class TuneRunner:
         """
         os.environ.update(TUNE_ENVIRONMENT)
         ray_private.disable_tune_usage_stats()
+        ray_private.keep_trials_in_plain_processes()
         context = self._build_context(launches, exclusive)
         callback = LaunchCallback(self.storage, launches, queue, listener, context.coordinator, deadline=self.deadline)
         mark_stage("Tune starts")
@@ -138,6 +142,7 @@ class TuneRunner:
         driver_node = ray.get_runtime_context().get_node_id()
         pinned = NodeAffinitySchedulingStrategy(driver_node, soft=False)  # it survives the loss of any other node
         options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": pinned}
+        options |= {"runtime_env": COORDINATOR_ENVIRONMENT}
         return LaunchContext(
             storage=self.storage,
             launches=launches,
@@ -235,7 +240,8 @@ def _mark_trial_stages(coordinator: Any) -> None:
 def train_gpt2(config: dict[str, Any], context: LaunchContext) -> None:
     """Run one attempt of a trial in its process, the only one that imports what trains."""
     called_at = time.time()
-    from raylm.tuning import trainable
+    with pause_garbage_collection():
+        from raylm.tuning import trainable
 
     trainable.train_gpt2(config, context, called_at)
 

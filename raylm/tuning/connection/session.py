@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -18,6 +19,7 @@ from raylm.errors import UserError, one_line
 from raylm.stages import mark_stage
 from raylm.tuning import ray_private
 from raylm.tuning.connection.head import CONNECT_TIMEOUT_SECONDS, check_head
+from raylm.tuning.connection.preload import open_claims, preload_trial_modules
 
 if TYPE_CHECKING:
     from raylm.training.device import GpuReport
@@ -27,18 +29,30 @@ START_TIMEOUT_SECONDS = 120.0
 
 
 @contextlib.contextmanager
-def connect_ray(address: str | None, verbose: bool) -> Iterator[str | None]:
+def connect_ray(address: str | None, verbose: bool, num_preloaded: int = 0) -> Iterator[str | None]:
     """Connect to a cluster or start Ray on this machine; yield the dashboard's URL, or None if it does not run.
 
     Args:
         address: as `resolve_address` takes it.
         verbose: show Ray's log messages.
+        num_preloaded: processes of a Ray on this machine that import what trials need as soon as they start.
 
     Raises:
         UserError: if the cluster cannot be reached, requires another token or other versions, or Ray cannot start on
             this machine.
     """
     address = resolve_address(address)
+    with open_claims(num_preloaded if address == "local" else 0) as claims, _connect(address, verbose, claims) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def _connect(address: str, verbose: bool, claims: Path | None) -> Iterator[str | None]:
+    """Connect to Ray, as `connect_ray` does, at a resolved address.
+
+    Args:
+        claims: folder of the claims of the processes that import what trials need; None: none does.
+    """
     is_local = address == "local"
     logging.getLogger("ray.tune").setLevel(logging.INFO if verbose else logging.CRITICAL)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else tokenizers warns when Ray forks this process
@@ -55,7 +69,8 @@ def connect_ray(address: str | None, verbose: bool) -> Iterator[str | None]:
     try:
         with ray_private.shield_processes(), ray_private.end_hanging_start(START_TIMEOUT_SECONDS) as has_hung:
             mark_stage("Ray is being started" if is_local else "connecting to Ray")
-            context = ray.init(address, **options)
+            with preload_trial_modules(claims):
+                context = ray.init(address, **options)
             mark_stage("Ray stands")
     except Exception as error:  # Ray raises errors of many classes while it starts
         if is_local:
