@@ -41,9 +41,11 @@ def test_nothing_is_imported_early_from_another_copy_of_the_package(
     ("resources", "num_trials", "max_concurrent", "number"),
     [
         (Resources(gpus=0, cpus=1), 100, None, 8),
-        (Resources(gpus=0, cpus=3), 100, None, 2),
-        (Resources(gpus=0, cpus=1), 3, None, 3),
-        (Resources(gpus=0, cpus=1), 100, 1, 1),
+        (Resources(gpus=0, cpus=2), 100, None, 4),
+        (Resources(gpus=0, cpus=3), 100, None, 0),  # Ray has six other processes for the two trials
+        (Resources(gpus=0, cpus=1), 5, None, 5),
+        (Resources(gpus=0, cpus=1), 100, 4, 4),
+        (Resources(gpus=0, cpus=1), 100, 1, 0),
         (Resources(gpus=1, cpus=1), 100, None, 0),  # CUDA has not been told its GPU
         (Resources(), 100, None, 0),
     ],

@@ -25,9 +25,10 @@ PACKAGE_FILE = Path(__file__).parents[2] / "__init__.py"
 
 
 def count_first_trials(resources: Resources, num_trials: int, max_concurrent: int | None) -> int:
-    """Return the number of trials that start together on this machine's CPU; 0 for trials on GPUs.
+    """Return the number of trials that start together on this machine's CPU, or 0 if preparing for them is no use.
 
-    CUDA would see all GPUs in a process that imports it before Ray has given it one.
+    That is so for trials on GPUs, as CUDA would see all GPUs in a process that loads it before Ray has given it one,
+    and if trials take less than half the processes, one per core: Ray may give them others than those prepared.
 
     Args:
         resources: resources of a trial.
@@ -35,7 +36,9 @@ def count_first_trials(resources: Resources, num_trials: int, max_concurrent: in
     """
     if resources.gpus != 0:
         return 0
-    return min(allowed_cpus() // resources.cpus, num_trials, max_concurrent or num_trials)
+    num_processes = allowed_cpus()
+    number = min(num_processes // resources.cpus, num_trials, max_concurrent or num_trials)
+    return number if 2 * number >= num_processes else 0
 
 
 @contextlib.contextmanager
