@@ -143,19 +143,6 @@ def count_gpus() -> int:
     return int(number if visible is None else min(number, len(visible)))
 
 
-@contextlib.contextmanager
-def preload_module(name: str) -> Iterator[None]:
-    """Let each worker process of the Ray that is started in this context import a module before its first work.
-
-    A module that cannot be imported is logged by Ray.
-    """
-    os.environ[PRELOAD_VARIABLE] = name
-    try:
-        yield
-    finally:
-        del os.environ[PRELOAD_VARIABLE]
-
-
 def draining_node_ids() -> set[str]:
     """Return the ids of nodes that are about to leave the cluster."""
     return set(state.get_draining_nodes())

@@ -62,12 +62,13 @@ def preload_trial_modules(claims: Path | None) -> Iterator[None]:
     if claims is None:
         yield
         return
-    os.environ[CLAIMS_VARIABLE] = str(claims)
+    variables = {CLAIMS_VARIABLE: str(claims), ray_private.PRELOAD_VARIABLE: START_MODULE}
+    os.environ.update(variables)
     try:
-        with ray_private.preload_module(START_MODULE):
-            yield
+        yield
     finally:
-        del os.environ[CLAIMS_VARIABLE]
+        for name in variables:
+            del os.environ[name]
 
 
 def _finds_this_package() -> bool:
