@@ -18,6 +18,8 @@ import psutil
 import yaml
 from ray.util import get_node_ip_address
 
+HEAD_TYPE = "ray.head.default"
+"""Type that the fake provider gives to the head."""
 HEAD_ID = "f" * 51 + "00000"
 """Node id by which the fake provider knows the head."""
 PROVIDER = {
@@ -53,9 +55,11 @@ def start_autoscaling_cluster(types: Mapping[str, Any], *, head_cpus: int, max_w
         "cluster_synced_files": [],
         "cluster_name": "fake",
         "max_workers": max_workers,
+        "upscaling_speed": 1.0,
+        "idle_timeout_minutes": 5,
         "provider": {**PROVIDER, "gcs_address": f"{host}:{port}"},
-        "available_node_types": {"head": head_type, **types},
-        "head_node_type": "head",
+        "available_node_types": {HEAD_TYPE: head_type, **types},
+        "head_node_type": HEAD_TYPE,
     }
     (folder / "autoscaler.yaml").write_text(yaml.safe_dump(config))
     environment = {
