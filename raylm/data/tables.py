@@ -207,6 +207,8 @@ def column_types(rows: Any) -> dict[str, str]:
     if isinstance(rows, FileRows):
         return dict(rows.types)
     if rows.features is not None:
-        return {name: str(getattr(feature, "dtype", "nested")) for name, feature in rows.features.items()}
-    table = next(iter(rows.with_format("arrow").iter(batch_size=1)), None)
-    return {} if table is None else {field.name: str(field.type) for field in table.schema}
+        types = {name: getattr(feature, "dtype", "nested") for name, feature in rows.features.items()}
+    else:
+        table = next(iter(rows.with_format("arrow").iter(batch_size=1)), None)
+        types = {} if table is None else {field.name: str(field.type) for field in table.schema}
+    return {name: "nested" if "<" in kind else str(kind) for name, kind in types.items()}  # struct<...>, list<...>
