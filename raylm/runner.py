@@ -205,9 +205,9 @@ class _Run:
         sweep, rows = self._sweep, self._results.rows
         if sweep.search is None:
             return self._unfinished if sweep.scheduler != "asha" else [row.config for row in rows]
-        from raylm.tuning import search
+        from raylm.tuning.sampling import points
 
-        return [*[row.config for row in rows], *search.representative_trials(sweep)]
+        return [*[row.config for row in rows], *points.representative_trials(sweep)]
 
     # ---- the launch -----------------------------------------------------------------------------------------------
 

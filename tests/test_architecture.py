@@ -141,7 +141,7 @@ def test_config_and_results_import_neither_torch_nor_ray_nor_numpy() -> None:
 @pytest.mark.parametrize(
     ("package", "modules"),
     [
-        ("optuna", {"report.importance", "tuning.search"}),
+        ("optuna", {"report.importance", "tuning.sampling.points", "tuning.search"}),
         ("wandb", {"monitor.trackers.wandb_client"}),
         ("tensorboardX", {"monitor.trackers.clients"}),
         ("mlflow", {"monitor.trackers.clients"}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import functools
 import sys
 import textwrap
@@ -21,6 +22,19 @@ from raylm.results.storage import Storage
 
 RECORD_FILE = "sweep.json"
 FORMAT_VERSION = 1
+
+
+class Rules(enum.IntEnum):
+    """Rules by which the trials of a sweep are suggested; a sweep keeps those of its first launch."""
+
+    BEFORE_MEASURES = 0
+    """A diverged trial has a loss of 1000, and losses are compared per word."""
+    UNORDERED_CHOICES = 1
+    """Numbers to choose from are names to the sampler."""
+    ORDERED_CHOICES = 2
+    """Numbers to choose from are in ascending order."""
+    LATEST = ORDERED_CHOICES
+
 
 NO_TRIALS = '"trials": []'
 """Text of a record without trials, which no string in it can contain: quotation marks in strings are escaped."""
@@ -133,6 +147,8 @@ class SweepRecord:
     """Launches, oldest first."""
     objective: str | None = None
     """Measure that trials depend on (`measures.MEASURES`); None if they depend on none, or in versions before it."""
+    rules: Rules = Rules.UNORDERED_CHOICES
+    """Rules by which trials are suggested; BEFORE_MEASURES is not recorded, but follows from `objective`."""
 
     @property
     def sweep_id(self) -> str | None:
@@ -166,6 +182,7 @@ class _RecordFile:
     search: str | None = None
     lag: int | None = None
     objective: str | None = None
+    rules: Annotated[int, Meta(ge=1)] = 1
     exhausted: bool = False
     launches: list[LaunchRecord] = field(default_factory=list)
 
@@ -182,11 +199,16 @@ def load(storage: Storage) -> SweepRecord | None:
             return None
         version = json_files.decode(text, _Version).version
         if version == FORMAT_VERSION:
-            return _parse(json_files.decode(text, _RecordFile))
+            content = json_files.decode(text, _RecordFile)
+            if content.rules <= Rules.LATEST:
+                return _parse(content)
     except (DamagedFileError, ValueError) as error:
         what = f"{storage.uri_of(RECORD_FILE)} is damaged ({error})"
         raise UserError(f"{what}; move it away and run the sweep again: no finished row is lost") from None
     what = f"{storage.uri_of(RECORD_FILE)} has version {version}, but this raylm reads version {FORMAT_VERSION}"
+    if version == FORMAT_VERSION:
+        known = f"this raylm knows those up to {Rules.LATEST:d}"
+        what = f"{storage.uri_of(RECORD_FILE)} has rules {content.rules}, but {known}"
     raise UserError(f"{what}; use the raylm that wrote it")
 
 
@@ -200,6 +222,7 @@ def _parse(content: _RecordFile) -> SweepRecord:
         failed_ids=frozenset(failed),
         delay=content.lag,
         objective=content.objective,
+        rules=Rules(content.rules),
         exhausted=content.exhausted,
         launches=content.launches,
     )
@@ -226,7 +249,7 @@ def write(storage: Storage, record: SweepRecord) -> None:
         "trials": [],
         "search": record.search,
         "lag": record.delay,
-        **({"objective": record.objective} if record.objective else {}),
+        **({"objective": record.objective, "rules": int(record.rules)} if record.objective else {}),
         "exhausted": record.exhausted,
         "launches": record.launches,
     }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import importlib.metadata
-import math
 import platform
 import subprocess
 import time
@@ -21,17 +20,18 @@ from raylm.events import Notify, TrialListener
 from raylm.machine import allowed_cpus
 from raylm.planning import throughput
 from raylm.planning.throughput import Placement
-from raylm.results import measures, sweep_record
+from raylm.results import measures
 from raylm.results.data_record import describe_mixed_search, index_data
 from raylm.results.folder import count_unsuggested, find_results, list_launches, next_launch_name, parse_launch_number
 from raylm.results.measures import Measure
 from raylm.results.rows import SweepRows
 from raylm.results.storage import Storage
-from raylm.results.sweep_record import HardwareRecord, LaunchRecord, SweepRecord
+from raylm.results.sweep_record import HardwareRecord, LaunchRecord, Rules, SweepRecord
 from raylm.tuning import nodes
 from raylm.tuning.connection import preload, session
 from raylm.tuning.prepare import PreparedInputs
 from raylm.tuning.resources.capacity import find_capacity
+from raylm.tuning.sampling.record_writer import RecordWriter
 from raylm.tuning.trial_queue import QueueHistory, StoredRows, TrialQueue
 from raylm.tuning.tuner import TuneResult, TuneRunner
 from raylm.units import pluralize
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     from raylm.tuning.search import Suggester
 
 RECORDED_VERSIONS = ("raylm", "ray", "torch", "transformers", "tokenizers", "datasets", "optuna", "numpy")
-STUDY_WRITE_SECONDS = 30.0
-"""Minimum time between two writes of a study; a write takes time proportional to the number of trials."""
 
 
 class Launch:
@@ -71,7 +69,7 @@ class Launch:
         self._sweep_id, self._notify = sweep_id, notify
         self._placement: Placement | None = None
         self._runner: TuneRunner
-        self._measure, self._is_old = _find_objective(sweep, prepared, results)
+        self._measure, self._rules = _find_objective(sweep, prepared, results)
         datasets = (spec.dataset for spec, _ in prepared.corpora)
         if sweep.search is not None and (note := describe_mixed_search(datasets, self._measure.name)):
             notify(note)
@@ -130,9 +128,14 @@ class Launch:
         launches, past = _list_launches(storage), self._results.record or SweepRecord(self._sweep.name, [])
         suggester = self._build_suggester()
         queue = self._build_queue(past, launches, suggester, retry_failed)
-        objective = past.objective if self._is_old or queue.delay is None else self._measure.name
-        launch_record = self._build_launch_record(launches[-1])
-        record = _RecordWriter(self._sweep, self._results, queue, suggester, past, objective, launch_record)
+        is_kept = self._rules == Rules.BEFORE_MEASURES or queue.delay is None
+        begun = replace(
+            past,
+            launches=[*past.launches, self._build_launch_record(launches[-1])],
+            objective=past.objective if is_kept else self._measure.name,
+            rules=self._rules,
+        )
+        record = RecordWriter(self._sweep, self._results, queue, suggester, begun)
         queue.skip_finished()
         record.write()
         result = self._runner.run(launches, queue, listener, record.write, self._options.max_concurrent)
@@ -161,7 +164,7 @@ class Launch:
             return None
         from raylm.tuning.search import Suggester  # imports Optuna
 
-        return Suggester(self._sweep, self._measure, is_old=self._is_old)
+        return Suggester(self._sweep, self._measure, rules=self._rules)
 
     def _build_queue(
         self, past: SweepRecord, launches: Sequence[str], suggester: Suggester | None, retry_failed: bool
@@ -226,60 +229,20 @@ def _list_launches(storage: Storage) -> list[str]:
     return [*launches, next_launch_name(launches)]
 
 
-class _RecordWriter:
-    """Writer of sweep.json and of a search's study while a queue runs."""
+def _find_objective(sweep: Sweep, prepared: PreparedInputs, results: SweepRows) -> tuple[Measure, Rules]:
+    """Return the measure that a sweep's trials depend on, and the rules by which they are suggested.
 
-    def __init__(
-        self,
-        sweep: Sweep,
-        results: SweepRows,
-        queue: TrialQueue,
-        suggester: Suggester | None,
-        past: SweepRecord,
-        objective: str | None,
-        launch_record: LaunchRecord,
-    ) -> None:
-        self._sweep, self._storage, self._queue, self._suggester = sweep, results.storage, queue, suggester
-        self._objective = objective
-        self._past, self._launches = past, [*past.launches, launch_record]
-        self._grid_trials = [row.config for row in results.rows]
-        self._written: SweepRecord | None = None
-        self._last_study_write = -math.inf
-
-    def write(self, *, force_study: bool = False) -> None:
-        """Write sweep.json if it has changed, and the study if its last write is long ago or a write is forced."""
-        queue, suggester = self._queue, self._suggester
-        suggested = [*queue.trials, *self._past.trials[len(queue.trials) :]]
-        record = SweepRecord(
-            self._sweep.name,
-            suggested if suggester else self._grid_trials,
-            self._sweep.search_name,
-            frozenset(queue.failed_ids),
-            queue.delay,
-            bool(suggester) and queue.exhausted,
-            self._launches,
-            self._objective,
-        )
-        if record != self._written:
-            sweep_record.write(self._storage, record)
-            self._written = record
-        if suggester and (force_study or time.monotonic() - self._last_study_write > STUDY_WRITE_SECONDS):
-            suggester.write_study(self._storage)
-            self._last_study_write = time.monotonic()
-
-
-def _find_objective(sweep: Sweep, prepared: PreparedInputs, results: SweepRows) -> tuple[Measure, bool]:
-    """Return the measure that a sweep's trials depend on, and whether a version before measures began the sweep.
-
-    A search keeps the measure of its first launch. The order of a grid's rows within a dataset is the same in all.
+    A search keeps those of its first launch. The order of a grid's rows within a dataset is the same in all measures.
     """
     data = index_data([*results.data.values(), *prepared.data_records()])
     record, keys = results.record, list(prepared.corpora)
-    if record and record.launches and record.objective is None:
-        return measures.PER_WORD, True
-    if record and record.objective and sweep.search is not None:
-        return measures.restore_measure(record.objective, keys, data), False
-    return measures.choose_measure(keys, data), False
+    if record is None or not record.launches:
+        return measures.choose_measure(keys, data), Rules.LATEST
+    if record.objective is None:
+        return measures.PER_WORD, Rules.BEFORE_MEASURES
+    if sweep.search is not None:
+        return measures.restore_measure(record.objective, keys, data), record.rules
+    return measures.choose_measure(keys, data), record.rules
 
 
 def _find_placement(sweep: Sweep, resources: Mapping[str, float], precision: str) -> Placement | None:

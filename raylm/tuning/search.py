@@ -6,14 +6,10 @@ Outcomes are reported from rows in storage, in the order of the trials: the same
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
 import tempfile
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
@@ -22,14 +18,21 @@ from optuna.storages.journal import JournalFileBackend
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from raylm.config import search_space
-from raylm.config.other_names import unknown_field
 from raylm.config.sweep import Sweep
 from raylm.config.trial import TrialConfig
-from raylm.errors import SweepError, UserError, safe_repr
+from raylm.errors import UserError
 from raylm.results.measures import PER_WORD, Measure
 from raylm.results.rows import DIVERGED, FAILED, STOPPED, Row
 from raylm.results.storage import Storage
+from raylm.results.sweep_record import Rules
+from raylm.tuning.sampling.points import (
+    OrderedChoices,
+    build_trial,
+    sample_random_points,
+    split_space,
+    suppress_warnings,
+    to_distributions,
+)
 
 METRIC = "loss"
 """Objective: the lowest loss of the best epoch, by the measure of the search."""
@@ -41,8 +44,6 @@ MAX_SAMPLER_DUPLICATES = 20
 """Consecutive duplicates before drawing a random point."""
 MAX_DUPLICATES = 40
 """Consecutive duplicates before the space counts as exhausted."""
-NUM_RANDOM_POINTS = 1000
-"""Random points drawn to find a new trial, and to try a define-by-run function before a launch."""
 STUDY_FILE = "optuna/journal.log"
 """Optuna journal of the study, in a results folder."""
 
@@ -50,24 +51,25 @@ STUDY_FILE = "optuna/journal.log"
 class Suggester:
     """Suggests trials one at a time, each once, given the outcomes of earlier ones."""
 
-    def __init__(self, sweep: Sweep, measure: Measure = PER_WORD, *, is_old: bool = False) -> None:
+    def __init__(self, sweep: Sweep, measure: Measure = PER_WORD, *, rules: Rules = Rules.LATEST) -> None:
         """Create the suggester of a search.
 
         Args:
             measure: the loss to minimize.
-            is_old: whether a version before measures began the search: outcomes are reported as it did, so that the
-                same trials are suggested.
+            rules: rules of the search's first launch: trials are suggested as they were there.
         """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._measure, self._is_old = measure, is_old
+        self._measure, self._is_old = measure, rules == Rules.BEFORE_MEASURES
         is_optuna = not isinstance(sweep.search, Searcher) or isinstance(sweep.search, OptunaSearch)
-        self._is_bounded = not is_optuna and not is_old
+        self._is_bounded = not is_optuna and not self._is_old
         is_tpe = sweep.search == "optuna" or isinstance(sweep.search, TPESampler)
-        self._prunes_diverged = is_tpe and not is_old and sweep.scheduler is not None
-        self._fixed_fields, self._space = _split_space(sweep.space)
+        self._prunes_diverged = is_tpe and not self._is_old and sweep.scheduler is not None
+        self._fixed_fields, self._space = split_space(sweep.space)
+        is_ordered = sweep.search == "optuna" and rules >= Rules.ORDERED_CHOICES
+        self._choices = OrderedChoices(self._space if is_ordered else {})
         self._study: optuna.Study | None = None
         """Study of the searcher; None if it is not Optuna's."""
-        with _suppress_warnings():
+        with suppress_warnings():
             self._searcher = self._create_searcher(sweep)
         self._searcher_ids: list[str] = []
         """Ids that the searcher knows the trials by, by index."""
@@ -89,7 +91,7 @@ class Suggester:
             return searcher
         storage = InMemoryStorage()
         searcher = OptunaSearch(
-            _to_distributions(self._space),
+            self._choices.to_distributions(to_distributions(self._space)),
             metric=METRIC,
             mode="min",
             sampler=_build_sampler(sweep),
@@ -98,7 +100,8 @@ class Suggester:
         )
         self._study = optuna.load_study(study_name=sweep.name, storage=storage)
         for point in sweep.points_to_evaluate:
-            self._study.enqueue_trial({name: value for name, value in point.items() if name not in self._fixed_fields})
+            searched = {name: value for name, value in point.items() if name not in self._fixed_fields}
+            self._study.enqueue_trial(self._choices.encode(searched))
         return searcher
 
     def __call__(self, outcomes: Sequence[tuple[int, Row]]) -> TrialConfig | None:
@@ -108,7 +111,7 @@ class Suggester:
             outcomes: (index, row) of finished trials that were not reported before.
         """
         self.report_outcomes(outcomes)
-        with _suppress_warnings():
+        with suppress_warnings():
             for repeats in range(MAX_DUPLICATES):
                 if repeats == MAX_SAMPLER_DUPLICATES and not self._enqueue_random_point():
                     return None
@@ -116,7 +119,7 @@ class Suggester:
                 suggested = self._searcher.suggest(searcher_id)
                 if suggested is None or suggested == Searcher.FINISHED:
                     return None
-                trial = _build_trial({**self._fixed_fields, **suggested})
+                trial = build_trial({**self._fixed_fields, **self._choices.decode(suggested)})
                 if trial.id not in self._suggested_ids:
                     self._suggested_ids.add(trial.id)
                     self._searcher_ids.append(searcher_id)
@@ -128,15 +131,15 @@ class Suggester:
         """Enqueue a random new point as the next suggestion; return False if none is found or the searcher cannot."""
         if self._study is None:
             return False
-        for fields, suggested in _sample_random_points(self._fixed_fields, self._space, len(self._searcher_ids)):
-            if _build_trial(fields).id not in self._suggested_ids:
-                self._study.enqueue_trial(suggested)
+        for fields, suggested in sample_random_points(self._fixed_fields, self._space, len(self._searcher_ids)):
+            if build_trial(fields).id not in self._suggested_ids:
+                self._study.enqueue_trial(self._choices.encode(suggested))
                 return True
         return False
 
     def report_outcomes(self, outcomes: Sequence[tuple[int, Row]]) -> None:
         """Report the outcomes of trials to the searcher, in the order of their indices."""
-        with _suppress_warnings():
+        with suppress_warnings():
             for index, row in outcomes:
                 self._report_outcome(self._searcher_ids[index], row)
 
@@ -185,91 +188,8 @@ class Suggester:
             study = optuna.create_study(
                 storage=JournalStorage(JournalFileBackend(str(journal))), study_name=self._study.study_name
             )
-            study.add_trials(self._study.trials)
+            study.add_trials([self._choices.decode_trial(trial) for trial in self._study.trials])
             storage.write(STUDY_FILE, journal.read_text(encoding="utf-8"))
-
-
-def representative_trials(sweep: Sweep) -> list[TrialConfig]:
-    """Return trials with all inputs that a search may need: each model and dataset, with the longest context.
-
-    Raises:
-        SweepError: if a define-by-run function returns invalid trials.
-    """
-    fixed, space = _split_space(sweep.space)
-    if callable(space):
-        return list({_input_requirements(trial): trial for trial in _sample_function_trials(sweep, space)}.values())
-    combined: list[dict[str, Any]] = [dict(fixed)]
-    for name, distribution in space.items():
-        values = search_space.list_values(distribution)
-        if name == "context_length":
-            values = [max(values)]
-        elif name == "max_train_tokens":
-            values = [min((value for value in values if value is not None), default=None)]
-        elif name not in ("dataset", "model", "pretrained"):
-            values = values[:1]
-        combined = [{**fields, name: value} for fields in combined for value in values]
-    return [TrialConfig(**fields) for fields in combined]
-
-
-def _sample_function_trials(sweep: Sweep, space_function: Any) -> Iterator[TrialConfig]:
-    """Yield the trials of random points of a define-by-run function.
-
-    Raises:
-        SweepError: if a trial is invalid.
-    """
-    with _suppress_warnings():
-        for fields, _ in _sample_random_points({}, space_function, 0):
-            try:
-                yield _build_trial(fields)
-            except SweepError as error:
-                raise SweepError([p.nested_in("space(...)") for p in error.problems], sweep.name) from None
-
-
-def _build_trial(fields: Mapping[str, Any]) -> TrialConfig:
-    """Return the trial with these fields; raise a SweepError for a mistake, which only a function can cause."""
-    known = [field.name for field in dataclasses.fields(TrialConfig)]
-    if problems := [unknown_field(name, known) for name in fields if name not in known]:
-        raise SweepError(problems)
-    return TrialConfig(**fields)
-
-
-def _sample_random_points(
-    fixed_fields: Mapping[str, Any], space: Any, seed: int
-) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Yield (fields of a trial, suggested part of them) for random points of a space.
-
-    Args:
-        fixed_fields: fields that are not suggested.
-        space: distributions by field, or a define-by-run function.
-
-    Raises:
-        UserError: if the function raises, or does not return a dict or None.
-    """
-    study = optuna.create_study(storage=InMemoryStorage(), sampler=RandomSampler(seed=seed))
-    distributions = _to_distributions(space)
-    for _ in range(NUM_RANDOM_POINTS):
-        if not callable(space):
-            suggested = study.ask(distributions).params
-            yield {**fixed_fields, **suggested}, suggested
-            continue
-        trial = study.ask()
-        try:
-            returned = space(trial) or {}
-        except Exception as error:  # the user's own function
-            raise UserError(f"space: the function raises {type(error).__name__}: {error}") from error
-        if not isinstance(returned, dict):
-            raise UserError(f"space: the function returns {safe_repr(returned)}; expected a dict of fields, or None")
-        yield {**trial.params, **returned}, trial.params
-
-
-def _to_distributions(space: Any) -> Any:
-    """Return a space as Optuna's distributions; a define-by-run function is returned as it is."""
-    return space if callable(space) else OptunaSearch.convert_search_space(dict(space))
-
-
-def _input_requirements(trial: TrialConfig) -> tuple[Any, ...]:
-    """Return the fields that decide which inputs a trial needs."""
-    return *trial.corpus_key, trial.pretrained, trial.context_length, trial.max_train_tokens
 
 
 def _build_sampler(sweep: Sweep) -> BaseSampler:
@@ -278,20 +198,3 @@ def _build_sampler(sweep: Sweep) -> BaseSampler:
     if sweep.search == "random":
         return RandomSampler(seed=sweep.search_seed)
     return TPESampler(seed=sweep.search_seed, multivariate=True, group=True, constant_liar=True)
-
-
-def _split_space(space: Any) -> tuple[dict[str, Any], Any]:
-    """Return (fields with one value, distributions by field); ({}, space) for a define-by-run function."""
-    if callable(space):
-        return {}, space
-    fixed = {name: value for name, value in space.items() if not search_space.is_distribution(value)}
-    searched: Mapping[str, Any] = {name: value for name, value in space.items() if name not in fixed}
-    return fixed, searched
-
-
-@contextmanager
-def _suppress_warnings() -> Iterator[None]:
-    """Suppress warnings, such as Optuna's about its experimental features."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

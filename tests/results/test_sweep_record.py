@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from raylm.results.sweep_record import (
     HardwareRecord,
     LaunchRecord,
     ModelRecord,
+    Rules,
     SlotRecord,
     SweepRecord,
 )
@@ -72,6 +74,19 @@ def test_record_keeps_the_measure_of_a_search_and_what_compares(tmp_path: Path) 
     assert sweep_record.load(Folder(tmp_path)) == record
     text = (tmp_path / sweep_record.RECORD_FILE).read_text()
     assert "train_bytes" not in text and '"validation_bytes": 60000' in text, "unknown values are left out, as before"
+
+
+def test_record_keeps_the_rules_of_a_search(tmp_path: Path) -> None:
+    path, record = tmp_path / sweep_record.RECORD_FILE, SweepRecord("s", [TRIAL], "optuna", objective="val loss")
+    for rules in (Rules.UNORDERED_CHOICES, Rules.LATEST):
+        sweep_record.write(Folder(tmp_path), replace(record, rules=rules))
+        assert sweep_record.load(Folder(tmp_path)) == replace(record, rules=rules)
+    text = path.read_text()
+    path.write_text(text.replace(f'"rules": {Rules.LATEST:d},', ""))
+    assert sweep_record.load(Folder(tmp_path)) == replace(record, rules=Rules.UNORDERED_CHOICES), "an earlier version's"
+    path.write_text(text.replace(f'"rules": {Rules.LATEST:d}', '"rules": 99'))
+    with pytest.raises(UserError, match=r"has rules 99, but this raylm knows those up to .*; use the raylm that wrote"):
+        sweep_record.load(Folder(tmp_path))
 
 
 def test_record_without_search_fields_is_of_a_grid(tmp_path: Path) -> None:

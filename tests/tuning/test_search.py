@@ -22,7 +22,9 @@ from raylm.config.trial import TrialConfig
 from raylm.errors import UserError
 from raylm.results.rows import DIVERGED, DONE, FAILED, STOPPED, Row
 from raylm.results.storage import Folder
-from raylm.tuning.search import DIVERGED_LOSS, STUDY_FILE, Suggester, representative_trials
+from raylm.results.sweep_record import Rules
+from raylm.tuning.sampling.points import representative_trials
+from raylm.tuning.search import DIVERGED_LOSS, STUDY_FILE, Suggester
 
 SPACE = {
     "learning_rate": tune.loguniform(1e-5, 1e-2),
@@ -195,6 +197,62 @@ def test_searcher_of_ray_that_repeats_itself_is_exhausted() -> None:
     assert found == [TrialConfig(batch_size=4, optimizer="adamw"), None]
 
 
+# ---- numeric choices -----------------------------------------------------------------------------------------------
+
+RATES = [round(1e-5 * 10 ** (step / 4), 8) for step in range(12)]
+
+
+def search_batch_size(rules: Rules, seed: int) -> float:
+    """Return the mean distance of trials 10 to 19 from the best of 60 batch sizes."""
+    space = {"batch_size": tune.choice([*range(60, 30, -1), *range(1, 31)])}
+    suggester = Suggester(build_sweep(space, search_seed=seed), rules=rules)
+    distances = []
+    for index in range(20):
+        trial = suggester([])
+        assert trial is not None
+        distances.append(abs(trial.batch_size - 42))
+        suggester.report_outcomes([(index, build_row(trial, DONE, [distances[-1]]))])
+    return sum(distances[10:]) / 10
+
+
+def test_sampler_knows_which_numbers_to_choose_from_are_close() -> None:
+    ordered, unordered = (
+        [search_batch_size(rules, seed) for seed in range(4)] for rules in (Rules.LATEST, Rules.UNORDERED_CHOICES)
+    )
+    assert sum(ordered) < 0.7 * sum(unordered)
+
+
+def test_search_of_earlier_rules_goes_on_with_its_trials() -> None:
+    space = {"learning_rate": tune.choice(RATES), "batch_size": tune.choice([4, 8, 16]), "seed": tune.choice([3, 1, 2])}
+    suggester = Suggester(build_sweep(space, search_seed=5), rules=Rules.UNORDERED_CHOICES)
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=5, multivariate=True, group=True))
+    distributions = OptunaSearch.convert_search_space(space)
+    seen = set[TrialConfig]()
+    for index in range(16):
+        trial = suggester([])
+        while (expected := study.ask(distributions)) and TrialConfig(**expected.params) in seen:
+            study.tell(expected, state=TrialState.FAIL)
+        assert trial == TrialConfig(**expected.params)
+        seen.add(trial)
+        suggester.report_outcomes([(index, build_row(trial, DONE, [trial.learning_rate]))])
+        study.tell(expected, trial.learning_rate)
+
+
+def test_study_has_the_values_of_numeric_choices(tmp_path: Path) -> None:
+    space = {"batch_size": tune.choice([16, 4, 8]), "optimizer": tune.choice(["adamw", "adafactor"])}
+    suggester = Suggester(build_sweep(space, points_to_evaluate=[{"batch_size": 16}]))
+    trials = [suggester([]) for _ in range(6)]
+    assert trials[0] is not None and trials[0].batch_size == 16 and suggester([]) is None
+    suggester.report_outcomes([(0, build_row(trials[0], DONE, [2.0]))])
+    suggester.report_outcomes([(1, finished_row(trials[1], STOPPED, [3.0, 3.5]))])
+    study = load_study(suggester, tmp_path)
+    first, second = study[:2]
+    assert (first.params["batch_size"], first.value, first.state) == (16, 2.0, TrialState.COMPLETE)
+    assert (second.intermediate_values, second.state) == ({2: 3.5}, TrialState.PRUNED)
+    assert {one.params["batch_size"] for one in study} == {4, 8, 16}
+    assert first.distributions["batch_size"] == optuna.distributions.CategoricalDistribution([4, 8, 16])
+
+
 # ---- samplers and searchers ----------------------------------------------------------------------------------------
 
 
@@ -342,7 +400,7 @@ def test_study_has_the_outcomes_of_trials(tmp_path: Path) -> None:
 
 
 def test_study_of_a_version_before_measures_reports_what_it_did(tmp_path: Path) -> None:
-    suggester = Suggester(build_sweep(scheduler="asha"), is_old=True)
+    suggester = Suggester(build_sweep(scheduler="asha"), rules=Rules.BEFORE_MEASURES)
     trials = [suggester([]) for _ in range(2)]
     outcomes = [(0, finished_row(trials[0], DONE, [2000.0])), (1, finished_row(trials[1], DIVERGED))]
     suggester.report_outcomes(outcomes)

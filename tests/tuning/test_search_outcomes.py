@@ -23,7 +23,7 @@ from raylm.data.corpus import Corpus
 from raylm.results.measures import ADJ_VAL_LOSS, NATS_PER_BYTE, VAL_LOSS, Measure, choose_measure, restore_measure
 from raylm.results.rows import DIVERGED, DONE, FAILED, STOPPED, SweepRows
 from raylm.results.storage import Folder
-from raylm.results.sweep_record import DataRecord, LaunchRecord, SweepRecord
+from raylm.results.sweep_record import DataRecord, LaunchRecord, Rules, SweepRecord
 from raylm.tuning.launch import _find_objective
 from raylm.tuning.prepare import PreparedInputs
 from raylm.tuning.search import Suggester
@@ -182,15 +182,16 @@ def test_launch_keeps_to_the_objective_of_earlier_ones(corpus: Corpus) -> None:
     trial, storage = TrialConfig(), Folder(Path("/nowhere"))
     prepared = PreparedInputs({trial.corpus_key: corpus}, {}, {})
 
-    def find(**fields: Any) -> tuple[str, bool]:
+    def find(**fields: Any) -> tuple[str, Rules]:
         record = SweepRecord("s", [], "optuna", **fields)
-        measure, is_old = _find_objective(build_sweep(), prepared, SweepRows(storage, [], record))
-        return measure.name, is_old
+        measure, rules = _find_objective(build_sweep(), prepared, SweepRows(storage, [], record))
+        return measure.name, rules
 
-    assert find() == (VAL_LOSS, False)
-    assert find(launches=[LaunchRecord(1)]) == (ADJ_VAL_LOSS, True)
+    assert find() == (VAL_LOSS, Rules.LATEST)
+    assert find(launches=[LaunchRecord(1)]) == (ADJ_VAL_LOSS, Rules.BEFORE_MEASURES)
     for name in (VAL_LOSS, NATS_PER_BYTE, ADJ_VAL_LOSS):
-        assert find(launches=[LaunchRecord(1)], objective=name) == (name, False)
+        for rules in (Rules.UNORDERED_CHOICES, Rules.LATEST):
+            assert find(launches=[LaunchRecord(1)], objective=name, rules=rules) == (name, rules)
 
 
 def test_resumed_search_keeps_the_measure_of_its_first_launch() -> None:
