@@ -25,15 +25,15 @@ FORMAT_VERSION = 1
 
 
 class Rules(enum.IntEnum):
-    """Rules by which the trials of a sweep are suggested; a sweep keeps those of its first launch."""
+    """Rules by which trials are suggested and stopped early; a sweep keeps those of its first launch."""
 
     BEFORE_MEASURES = 0
     """A diverged trial has a loss of 1000, and losses are compared per word."""
-    UNORDERED_CHOICES = 1
-    """Numbers to choose from are names to the sampler."""
-    ORDERED_CHOICES = 2
-    """Numbers to choose from are in ascending order."""
-    LATEST = ORDERED_CHOICES
+    MEASURES = 1
+    """Losses are compared by the measure of the search; numbers to choose from have no order for the sampler."""
+    ONE_BEST = 2
+    """Numbers to choose from have an order, and early stopping in a search compares over context lengths."""
+    LATEST = ONE_BEST
 
 
 NO_TRIALS = '"trials": []'
@@ -147,8 +147,8 @@ class SweepRecord:
     """Launches, oldest first."""
     objective: str | None = None
     """Measure that trials depend on (`measures.MEASURES`); None if they depend on none, or in versions before it."""
-    rules: Rules = Rules.UNORDERED_CHOICES
-    """Rules by which trials are suggested; BEFORE_MEASURES is not recorded, but follows from `objective`."""
+    rules: Rules = Rules.MEASURES
+    """Rules by which trials are suggested and stopped; BEFORE_MEASURES is not recorded: it follows from `objective`."""
 
     @property
     def sweep_id(self) -> str | None:

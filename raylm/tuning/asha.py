@@ -33,16 +33,22 @@ def compute_rungs(epoch_tokens: int, epochs: int) -> list[int]:
 
 
 def compute_loss_limits(
-    trial: TrialConfig, earlier_rows: Iterable[Row], epoch_tokens: int, measure: Measure = PER_WORD
+    trial: TrialConfig,
+    earlier_rows: Iterable[Row],
+    epoch_tokens: int,
+    measure: Measure = PER_WORD,
+    *,
+    any_context: bool = False,
 ) -> dict[int, float]:
     """Return the highest loss with which a trial passes, by rung in tokens, for rungs with results.
 
     Args:
-        earlier_rows: trials to compare with; only those with the same dataset and context length count.
+        earlier_rows: trials to compare with; only those with the same dataset and, without `any_context`, context length count.
         epoch_tokens: training tokens of an epoch.
         measure: the loss to compare; a trial whose loss does not compare has no limits and sets none.
+        any_context: compare trials of different context lengths, as a search does, which has one best trial.
     """
-    peers = [row for row in earlier_rows if _is_comparable(row, trial, measure)]
+    peers = [row for row in earlier_rows if _is_comparable(row, trial, measure, any_context)]
     limits = {}
     for rung in compute_rungs(epoch_tokens, trial.epochs):
         evaluations = [(row.config, find_rung_evaluation(row.evaluations, rung)) for row in peers]
@@ -66,9 +72,10 @@ def find_rung_evaluation(evaluations: Iterable[EvalMetrics], rung: int) -> EvalM
     return next((evaluation for evaluation in evaluations if evaluation.tokens_seen >= rung), None)
 
 
-def _is_comparable(row: Row, trial: TrialConfig, measure: Measure) -> bool:
+def _is_comparable(row: Row, trial: TrialConfig, measure: Measure, any_context: bool) -> bool:
     """Return whether a row's losses can be compared with a trial's."""
-    same = (row.config.dataset_spec, row.config.context_length) == (trial.dataset_spec, trial.context_length)
+    same_context = any_context or row.config.context_length == trial.context_length
+    same = same_context and row.config.dataset_spec == trial.dataset_spec
     return same and measure.compares(row.config) and measure.compares(trial) and row.status not in (DIVERGED, FAILED)
 
 

@@ -184,6 +184,7 @@ class Launch:
             delay=self._resolve_delay(past),
             count_epoch_tokens=count_epoch_tokens if sweep.scheduler == "asha" else None,
             measure=self._measure,
+            any_context=sweep.search is not None and self._rules >= Rules.ONE_BEST,
             retry_failed=retry_failed,
             history=QueueHistory([trial.id for trial in past.trials] if suggester else [], past.failed_ids),
         )

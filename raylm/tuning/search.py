@@ -44,6 +44,8 @@ MAX_SAMPLER_DUPLICATES = 20
 """Consecutive duplicates before drawing a random point."""
 MAX_DUPLICATES = 40
 """Consecutive duplicates before the space counts as exhausted."""
+NUM_RANDOM_TRIALS, OLD_NUM_RANDOM_TRIALS = 6, 10
+"""Random trials before TPE suggests any, by the latest rules and by earlier ones."""
 STUDY_FILE = "optuna/journal.log"
 """Optuna journal of the study, in a results folder."""
 
@@ -65,18 +67,18 @@ class Suggester:
         is_tpe = sweep.search == "optuna" or isinstance(sweep.search, TPESampler)
         self._prunes_diverged = is_tpe and not self._is_old and sweep.scheduler is not None
         self._fixed_fields, self._space = split_space(sweep.space)
-        is_ordered = sweep.search == "optuna" and rules >= Rules.ORDERED_CHOICES
+        is_ordered = sweep.search == "optuna" and rules >= Rules.ONE_BEST
         self._choices = OrderedChoices(self._space if is_ordered else {})
         self._study: optuna.Study | None = None
         """Study of the searcher; None if it is not Optuna's."""
         with suppress_warnings():
-            self._searcher = self._create_searcher(sweep)
+            self._searcher = self._create_searcher(sweep, rules)
         self._searcher_ids: list[str] = []
         """Ids that the searcher knows the trials by, by index."""
         self._num_suggested = 0
         self._suggested_ids: set[str] = set()
 
-    def _create_searcher(self, sweep: Sweep) -> Searcher:
+    def _create_searcher(self, sweep: Sweep, rules: Rules) -> Searcher:
         """Return a fresh searcher over the space; set `_study` if it is Optuna's.
 
         Raises:
@@ -94,7 +96,7 @@ class Suggester:
             self._choices.to_distributions(to_distributions(self._space)),
             metric=METRIC,
             mode="min",
-            sampler=_build_sampler(sweep),
+            sampler=_build_sampler(sweep, rules),
             study_name=sweep.name,
             storage=storage,
         )
@@ -192,9 +194,15 @@ class Suggester:
             storage.write(STUDY_FILE, journal.read_text(encoding="utf-8"))
 
 
-def _build_sampler(sweep: Sweep) -> BaseSampler:
+def _build_sampler(sweep: Sweep, rules: Rules) -> BaseSampler:
     if isinstance(sweep.search, BaseSampler):
         return copy.deepcopy(sweep.search)  # a search changes its state
     if sweep.search == "random":
         return RandomSampler(seed=sweep.search_seed)
-    return TPESampler(seed=sweep.search_seed, multivariate=True, group=True, constant_liar=True)
+    return TPESampler(
+        seed=sweep.search_seed,
+        multivariate=True,
+        group=True,
+        constant_liar=True,
+        n_startup_trials=NUM_RANDOM_TRIALS if rules >= Rules.ONE_BEST else OLD_NUM_RANDOM_TRIALS,
+    )

@@ -80,6 +80,7 @@ class TrialQueue:
         delay: int | None,
         count_epoch_tokens: Callable[[TrialConfig], int] | None = None,
         measure: Measure = PER_WORD,
+        any_context: bool = False,
         retry_failed: bool = False,
         history: QueueHistory | None = None,
     ) -> None:
@@ -90,6 +91,7 @@ class TrialQueue:
                 on results, and none waits.
             count_epoch_tokens: returns the training tokens of a trial's epoch; enables early stopping by ASHA.
             measure: the loss that ASHA compares.
+            any_context: whether ASHA compares trials of different context lengths.
             retry_failed: run failed trials again.
         """
         history = history or QueueHistory()
@@ -106,7 +108,7 @@ class TrialQueue:
         self._suggest, self._rows = suggest, rows
         self.measure = measure
         """Measure of the losses that ASHA compares."""
-        self._count_epoch_tokens, self._retry_failed = count_epoch_tokens, retry_failed
+        self._count_epoch_tokens, self._any_context, self._retry_failed = count_epoch_tokens, any_context, retry_failed
         self._recorded_ids = list(history.suggested_ids)
         self._finished_rows: dict[str, Row] = {}
         self._outcomes: list[Row] = []
@@ -207,7 +209,9 @@ class TrialQueue:
         self.trials.append(trial)
         if self._count_epoch_tokens is not None:
             epoch_tokens = self._count_epoch_tokens(trial)
-            self._limits[trial.id] = asha.compute_loss_limits(trial, self._outcomes, epoch_tokens, self.measure)
+            self._limits[trial.id] = asha.compute_loss_limits(
+                trial, self._outcomes, epoch_tokens, self.measure, any_context=self._any_context
+            )
 
     def _needs_run(self, trial: TrialConfig) -> bool:
         """Return whether a trial has to run; mark it as ended if it does not."""

@@ -78,12 +78,12 @@ def test_record_keeps_the_measure_of_a_search_and_what_compares(tmp_path: Path) 
 
 def test_record_keeps_the_rules_of_a_search(tmp_path: Path) -> None:
     path, record = tmp_path / sweep_record.RECORD_FILE, SweepRecord("s", [TRIAL], "optuna", objective="val loss")
-    for rules in (Rules.UNORDERED_CHOICES, Rules.LATEST):
+    for rules in (Rules.MEASURES, Rules.LATEST):
         sweep_record.write(Folder(tmp_path), replace(record, rules=rules))
         assert sweep_record.load(Folder(tmp_path)) == replace(record, rules=rules)
     text = path.read_text()
     path.write_text(text.replace(f'"rules": {Rules.LATEST:d},', ""))
-    assert sweep_record.load(Folder(tmp_path)) == replace(record, rules=Rules.UNORDERED_CHOICES), "an earlier version's"
+    assert sweep_record.load(Folder(tmp_path)) == replace(record, rules=Rules.MEASURES), "an earlier version's"
     path.write_text(text.replace(f'"rules": {Rules.LATEST:d}', '"rules": 99'))
     with pytest.raises(UserError, match=r"has rules 99, but this raylm knows those up to .*; use the raylm that wrote"):
         sweep_record.load(Folder(tmp_path))

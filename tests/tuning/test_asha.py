@@ -84,6 +84,11 @@ def test_trial_is_compared_within_its_dataset_and_context_length(fields: dict[st
     assert found == ({100: 3.0, 300: 1.0} if compared else {})
 
 
+def test_search_compares_trials_of_all_context_lengths_within_a_dataset() -> None:
+    rows = [build_row(peer(context_length=512), DONE, [3.0]), build_row(peer(dataset="imdb"), DONE, [1.0])]
+    assert asha.compute_loss_limits(TRIAL, rows, 900, any_context=True) == {100: 3.0}
+
+
 def test_trial_is_compared_within_its_splits() -> None:
     trial, other = (TrialConfig(dataset="me/texts", validation_split=split) for split in ("test", "dev"))
     for row, compared in ((trial, True), (other, False)):

@@ -190,7 +190,7 @@ def test_launch_keeps_to_the_objective_of_earlier_ones(corpus: Corpus) -> None:
     assert find() == (VAL_LOSS, Rules.LATEST)
     assert find(launches=[LaunchRecord(1)]) == (ADJ_VAL_LOSS, Rules.BEFORE_MEASURES)
     for name in (VAL_LOSS, NATS_PER_BYTE, ADJ_VAL_LOSS):
-        for rules in (Rules.UNORDERED_CHOICES, Rules.LATEST):
+        for rules in (Rules.MEASURES, Rules.LATEST):
             assert find(launches=[LaunchRecord(1)], objective=name, rules=rules) == (name, rules)
 
 
