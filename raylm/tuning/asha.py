@@ -43,10 +43,10 @@ def compute_loss_limits(
     """Return the highest loss with which a trial passes, by rung in tokens, for rungs with results.
 
     Args:
-        earlier_rows: trials to compare with; only those with the same dataset and, without `any_context`, context length count.
+        earlier_rows: trials to compare with; only those with the same dataset and context length count.
         epoch_tokens: training tokens of an epoch.
         measure: the loss to compare; a trial whose loss does not compare has no limits and sets none.
-        any_context: compare trials of different context lengths, as a search does, which has one best trial.
+        any_context: trials of other context lengths count too, as in a search, which has one best trial.
     """
     peers = [row for row in earlier_rows if _is_comparable(row, trial, measure, any_context)]
     limits = {}
