@@ -21,6 +21,14 @@ def test_each_claim_is_taken_once() -> None:
     assert not take_claim(claims)  # by a process that starts after Ray has stopped
 
 
+def test_trials_wait_a_limited_time_for_processes_that_take_no_claim(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preload, "CLAIM_SECONDS", 0.0)
+    with preload.open_claims(1) as claims:
+        preload.wait_for_processes(claims)
+        assert claims is not None and take_claim(claims)
+    preload.wait_for_processes(None)
+
+
 def test_processes_find_the_claims_while_ray_starts() -> None:
     with preload.open_claims(1) as claims, preload.preload_trial_modules(claims):
         assert (os.environ[CLAIMS_VARIABLE], os.environ[PRELOAD_VARIABLE]) == (str(claims), preload.START_MODULE)

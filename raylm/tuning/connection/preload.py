@@ -10,6 +10,7 @@ import contextlib
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -21,6 +22,8 @@ from raylm.tuning.connection.worker_start import CLAIMS_VARIABLE
 
 START_MODULE = "raylm.tuning.connection.worker_start"
 """Module that these processes import."""
+CLAIM_SECONDS = 5.0
+"""Time for the processes to take their claims, which they do as soon as Ray may give them work."""
 PACKAGE_FILE = Path(__file__).parents[2] / "__init__.py"
 
 
@@ -69,6 +72,13 @@ def preload_trial_modules(claims: Path | None) -> Iterator[None]:
     finally:
         for name in variables:
             del os.environ[name]
+
+
+def wait_for_processes(claims: Path | None) -> None:
+    """Wait until the claims are taken, at most `CLAIM_SECONDS`: for trials before that, Ray starts others."""
+    deadline = time.monotonic() + CLAIM_SECONDS
+    while claims is not None and any(claims.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.02)
 
 
 def _finds_this_package() -> bool:

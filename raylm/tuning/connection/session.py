@@ -19,7 +19,7 @@ from raylm.errors import UserError, one_line
 from raylm.stages import mark_stage
 from raylm.tuning import ray_private
 from raylm.tuning.connection.head import CONNECT_TIMEOUT_SECONDS, check_head
-from raylm.tuning.connection.preload import open_claims, preload_trial_modules
+from raylm.tuning.connection.preload import open_claims, preload_trial_modules, wait_for_processes
 
 if TYPE_CHECKING:
     from raylm.training.device import GpuReport
@@ -71,6 +71,7 @@ def _connect(address: str, verbose: bool, claims: Path | None) -> Iterator[str |
             mark_stage("Ray is being started" if is_local else "connecting to Ray")
             with preload_trial_modules(claims):
                 context = ray.init(address, **options)
+            wait_for_processes(claims)
             mark_stage("Ray stands")
     except Exception as error:  # Ray raises errors of many classes while it starts
         if is_local:
