@@ -33,7 +33,7 @@ STARTED = "  started"
 SLOW_TO_END = ("ray::DashboardA", "ray::RuntimeEnv")
 """Agents of Ray that look for a killed Ray for a minute before they end; they hold nothing."""
 TRAINED_SECONDS = 2.0
-"""Processor time after which a trial is in the middle of its epoch: past its first steps, far from its end."""
+"""Processor time after which a trial is in the middle of its epoch: its model is loaded, its end is far."""
 
 Start = Callable[..., "Command"]
 Uninterrupted = tuple[Path, Path]
@@ -166,21 +166,34 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def wait_until_training(command: Command) -> None:
-    """Wait until a trial is in the middle of its epoch, by its processor time."""
-    first_seconds: dict[int, float] = {}
+    """Wait until a trial is in the middle of its epoch, by its log and its processor time since."""
+    first_seconds: dict[Path, float] = {}
 
     def has_trained() -> bool:
         for process in find_trial_processes(command.process.pid) if command.running else []:
+            log = find_log_in_training(command, process.pid)
             try:
                 seconds = process.cpu_times().user
             except psutil.Error:
                 continue
-            if seconds - first_seconds.setdefault(process.pid, seconds) > TRAINED_SECONDS:
+            if log is not None and seconds - first_seconds.setdefault(log, seconds) > TRAINED_SECONDS:
                 return True
         return False
 
     command.wait_for_lines(STARTED)
     command.wait_for(has_trained, between=0.2)
+
+
+def find_log_in_training(command: Command, pid: int) -> Path | None:
+    """Return the log of the trial that a process trains, once its model is about to be loaded; None before and after.
+
+    The modules that it imports before take as much processor time as many steps.
+    """
+    for log in command.output.parent.glob("runs/*/launch-*/*/log.txt"):
+        _, found, attempt = log.read_text().rpartition(f" process {pid} on ")
+        if found and "trains on" in attempt and " ends" not in attempt and "diverged" not in attempt:
+            return log
+    return None
 
 
 def assert_same(folder: Path, uninterrupted: Path) -> None:

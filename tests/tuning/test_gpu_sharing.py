@@ -33,7 +33,7 @@ def workload(model: str = "gpt2-nano", context_length: int = 128, batch_size: in
 def test_a_trial_that_fills_a_card_has_it_alone_and_smaller_ones_share_it() -> None:
     slot = Placement(H100, 1.0, 1, "bfloat16", max_trials_per_device=8)
     numbers = [trials_per_gpu(slot, work) for work in (workload(), workload("gpt2"), workload("gpt2-xl", 1024, 16))]
-    assert numbers == sorted(numbers, reverse=True) and numbers[0] == 2 and numbers[-1] == 1
+    assert numbers == sorted(numbers, reverse=True) and numbers[0] == 3 and numbers[-1] == 1
     assert trials_per_gpu(replace(slot, max_trials_per_device=1), workload()) == 1
 
 
@@ -60,8 +60,8 @@ def test_no_trial_takes_a_smaller_micro_batch_to_share() -> None:
 def test_on_several_kinds_of_cards_a_trial_takes_what_it_needs_on_any() -> None:
     trial, shape = workload().config, MODELS["gpt2-nano"].shape
     on_both = gpu_fraction([(H100, 8), (T4, 8)], shape, trial, "auto")
-    assert on_both == max(gpu_fraction([(card, 8)], shape, trial, "auto") for card in (H100, T4)) == 1.0
-    assert gpu_fraction([(H100, 8)], shape, trial, "auto") < 1
+    assert on_both == max(gpu_fraction([(card, 8)], shape, trial, "auto") for card in (H100, T4)) == 0.5
+    assert gpu_fraction([(H100, 8)], shape, trial, "auto") < 0.5, "a faster card has room for more"
     assert gpu_fraction([(H100, 1)], shape, trial, "auto") == 1, "there are no CPUs for a second one"
     assert gpu_fraction([], shape, trial, "auto") == gpu_fraction([(H100, 8)], None, trial, "auto") == 1
 
@@ -70,7 +70,7 @@ def test_the_shares_of_a_card_are_never_more_than_ray_has_of_it() -> None:
     trial, shape = workload().config, MODELS["gpt2-nano"].shape
     for most in range(1, 9):
         part = gpu_fraction([(H100, most)], shape, trial, "auto")
-        number = min(most, 2)  # by the estimate, a third trial would wait for the others
+        number = min(most, 3)  # by the estimate, a fourth trial would wait for the others
         assert part * number <= 1 < (part + 1e-4) * number + 1e-9 and round(part, 4) == part
 
 
@@ -81,7 +81,7 @@ def test_a_plan_counts_the_trials_that_share() -> None:
         2,
         8,
     )
-    assert slot.with_sharing(workload()).concurrent_trials == 4
+    assert slot.with_sharing(workload()).concurrent_trials == 6
 
 
 @pytest.mark.ray
