@@ -199,6 +199,8 @@ def test_separated_table_is_trained_on_as_it_is_or_refused(
         refusals += ["white space without quotes"]
     if all(is_plain(text) for text in documents):
         refusals += ["not of strings"]
+    if len(table) == 1 and any(other in column for other in ",;\t|" if other != delimiter):
+        refusals += ["its header is separated by"]
     with temporary_folder() as folder:
         path = folder / f"data{suffix}"
         path.write_bytes(gzip.compress(data) if suffix.endswith("gz") else data)

@@ -196,6 +196,7 @@ def test_variables_that_a_launcher_left_do_not_reach_a_trial(monkeypatch: pytest
     set_worker_environment()
     assert dict(os.environ) == {
         "PATH": "/bin",
+        "THP_MEM_ALLOC_ENABLE": "1",
         "TOKENIZERS_PARALLELISM": "true",
         "TUNE_FUNCTION_THREAD_TIMEOUT_S": "3600",
     }

@@ -7,6 +7,7 @@ import logging
 import shlex
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 
 CLIENT_LOGGERS = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env")
 """Loggers of Ray's client, which tells its own steps; importing it sets their levels."""
+NO_AGENT = "No available agent"
+"""Part of the head's answer while the agents of its nodes start, some seconds after its dashboard."""
+AGENT_SECONDS = 60.0
+"""Time that they may take."""
 UNKNOWN_EXIT_CODE = 1
 """Exit code of a job that ended without one."""
 
@@ -48,7 +53,7 @@ def submit_job(address: str, sweep_file: Path, arguments: Sequence[str], write: 
         with tempfile.TemporaryDirectory() as folder:
             shutil.copy(sweep_file, folder)
             command = ["python", "-m", "raylm.sweep", sweep_file.name, *arguments]
-            job_id = client.submit_job(entrypoint=shlex.join(command), runtime_env={"working_dir": folder})
+            job_id = _submit(client, shlex.join(command), folder)
     except (ConnectionError, RuntimeError) as error:
         raise UserError(f"the cluster at {address} does not take the job: {one_line(error)}") from None
     write(f"job {job_id} at {address}; Ctrl-C leaves it running, `ray job stop --address {address} {job_id}` ends it\n")
@@ -60,6 +65,22 @@ def submit_job(address: str, sweep_file: Path, arguments: Sequence[str], write: 
         return 0
     write(f"job {job_id}: {info.message or info.status}\n")
     return UNKNOWN_EXIT_CODE
+
+
+def _submit(client: JobSubmissionClient, command: str, folder: str) -> str:
+    """Submit a command with its working folder; return the id of the job.
+
+    Raises:
+        RuntimeError: if the head refuses it, or if none of its agents is ready within `AGENT_SECONDS`.
+    """
+    deadline = time.monotonic() + AGENT_SECONDS
+    while True:
+        try:
+            return str(client.submit_job(entrypoint=command, runtime_env={"working_dir": folder}))
+        except RuntimeError as error:
+            if NO_AGENT not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(1)
 
 
 async def _stream_logs(client: JobSubmissionClient, job_id: str, write: Callable[[str], None]) -> None:
