@@ -84,7 +84,7 @@ def measure(config: TrialConfig, options: ExecutionOptions) -> StepCounts:
         hooks = TrainingHooks(on_step=on_step)
         source = write_config(config.model, Path(folder))
         try:
-            with mock.patch.object(models, "load_model", _on_gpu(models.load_model)):
+            with mock.patch.object(models, "load_model", load_on_gpu(models.load_model)):
                 next(train.finetune(config, corpus, source, options=options, hooks=hooks))
         except _Measured:
             peaks = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
@@ -92,14 +92,14 @@ def measure(config: TrialConfig, options: ExecutionOptions) -> StepCounts:
     raise AssertionError("the trial ended before it was measured")
 
 
-def _on_gpu(load: Any) -> Any:
+def load_on_gpu(load: Any) -> Any:
     """Return a function that makes random weights on the GPU, which is faster for gpt2-xl."""
 
-    def load_on_gpu(*args: Any, **kwargs: Any) -> Any:
+    def load_there(*args: Any, **kwargs: Any) -> Any:
         with torch.device("cuda"):
             return load(*args, **kwargs)
 
-    return load_on_gpu
+    return load_there
 
 
 def main() -> None:
