@@ -66,6 +66,7 @@ def head() -> Iterator[Head]:
     env = {**os.environ, "HOME": str(folder / "home"), "RAY_TMPDIR": str(folder), "RAY_AUTH_MODE": "token"}
     env |= {"PATH": f"{BIN}:{os.environ['PATH']}", "RAY_USAGE_STATS_ENABLED": "0"}
     options = [f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=1", "--object-store-memory=100000000"]
+    options += [f"--dashboard-agent-listen-port={find_free_port()}"]  # of another Ray of this machine by default
     with (
         (folder / "log").open("w") as log,
         subprocess.Popen(

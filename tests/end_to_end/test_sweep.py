@@ -301,8 +301,15 @@ def test_killed_trials_do_not_change_the_results(
         run_on_cluster(sweep, storage, NO_CLUSTER)
     status = CliRunner().invoke(app, ["status", str(folder)]).stdout
     assert f"run by process {driver.pid} on " in status and "of 4 trials" in status and " running" in status
-    wait_for(lambda: has_resumable_trial(sweep, folder) and find_trial_processes(os.getpid()))
-    for process in find_trial_processes(os.getpid()):
+    found: list[psutil.Process] = []
+
+    def have_both_processes() -> bool:
+        """Find both: for a moment after each report, the name of a trial's process is another."""
+        found[:] = find_trial_processes(os.getpid())
+        return has_resumable_trial(sweep, folder) and len(found) == 2
+
+    wait_for(have_both_processes)
+    for process in found:
         process.kill()
     assert driver.wait(timeout=300) == 0
     output = (tmp_path / "output").read_text()
