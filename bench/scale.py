@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -118,6 +119,12 @@ def list_commands(file: Path, storage: str, rows: int) -> dict[str, list[str]]:
     }
 
 
+def _is_answering() -> bool:
+    """Return whether the server takes connections."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", PORT)) == 0
+
+
 @contextlib.contextmanager
 def serve_bucket(log: Path) -> Iterator[None]:
     """Serve an empty bucket of S3 that logs its requests."""
@@ -125,7 +132,8 @@ def serve_bucket(log: Path) -> Iterator[None]:
     with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
         try:
             os.environ.update(SERVER_ENVIRONMENT)
-            time.sleep(5)
+            while not _is_answering():
+                time.sleep(0.1)
             fs.S3FileSystem(endpoint_override=SERVER, allow_bucket_creation=True).create_dir(BUCKET)
             yield
         finally:

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from oracle import find_free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 HOSTS_SCRIPT = Path(__file__).with_name("lab_hosts.sh")
@@ -161,7 +161,7 @@ def start_cluster(
     """
     for name in ("home", "temporary", "storage"):
         (folder / name).mkdir()
-    dashboard = f"http://127.0.0.1:{_find_free_port()}"
+    dashboard = f"http://127.0.0.1:{find_free_port()}"
     user = {
         "HOME": str(folder / "home"),
         "TMPDIR": str(folder / "temporary"),
@@ -220,12 +220,6 @@ def _forward_dashboard(lab: LabCluster) -> Iterator[None]:
         finally:
             tunnel.terminate()
             tunnel.wait(timeout=30)
-
-
-def _find_free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _wait_for_dashboard(lab: LabCluster) -> None:

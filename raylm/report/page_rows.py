@@ -90,10 +90,12 @@ def _build_cells(
 
 def _format_value(value: float | str | None, text: str) -> str:
     """Return a number in full precision: the text of its cell if that has it, so that the page needs it once only."""
+    if value is None:
+        return ""
     try:
-        return text if value is not None and float(text) == value else str("" if value is None else value)
-    except ValueError:  # a number with its interval, or a dash
-        return str("" if value is None else value)
+        return text if float(text) == value else str(value)
+    except ValueError:  # a number with its interval
+        return str(value)
 
 
 def _describe(row: Row) -> TrialDetails:

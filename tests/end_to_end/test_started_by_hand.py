@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from oracle import find_free_port, is_port_open, wait_for
 
 BIN = Path(sys.executable).parent
 TOKEN = "0123456789abcdef" * 4
@@ -50,11 +49,6 @@ class Head:
         return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=300)
 
 
-def find_free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
     folder = Path(tempfile.mkdtemp(prefix="raylm", dir="/tmp"))  # short enough for Ray's sockets
@@ -74,24 +68,11 @@ def head() -> Iterator[Head]:
         ) as ray,
     ):
         try:
-            wait_for_port(dashboard)
+            wait_for(lambda: is_port_open("127.0.0.1", dashboard), 120, 0.5)
             yield Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", folder)
         finally:
             ray.terminate()
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def wait_for_port(port: int) -> None:
-    """Wait until something listens."""
-    end = time.monotonic() + 120
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
-        except OSError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.5)
 
 
 def assert_refused(done: subprocess.CompletedProcess[str], message: str) -> None:

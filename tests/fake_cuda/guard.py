@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("device_guard.cpp")
+HEADER = Path(__file__).with_name("no_op_guard.h")
 COMPILER = "g++"
 
 
@@ -29,12 +30,12 @@ def _torch_dir() -> Path:
 def build(source: Path = SOURCE) -> Path:
     """Return the library of a source, by default of the guard, compiled now unless it is in the temporary folder."""
     version = importlib.metadata.version("torch")
-    key = hashlib.sha256(source.read_bytes() + version.encode()).hexdigest()[:16]
+    key = hashlib.sha256(source.read_bytes() + HEADER.read_bytes() + version.encode()).hexdigest()[:16]
     library = Path(tempfile.gettempdir(), f"raylm-{source.stem.replace('_', '-')}-{os.getuid()}-{key}.so")
     if not library.exists():
         torch_dir = _torch_dir()
         partial = library.with_suffix(f".{os.getpid()}")
-        include = [torch_dir / "include", torch_dir / "include/torch/csrc/api/include"]
+        include = [HEADER.parent, torch_dir / "include", torch_dir / "include/torch/csrc/api/include"]
         command = [COMPILER, "-std=c++20", "-O1", "-shared", "-fPIC", "-w", *(f"-I{folder}" for folder in include)]
         command += [str(source), "-o", str(partial), f"-L{torch_dir / 'lib'}", "-lc10", "-ltorch_cpu"]
         subprocess.run([*command, f"-Wl,-rpath,{torch_dir / 'lib'}"], check=True)

@@ -8,13 +8,14 @@
 #include <ATen/detail/MPSHooksInterface.h>
 #include <ATen/native/Resize.h>
 #include <c10/core/CPUAllocator.h>
-#include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <torch/library.h>
 
 #include <atomic>
 #include <mutex>
 #include <set>
 #include <string>
+
+#include "no_op_guard.h"
 
 using at::Tensor;
 
@@ -51,27 +52,7 @@ at::Generator& generator() {
   return instance;
 }
 
-struct Guard final : c10::impl::DeviceGuardImplInterface {
-  c10::DeviceType type() const override { return MPS.type(); }
-  c10::Device exchangeDevice(c10::Device) const override { return MPS; }
-  c10::Device getDevice() const override { return MPS; }
-  void setDevice(c10::Device) const override {}
-  void uncheckedSetDevice(c10::Device) const noexcept override {}
-  c10::Stream getStream(c10::Device d) const override { return c10::Stream(c10::Stream::DEFAULT, d); }
-  c10::Stream getDefaultStream(c10::Device d) const override { return c10::Stream(c10::Stream::DEFAULT, d); }
-  c10::Stream getNewStream(c10::Device d, int = 0) const override { return c10::Stream(c10::Stream::DEFAULT, d); }
-  c10::Stream exchangeStream(c10::Stream s) const override { return s; }
-  c10::DeviceIndex deviceCount() const noexcept override { return 1; }
-  void record(void** e, const c10::Stream&, const c10::DeviceIndex, const c10::EventFlag) const override { *e = (void*)1; }
-  void block(void*, const c10::Stream&) const override {}
-  bool queryEvent(void*) const override { return true; }
-  void destroyEvent(void*, const c10::DeviceIndex) const noexcept override {}
-  bool queryStream(const c10::Stream&) const override { return true; }
-  void synchronizeStream(const c10::Stream&) const override {}
-  void synchronizeEvent(void*) const override {}
-  void recordDataPtrOnStream(const c10::DataPtr&, const c10::Stream&) const override {}
-};
-c10::impl::DeviceGuardImplRegistrar registrar(MPS.type(), new Guard());
+c10::impl::DeviceGuardImplRegistrar registrar(MPS.type(), new NoOpGuard<c10::DeviceType::MPS>());
 
 void check_dtype(c10::ScalarType dtype) {
   TORCH_CHECK_TYPE(
